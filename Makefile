@@ -1,0 +1,47 @@
+# The two commands of the README are `make demo` and `make test`; the rest is listed by `make help`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup: $(STAMP) ## .venv with everything, FFmpeg's libraries; costs nothing the second time
+	@ldconfig -p 2>/dev/null | grep -q 'libavcodec\.so\.\(58\|59\|60\|61\|62\)' || \
+	 if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	   echo "FFmpeg's libraries are missing: installing them with apt-get."; \
+	   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends ffmpeg >/dev/null; \
+	 else echo "error: FFmpeg's libraries (4 to 8) are missing, and without them no video can be read. Run: sudo apt-get install -y ffmpeg" >&2; exit 1; fi
+
+$(STAMP): constraints.txt settings.ini setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch torchcodec
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/nbdev_install_hooks >/dev/null; fi
+	@touch $@
+
+export: $(STAMP) ## notebooks -> package, script, README
+	$(BIN)/python export.py
+
+demo: setup ## fine-tune a small GR00T N1.6 on the sample and see it predict, on a CPU
+	$(BIN)/python -m gr00t_nb.training.demo
+
+lab: setup ## JupyterLab on the first notebook
+	$(BIN)/jupyter lab --ip 127.0.0.1 nbs/index.ipynb
+
+notebooks: setup ## execute every notebook in place and clean it, as they are committed
+	for n in $$(find nbs -name '*.ipynb' -not -path '*/.*' | sort); do \
+	  $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 $$n || exit 1; done
+	$(BIN)/nbdev_clean
+
+test: setup ## notebooks, package, scripts and README in step; tests
+	$(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	$(BIN)/pytest
+
+clean: ## what can be made again: .venv, outputs, caches in the checkout
+	rm -rf .venv outputs _docs _proc build dist *.egg-info .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup export demo lab notebooks test clean
+.DEFAULT_GOAL := help
