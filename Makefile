@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DEMO := --base-model-path tiny --dataset-path data_samples/cube_to_bowl --embodiment-tag NEW_EMBODIMENT --modality-config-path data_samples/cube_to_bowl_config.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export OMP_WAIT_POLICY := PASSIVE  # threads that wait sleep instead of spinning: loader and trainer share the cores
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -25,7 +27,9 @@ export: $(STAMP) ## notebooks -> package, script, README
 	$(BIN)/python export.py
 
 demo: setup ## fine-tune a small GR00T N1.6 on the sample and see it predict, on a CPU
-	$(BIN)/python -m gr00t_nb.training.demo
+	$(BIN)/python scripts/finetune.py $(DEMO) --tune-llm --tune-visual --val-fraction 0.1 --global-batch-size 32 --max-steps 500 --learning-rate 1e-3 \
+	    --dataloader-num-workers 0 --save-steps 250 --logging-steps 25 --output-dir outputs/demo
+	$(BIN)/python -m gr00t_nb.policy.open_loop --model-path outputs/demo --dataset-path data_samples/cube_to_bowl --embodiment-tag NEW_EMBODIMENT --require-better
 
 lab: setup ## JupyterLab on the first notebook
 	$(BIN)/jupyter lab --ip 127.0.0.1 nbs/index.ipynb

@@ -17,6 +17,7 @@ def readme(root: Path):
     nb = read(root / "nbs" / "index.ipynb", as_version=4)
     nb.cells = [c for c in nb.cells if not re.match(r"#\|\s*hide\b", c.source)]
     for c in nb.cells:
+        if re.search(r"^#\|\s*echo:\s*false", c.source, re.M): c.metadata["transient"] = {"remove_source": True}  # its output alone
         c.source = re.sub(r"^#\|.*\n", "", c.source, flags=re.M)
         if c.cell_type == "markdown":
             c.source = re.sub(r"\]\((?!\w+:|#|\.\./)", "](nbs/", c.source).replace("](../", "](")

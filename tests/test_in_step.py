@@ -1,0 +1,78 @@
+"The package, the script, the README and the notebooks are in step, and the notebooks are clean: what is committed is what the notebooks say."
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    "A copy of what export reads, exported afresh."
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("nbs", "gr00t_nb", "scripts"): shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("settings.ini", "pyproject.toml", "README.md", "export.py"): shutil.copy(ROOT / name, copy / name)
+    if (ROOT / "README_files").exists(): shutil.copytree(ROOT / "README_files", copy / "README_files")
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    subprocess.run([sys.executable, copy / "export.py", copy], check=True, cwd=copy, env=env, capture_output=True)
+    return copy
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts and ".ipynb_checkpoints" not in p.parts}
+
+
+@pytest.mark.parametrize("name", ["gr00t_nb", "scripts", "README_files"])
+def test_generated_folders(exported, name):
+    ours, fresh = ROOT / name, exported / name
+    if not ours.exists() and not fresh.exists(): pytest.skip(f"there is no {name}/")
+    assert files(ours) == files(fresh)
+    differ = [f for f in sorted(files(ours)) if not filecmp.cmp(ours / f, fresh / f, shallow=False)]
+    assert not differ, f"not in step with the notebooks: {differ}; run make export"
+
+
+def test_readme(exported):
+    assert (ROOT / "README.md").read_text() == (exported / "README.md").read_text(), "run make export"
+
+
+def test_notebooks_are_clean(exported):
+    before = {p: (exported / "nbs" / p).read_bytes() for p in files(exported / "nbs") if p.endswith(".ipynb")}
+    subprocess.run([Path(sys.executable).parent / "nbdev_clean"], check=True, cwd=exported, capture_output=True)
+    dirty = [p for p, data in before.items() if (exported / "nbs" / p).read_bytes() != data]
+    assert not dirty, f"not clean: {dirty}; run nbdev_clean"
+
+
+def test_notebooks_are_small_and_executed():
+    import json
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts: continue
+        assert path.stat().st_size <= 600 * 1024, f"{path} is larger than 600 KB"
+        nb = json.loads(path.read_text())
+        assert "widgets" not in nb["metadata"], f"{path} holds widget state"
+        errors = [o for c in nb["cells"] for o in c.get("outputs", []) if o["output_type"] == "error"]
+        assert not errors, f"{path} was committed with an error"
+        assert any(c.get("outputs") for c in nb["cells"]) or path.stem == "30_script", f"{path} was committed without outputs"
+
+
+def test_nothing_imports_upward():
+    "Floors, ground first; a module imports only from floors below, from its own floor's earlier notebooks, or from viz.plots, which knows arrays only."
+    import re
+    floors = ["errors", "files", "embodiments", "data", "model", "training", "policy", "viz"]
+    order = {}
+    for nb in (ROOT / "nbs").rglob("*.ipynb"):
+        m = re.search(r"#\| default_exp ([\w.]+)", nb.read_text())
+        if m: order[m[1]] = (floors.index(m[1].split(".")[0]), nb.name)
+    for module, place in order.items():
+        text = (ROOT / "gr00t_nb" / (module.replace(".", "/") + ".py")).read_text()
+        depth = module.count(".")
+        for dots, name in re.findall(r"from (\.+)([\w.]+) import", text):
+            base = module.split(".")[: depth + 1 - len(dots)]
+            target = ".".join([*base, name])
+            if target == "viz.plots": continue
+            assert order[target] < place, f"{module} imports {target}, which stands above it"
+            assert {module.split(".")[0], target.split(".")[0]} != {"data", "model"}, f"{module} imports {target}: data and model must not know each other"
