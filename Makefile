@@ -40,8 +40,8 @@ notebooks: setup ## execute every notebook in place and clean it, as they are co
 	$(BIN)/nbdev_clean
 
 test: setup ## notebooks, package, scripts and README in step; tests
-	$(BIN)/nbdev_test --n_workers 2 --do_print --timing
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 clean: ## what can be made again: .venv, outputs, caches in the checkout
 	rm -rf .venv outputs _docs _proc build dist *.egg-info .pytest_cache

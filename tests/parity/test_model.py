@@ -310,18 +310,24 @@ def rms_error(actual, expected):
 
 
 def test_bfloat16(tiny):
-    """The whole model in bfloat16 stays near float32: root-mean-square differences, relative.
+    """The whole model in bfloat16 stays near float32: within 2e-2, as largest difference, or as root mean square where bfloat16 cannot do better.
 
-    Rounding the weights alone, with float32 arithmetic, moves the sampled actions of such random weights by half a percent."""
+    With eight bits of mantissa, rounding the weights alone, with float32 arithmetic, moves the velocity of random weights by up to
+    1.7e-2 of its largest magnitude, and rounding what passes between layers as much again. Flow times are such as bfloat16 holds exactly, 1000 times these too:
+    others would fall into another bucket, officially as well.
+    """
     model, batch, noise = build(tiny), batch_of(tiny["inputs"]), tiny["inputs"]["given.init_noise"]
-    batch["time"] = torch.tensor([(0.125, 0.25, 0.5)[i % 3] for i in range(len(batch["time"]))])  # bfloat16 holds these, and 1000 times these, exactly
+    batch["time"] = torch.tensor([(0.125, 0.25, 0.5)[i % 3] for i in range(len(batch["time"]))])
     half, valid = build(tiny).to(torch.bfloat16), batch["attention_mask"] == 1
     (_, wanted), (_, got) = traced_forward(model, batch), traced_forward(half, batch)
-    errors = {n: rms_error(got[n], wanted[n]) for n in ("state_features", "loss")}
-    errors["backbone_features"] = rms_error(got["backbone_features"][valid], wanted["backbone_features"][valid])
-    errors["action_pred"] = rms_error(half.get_action(batch, noise=noise)["action_pred"], model.get_action(batch, noise=noise)["action_pred"])
-    print("\n" + "\n".join(f"  {n:24} {e:.1e}" for n, e in errors.items()))
-    assert max(errors.values()) < BF16
+    pairs = {n: (got[n], wanted[n]) for n in ("state_features", "loss", "dit_output", "predicted_velocity")}
+    pairs["backbone_features"] = got["backbone_features"][valid], wanted["backbone_features"][valid]
+    pairs["action_pred"] = half.get_action(batch, noise=noise)["action_pred"], model.get_action(batch, noise=noise)["action_pred"]
+    rms = {n: rms_error(a, b) for n, (a, b) in pairs.items()}
+    largest = {n: ((a.float() - b).abs().max() / b.abs().max()).item() for n, (a, b) in pairs.items()}
+    print("\n" + "\n".join(f"  {n:24} root mean square {rms[n]:.1e}   largest {largest[n]:.1e}" for n in pairs))
+    for n in ("state_features", "loss", "action_pred"): assert largest[n] < BF16, n
+    assert rms["backbone_features"] < BF16  # velocity and DiT output are printed only: theirs is at the edge of what bfloat16 holds
 
 
 @pytest.mark.filterwarnings("ignore")
