@@ -5,7 +5,11 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/training/30_script.ipynb #cfd85e63
+# %% ../nbs/training/30_script.ipynb #5a527c6e
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from gr00t_nb.training.finetune import main
 
 # %% ../nbs/training/30_script.ipynb #af0a8e96

@@ -84,7 +84,7 @@ def test_no_dataset(tmp_path, folder):
     sentence(e, f"Did you mean '{folder}'?")
 
 
-@pytest.mark.parametrize("name", ["info.json", "episodes.jsonl", "modality.json"])
+@pytest.mark.parametrize("name", ["info.json", "episodes.jsonl"])
 def test_missing_metadata(folder, name):
     (folder / "meta" / name).unlink()
     with pytest.raises(InputError) as e: LeRobotDataset(folder)
@@ -108,11 +108,13 @@ def test_missing_tasks(folder):
 def test_modality_can_be_proposed_and_kept(folder):
     (folder / "meta/modality.json").unlink()
     info = json.loads((folder / "meta/info.json").read_text())
-    ds = LeRobotDataset(folder, modality=propose_modality(info))
+    with pytest.warns(UserWarning, match="has no meta/modality.json(.|\n)*save_modality") as shown: ds = LeRobotDataset(folder)
+    assert ds.proposed and len(shown) == 1 and ds.modality == LeRobotDataset(folder, modality=propose_modality(info)).modality
     assert not (folder / "meta/modality.json").exists()
     ds.check_config(config_of(ds))
     save_modality(ds, folder / "meta/modality.json")
-    assert LeRobotDataset(folder).modality == ds.modality
+    kept = LeRobotDataset(folder)
+    assert kept.modality == ds.modality and not kept.proposed
 
 
 # ------------------------------------------------------------------------------------------------------------ damaged episodes

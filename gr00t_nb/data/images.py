@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['PIXELS_PER_TOKEN', 'MIN_PIXELS', 'MAX_PIXELS', 'MAX_SIDE', 'COLOURS', 'letterbox', 'scale_to', 'crop', 'patch_size',
-           'resize_to_patches', 'resize_bilinear', 'image_sizes', 'eval_transform', 'Augmentation', 'draw_augmentation',
-           'rotate', 'change_colour', 'augment', 'train_transform']
+           'resize_to_patches', 'resize_bilinear', 'image_sizes', 'eval_transform', 'prepared_side', 'prepare',
+           'Augmentation', 'draw_augmentation', 'rotate', 'change_colour', 'augment', 'train_transform',
+           'loading_threads', 'in_threads', 'transform_many']
 
-# %% ../../nbs/data/60_images.ipynb #669c5576
+# %% ../../nbs/data/60_images.ipynb #d05a8ec8
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import cv2
 import numpy as np
@@ -132,6 +135,28 @@ def eval_transform(
     rounded = not settings.get("use_albumentations", True)
     return [scale(crop(scale(letterbox(i)), size, rounded=rounded)) for i in images]
 
+# %% ../../nbs/data/60_images.ipynb #994b9836
+def prepared_side(
+    **settings,  # of `image_sizes`
+) -> int | None:  # pixels; None where the images are scaled to a rectangle, which a second letterbox would change
+    "Side of the square images that `prepare` gives."
+    scale, _ = image_sizes(**settings)
+    h, w = scale.keywords.get("size") or (scale.keywords["edge"],) * 2
+    return h if h == w else None
+
+# %% ../../nbs/data/60_images.ipynb #0115dba2
+def prepare(
+    frames: np.ndarray,  # (n, H, W, 3) uint8, frames of one camera
+    **settings,  # of `image_sizes`
+) -> np.ndarray:  # (n, S, S, 3) uint8, S = prepared_side(...); the frames themselves where that is None
+    "Letterbox and first scaling of every frame. `eval_transform` and `augment` give the same for the result as for the frames."
+    side = prepared_side(**settings)
+    if side is None or frames.shape[1:3] == (side, side): return frames
+    scale, _ = image_sizes(**settings)
+    out = np.empty((len(frames), side, side, 3), np.uint8)
+    for i, frame in enumerate(frames): out[i] = scale(letterbox(frame))
+    return out
+
 # %% ../../nbs/data/60_images.ipynb #197bed73
 @dataclass(frozen=True)
 class Augmentation:
@@ -222,3 +247,51 @@ def train_transform(
 ) -> list[np.ndarray]:  # uint8 (h, w, 3), before `resize_to_patches`
     "Draws one augmentation and applies it to all images of a sample."
     return augment(images, draw_augmentation(rng, random_rotation_angle, color_jitter_params), **settings)
+
+# %% ../../nbs/data/60_images.ipynb #9b08e796
+def loading_threads() -> int:
+    "Threads in which this process makes images: its share of the cores, at most 8; one in a data-loader worker."
+    if torch.utils.data.get_worker_info() is not None: return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    cv2.setNumThreads(1)  # OpenCV's own threads would only compete with these
+    return ThreadPoolExecutor(threads, thread_name_prefix="images")
+
+
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+
+# %% ../../nbs/data/60_images.ipynb #81e4f739
+def in_threads(
+    f: Callable,  # of one item; what it returns is dropped
+    items: Sequence,  # taken from the front by whoever is free
+    threads: int | None = None,  # None: `loading_threads()`
+):
+    "Calls `f` on every item, in several threads at once. The first error that is met comes out at the end."
+    left, n = iter(items), min(threads or loading_threads(), len(items))
+    def work():
+        for item in left: f(item)  # `next` on the iterator of a list or range is atomic
+    helpers = [_pool(n - 1).submit(work) for _ in range(n - 1)]
+    try: work()
+    finally: errors = [e for h in helpers if (e := h.exception())]
+    if errors: raise errors[0]
+
+# %% ../../nbs/data/60_images.ipynb #e9ad60af
+def transform_many(
+    images: Sequence[np.ndarray],  # uint8 (H, W, 3) each, as decoded or prepared
+    drawn: Sequence[Augmentation | None],  # one for each image; None: evaluation
+    threads: int | None = None,  # None: `loading_threads()`
+    **settings,  # of `image_sizes`
+) -> np.ndarray:  # (n, h, w, 3) uint8, sides multiples of 28
+    "`eval_transform` or `augment`, then `resize_to_patches`, of many images into one array."
+    scale, _ = image_sizes(**settings)
+    size = patch_size(*(scale.keywords.get("size") or (scale.keywords["edge"],) * 2))
+    out = np.empty((len(images), *size, 3), np.uint8)
+    def one(i):
+        done = eval_transform([images[i]], **settings) if drawn[i] is None else augment([images[i]], drawn[i], **settings)
+        out[i] = resize_to_patches(done[0])
+    in_threads(one, range(len(images)), threads)
+    return out

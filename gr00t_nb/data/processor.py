@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Gr00tProcessor', 'stack_images']
 
-# %% ../../nbs/data/80_processor.ipynb #6c554bcb
+# %% ../../nbs/data/80_processor.ipynb #24093bc9
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ import torch
 from fastcore.basics import patch
 from transformers import Qwen2TokenizerFast
 
-from .images import draw_augmentation, eval_transform, image_sizes, resize_to_patches, train_transform
+from .images import draw_augmentation, image_sizes, prepare, transform_many
 from .prompts import PromptEncoder, chat_text, expand_images, formalize, image_tokens, load_tokenizer
 from .state_action import StateActionProcessor
 from ..embodiments import EMBODIMENT_IDS, ModalityConfig
 from ..errors import InputError, did_you_mean
 from ..files import read_json, write_json
 
-# %% ../../nbs/data/80_processor.ipynb #98186e69
+# %% ../../nbs/data/80_processor.ipynb #67023f6a
 class Gr00tProcessor:
     """Steps to samples, samples to batches, model outputs to actions: the data side of GR00T N1.6.
 
@@ -58,9 +59,9 @@ class Gr00tProcessor:
         self.modality_configs = {tag: dict(c) for tag, c in modality_configs.items()}
         self.embodiment_ids = EMBODIMENT_IDS | (embodiment_ids or {})
         self.statistics = dict(statistics or {})
-        self._image_settings = {k: settings[k] for k in ("shortest_image_edge", "crop_fraction", "image_crop_size",
-                                                         "image_target_size", "use_albumentations")}
-        image_sizes(**self._image_settings)  # raises now rather than in a worker
+        self.image_settings = {k: settings[k] for k in ("shortest_image_edge", "crop_fraction", "image_crop_size",
+                                                         "image_target_size", "use_albumentations")}  # of `data.images.image_sizes`
+        image_sizes(**self.image_settings)  # raises now rather than in a worker
         draw_augmentation(np.random.default_rng(0), random_rotation_angle, color_jitter_params)
         self.tokenizer = tokenizer
         self._remake()
@@ -92,14 +93,20 @@ def _gather(self: Gr00tProcessor,
         f"and the step has {', '.join(step) or 'nothing'}.{did_you_mean(prefix + missing[0], step)}")
     return {k: step[prefix + k] for k in keys}
 
-# %% ../../nbs/data/80_processor.ipynb #30095119
+# %% ../../nbs/data/80_processor.ipynb #e0fa1de0
 @patch
-def images(self: Gr00tProcessor,
+def prepare(self: Gr00tProcessor,
+    frames: np.ndarray,  # (n, H, W, 3) uint8, as decoded
+) -> np.ndarray:  # (n, S, S, 3) uint8: the same samples are made of them
+    "Letterbox and first scaling, which may be done once for every frame."
+    return prepare(frames, **self.image_settings)
+
+@patch
+def _frames(self: Gr00tProcessor,
     step: Mapping,  # with 'video.<view>': (T, H, W, 3) uint8
     embodiment: str,  # tag value
-    rng: np.random.Generator | None = None,  # augments; None: evaluation
-) -> list[np.ndarray]:  # T x views images (h, w, 3) uint8, sides multiples of 28
-    "The images of a step as the vision tower reads them."
+) -> list[np.ndarray]:  # T x views frames (H, W, 3), time first
+    "The frames of a step in the order of the model's images."
     views = self._gather(step, embodiment, "video")
     for key, v in views.items():
         if getattr(v, "ndim", 0) != 4 or v.shape[-1] != 3 or v.dtype != np.uint8: raise InputError(
@@ -108,12 +115,28 @@ def images(self: Gr00tProcessor,
     steps = {key: len(v) for key, v in views.items()}
     if len(set(steps.values())) > 1: raise InputError(
         f"The views of '{embodiment}' have different numbers of frames ({steps}): expected the same time steps of each.")
-    frames = [view[t] for t in range(next(iter(steps.values()), 0)) for view in views.values()]
-    if rng is None: out = eval_transform(frames, **self._image_settings)
-    else: out = train_transform(frames, rng, self.settings["random_rotation_angle"], self.settings["color_jitter_params"], **self._image_settings)
-    return [resize_to_patches(i) for i in out]
+    return [view[t] for t in range(next(iter(steps.values()), 0)) for view in views.values()]
 
-# %% ../../nbs/data/80_processor.ipynb #f4966d8b
+# %% ../../nbs/data/80_processor.ipynb #70dfd107
+@patch
+def images(self: Gr00tProcessor,
+    step: Mapping,  # with 'video.<view>': (T, H, W, 3) uint8
+    embodiment: str,  # tag value
+    rng: np.random.Generator | None = None,  # augments; None: evaluation
+) -> list[np.ndarray]:  # T x views images (h, w, 3) uint8, sides multiples of 28
+    "The images of a step as the vision tower reads them."
+    return self._images([step], embodiment, [rng])[0]
+
+@patch
+def _images(self: Gr00tProcessor, steps: Sequence[Mapping], embodiment: str, rngs: Sequence, threads: int | None = None) -> list[list[np.ndarray]]:
+    "The images of several steps: parts of one array, in order."
+    frames = [self._frames(s, embodiment) for s in steps]
+    angle, jitter = self.settings["random_rotation_angle"], self.settings["color_jitter_params"]
+    drawn = [None if rng is None else draw_augmentation(rng, angle, jitter) for rng in rngs]
+    out = iter(transform_many([f for own in frames for f in own], [d for d, own in zip(drawn, frames) for _ in own], threads, **self.image_settings))
+    return [[next(out) for _ in own] for own in frames]
+
+# %% ../../nbs/data/80_processor.ipynb #685124e1
 @patch
 def _check_fit(self: Gr00tProcessor, embodiment: str, what: str, size: int, setting: str):
     if size > self.settings[setting]: raise InputError(
@@ -121,69 +144,134 @@ def _check_fit(self: Gr00tProcessor, embodiment: str, what: str, size: int, sett
         f"{self.settings[setting]} ({setting}): configure fewer, or train a model with {setting}={size} or more.")
 
 @patch
+def _stack(self: Gr00tProcessor,
+    steps: Sequence[Mapping],  # of one robot
+    embodiment: str,  # tag value
+    modality: str,  # state or action
+) -> dict[str, np.ndarray]:  # {group: (B, T, D)}
+    "The groups of several steps, joined along a new first axis."
+    gathered = [self._gather(s, embodiment, modality) for s in steps]
+    for k in gathered[0]:
+        shapes = {np.shape(g[k]) for g in gathered}
+        if len(shapes) > 1: raise InputError(
+            f"{modality}.{k} of '{embodiment}' has the shapes {', '.join(map(str, sorted(shapes)))} in different steps: expected the same time steps and width in each.")
+    return {k: np.stack([g[k] for g in gathered]) for k in gathered[0]}
+
+@patch
+def _state(self: Gr00tProcessor,
+    groups: Mapping[str, np.ndarray],  # {group: (B, T, D)} raw
+    embodiment: str,  # tag value
+) -> np.ndarray:  # (B, T, max_state_dim) float32
+    "Normalized states, padded with zeros."
+    x = np.concatenate(list(self.state_action.apply_state(groups, embodiment).values()), axis=-1)
+    self._check_fit(embodiment, "state", x.shape[-1], "max_state_dim")
+    out = np.zeros((*x.shape[:-1], self.settings["max_state_dim"]), dtype=np.float32)
+    out[..., :x.shape[-1]] = x
+    return out
+
+@patch
 def state(self: Gr00tProcessor,
     step: Mapping,  # with 'state.<group>': (T, D)
     embodiment: str,  # tag value
 ) -> np.ndarray:  # (T, max_state_dim) float32
     "The normalized state, padded with zeros."
-    x = np.concatenate(list(self.state_action.apply_state(self._gather(step, embodiment, "state"), embodiment).values()), axis=-1)
-    self._check_fit(embodiment, "state", x.shape[-1], "max_state_dim")
-    out = np.zeros((len(x), self.settings["max_state_dim"]), dtype=np.float32)
-    out[:, :x.shape[-1]] = x
-    return out
+    return self._state(self._stack([step], embodiment, "state"), embodiment)[0]
 
-# %% ../../nbs/data/80_processor.ipynb #2e77247a
+# %% ../../nbs/data/80_processor.ipynb #a9ab108a
+@patch
+def _action(self: Gr00tProcessor,
+    groups: Mapping[str, np.ndarray],  # {group: (B, T, D)} raw
+    state: Mapping[str, np.ndarray],  # {group: (B, T, D)} raw
+    embodiment: str,  # tag value
+) -> tuple[np.ndarray, np.ndarray]:  # both (B, max_action_horizon, max_action_dim) float32
+    "Normalized action chunks, padded with zeros in width and time, and their masks."
+    groups = self.state_action.apply_action(groups, embodiment, state)
+    flat = {k: v for k, v in groups.items() if v.ndim != 3}
+    if flat: raise InputError(f"The action group '{next(iter(flat))}' of '{embodiment}' is a relative pose of format DEFAULT, "
+                              "which GR00T N1.6 cannot train on: use the format XYZ_ROT6D or XYZ_ROTVEC.")
+    x = np.concatenate(list(groups.values()), axis=-1)
+    self._check_fit(embodiment, "action", x.shape[-1], "max_action_dim")
+    self._check_fit(embodiment, "action chunk", x.shape[1], "max_action_horizon")
+    out = np.zeros((len(x), self.settings["max_action_horizon"], self.settings["max_action_dim"]), dtype=np.float32)
+    mask = np.zeros_like(out)
+    out[:, :x.shape[1], :x.shape[2]], mask[:, :x.shape[1], :x.shape[2]] = x, 1
+    return out, mask
+
 @patch
 def action(self: Gr00tProcessor,
     step: Mapping,  # with 'action.<group>': (T, D), and the state
     embodiment: str,  # tag value
 ) -> tuple[np.ndarray, np.ndarray]:  # both (max_action_horizon, max_action_dim) float32: action, and a mask with 1 where it is real
     "The normalized action chunk, padded with zeros in width and time, and its mask."
-    groups = self.state_action.apply_action(self._gather(step, embodiment, "action"), embodiment, self._gather(step, embodiment, "state"))
-    flat = {k: v for k, v in groups.items() if v.ndim != 2}
-    if flat: raise InputError(f"The action group '{next(iter(flat))}' of '{embodiment}' is a relative pose of format DEFAULT, "
-                              "which GR00T N1.6 cannot train on: use the format XYZ_ROT6D or XYZ_ROTVEC.")
-    x = np.concatenate(list(groups.values()), axis=-1)
-    self._check_fit(embodiment, "action", x.shape[-1], "max_action_dim")
-    self._check_fit(embodiment, "action chunk", x.shape[0], "max_action_horizon")
-    out = np.zeros((self.settings["max_action_horizon"], self.settings["max_action_dim"]), dtype=np.float32)
-    mask = np.zeros_like(out)
-    out[:x.shape[0], :x.shape[1]], mask[:x.shape[0], :x.shape[1]] = x, 1
-    return out, mask
+    action, mask = self._action(self._stack([step], embodiment, "action"), self._stack([step], embodiment, "state"), embodiment)
+    return action[0], mask[0]
 
-# %% ../../nbs/data/80_processor.ipynb #5c4fb522
+# %% ../../nbs/data/80_processor.ipynb #0ebe5732
+@patch
+def many(self: Gr00tProcessor,
+    steps: Sequence[Mapping],  # of one robot: 'video.<view>', 'state.<group>', 'action.<group>' and the language key
+    embodiment: str,  # tag value
+    training: bool = False,  # augment the images, and require actions
+    rngs: Sequence[np.random.Generator] | None = None,  # one for each step: what is random when training
+    threads: int | None = None,  # in which the images are made; None: as many as this process has cores
+) -> list[dict]:  # images: list of (h, w, 3) uint8; text; state (T, S) f32; embodiment_id; with actions also action and action_mask (H, A) f32
+    "Makes the samples of several steps together; each is what the processor makes of that step alone."
+    if not steps: return []
+    if training and (rngs is None or any(r is None for r in rngs)): raise InputError(
+        "training=True draws the augmentation of the images: pass the generator to draw it from, rng=np.random.default_rng(seed).")
+    if embodiment not in self.embodiment_ids: raise InputError(
+        f"'{embodiment}' has no index among the embodiments: add it to embodiment_ids.{did_you_mean(embodiment, self.embodiment_ids)}")
+    sentences = [next(iter(self._gather(s, embodiment, "language").items())) for s in steps]
+    for key, x in sentences:
+        if not isinstance(x, str): raise InputError(f"'{key}' of '{embodiment}' is {type(x).__name__}: expected one string, the instruction.")
+    state = self._stack(steps, embodiment, "state")
+    columns = dict(state=self._state(state, embodiment))
+    if training or any(k.startswith("action.") for k in steps[0]):
+        columns["action"], columns["action_mask"] = self._action(self._stack(steps, embodiment, "action"), state, embodiment)
+    images = self._images(steps, embodiment, rngs if training else [None] * len(steps), threads)
+    formal = self.settings["formalize_language"]
+    return [dict(images=own, text=_chat(x, len(own), formal), embodiment_id=self.embodiment_ids[embodiment], **{k: v[i] for k, v in columns.items()})
+            for i, (own, (_, x)) in enumerate(zip(images, sentences))]
+
+# %% ../../nbs/data/80_processor.ipynb #ef4573a4
+@lru_cache(4096)
+def _chat(sentence: str, images: int, formal: bool) -> str:
+    "The prompt of a sample; a data set has few sentences."
+    return chat_text(formalize(sentence) if formal else sentence, images)
+
+
 @patch
 def __call__(self: Gr00tProcessor,
     step: Mapping,  # 'video.<view>', 'state.<group>', 'action.<group>' and the language key
     embodiment: str,  # tag value
     training: bool = False,  # augment the images, and require actions
     rng: np.random.Generator | None = None,  # what is random when training
-) -> dict:  # images: list of (h, w, 3) uint8; text; state (T, S) f32; embodiment_id; with actions also action and action_mask (H, A) f32
+) -> dict:  # as in `many`
     "Makes one sample of a step."
-    if training and rng is None: raise InputError(
-        "training=True draws the augmentation of the images: pass the generator to draw it from, rng=np.random.default_rng(seed).")
-    if embodiment not in self.embodiment_ids: raise InputError(
-        f"'{embodiment}' has no index among the embodiments: add it to embodiment_ids.{did_you_mean(embodiment, self.embodiment_ids)}")
-    key, sentence = next(iter(self._gather(step, embodiment, "language").items()))
-    if not isinstance(sentence, str): raise InputError(f"'{key}' of '{embodiment}' is {type(sentence).__name__}: expected one string, the instruction.")
-    sample = dict(images=self.images(step, embodiment, rng if training else None), state=self.state(step, embodiment),
-                  embodiment_id=self.embodiment_ids[embodiment])
-    sample["text"] = chat_text(formalize(sentence) if self.settings["formalize_language"] else sentence, len(sample["images"]))
-    if training or any(k.startswith("action.") for k in step): sample["action"], sample["action_mask"] = self.action(step, embodiment)
-    return sample
+    return self.many([step], embodiment, training, [rng])[0]
 
-# %% ../../nbs/data/80_processor.ipynb #24445acc
+# %% ../../nbs/data/80_processor.ipynb #8ceed694
 def stack_images(
     images: Sequence[np.ndarray],  # (h, w, 3) uint8, in order
-) -> list[torch.Tensor]:  # [n, 3, h, w] uint8 each, in order
+) -> list[torch.Tensor]:  # [n, 3, h, w] uint8 each, in order; shares memory with the images where they lie together already
     "Stacks runs of images of equal size."
     runs: list[list[np.ndarray]] = []
     for i in images:
         if runs and runs[-1][0].shape == i.shape: runs[-1].append(i)
         else: runs.append([i])
-    return [torch.from_numpy(np.stack(r)).permute(0, 3, 1, 2) for r in runs]
+    return [torch.from_numpy(b if (b := _block(r)) is not None else np.stack(r)).permute(0, 3, 1, 2) for r in runs]
 
-# %% ../../nbs/data/80_processor.ipynb #73cb419b
+
+def _block(run: Sequence[np.ndarray]) -> np.ndarray | None:  # (n, h, w, 3)
+    "The part of one array that a run of images is, if they follow each other in it."
+    base, size = run[0].base, run[0].nbytes
+    if base is None or base.shape[1:] != run[0].shape or not base.flags.c_contiguous or any(i.base is not base for i in run): return None
+    first = (run[0].__array_interface__["data"][0] - base.__array_interface__["data"][0]) // size
+    block = base[first:first + len(run)]
+    start = block.__array_interface__["data"][0]
+    return block if all(i.__array_interface__["data"][0] == start + n * size for n, i in enumerate(run)) else None
+
+# %% ../../nbs/data/80_processor.ipynb #ed7fe077
 @patch
 def collate(self: Gr00tProcessor,
     samples: Sequence[dict],  # from `processor(step, ...)`; all with actions or none
@@ -196,12 +284,18 @@ def collate(self: Gr00tProcessor,
         raise InputError("Some samples have actions and some have none: give actions for all or for none.")
     lengths = {len(s["state"]) for s in samples}
     if len(lengths) > 1: raise InputError(f"The samples have states of {sorted(lengths)} time steps: samples of one batch need the same number.")
-    texts = [expand_images(s["text"], [image_tokens(*i.shape[:2]) for i in s["images"]]) for s in samples]
+    texts = [_expanded(s["text"], tuple(i.shape[:2] for i in s["images"])) for s in samples]
     batch = self.encoder(texts)
     batch["pixel_values"] = stack_images([i for s in samples for i in s["images"]])
     for k in ["state", *have]: batch[k] = torch.from_numpy(np.stack([s[k] for s in samples]))
     batch["embodiment_id"] = torch.tensor([s["embodiment_id"] for s in samples], dtype=torch.int64)
     return batch
+
+
+@lru_cache(4096)
+def _expanded(text: str, sizes: tuple[tuple[int, int], ...]) -> str:
+    "A prompt with room for images of these sizes."
+    return expand_images(text, [image_tokens(*s) for s in sizes])
 
 # %% ../../nbs/data/80_processor.ipynb #c399b0c9
 @patch

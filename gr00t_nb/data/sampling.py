@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['shard_episodes', 'mixture_schedule', 'worker_shards', 'mixture_samples', 'path_weights', 'permuted', 'DataSource',
-           'StepOrder', 'GlobalBatches', 'split_episodes', 'SampleError', 'StepDataset', 'sample_generator']
+           'StepOrder', 'GlobalBatches', 'split_episodes', 'SampleError', 'StepDataset', 'sample_generator',
+           'OfficialStream']
 
-# %% ../../nbs/data/90_sampling.ipynb #376dce32
+# %% ../../nbs/data/90_sampling.ipynb #531599d2
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from fastcore.basics import patch
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from .lerobot import LeRobotDataset, usable_steps
+from .frames import FrameCache, stored_as_images
+from .images import in_threads, prepared_side
+from .lerobot import LeRobotDataset, action_horizon, step_indices, usable_steps
 from ..embodiments import ModalityConfig
 from ..errors import InputError
 
@@ -267,12 +271,83 @@ class SampleError(InputError):
         # torch calls the class with "Caught SampleError in DataLoader worker ...", whose last line is the original message
         super().__init__(str(message).rsplit("SampleError: ", 1)[-1].strip())
 
-# %% ../../nbs/data/90_sampling.ipynb #7a2f75d6
+# %% ../../nbs/data/90_sampling.ipynb #5e63474c
+def _name(source: DataSource, episode: int) -> str:
+    "An episode, for an error message."
+    return f"Episode {source.dataset.episodes[episode].index} of {source.dataset.path}"
+
+
+def _indices(source: DataSource, episode: int, steps: Sequence[int], modality: str, pad: bool) -> np.ndarray:  # int (n, T)
+    "Which rows or frames some steps of an episode need. `InputError` where one does not exist."
+    length, offsets = source.dataset.length(episode), source.config[modality].delta_indices
+    indices = np.asarray(steps, np.int64)[:, None] + np.asarray(offsets, np.int64)
+    if pad: return indices.clip(0, length - 1)
+    bad = np.flatnonzero(((indices < 0) | (indices >= length)).any(1))
+    if len(bad): step_indices(int(steps[bad[0]]), offsets, length)  # raises
+    return indices
+
+
+def _numbers(source: DataSource, episode: int, steps: Sequence[int], rngs: Sequence[np.random.Generator], pad: bool) -> list[dict]:
+    "`steps` of the data set without frames, each modality in one go."
+    ds, views = source.dataset, source.config["video"].modality_keys if "video" in source.config else ()
+    out = [dict.fromkeys(f"video.{v}" for v in views) for _ in steps]  # frames come first, in this order, whichever thread is done first
+    ds.rows(episode, ds._columns_of(source.config))  # all at once: the file is opened a single time
+    for kind, read in (("state", ds.state), ("action", ds.action)):
+        if kind not in source.config: continue
+        where = _indices(source, episode, steps, kind, pad)
+        for group, array in read(episode, source.config[kind].modality_keys).items():
+            for d, x in zip(out, array[where]): d[f"{kind}.{group}"] = x
+    for key in source.config["language"].modality_keys if "language" in source.config else ():
+        first, horizon = _indices(source, episode, steps, "language", pad)[:, 0].tolist(), action_horizon(source.config)
+        for d, i, rng in zip(out, first, rngs): d[key] = ds.instruction(episode, i, key, rng, horizon)
+    return out
+
+
+def _read_steps(
+    sources: Sequence[DataSource],
+    where: np.ndarray,  # int (m, 3): source, episode position, step
+    rngs: Sequence[np.random.Generator],  # one for each, for languages that are drawn
+    frames: Callable,  # (source number, episode, view, indices) -> uint8 (n, H, W, 3)
+    pad: bool,
+    threads: int | None,
+) -> list[dict]:  # steps in the order of `where`
+    "Reads steps; numbers and words first, then the frames of all episodes in threads. `SampleError` names file and episode."
+    steps, jobs = [None] * len(where), []
+    for s, episode in sorted(set(map(tuple, where[:, :2].tolist()))):
+        source, slots = sources[s], np.flatnonzero((where[:, 0] == s) & (where[:, 1] == episode))
+        own = where[slots, 2].tolist()
+        try:
+            read = _numbers(source, episode, own, [rngs[i] for i in slots], pad)
+            if "video" in source.config:
+                wanted, back = np.unique(_indices(source, episode, own, "video", pad), return_inverse=True)
+                views = source.config["video"].modality_keys
+                for step in read: step.update(dict.fromkeys(f"video.{view}" for view in views))  # in this order, whichever thread is done first
+                jobs += [(s, episode, view, wanted, back.reshape(len(slots), -1), read) for view in views]
+        except InputError as e: raise SampleError(str(e) if str(source.dataset.path) in str(e) else f"{_name(source, episode)}: {e}") from None
+        for i, step in zip(slots, read): steps[i] = step
+    def see(job):
+        s, episode, view, wanted, back, read = job
+        try: seen = frames(s, episode, view, wanted)
+        except InputError as e:
+            raise SampleError(str(e) if str(sources[s].dataset.path) in str(e) else f"{_name(sources[s], episode)}: {e}") from None
+        # one frame is a view, several are copied together
+        for step, b in zip(read, back): step[f"video.{view}"] = seen[b[0]:b[0] + 1] if len(b) == 1 else seen[b]
+    _in_threads(see, jobs, sources, threads)
+    return steps
+
+
+def _in_threads(see: Callable, jobs: Sequence[tuple], sources: Sequence[DataSource], threads: int | None):
+    "Videos in threads; pictures that stand in tables one after the other, because tables are read by one thread."
+    tables = [stored_as_images(sources[s].dataset, view) for s, _, view, *_ in jobs]
+    in_threads(see, [j for j, t in zip(jobs, tables) if not t], threads)
+    for j in itertools.compress(jobs, tables): see(j)
+
+# %% ../../nbs/data/90_sampling.ipynb #aa483b6e
 class StepDataset(Dataset):
     """Training samples by their position: `dataset[g]`, or many at once by `dataset.__getitems__([g, ...])`, as a torch DataLoader does.
 
-    A sample is `processor(step, embodiment, training, rng)` and its `sample_index`. Works with `fork` and `spawn`. Errors of the data are
-    `SampleError`s that name file and episode.
+    A sample is `processor(step, embodiment, training, rng)` and its `sample_index`; a processor that has `many` is given all steps of a
+    source at once. Works with `fork` and `spawn`. Errors of the data are `SampleError`s that name file and episode.
     """
 
     def __init__(self,
@@ -281,9 +356,13 @@ class StepDataset(Dataset):
         seed: int = 42,  # of the order and of everything random in a sample
         training: bool = True,  # handed to the processor
         pad: bool = False,  # repeat the first step where history begins before the episode
+        cache: FrameCache | None = None,  # prepared frames on disk; None: every frame is decoded
+        threads: int | None = None,  # in which frames and images are made; None: the process' share of the cores, one in a loader process
     ):
         self.sources, self.processor, self.seed, self.training, self.pad = list(sources), processor, int(seed), training, pad
+        self.cache, self.threads = cache, threads
         for s in self.sources: s.dataset.check_config(s.config)
+        _check_cache(cache, processor)
         self.order = StepOrder(self.sources, seed, pad)
 
     def __len__(self): return len(self.order)  # one epoch; positions beyond it are fine
@@ -293,21 +372,17 @@ class StepDataset(Dataset):
     def __getitems__(self,
         positions: Sequence[int],  # of samples
     ) -> list[dict]:  # samples in the order of `positions`
-        "Samples at some positions. Each frame is decoded once per call."
-        where, samples = self.order(positions), [None] * len(positions)
-        rngs = [sample_generator(self.seed, g) for g in positions]
-        for s, episode in sorted(set(map(tuple, where[:, :2].tolist()))):
-            source = self.sources[s]
-            slots = np.flatnonzero((where[:, 0] == s) & (where[:, 1] == episode))
-            at = f"Episode {source.dataset.episodes[episode].index} of {source.dataset.path}"
-            at_steps, own = where[slots, 2].tolist(), [rngs[i] for i in slots]
-            try: steps = source.dataset.steps(episode, at_steps, source.config, self.pad, rngs=own)
-            except InputError as e: raise SampleError(str(e) if str(source.dataset.path) in str(e) else f"{at}: {e}") from None
-            for i, step in zip(slots, steps):
-                try: samples[i] = self.processor(step, source.embodiment, self.training, rngs[i])
-                except InputError as e: raise SampleError(f"{at}, step {where[i, 2]}: {e}") from None
-                samples[i]["sample_index"] = np.int64(positions[i])
-        return samples
+        "Samples at some positions. Each frame is read once per call."
+        where, rngs = self.order(positions), [sample_generator(self.seed, g) for g in positions]
+        steps = _read_steps(self.sources, where, rngs, self._frames, self.pad, self.threads)
+        return _make_samples(self, where, steps, rngs, positions)
+
+    def _frames(self, s: int, episode: int, view: str, indices: np.ndarray) -> np.ndarray:
+        "Frames of an episode, prepared where the processor can do that."
+        ds = self.sources[s].dataset
+        if self.cache is not None: return self.cache.frames(ds, episode, view, indices)
+        frames = ds.frames(episode, view, indices)
+        return self.processor.prepare(frames) if hasattr(self.processor, "prepare") else frames
 
     def collate(self,
         samples: list[dict],
@@ -316,6 +391,41 @@ class StepDataset(Dataset):
         bare = [{k: v for k, v in s.items() if k != "sample_index"} for s in samples]
         return {**self.processor.collate(bare), "sample_index": torch.tensor([int(s["sample_index"]) for s in samples])}
 
+# %% ../../nbs/data/90_sampling.ipynb #4ddc5836
+def _check_cache(cache: FrameCache | None, processor):
+    "`InputError` for a frame cache that was made for another image path than the processor's."
+    if cache is None: return
+    ours = getattr(processor, "image_settings", None)
+    if ours is None: raise InputError(f"A frame cache was given, but {type(processor).__name__} does not say how it scales images: train without a cache.")
+    kinds = [("area" if c.get("use_albumentations", True) else "bilinear", prepared_side(**c)) for c in (cache.settings, ours)]
+    if kinds[0] != kinds[1]: raise InputError(
+        f"The frame cache holds frames of side {kinds[0][1]} scaled by {kinds[0][0]} interpolation, and the processor needs {kinds[1][1]}, {kinds[1][0]}: "
+        "make it with FrameCache(**processor.image_settings).")
+
+
+def _make_samples(
+    loader,  # a StepDataset or an OfficialStream: sources, processor, training, threads
+    where: np.ndarray,  # (m, 3)
+    steps: Sequence[dict],
+    rngs: Sequence[np.random.Generator],
+    indices: Sequence[int],  # becomes 'sample_index'
+) -> list[dict]:
+    "Hands steps to the processor, all of a source at once; `SampleError` names the step that does not work."
+    samples, many = [None] * len(steps), getattr(loader.processor, "many", None)
+    def alone(i):
+        try: return loader.processor(steps[i], loader.sources[where[i, 0]].embodiment, loader.training, rngs[i])
+        except InputError as e: raise SampleError(f"{_name(loader.sources[where[i, 0]], where[i, 1])}, step {where[i, 2]}: {e}") from None
+    for s in np.unique(where[:, 0]):
+        slots = np.flatnonzero(where[:, 0] == s)
+        try: made = [alone(i) for i in slots] if many is None else many(
+            [steps[i] for i in slots], loader.sources[s].embodiment, loader.training, [rngs[i] for i in slots], loader.threads)
+        except SampleError: raise
+        except InputError as e:
+            for i in slots: alone(i)  # one of them says which it is
+            raise SampleError(f"{loader.sources[s].dataset.path}: {e}") from None
+        for i, sample in zip(slots, made): samples[i] = {**sample, "sample_index": np.int64(indices[i])}
+    return samples
+
 # %% ../../nbs/data/90_sampling.ipynb #5d84622c
 def sample_generator(
     seed: int,  # of the run
@@ -323,3 +433,90 @@ def sample_generator(
 ) -> np.random.Generator:
     "The generator of everything random in one sample: a counter-based one, so that no sample depends on another."
     return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position % 2**64], np.uint64)))
+
+# %% ../../nbs/data/90_sampling.ipynb #d17b3ee4
+class OfficialStream(IterableDataset):
+    """Samples in the order of GR00T N1.6's loader, without end. Depends on the numbers of ranks and workers, as that does.
+
+    A sample is as in `StepDataset`, and so are the errors; `sample_index` is unique over ranks, workers and resumptions.
+    """
+    chunk = 64  # samples that are made together
+
+    def __init__(self,
+        sources: Sequence[DataSource],
+        processor,  # as in `StepDataset`
+        seed: int = 42,  # of the shards, the schedule, and everything random in a sample
+        shard_size: int = 1024,  # steps that a shard should have
+        episode_sampling_rate: float = 0.1,  # one over the number of pieces of an episode
+        num_shards_per_epoch: int = 100_000,  # draws
+        rank: int = 0, world_size: int = 1,  # processes that train
+        start_step: int = 0,  # optimizer steps that were done already: another order begins, as officially
+        training: bool = True,  # handed to the processor
+        cache: FrameCache | None = None,  # prepared frames on disk
+        threads: int | None = None,  # as in `StepDataset`
+    ):
+        self.sources, self.processor, self.training, self.cache, self.threads = list(sources), processor, training, cache, threads
+        self.seed, self.start_step, self.rank, self.world_size, self.num_shards = int(seed), int(start_step), rank, world_size, num_shards_per_epoch
+        for s in self.sources: s.dataset.check_config(s.config)
+        _check_cache(cache, processor)
+        self.shards = []  # by source: shards of pieces (episode position, steps)
+        for s in self.sources:
+            episodes = list(range(len(s.dataset)) if s.episodes is None else s.episodes)
+            shards = shard_episodes([s.dataset.episodes[e].length for e in episodes], action_horizon(s.config), shard_size, episode_sampling_rate, self.seed)
+            self.shards.append([[(episodes[e], steps) for e, steps in shard] for shard in shards])
+        self.shard_lengths = [[sum(len(steps) for _, steps in shard) for shard in shards] for shards in self.shards]
+
+    _frames, collate = StepDataset._frames, StepDataset.collate
+
+    def __iter__(self) -> Iterator[dict]: return self._samples()
+
+# %% ../../nbs/data/90_sampling.ipynb #4f901a85
+@patch
+def order(self: OfficialStream,
+    worker: int = 0, workers: int = 1,  # data-loader workers of this rank
+) -> Iterator[np.ndarray]:  # int (n, 3), the (source, episode position, step) of one shard after the other
+    "Which steps a worker gives, shard by shard, without end. Reads nothing."
+    numbers = mixture_samples(self.shard_lengths, [s.ratio for s in self.sources], self.num_shards, self.seed + self.start_step,
+                              self.rank, self.world_size, worker, workers)
+    for d, s, first in numbers:
+        rest = itertools.islice(numbers, self.shard_lengths[d][s] - 1)
+        flat = np.array([(d, episode, i) for episode, steps in self.shards[d][s] for i in steps], np.int64)
+        yield flat[[first, *(i for _, _, i in rest)]]
+
+
+@patch
+def _samples(self: OfficialStream) -> Iterator[dict]:
+    "Samples of this rank and worker, without end."
+    info = get_worker_info()
+    worker, workers = (info.id, info.num_workers) if info else (0, 1)
+    part, parts, done = self.rank * workers + worker, self.world_size * workers, 0
+    for where in self.order(worker, workers):
+        kept = _shard_frames(self, where)
+        for start in range(0, len(where), self.chunk):
+            some = where[start:start + self.chunk]
+            indices = [(self.start_step << 32) + (done + i) * parts + part for i in range(len(some))]
+            rngs = [sample_generator(self.seed, g) for g in indices]
+            steps = _read_steps(self.sources, some, rngs, kept, True, self.threads)
+            yield from _make_samples(self, some, steps, rngs, indices)
+            done += len(some)
+
+# %% ../../nbs/data/90_sampling.ipynb #1a249283
+def _shard_frames(stream: OfficialStream, where: np.ndarray) -> Callable:  # like `StepDataset._frames`
+    "Reads all frames that the steps of a shard need, each once, an episode in one go."
+    kept, jobs = {}, []
+    for s, episode in sorted(set(map(tuple, where[:, :2].tolist()))):
+        source = stream.sources[s]
+        if "video" not in source.config: continue
+        wanted = np.unique(_indices(source, episode, where[(where[:, 0] == s) & (where[:, 1] == episode), 2].tolist(), "video", True))
+        jobs += [(s, episode, view, wanted) for view in source.config["video"].modality_keys]
+    def see(job):
+        *key, wanted = job
+        try: kept[tuple(key)] = wanted, stream._frames(*job)
+        except InputError as e:
+            source = stream.sources[key[0]]
+            raise SampleError(str(e) if str(source.dataset.path) in str(e) else f"{_name(source, key[1])}: {e}") from None
+    _in_threads(see, jobs, stream.sources, stream.threads)
+    def frames(s, episode, view, indices):
+        have, pixels = kept[s, episode, view]
+        return pixels[np.searchsorted(have, indices)]
+    return frames

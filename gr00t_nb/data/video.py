@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['OPEN_BYTES', 'check_ffmpeg', 'VideoInfo', 'video_info', 'decode_frames', 'write_video']
 
-# %% ../../nbs/data/00_video.ipynb #16a4c3e8
+# %% ../../nbs/data/00_video.ipynb #b46be1e1
 import importlib
 import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,16 +49,17 @@ def check_ffmpeg() -> str:  # version of the FFmpeg that torchcodec loaded, such
         return importlib.import_module("torchcodec._core").get_ffmpeg_library_versions()["ffmpeg_version"]
     except (ImportError, OSError, RuntimeError) as e: raise InputError(_import_failure(e)) from None
 
-# %% ../../nbs/data/00_video.ipynb #4f79c5b3
-OPEN_BYTES = 256 * 2**20  # memory that open decoders may take, by estimate, per thread and process
+# %% ../../nbs/data/00_video.ipynb #d7183848
+OPEN_BYTES = 256 * 2**20  # memory that open decoders may take, by estimate, per process
 
-# %% ../../nbs/data/00_video.ipynb #7f5750ad
-_OPEN = threading.local()
+# %% ../../nbs/data/00_video.ipynb #0dcc642b
+_OPEN: OrderedDict[tuple, tuple[object, int]] = OrderedDict()  # (path, size, time of change) -> (decoder, its cost), the last used one last
+_LOCK = threading.Lock()
 
 
 def _forget():
-    global _OPEN
-    _OPEN = threading.local()
+    global _OPEN, _LOCK
+    _OPEN, _LOCK = OrderedDict(), threading.Lock()
 
 
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_forget)
@@ -73,29 +75,35 @@ def _reason(error: Exception, path="") -> str:
     last = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
     return re.sub(r"^.*?\.cpp:\d+,\s*", "", last).replace(f": {path}", ":").rstrip(".")
 
-# %% ../../nbs/data/00_video.ipynb #ba80f64d
-def _decoder(
-    path: str | Path,  # a video file
-):  # an open `torchcodec.decoders.VideoDecoder` that gives (n, H, W, 3)
-    "The open decoder of `path`; `InputError` where the file is missing, empty or no video."
-    try: stat = os.stat(path)
-    except OSError: raise InputError(f"There is no video file {path}: expected an mp4 there; restore it, or leave its episode out.") from None
-    if not stat.st_size: raise InputError(f"The video file {path} is empty (0 bytes): restore it, or leave its episode out.")
-    cache = _OPEN.__dict__.setdefault("decoders", OrderedDict())
-    key = (str(path), stat.st_size, stat.st_mtime_ns)
-    if key in cache:
-        cache.move_to_end(key)
-        return cache[key]
+# %% ../../nbs/data/00_video.ipynb #e12bc366
+def _open(path, size: int):
+    "Opens a decoder that gives (n, H, W, 3); `InputError` where the file is empty or no video."
+    if not size: raise InputError(f"The video file {path} is empty (0 bytes): restore it, or leave its episode out.")
     check_ffmpeg()
     from torchcodec.decoders import VideoDecoder
-    # one FFmpeg thread: data-loader workers are the parallelism, and more threads would only compete with them
-    try: decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+    # one FFmpeg thread: loader processes and threads are the parallelism, and more would only compete with them
+    try: return VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     except Exception as e:
-        raise InputError(f"The video file {path} ({stat.st_size:,} bytes) cannot be opened ({_reason(e, path)}): it is truncated or no video; "
+        raise InputError(f"The video file {path} ({size:,} bytes) cannot be opened ({_reason(e, path)}): it is truncated or no video; "
                          "restore it, or leave its episode out.") from None
-    cache[key] = decoder
-    while len(cache) > 1 and sum(map(_cost, cache.values())) > OPEN_BYTES: cache.popitem(last=False)
-    return decoder
+
+
+@contextmanager
+def _lent(
+    path: str | Path,  # a video file
+) -> Iterator:  # an open `torchcodec.decoders.VideoDecoder` that nobody else has
+    "The open decoder of `path`, for the length of a block; after an error in the block it is not kept. `InputError` where the file is missing or broken."
+    try: stat = os.stat(path)
+    except OSError: raise InputError(f"There is no video file {path}: expected an mp4 there; restore it, or leave its episode out.") from None
+    key = (str(path), stat.st_size, stat.st_mtime_ns)
+    with _LOCK: decoder, cost = _OPEN.pop(key, (None, 0))
+    if decoder is None:
+        decoder = _open(path, stat.st_size)
+        cost = _cost(decoder)
+    yield decoder
+    with _LOCK:
+        _OPEN[key] = decoder, cost
+        while len(_OPEN) > 1 and sum(c for _, c in _OPEN.values()) > OPEN_BYTES: _OPEN.popitem(last=False)
 
 # %% ../../nbs/data/00_video.ipynb #8476f1e0
 @dataclass(frozen=True)
@@ -107,35 +115,33 @@ class VideoInfo:
     fps: float  # average frames a second
     codec: str  # such as 'h264', 'mpeg4', 'av1'
 
-# %% ../../nbs/data/00_video.ipynb #0ed9878c
+# %% ../../nbs/data/00_video.ipynb #0ec7e344
 def video_info(
     path: str | Path,  # a video file
 ) -> VideoInfo:  # frame count, size, rate, codec
     "Reads frame count, size, rate and codec of a video without decoding it. Errors as in `decode_frames`."
-    m = _decoder(path).metadata
+    with _lent(path) as decoder: m = decoder.metadata
     return VideoInfo(int(m.num_frames or 0), int(m.height), int(m.width), float(m.average_fps or 0), str(m.codec))
 
-# %% ../../nbs/data/00_video.ipynb #046d64cd
+# %% ../../nbs/data/00_video.ipynb #d3e5c569
 def decode_frames(
     path: str | Path,  # a video file
     indices: Sequence[int] | np.ndarray | None = None,  # frame numbers from 0, in any order, repeats allowed; None: all
 ) -> np.ndarray:  # uint8 (n, H, W, 3), RGB, in the order of `indices`
     "Decodes frames of a video by index. `InputError` names the file where it is missing, broken, or shorter than an index."
-    decoder = _decoder(path)
-    n = len(decoder)
-    indices = np.arange(n) if indices is None else np.asarray(indices, dtype=np.int64).reshape(-1)
-    if not len(indices):
-        return np.empty((0, decoder.metadata.height, decoder.metadata.width, 3), np.uint8)
-    wanted, back = np.unique(indices, return_inverse=True)
-    if wanted[0] < 0: raise InputError(f"Frame {wanted[0]} of {path} was asked for: frames are counted from 0.")
-    if wanted[-1] >= n:
-        raise InputError(f"Frame {wanted[-1]} of {path} was asked for, but the video holds {n} frames (0 to {n - 1}): it is shorter than its table; "
-                         "restore it, or leave its episode out.")
-    try: frames = decoder.get_frames_at(wanted.tolist()).data.numpy()
-    except Exception as e:
-        _OPEN.decoders.clear()  # a decoder that failed in the middle of a file is in no defined state
-        raise InputError(f"Frames {wanted[0]} to {wanted[-1]} of {path} cannot be decoded ({_reason(e, path)}): the file is damaged; "
-                         "restore it, or leave its episode out.") from None
+    with _lent(path) as decoder:
+        n = len(decoder)
+        indices = np.arange(n) if indices is None else np.asarray(indices, dtype=np.int64).reshape(-1)
+        if not len(indices): return np.empty((0, decoder.metadata.height, decoder.metadata.width, 3), np.uint8)
+        wanted, back = np.unique(indices, return_inverse=True)
+        if wanted[0] < 0: raise InputError(f"Frame {wanted[0]} of {path} was asked for: frames are counted from 0.")
+        if wanted[-1] >= n:
+            raise InputError(f"Frame {wanted[-1]} of {path} was asked for, but the video holds {n} frames (0 to {n - 1}): it is shorter than its table; "
+                             "restore it, or leave its episode out.")
+        try: frames = decoder.get_frames_at(wanted.tolist()).data.numpy()
+        except Exception as e:
+            raise InputError(f"Frames {wanted[0]} to {wanted[-1]} of {path} cannot be decoded ({_reason(e, path)}): the file is damaged; "
+                             "restore it, or leave its episode out.") from None
     return frames if len(back) == len(wanted) and (back[1:] > back[:-1]).all() else frames[back]
 
 # %% ../../nbs/data/00_video.ipynb #53a4a3b3

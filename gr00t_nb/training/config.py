@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['FinetuneConfig', 'check_config', 'choose_modality_config']
 
-# %% ../../nbs/training/00_config.ipynb #7322087f
+# %% ../../nbs/training/00_config.ipynb #4790d407
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..data.layouts import dataset_folder
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
 from ..errors import InputError
 
-# %% ../../nbs/training/00_config.ipynb #0701d24b
+# %% ../../nbs/training/00_config.ipynb #45de8bb8
 @dataclass
 class FinetuneConfig:
     """Fine-tune GR00T on a LeRobot data set.
@@ -24,7 +25,7 @@ class FinetuneConfig:
     Started again with the same --output-dir, a run goes on from its newest checkpoint.
     """
     base_model_path: str  # checkpoint to start from: a folder, a hub id such as nvidia/GR00T-N1.6-3B, or 'tiny', a small model with random weights for CPUs
-    dataset_path: str  # folder of the LeRobot data set; nothing is ever written into it
+    dataset_path: str  # the LeRobot data set: a folder, or a hub id such as user/name; nothing is ever written into it
     embodiment_tag: str  # which robot it is, by name: GR1, UNITREE_G1, LIBERO_PANDA, OXE_DROID, ..., or NEW_EMBODIMENT for your own
     modality_config_path: str | None = None  # a Python file that registers the robot's modality configuration, needed for NEW_EMBODIMENT
 
@@ -54,8 +55,10 @@ class FinetuneConfig:
 
     # What the kit adds
     sampling: Literal["uniform", "official"] = "uniform"  # uniform: every step once an epoch, the order a function of the seed alone; official: NVIDIA's shards, whose order depends on processes and workers
+    frame_cache: bool = False  # keep decoded and scaled frames on disk, in the kit's cache folder, made as they are first needed: the second epoch decodes no video
     val_fraction: float = 0.0  # share of the episodes, drawn by seed, that is held out; the checkpoint records which
     seed: int = 42  # of everything random: order, augmentation, noise, dropout, new weights
+    embodiment_rows_only: bool = False  # of the per-robot layers train this robot's rows alone: same result for it, gradients and optimizer state 32 times smaller there
     dropout: float | None = None  # of the diffusion transformer; none: as the checkpoint says (0.2)
     override_statistics: bool = False  # normalize by this data set's statistics even where the checkpoint has some for the tag
     tokenizer_path: str | None = None  # folder or hub id of the tokenizer, where the checkpoint brings none
@@ -66,7 +69,7 @@ class FinetuneConfig:
 
     def to_dict(self) -> dict: return asdict(self)
 
-# %% ../../nbs/training/00_config.ipynb #f2990d3d
+# %% ../../nbs/training/00_config.ipynb #2e15c08e
 def check_config(
     config: FinetuneConfig,  # what the user asked for
     world_size: int = 1,  # number of training processes
@@ -88,8 +91,8 @@ def check_config(
     if jitter: raise InputError(f"color_jitter_params has {', '.join(sorted(jitter))}: expected brightness, contrast, saturation and hue.")
     if not (config.tune_llm or config.tune_visual or config.tune_projector or config.tune_diffusion_model):
         raise InputError("Nothing would be trained: switch on at least one of --tune-llm, --tune-visual, --tune-projector, --tune-diffusion-model.")
-    if not Path(config.dataset_path).expanduser().exists():
-        raise InputError(f"There is no data set at {config.dataset_path}: give the folder of a LeRobot data set, the one that holds meta/info.json, with --dataset-path.")
+    if not dataset_folder(config.dataset_path).is_dir():  # a hub id is looked up here
+        raise InputError(f"There is no data set at {config.dataset_path}: give the folder of a LeRobot data set, the one that holds meta/info.json, or a hub id, with --dataset-path.")
     tag = embodiment_value(config.embodiment_tag)
     if config.modality_config_path:
         registered = load_modality_config(config.modality_config_path)

@@ -6,7 +6,7 @@
 __all__ = ['Prepared', 'prepare_data', 'training_dataset', 'load_model', 'training_arguments', 'write_experiment', 'find_resume',
            'FinetuneResult', 'finetune', 'main']
 
-# %% ../../nbs/training/20_finetune.ipynb #c3be75d3
+# %% ../../nbs/training/20_finetune.ipynb #e83ef08f
 import logging
 import os
 import shutil
@@ -21,11 +21,13 @@ from transformers import TrainingArguments, set_seed
 from ..data.lerobot import LeRobotDataset
 from ..data.processor import Gr00tProcessor
 from ..data.prompts import load_tokenizer
-from ..data.sampling import DataSource, StepDataset, split_episodes
+from ..data.frames import FrameCache
+from ..data.sampling import DataSource, OfficialStream, StepDataset, split_episodes
 from ..data.statistics import embodiment_statistics
 from ..data.video import check_ffmpeg
 from ..errors import InputError
 from ..files import read_json, read_jsonl, write_json, write_text
+from ..model.layers import train_embodiment_rows
 from ..model.n1d6 import Gr00tN1d6
 from .base import resolve_base_model
 from .config import FinetuneConfig, check_config, choose_modality_config
@@ -64,7 +66,7 @@ def prepare_data(
     train, val = split_episodes(dataset, config.val_fraction, config.seed) if config.val_fraction else (list(range(len(dataset))), [])
     return Prepared(tag, base, dataset, modality_config, processor, train, val)
 
-# %% ../../nbs/training/20_finetune.ipynb #aa07a737
+# %% ../../nbs/training/20_finetune.ipynb #4d200148
 def training_dataset(
     config: FinetuneConfig,  # what the user asked for
     prepared: Prepared,  # what the run is made of
@@ -72,12 +74,17 @@ def training_dataset(
 ):  # a torch Dataset (map-style, in the kit's order), or a stream in the official order
     "The training samples, in the order that `config.sampling` names."
     source = DataSource(prepared.dataset, prepared.tag, prepared.modality_config, episodes=prepared.train_episodes)
-    return StepDataset([source], prepared.processor, seed=config.seed, training=True)
+    cache = FrameCache(**prepared.processor.image_settings) if config.frame_cache else None
+    if config.sampling == "uniform": return StepDataset([source], prepared.processor, seed=config.seed, cache=cache)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    start_step = int(resume.name.split("-")[-1]) if resume else 0  # officially a resumed run draws another order
+    return OfficialStream([source], prepared.processor, config.seed, config.shard_size, config.episode_sampling_rate, config.num_shards_per_epoch, rank, world_size, start_step, cache=cache)
 
-# %% ../../nbs/training/20_finetune.ipynb #8e6ba7b7
+# %% ../../nbs/training/20_finetune.ipynb #25d67f51
 def load_model(
     config: FinetuneConfig,  # what the user asked for
     path: Path,  # folder of the base checkpoint, or of the one to go on from
+    embodiment_id: int | None = None,  # slot of the robot, for `embodiment_rows_only`
 ) -> Gr00tN1d6:  # on the CPU, with what trains set, in the precision that the checkpoint's configuration asks for
     "The model, ready to be trained as the configuration says."
     model = Gr00tN1d6.from_pretrained(path, dtype="config", tune_llm=config.tune_llm, tune_visual=config.tune_visual, tune_projector=config.tune_projector,
@@ -86,6 +93,7 @@ def load_model(
         model.config.diffusion_model_cfg["dropout"] = config.dropout
         for module in model.action_head.modules():
             if isinstance(module, torch.nn.Dropout): module.p = config.dropout
+    if config.embodiment_rows_only and config.tune_projector: train_embodiment_rows(model, [embodiment_id])
     if config.gradient_checkpointing: model.gradient_checkpointing_enable()
     return model
 
@@ -164,7 +172,7 @@ def find_resume(
         raise InputError(f"{newest} belongs to a run with other settings ({what}): use the same ones to go on, or another --output-dir to start anew.")
     return newest
 
-# %% ../../nbs/training/20_finetune.ipynb #f2f03756
+# %% ../../nbs/training/20_finetune.ipynb #d62bd4d8
 @dataclass
 class FinetuneResult:
     "What a run left behind."
@@ -175,9 +183,9 @@ class FinetuneResult:
 
     def plot(self):  # matplotlib figure
         "The loss curve."
-        return plot_loss([r["step"] for r in self.log], [r["loss"] for r in self.log], lr=[r["learning_rate"] for r in self.log])
+        return plot_loss([r["step"] for r in self.log], [r["loss"] for r in self.log], beta=0.8, lr=[r["learning_rate"] for r in self.log])
 
-# %% ../../nbs/training/20_finetune.ipynb #61c67cac
+# %% ../../nbs/training/20_finetune.ipynb #5cd2ae55
 def finetune(
     config: FinetuneConfig,  # what to do
     callbacks: list | None = None,  # further callbacks of transformers' Trainer
@@ -191,7 +199,7 @@ def finetune(
         with args.main_process_first(desc="preparing"): prepared = prepare_data(config, world_size)  # what is computed once is cached for the others
         resume = find_resume(config, prepared)
         set_seed(config.seed)
-        model = load_model(config, resume or prepared.base)
+        model = load_model(config, resume or prepared.base, prepared.processor.embodiment_ids[prepared.tag])
     except InputError:
         if new_folder and rank == 0: shutil.rmtree(config.output_dir, ignore_errors=True)  # nothing half-written is left behind
         raise

@@ -8,7 +8,7 @@ from bundles import json_of
 from safetensors.numpy import load_file
 
 from gr00t_nb.data.lerobot import LeRobotDataset
-from gr00t_nb.data.sampling import mixture_samples, mixture_schedule, shard_episodes, worker_shards
+from gr00t_nb.data.sampling import DataSource, OfficialStream, mixture_samples, mixture_schedule, shard_episodes, worker_shards
 from gr00t_nb.data.statistics import merge_statistics
 from gr00t_nb.embodiments import ModalityConfig
 from gr00t_nb.errors import InputError
@@ -53,6 +53,22 @@ def test_sharding(bundle, datasets, variant):
     assert len(shards) == case["num_shards"]
     assert [sum(len(s) for _, s in shard) for shard in shards] == case["shard_lengths"]
     assert [[[e, s.tolist()] for e, s in shard] for shard in shards] == case["shards"]
+
+
+def test_stream_shards(bundle, datasets, variant):
+    "The stream that training reads deals out a real data set as the official loader does."
+    case = json.loads(bundle("dataset/sharding.json").read_text())[variant]
+    if "error" in case: pytest.skip("this variant is an error")
+    p = case["params"]
+    ds = next(d for d in datasets if [max(0, e.length - p["action_horizon"] + 1) for e in d.episodes] == case["effective_episode_lengths"])
+    key = next(iter(ds.modality["action"]))
+    source = DataSource(ds, "gr1", {"action": ModalityConfig(range(p["action_horizon"]), [key])})
+    stream = OfficialStream([source], None, p["seed"], p["shard_size"], p["episode_sampling_rate"], num_shards_per_epoch=50)
+    numbers = mixture_samples([case["shard_lengths"]], [1.0], 50, p["seed"])
+    for got in itertools.islice(stream.order(), 3):
+        expected = list(itertools.islice(numbers, len(got)))
+        flat = [(0, e, i) for e, steps in case["shards"][expected[0][1]] for i in steps]
+        assert list(map(tuple, got.tolist())) == [flat[i] for _, _, i in expected]
 
 
 # ---------------------------------------------------------------------------------------------------------------- mixture
@@ -100,6 +116,23 @@ def test_iteration(bundle, iterated):
         streams = [stream(w, workers) for w in range(workers)]
         for b, expected in enumerate(case["batches"]):
             assert [list(x) for x in itertools.islice(streams[b % workers], size)] == expected, b
+
+
+def test_stream_iteration(bundle, iterated):
+    "The same through the stream: its shards are made up so that episode and step of a sample are the shard and the index of the bundle."
+    case = json.loads(bundle("dataset/iteration.json").read_text())[iterated]
+    p = case["params"]
+    stream = OfficialStream([], None, p["seed"], num_shards_per_epoch=p["num_shards_per_epoch"])
+    stream.sources = [DataSource(None, "gr1", {}, ratio=w) for w in p["weights"]]
+    stream.shard_lengths = case["shard_lengths"]
+    stream.shards = [[[(s, np.arange(n))] for s, n in enumerate(lengths)] for lengths in case["shard_lengths"]]
+
+    def samples(worker, workers): return (x for shard in stream.order(worker, workers) for x in shard.tolist())
+    if "samples" in case: assert list(itertools.islice(samples(0, 1), len(case["samples"]))) == [list(x) for x in case["samples"]]
+    else:
+        workers, size = {"two": 2, "three": 3, "four": 4}[iterated.split("_")[0]], len(case["batches"][0])
+        streams = [samples(w, workers) for w in range(workers)]
+        for b, expected in enumerate(case["batches"]): assert list(itertools.islice(streams[b % workers], size)) == [list(x) for x in expected], b
 
 
 def test_merged_statistics(bundle, merged):
