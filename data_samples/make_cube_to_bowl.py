@@ -12,11 +12,11 @@ table, so only the language says which one to take.
 The output is a LeRobot v2.1 data set with the `meta/modality.json` that GR00T expects. One seed gives one data set: parquet files
 repeat byte for byte on one machine; pixels depend on the OpenGL driver. Needs mujoco, torchcodec, pyarrow, Pillow and tqdm.
 """
-import argparse, io, json, os, shutil, tempfile
+import argparse, io, json, os, shutil, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("MUJOCO_GL", "egl")   # off-screen, works without a display or a GPU; must be set before mujoco is imported
+os.environ.setdefault("MUJOCO_GL", "disable" if "--no-render" in sys.argv else "egl")   # off-screen, without a display or a GPU; read when mujoco is imported
 
 import mujoco
 import numpy as np

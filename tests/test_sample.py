@@ -1,5 +1,5 @@
 "The sample data set: its script repeats itself, its expert succeeds, and what is committed is whole."
-import json, subprocess, sys
+import json, os, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ SAMPLES = Path(__file__).parents[1] / "data_samples"
 SCRIPT, SAMPLE = SAMPLES / "make_cube_to_bowl.py", SAMPLES / "cube_to_bowl"
 sys.path.insert(0, str(SAMPLES))
 
+os.environ.setdefault("MUJOCO_GL", "disable")  # nothing is rendered here, so no OpenGL is needed
 pytest.importorskip("mujoco", reason="mujoco (of the dev requirements) is not installed")
 
 

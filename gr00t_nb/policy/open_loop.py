@@ -64,8 +64,8 @@ class EpisodeResult:
         true = np.where((rows < len(self.truth))[..., None], self.truth[np.minimum(rows, len(self.truth) - 1)], np.nan).astype(np.float64)
         return {"policy": true - self.chunks, "hold state": true - self.hold[:, None], "repeat action": true - self.repeat[:, None]}
 
-# %% ../../nbs/policy/10_open_loop.ipynb #874dbcae
-@dataclass
+# %% ../../nbs/policy/10_open_loop.ipynb #539e8419
+@dataclass(repr=False)
 class OpenLoopResult:
     "An evaluation over episodes. `mse` and `mae` are the official figures: means over steps and dimensions, averaged over episodes."
     groups: dict[str, int]  # action groups and their widths, in the order of the columns
@@ -96,14 +96,14 @@ class OpenLoopResult:
         row = self.table()[-1]
         return all(not row[f"{m} {k}"] <= row[f"{m} policy"] for m in ("mse", "mae") for k in ("hold state", "repeat action"))
 
-# %% ../../nbs/policy/10_open_loop.ipynb #504e8f41
+# %% ../../nbs/policy/10_open_loop.ipynb #b8d9eb7c
 from fastcore.basics import patch
 
 _COLUMNS = [f"{m} {k}" for m in ("mse", "mae") for k in ("policy", "hold state", "repeat action")]
 
 
 @patch
-def __str__(self: OpenLoopResult) -> str:
+def __repr__(self: OpenLoopResult) -> str:
     head = f"{'':16}{'mean squared error':^42}  {'mean absolute error':^42}\n{'group':16}" + "  ".join(f"{c.split(' ', 1)[1]:>12}" for c in _COLUMNS)
     rows = [f"{r['group']:16}" + "  ".join(f"{r[c]:12.5f}" if np.isfinite(r[c]) else f"{'none':>12}" for c in _COLUMNS) for r in self.table()]
     return "\n".join([head, *rows])
@@ -164,7 +164,7 @@ def held_out_episodes(
     record = Path(model_path) / "experiment_cfg" / "finetune.json"
     return (read_json(record)["val_episodes"] or None) if record.exists() else None
 
-# %% ../../nbs/policy/10_open_loop.ipynb #9d6bb20f
+# %% ../../nbs/policy/10_open_loop.ipynb #f52e04c1
 @patch
 def names(self: OpenLoopResult) -> list[str]:  # a name for each column
     return [f"{g}[{i}]" if w > 1 else g for g, w in self.groups.items() for i in range(w)]
@@ -176,7 +176,7 @@ def plot(self: OpenLoopResult,
          title: str | None = None):  # matplotlib figure
     "Predicted over true actions of one episode."
     e = self.episodes[i]
-    return plot_open_loop(e.truth, e.predicted, e.steps, self.names(), state=e.state, title=title or f"episode {e.episode}, held against what was recorded")
+    return plot_open_loop(e.truth, e.predicted, e.steps, self.names(), state=e.state, title=title or f"episode {e.episode}: predicted over recorded actions")
 
 
 @patch

@@ -14,7 +14,7 @@ from ..data.layouts import dataset_folder
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
 from ..errors import InputError
 
-# %% ../../nbs/training/00_config.ipynb #45de8bb8
+# %% ../../nbs/training/00_config.ipynb #8fe631ef
 @dataclass
 class FinetuneConfig:
     """Fine-tune GR00T on a LeRobot data set.
@@ -55,6 +55,7 @@ class FinetuneConfig:
 
     # What the kit adds
     sampling: Literal["uniform", "official"] = "uniform"  # uniform: every step once an epoch, the order a function of the seed alone; official: NVIDIA's shards, whose order depends on processes and workers
+    check_data: bool = True  # let the check-up go over the data set first, once for each state of its files, and refuse one with errors
     frame_cache: bool = False  # keep decoded and scaled frames on disk, in the kit's cache folder, made as they are first needed: the second epoch decodes no video
     val_fraction: float = 0.0  # share of the episodes, drawn by seed, that is held out; the checkpoint records which
     seed: int = 42  # of everything random: order, augmentation, noise, dropout, new weights
