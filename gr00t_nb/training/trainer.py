@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['draw_flow', 'Collator', 'Gr00tTrainer', 'newest_checkpoint', 'JsonlLog', 'in_notebook', 'Progress']
 
-# %% ../../nbs/training/10_trainer.ipynb #8234862f
+# %% ../../nbs/training/10_trainer.ipynb #82a6fa7b
 import contextlib
 import json
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -169,13 +170,14 @@ class JsonlLog(TrainerCallback):
         with open(self.path, "a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n")
         self.last = (now, step, waited)
 
-# %% ../../nbs/training/10_trainer.ipynb #f73cda13
+# %% ../../nbs/training/10_trainer.ipynb #f84768c0
 def in_notebook() -> bool:
-    "Whether this is a Jupyter kernel, which can show pictures."
-    try: return get_ipython().__class__.__name__ == "ZMQInteractiveShell"
-    except NameError: return False
+    "Whether IPython runs this code, and not in a terminal: then pictures can be shown."
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and type(shell).__name__ != "TerminalInteractiveShell"
 
-# %% ../../nbs/training/10_trainer.ipynb #d6a29815
+# %% ../../nbs/training/10_trainer.ipynb #567b47da
 class Progress(TrainerCallback):
     "A progress bar on the command line, a live loss curve in a notebook; silent on every process but the first."
     def __init__(self,
@@ -203,7 +205,7 @@ class Progress(TrainerCallback):
 
     def draw(self, rows: list[dict]):
         if len(rows) < 2: return
-        self.handle.update(plot_loss([r["step"] for r in rows], [r["loss"] for r in rows]))
+        self.handle.update(plot_loss([r["step"] for r in rows], [r["loss"] for r in rows], beta=0.8))
         self.drawn = time.perf_counter()
 
     def on_train_end(self, args, state, control, **kwargs):
