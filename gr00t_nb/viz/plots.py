@@ -240,7 +240,7 @@ def plot_chunks(
     _legend(fig, axes[0])
     return fig
 
-# %% ../../nbs/viz/00_plots.ipynb #39e56678
+# %% ../../nbs/viz/00_plots.ipynb #75640321
 @_styled
 def plot_open_loop(
     truth: np.ndarray,  # (L, D) recorded actions, not normalized
@@ -256,7 +256,7 @@ def plot_open_loop(
     if state is not None and np.shape(state) != truth.shape: state = None
     fig, axes = _panels(len(names), columns=4 if len(names) > 6 else min(3, len(names)), height=1.5, title=title, xlabel="step")
     for d, (ax, name) in enumerate(zip(axes, names)):
-        ax.set_title(f"{name}  (MAE {np.abs(truth[:, d] - predicted[:, d]).mean():.3g})")
+        ax.set_title(f"{name}  (MAE {np.abs(truth[:, d] - predicted[:, d]).mean():.2g})")
         if state is not None: ax.plot(np.asarray(state)[:, d], color=COLOURS["grey"], lw=0.9, ls=(0, (3, 2)), label="state")
         ax.plot(truth[:, d], color=COLOURS["black"], lw=1.8, alpha=0.75, label="recorded action")
         ax.plot(predicted[:, d], color=COLOURS["orange"], label="predicted action")
