@@ -149,7 +149,7 @@ def write_experiment(
     folder = Path(config.output_dir) / "experiment_cfg"
     training = {k: getattr(config, k) for k in ("output_dir", "max_steps", "global_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay", "warmup_ratio", "save_steps",
                                                 "save_total_limit", "num_gpus", "use_wandb", "dataloader_num_workers", "logging_steps")}
-    training |= dict(start_from_checkpoint=config.base_model_path, lr_scheduler_type="cosine", max_grad_norm=1.0, optim="adamw_torch", wandb_project="finetune-gr00t-n1d6")
+    training |= dict(start_from_checkpoint=config.base_model_path, lr_scheduler_type="cosine", max_grad_norm=1.0, optim="adamw_torch_fused", wandb_project="finetune-gr00t-n1d6")
     data = dict(datasets=[dict(dataset_paths=[config.dataset_path], embodiment_tag=prepared.tag, mix_ratio=1.0)], shard_size=config.shard_size,
                 episode_sampling_rate=config.episode_sampling_rate, num_shards_per_epoch=config.num_shards_per_epoch, seed=config.seed,
                 modality_configs={prepared.tag: {m: c.to_json() for m, c in prepared.modality_config.items()}})
