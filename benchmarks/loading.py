@@ -5,20 +5,23 @@
 Three data sets: the committed sample; NVIDIA's demo set gr1.PickNPlace, if `--gr1` says where it is; and a generated one with 100 episodes
 of 1,000 frames of two cameras, 640x480, H.264 with a key frame every 250 frames (two recordings a camera are encoded; the episodes are
 links to them). Each over the whole path: order, tables, video, augmentation, resizing, normalization, prompt, collation; images are uint8
-in the batch. "direct" decodes every frame it needs; "cached" reads prepared frames from a `FrameCache` that was built, and verified, before.
-Augmentation is that of FinetuneConfig's defaults with a released processor: a random crop.
+in the batch. "direct" decodes every frame it needs; "cached" reads prepared frames from a `FrameCache` that was built, and verified, before;
+"first epoch" begins with an empty cache and fills it on the way. Augmentation is that of FinetuneConfig's defaults with a released processor:
+a random crop. "fast" rows use `fast_resize`. Then: seconds for statistics, and for opening data sets of 10,000 episodes.
 
 Workers 0 means: all in this process, which makes images in as many threads as it has cores (`--threads` changes that).
 """
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import platform
 import shutil
 import tempfile
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -130,6 +133,18 @@ def speed(dataset: StepDataset, workers: int, seconds: float, batch: int, ahead:
     return dict(samples_per_second=round(n * batch / took, 1), memory_mb=round(top))
 
 
+def first_epoch(source: DataSource, processor, folder: Path, batch: int) -> dict:
+    "One epoch of a data set whose frames nobody has decoded before."
+    shutil.rmtree(folder, ignore_errors=True)
+    dataset = StepDataset([source], processor, cache=FrameCache(folder=folder, **processor.image_settings))
+    batches, n = iter(loader(dataset, 0, batch)), len(dataset) // batch
+    start = time.perf_counter()
+    for _ in range(n): next(batches)
+    took = time.perf_counter() - start
+    shutil.rmtree(folder)
+    return dict(samples_per_second=round(n * batch / took, 1), memory_mb=round(memory()))
+
+
 def slope(dataset: StepDataset, samples: int, batch: int = 64) -> dict:
     "How memory grows over many samples in one process: a line fitted to the second half of the readings."
     batches, readings = iter(loader(dataset, 0, batch)), []
@@ -174,12 +189,30 @@ def measure(name: str, ds: LeRobotDataset, tag: str, config: dict, folder: Path,
         small = batch if cached_episodes is None else 4  # a sample takes hundreds of decoded frames
         result["rows"].append(dict(workers=workers, path="direct", **speed(direct, workers, args.seconds, small, 2 if cached_episodes is None else 1)))
         result["rows"].append(dict(workers=workers, path="cached", **speed(cached, workers, args.seconds, batch, 3)))
+    first = dict(workers=0, path="first epoch, the cache being made", **first_epoch(source, processor, folder / "first", batch)) if cached_episodes is None else None
+    if first: result["rows"].insert(0, first)
+    fast = Gr00tProcessor({tag: config}, processor.statistics, tokenizer=processor.tokenizer, **RELEASED)
+    fast.fast_resize = True
+    for threads in dict.fromkeys((args.threads or loading_threads(), 1)):
+        path = f"cached, fast, {threads} thread{'s' * (threads > 1)}"
+        result["rows"].append(dict(workers=0, path=path, **speed(StepDataset([cached_source], fast, cache=cache, threads=threads), 0, args.seconds, batch, 3)))
     shaken = Gr00tProcessor({tag: config}, processor.statistics, tokenizer=processor.tokenizer, **RELEASED, **SHAKEN)
     result["rows"].append(dict(workers=0, path="cached, with rotation and colours", **speed(StepDataset([cached_source], shaken, cache=cache, threads=args.threads), 0, args.seconds, batch, 3)))
     one = StepDataset([cached_source], processor, cache=cache, threads=1)
     result["rows"].append(dict(workers=0, path="cached, one thread", **speed(one, 0, args.seconds, batch, 3)))
     result["memory"] = slope(StepDataset([cached_source], processor, cache=cache, threads=args.threads), args.memory_samples)
     return result
+
+
+def measured(part: str, args) -> dict:
+    "All rows of 'sample', 'gr1' or 'long'."
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    if part == "gr1": return measure("gr1.PickNPlace (1 camera, 256x256)", LeRobotDataset(args.gr1), "gr1", MODALITY_CONFIGS["gr1"], args.folder, args)
+    if part == "long": make_long(args.folder / "long")
+    ds = LeRobotDataset(args.folder / "long" if part == "long" else HERE.parent / "data_samples/cube_to_bowl")
+    name = "generated (2 cameras, 640x480, key frame every 250)" if part == "long" else "cube_to_bowl (2 cameras, 320x240)"
+    return measure(name, ds, "new_embodiment", arm_config(list(ds.modality["video"])), args.folder, args, cached_episodes=args.long_episodes if part == "long" else None)
 
 
 def statistics_figures(args) -> dict:
@@ -196,6 +229,37 @@ def statistics_figures(args) -> dict:
         start = time.perf_counter()
         embodiment_statistics(LeRobotDataset(many), {k: c for k, c in arm_config([]).items() if k in ("state", "action")}, use_shipped=False)
         out["thousand_episodes_seconds"] = round(time.perf_counter() - start, 2)
+    return out
+
+
+def opening_figures(episodes: int = 10_000) -> dict:
+    "Seconds until a data set of many episodes is open: v2.1's JSON lines and v3.0's parquet. Metadata only: nothing else is read."
+    out = {}
+    features = {"observation.state": dict(dtype="float32", shape=[7]), "action": dict(dtype="float32", shape=[7])}
+    modality = dict(state=dict(arm=dict(start=0, end=7)), action=dict(arm=dict(start=0, end=7)), video={}, annotation={})
+    for version in ("v2.1", "v3.0"):
+        with tempfile.TemporaryDirectory() as tmp:
+            root = Path(tmp)
+            info = dict(codebase_version=version, fps=20, chunks_size=1000, total_episodes=episodes, total_frames=episodes * 500, features=features)
+            if version == "v2.1":
+                info |= dict(data_path="data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet")
+                (root / "meta").mkdir()
+                (root / "meta/episodes.jsonl").write_text("".join(json.dumps(dict(episode_index=e, tasks=[f"task {e % 50}"], length=500)) + "\n" for e in range(episodes)))
+                (root / "meta/tasks.jsonl").write_text("".join(json.dumps(dict(task_index=i, task=f"task {i}")) + "\n" for i in range(50)))
+            else:
+                info |= dict(data_path="data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet")
+                (root / "meta/episodes/chunk-000").mkdir(parents=True)
+                e = np.arange(episodes)
+                pq.write_table(pa.table({"episode_index": e, "length": np.full(episodes, 500), "tasks": [[f"task {i % 50}"] for i in e], "data/chunk_index": e * 0,
+                                         "data/file_index": e // 1000, "dataset_from_index": e * 500, "dataset_to_index": e * 500 + 500}), root / "meta/episodes/chunk-000/file-000.parquet")
+                pq.write_table(pa.table({"task_index": np.arange(50), "task": [f"task {i}" for i in range(50)]}), root / "meta/tasks.parquet")
+            write_json(root / "meta/info.json", info)
+            write_json(root / "meta/modality.json", modality)
+            times = []
+            for _ in range(3):
+                start = time.perf_counter(); ds = LeRobotDataset(root); times.append(time.perf_counter() - start)
+            assert len(ds) == episodes
+            out[version] = round(min(times), 3)
     return out
 
 
@@ -228,7 +292,7 @@ def show(results: list[dict]):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gr1", type=Path, help="folder of gr1.PickNPlace")
-    parser.add_argument("--only", nargs="*", default=["sample", "gr1", "long", "statistics"], help="which parts")
+    parser.add_argument("--only", nargs="*", default=["sample", "gr1", "long", "statistics", "opening"], help="which parts")
     parser.add_argument("--workers", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=None, help="threads of a process that loads without workers")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each row")
@@ -237,25 +301,17 @@ def main():
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "gr00t_nb_loading", help="for the generated data set and the caches; kept")
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    results = []
-    if "sample" in args.only:
-        ds = LeRobotDataset(HERE.parent / "data_samples/cube_to_bowl")
-        results.append(measure("cube_to_bowl (2 cameras, 320x240)", ds, "new_embodiment", arm_config(list(ds.modality["video"])), args.folder, args))
-    if "gr1" in args.only and args.gr1:
-        results.append(measure("gr1.PickNPlace (1 camera, 256x256)", LeRobotDataset(args.gr1), "gr1", MODALITY_CONFIGS["gr1"], args.folder, args))
-    if "long" in args.only:
-        make_long(args.folder / "long")
-        ds = LeRobotDataset(args.folder / "long")
-        results.append(measure("generated (2 cameras, 640x480, key frame every 250)", ds, "new_embodiment", arm_config(list(ds.modality["video"])),
-                               args.folder, args, cached_episodes=args.long_episodes))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:  # memory is each one's own
+        results = list(pool.map(measured, [p for p in ("sample", "gr1", "long") if p in args.only and (p != "gr1" or args.gr1)], itertools.repeat(args)))
     show(results)
     out = dict(machine=dict(cores=os.cpu_count(), processor=platform.processor() or platform.machine(), torch=torch.__version__, threads=args.threads or loading_threads()),
                loading=results)
     if "statistics" in args.only:
         out["statistics"] = statistics_figures(args)
         print("\nstatistics:", out["statistics"])
+    if "opening" in args.only:
+        out["opening_10000_episodes_seconds"] = opening_figures()
+        print("\nopening 10,000 episodes, seconds:", out["opening_10000_episodes_seconds"])
     if args.json: write_json(args.json, out)
     else: print(json.dumps(out))
 

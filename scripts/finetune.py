@@ -14,4 +14,4 @@ from gr00t_nb.training.finetune import main
 
 # %% ../nbs/training/30_script.ipynb #af0a8e96
 #| eval: false
-if __name__ == "__main__": main()
+if __name__ == "__main__" and "__file__" in globals(): main()  # a notebook has a __main__, too, but no file

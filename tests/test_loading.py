@@ -233,3 +233,42 @@ def test_the_benchmark_has_data(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert set(embodiment_statistics(ds, config)) == {"state", "action", "relative_action"}
+
+
+# ---------------------------------------------------------------------------------------------------------------- what breaks, and what is faster
+def test_broken_video_is_replaced_alike_by_everybody(ds, config, processor, tmp_path):
+    "With or without workers and cache, alone or in a batch: the same step stands in, and everything else is untouched."
+    import shutil
+    shutil.copytree(ds.path, tmp_path / "d")
+    for episode, cut in ((0, 3000), (1, 1)):  # the end of one is missing, all of the other
+        video = tmp_path / f"d/videos/chunk-000/observation.images.wrist/episode_{episode:06d}.mp4"
+        video.write_bytes(video.read_bytes()[:-cut] if cut > 1 else b"no video")
+    torn = DataSource(LeRobotDataset(tmp_path / "d"), TAG, config, episodes=EPISODES)
+    whole = batches(StepDataset([DataSource(ds, TAG, config, episodes=EPISODES)], processor), 4)
+    data = StepDataset([torn], processor, skip_broken=True)
+    with pytest.raises(InputError, match="episode_00000[01].mp4"): batches(StepDataset([torn], processor), 4)
+    reference = batches(data, 4)
+    cached = StepDataset([torn], processor, skip_broken=True, cache=FrameCache(folder=tmp_path / "frames", **processor.image_settings))
+    for other in (batches(data, 4, workers=2), batches(cached, 4), batches(cached, 4, workers=2)):
+        for a, b in zip(reference, other, strict=True): equal(a, b)
+    samples = data.__getitems__(range(32))
+    replaced = {g for g, s in enumerate(samples) if "skipped" in s}
+    assert {g for g in range(32) if data.order([g])[0, 1] == 1} <= replaced < set(range(32))
+    for g, s in enumerate(samples):
+        equal({k: v for k, v in s.items() if k != "skipped"}, {k: v for k, v in data[g].items() if k != "skipped"})
+        np.testing.assert_array_equal(reference[g // 8]["action"][g % 8], s["action"])
+        if g not in replaced: np.testing.assert_array_equal(whole[g // 8]["action"][g % 8], s["action"])
+
+
+def test_fast_resize_changes_training_images_only(ds, config, processor, source):
+    "By one level in a few values; what is evaluated stays as it was, and so does what is saved."
+    exact = batches(StepDataset([source], processor), 2)
+    processor.fast_resize = True
+    fast = batches(StepDataset([source], processor), 2)
+    for a, b in zip(exact, fast, strict=True):
+        differ = [(x.int() - y.int()).abs() for x, y in zip(a.pop("pixel_values"), b.pop("pixel_values"))]
+        assert all(d.max() <= 1 and (d > 0).float().mean() < 1e-3 for d in differ) and any(d.any() for d in differ)
+        equal(a, b)
+    step = ds.step(0, 3, config)
+    plain = Gr00tProcessor({TAG: config}, processor.statistics, tokenizer=processor.tokenizer, **SETTINGS)
+    for x, y in zip(processor(step, TAG)["images"], plain(step, TAG)["images"], strict=True): np.testing.assert_array_equal(x, y)

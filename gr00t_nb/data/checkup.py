@@ -94,7 +94,7 @@ def _statistics(m: Metadata, used: Used, known: Known, moments: dict[str, Moment
         if len(off): m.add("info", "statistics_other", "meta/stats.json", f"'{c}' has another mean, or fills less than half of the range, in dimensions {dimensions(m, c, off)}",
                            "statistics of this data", "nothing, if the file describes a larger collection of which this is a part; else remove it", about=c)
 
-
+# %% ../../nbs/data/40_checkup.ipynb #6fbddf6f
 def _relative(m: Metadata, config: dict[str, ModalityConfig] | None):
     "Shapes and numbers of meta/relative_stats.json, which fit one horizon only."
     stats = _stats_file(m, "relative_stats.json")
@@ -144,7 +144,7 @@ def _constants(m: Metadata, used: Used, known: Known, moments: dict[str, Moments
                 if chosen: m.add("warning" if asked else "info", kind, "meta/modality.json", f"'{c}' {found} in dimensions {dimensions(m, c, chosen)}" + ("" if asked else ", which the configuration does not use"),
                                  "values that move", "leave these dimensions out of the configuration" if asked else "nothing", about=c if asked else f"{c} (unused)")
 
-
+# %% ../../nbs/data/40_checkup.ipynb #aaa52bfb
 def _languages(m: Metadata, used: Used, findings: list[Findings]):
     "Tasks that occur, those that are listed, and whether there is more than one."
     text = lambda v: v if isinstance(v, str) else m.tasks.get(v)
@@ -163,7 +163,7 @@ def _languages(m: Metadata, used: Used, findings: list[Findings]):
 def _quoted(texts: set) -> str:
     return ", ".join(f"'{t[:60]}'" for t in sorted(texts)[:3]) + (", ..." if len(texts) > 3 else "") if texts else "nothing"
 
-
+# %% ../../nbs/data/40_checkup.ipynb #a43896b2
 def _cameras(m: Metadata, used: Used, config) -> tuple[str, ...]:  # columns whose videos are to be checked
     "Cameras: declared or not, with files or without."
     declared = [c for c, f in m.info["features"].items() if f["dtype"] == "video"]
@@ -194,6 +194,35 @@ def _config_of(embodiment, config, modality_config_path):
         raise InputError(f"'{value}' has no modality configuration: give the file that registers one (modality_config_path=, --modality-config-path), or one of {', '.join(MODALITY_CONFIGS)}.")
     return MODALITY_CONFIGS[value]
 
+# %% ../../nbs/data/40_checkup.ipynb #637ef105
+def _all_episodes(m, used, known, cameras, thorough, workers, progress) -> list[Findings]:
+    "Checks the episodes in several threads."
+    from tqdm.auto import tqdm
+    workers = workers if workers is not None else min(8, os.cpu_count() or 1)
+    if not (isinstance(workers, int) and workers > 0): raise InputError(f"workers is {workers!r}: expected a whole number of threads above 0.")
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(lambda e: check_episode(m, used, known, e, cameras, thorough), m.episodes)
+        return list(tqdm(results, total=len(m.episodes), desc="check-up", unit=" episodes", disable=not progress, leave=False))
+
+# %% ../../nbs/data/40_checkup.ipynb #ef41fa5d
+def _report(m, used, known, config, every, findings, thorough, start) -> Report:
+    "Checks what needs all episodes, and gathers the problems."
+    moments = {}
+    for f in findings:
+        for c, x in f.moments.items(): moments[c] = moments[c] + x if c in moments else x
+    outside = {c: sum(f.outside[c] for f in findings if c in f.outside) for c in known.bounds}
+    _statistics(m, used, known, moments, outside)
+    _relative(m, config)
+    _episode_statistics(m, used, findings)
+    _constants(m, used, known, moments, every)
+    _languages(m, used, findings)
+    lengths = {f.episode.index: f.rows if f.rows is not None else 0 for f in findings}
+    if lengths and max(lengths.values()) < used.horizon:
+        m.add("error", "no_training_step", "meta/episodes.jsonl", f"the longest episode has {max(lengths.values())} rows", f"at least {used.horizon}, the action horizon", "record longer episodes, or shorten the horizon")
+    m.notes.append(("Every frame was decoded." if thorough else "Of each video the first and last frame and eight pairs between were decoded; thorough decodes all.")
+                   + ("" if config is not None else " No embodiment was given: all of modality.json counted as used, with an action horizon of 16."))
+    return Report(str(m.path), m.problems + [p for f in findings for p in f.problems], lengths, m.notes, time.perf_counter() - start)
+
 # %% ../../nbs/data/40_checkup.ipynb #ac7d9aa4
 def check_dataset(
     path: str | Path,  # root of the data set, the folder that holds meta/
@@ -218,35 +247,6 @@ def check_dataset(
         findings = _all_episodes(m, used, known, cameras, thorough, workers, progress)
         return _report(m, used, known, config, every, findings, thorough, start)
 
-# %% ../../nbs/data/40_checkup.ipynb #e58ccafd
-def _all_episodes(m, used, known, cameras, thorough, workers, progress) -> list[Findings]:
-    "Checks the episodes in several threads."
-    from tqdm import tqdm
-    workers = workers if workers is not None else min(8, os.cpu_count() or 1)
-    if not (isinstance(workers, int) and workers > 0): raise InputError(f"workers is {workers!r}: expected a whole number of threads above 0.")
-    with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(lambda e: check_episode(m, used, known, e, cameras, thorough), m.episodes)
-        return list(tqdm(results, total=len(m.episodes), desc="check-up", unit=" episodes", disable=not progress, leave=False, file=sys.stderr))
-
-
-def _report(m, used, known, config, every, findings, thorough, start) -> Report:
-    "Checks what needs all episodes, and gathers the problems."
-    moments = {}
-    for f in findings:
-        for c, x in f.moments.items(): moments[c] = moments[c] + x if c in moments else x
-    outside = {c: sum(f.outside[c] for f in findings if c in f.outside) for c in known.bounds}
-    _statistics(m, used, known, moments, outside)
-    _relative(m, config)
-    _episode_statistics(m, used, findings)
-    _constants(m, used, known, moments, every)
-    _languages(m, used, findings)
-    lengths = {f.episode.index: f.rows if f.rows is not None else 0 for f in findings}
-    if lengths and max(lengths.values()) < used.horizon:
-        m.add("error", "no_training_step", "meta/episodes.jsonl", f"the longest episode has {max(lengths.values())} rows", f"at least {used.horizon}, the action horizon", "record longer episodes, or shorten the horizon")
-    m.notes.append(("Every frame was decoded." if thorough else "Of each video the first and last frame and eight pairs between were decoded; thorough decodes all.")
-                   + ("" if config is not None else " No embodiment was given: all of modality.json counted as used, with an action horizon of 16."))
-    return Report(str(m.path), m.problems + [p for f in findings for p in f.problems], lengths, m.notes, time.perf_counter() - start)
-
 # %% ../../nbs/data/40_checkup.ipynb #18b8486b
 @command
 def main(argv: list[str] | None = None):  # arguments; None: those of the process
@@ -266,4 +266,4 @@ def main(argv: list[str] | None = None):  # arguments; None: those of the proces
 
 # %% ../../nbs/data/40_checkup.ipynb #af0a8e96
 #| eval: false
-if __name__ == "__main__": main()
+if __name__ == "__main__" and "__file__" in globals(): main()  # a notebook has a __main__, too, but no file

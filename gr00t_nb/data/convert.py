@@ -167,27 +167,6 @@ def _intact(self: WriterV2, line: dict) -> bool:
     except (OSError, InputError, pa.ArrowException): return False
     return True
 
-# %% ../../nbs/data/95_convert.ipynb #492f327e
-@patch
-def add(self: WriterV2,
-    recording: Callable[[], Recording],  # makes the episode; called only where it has to be written
-    origin: str,  # what it is made from, such as a fingerprint of a file: another one makes it anew
-):
-    "The next episode: kept where an earlier run finished it, else written."
-    i, first = len(self.done), sum(line["length"] for line in self.done)
-    old = self.lines.get(i)
-    if old and (old["origin"], old["first"]) == (origin, first) and self._intact(old):
-        self.done.append(old)
-        return
-    line = self._write(i, first, recording()) | {"origin": origin}
-    self.journal.parent.mkdir(parents=True, exist_ok=True)
-    cut_off = self.journal.exists() and not self.journal.read_bytes().endswith(b"\n")
-    with open(self.journal, "a", encoding="utf-8") as f:
-        f.write("\n" * cut_off + json.dumps(line, ensure_ascii=False) + "\n")
-        f.flush(); os.fsync(f.fileno())
-    self.done.append(line)
-    self.made += 1
-
 # %% ../../nbs/data/95_convert.ipynb #3a00d3ee
 @patch
 def _write(self: WriterV2, i: int, first: int, r: Recording) -> dict:
@@ -240,6 +219,27 @@ def _episode_statistics(columns: dict) -> dict:
         a = a.reshape(len(a), -1).astype(np.float64)
         out[name] = {k: f(a, axis=0).tolist() for k, f in (("min", np.min), ("max", np.max), ("mean", np.mean), ("std", np.std))} | {"count": [len(a)]}
     return out
+
+# %% ../../nbs/data/95_convert.ipynb #492f327e
+@patch
+def add(self: WriterV2,
+    recording: Callable[[], Recording],  # makes the episode; called only where it has to be written
+    origin: str,  # what it is made from, such as a fingerprint of a file: another one makes it anew
+):
+    "The next episode: kept where an earlier run finished it, else written."
+    i, first = len(self.done), sum(line["length"] for line in self.done)
+    old = self.lines.get(i)
+    if old and (old["origin"], old["first"]) == (origin, first) and self._intact(old):
+        self.done.append(old)
+        return
+    line = self._write(i, first, recording()) | {"origin": origin}
+    self.journal.parent.mkdir(parents=True, exist_ok=True)
+    cut_off = self.journal.exists() and not self.journal.read_bytes().endswith(b"\n")
+    with open(self.journal, "a", encoding="utf-8") as f:
+        f.write("\n" * cut_off + json.dumps(line, ensure_ascii=False) + "\n")
+        f.flush(); os.fsync(f.fileno())
+    self.done.append(line)
+    self.made += 1
 
 # %% ../../nbs/data/95_convert.ipynb #034d47fd
 @patch
@@ -553,4 +553,4 @@ def main(arguments: list[str] | None = None):
 
 # %% ../../nbs/data/95_convert.ipynb #af0a8e96
 #| eval: false
-if __name__ == "__main__": main()
+if __name__ == "__main__" and "__file__" in globals(): main()  # a notebook has a __main__, too, but no file

@@ -57,8 +57,9 @@ class FrameCache:
         self.settings, self.side, self.fill, self.max_bytes = settings, side, fill, int(max_bytes)
         self.folder = Path(folder).expanduser() if folder is not None else cache_dir() / "frames"
         self._files: dict[Path, tuple] = {}  # what is known of files that were read: length, offset, which frames were verified
+        self._broken: set[Path] = set()  # files that cannot be made, because a video does not decode to its end
 
-    def __getstate__(self): return {**self.__dict__, "_files": {}}  # another process verifies for itself
+    def __getstate__(self): return {**self.__dict__, "_files": {}, "_broken": set()}  # another process finds out for itself
 
     def __repr__(self): return f"FrameCache({self.side}x{self.side}, {self.bytes() / 2**30:.2f} of at most {self.max_bytes / 2**30:.2f} GiB, {self.folder})"
 
@@ -145,9 +146,18 @@ def frames(self: FrameCache,
 ) -> np.ndarray:  # (n, side, side, 3) uint8
     "Prepared frames: from the file, which is made if it is absent and there is room, else from the video. Errors as those of `ds.frames`."
     path, indices = self.path(ds, episode, view), np.asarray(indices, np.int64)
-    if path in self._files or path.exists() or (self.fill and self._make(ds, episode, view, path)):
+    if path in self._files or path.exists() or (self.fill and self._can_make(ds, episode, view, path)):
         if (found := self._read(path, indices)) is not None: return found
     return prepare(ds.frames(episode, view, indices), **self.settings)
+
+
+@patch
+def _can_make(self: FrameCache, ds: LeRobotDataset, episode: int, view: str, path: Path) -> bool:
+    "Makes a file, once; where the video breaks off there is none, and decoding says which frames can be had."
+    if path in self._broken: return False
+    try: return self._make(ds, episode, view, path)
+    except InputError: self._broken.add(path)
+    return False
 
 
 @patch

@@ -85,11 +85,14 @@ def patch_size(
 # %% ../../nbs/data/60_images.ipynb #4c4c995e
 def resize_to_patches(
     image: np.ndarray,  # (H, W, 3) uint8
+    fast: bool = False,  # torch's filter instead of Pillow's
 ) -> np.ndarray:  # (H', W', 3) uint8, sides multiples of 28
     "Resizes an image to the nearest size in patches, bicubic; one that fits already is returned as it is."
     h, w = patch_size(*image.shape[:2])
     if (h, w) == image.shape[:2]: return image
-    return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
+    if not fast: return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
+    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    return torch.nn.functional.interpolate(x, size=(h, w), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
 
 # %% ../../nbs/data/60_images.ipynb #7462179a
 def resize_bilinear(
@@ -284,6 +287,7 @@ def transform_many(
     images: Sequence[np.ndarray],  # uint8 (H, W, 3) each, as decoded or prepared
     drawn: Sequence[Augmentation | None],  # one for each image; None: evaluation
     threads: int | None = None,  # None: `loading_threads()`
+    fast: bool = False,  # `resize_to_patches(..., fast=True)` for those that are augmented
     **settings,  # of `image_sizes`
 ) -> np.ndarray:  # (n, h, w, 3) uint8, sides multiples of 28
     "`eval_transform` or `augment`, then `resize_to_patches`, of many images into one array."
@@ -292,6 +296,6 @@ def transform_many(
     out = np.empty((len(images), *size, 3), np.uint8)
     def one(i):
         done = eval_transform([images[i]], **settings) if drawn[i] is None else augment([images[i]], drawn[i], **settings)
-        out[i] = resize_to_patches(done[0])
+        out[i] = resize_to_patches(done[0], fast and drawn[i] is not None)
     in_threads(one, range(len(images)), threads)
     return out

@@ -471,7 +471,8 @@ def check_config(self: LeRobotDataset,
                 continue
             if column not in features and known is None: known = self._table_columns()
             if column not in features and column not in (known or ()):
-                problems.append(f"no column '{column}' in info.json, which {part} '{name}' stands for{did_you_mean(column, features)}")
+                near = did_you_mean(column, features)
+                problems.append(f"no column '{column}' in info.json, which {part} '{name}' stands for{'.' * bool(near)}{near}")
             elif kind in ("state", "action") and (size := int(np.prod(features.get(column, {}).get("shape") or [0]))) and self.modality[kind][key]["end"] > size:
                 problems.append(f"{kind} '{key}' ends at {self.modality[kind][key]['end']}, but column '{column}' has {size} values")
     if problems: raise InputError(f"The modality configuration does not fit the data set {self.path}: " + "; ".join(problems))
@@ -482,7 +483,7 @@ def _camera_problem(self: LeRobotDataset, view: str, column: str) -> str | None:
     "What is wrong with a camera, as far as metadata and the first episode tell."
     features = self.info["features"]
     feature = features.get(column) or {}
-    if column not in features: return f"no column '{column}' in info.json, which video '{view}' stands for{did_you_mean(column, features)}"
+    if column not in features: return f"no column '{column}' in info.json, which video '{view}' stands for{'.' * bool(near := did_you_mean(column, features))}{near}"
     if reason := depth_reason(column, feature): return _no_depth(view, column, reason).rstrip(".")
     if feature.get("dtype") == "image": return None if column in self._table_columns() else f"no column '{column}' in the tables for '{view}'"
     try: file = self.layout.frames(self.episodes[0], column).path

@@ -14,7 +14,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .layouts import info_file
 from .lerobot import Episode, LayoutV2, LeRobotDataset, action_horizon, original_key, propose_modality
+from .modality import dimension_names
 from .problems import Problem
 from ..embodiments import ActionRepresentation, ActionType, ModalityConfig
 from ..errors import InputError, did_you_mean
@@ -74,11 +76,7 @@ def number(value) -> float:
 # %% ../../nbs/data/38_metadata.ipynb #a11f446d
 def _info(path: Path) -> Metadata:
     "meta/info.json, or a sentence that says why this is no data set."
-    if not path.exists(): raise InputError(f"There is no folder {path}: expected the root of a LeRobot data set, the folder that holds meta/.")
-    if not (path / "meta/info.json").is_file():
-        near = sorted(p.parent.parent for p in path.glob("*/meta/info.json")) if path.is_dir() else []
-        raise InputError(f"{path} is no LeRobot data set: it holds no meta/info.json.{did_you_mean(str(path), near) if near else ''}")
-    try: info = read_json(path / "meta/info.json")
+    try: info = read_json(info_file(path))
     except RecursionError: raise InputError(f"{path / 'meta/info.json'} is nested too deeply to be read: expected an object with features.") from None
     if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
         raise InputError(f"{path / 'meta/info.json'} has no 'features': expected an object with one entry for each column.")
@@ -236,9 +234,8 @@ def check_slices(m: Metadata):
 
 def dimensions(m: Metadata, column: str, dims) -> str:
     "Dimensions by number, with their names where there are not too many."
-    names = m.info["features"].get(column, {}).get("names")
-    while isinstance(names, dict): names = next(iter(names.values()), None)
-    named = lambda i: f"{i} ({names[i]})" if isinstance(names, list) and i < len(names) else str(i)
+    names = dimension_names(m.info["features"].get(column, {}))
+    named = lambda i: f"{i} ({names[i]})" if i < len(names) else str(i)
     dims = sorted(dims)
     return ", ".join(map(named, dims[:8])) + (f" and {len(dims) - 8} more" if len(dims) > 8 else "")
 

@@ -134,8 +134,9 @@ _COLOURS = dict(error="#D55E00", warning="#E69F00", info="#0072B2")  # Okabe-Ito
 
 def _as_html(report: Report) -> str:
     e = html.escape
+    dot = "<span style='display:inline-block;width:.65em;height:.65em;border-radius:50%;margin-right:.4em;"  # the word keeps the reader's own colour, which is readable on any ground
     rows = "".join(
-        f"<tr style='vertical-align:top'><td style='color:{_COLOURS[p.severity]};font-weight:bold'>{p.severity}</td>"
+        f"<tr style='vertical-align:top'><td style='text-align:left;white-space:nowrap'>{dot}background:{_COLOURS[p.severity]}'></span><b>{p.severity}</b></td>"
         f"<td style='text-align:left'>{e(p.kind)}</td><td style='text-align:left'>{e(g.where)}</td>"
         f"<td style='text-align:left'>{e(g.says)}</td><td style='text-align:left'>{e(p.mend)}</td></tr>"
         for g in grouped(report.problems) for p in g.problems[:1])

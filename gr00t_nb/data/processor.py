@@ -63,6 +63,7 @@ class Gr00tProcessor:
                                                          "image_target_size", "use_albumentations")}  # of `data.images.image_sizes`
         image_sizes(**self.image_settings)  # raises now rather than in a worker
         draw_augmentation(np.random.default_rng(0), random_rotation_angle, color_jitter_params)
+        self.fast_resize = False  # augmented images by torch's filter instead of Pillow's: a choice of the run, which is not saved
         self.tokenizer = tokenizer
         self._remake()
 
@@ -133,7 +134,7 @@ def _images(self: Gr00tProcessor, steps: Sequence[Mapping], embodiment: str, rng
     frames = [self._frames(s, embodiment) for s in steps]
     angle, jitter = self.settings["random_rotation_angle"], self.settings["color_jitter_params"]
     drawn = [None if rng is None else draw_augmentation(rng, angle, jitter) for rng in rngs]
-    out = iter(transform_many([f for own in frames for f in own], [d for d, own in zip(drawn, frames) for _ in own], threads, **self.image_settings))
+    out = iter(transform_many([f for own in frames for f in own], [d for d, own in zip(drawn, frames) for _ in own], threads, self.fast_resize, **self.image_settings))
     return [[next(out) for _ in own] for own in frames]
 
 # %% ../../nbs/data/80_processor.ipynb #685124e1

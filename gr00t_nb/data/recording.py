@@ -23,7 +23,7 @@ from .lerobot import Episode, Place, original_key
 from .metadata import Metadata, Used, width
 from .problems import Problem, ranges
 from .signals import Scales, alike, clock_fault, copied, frozen_run, idle_ends, jumps, thumbnails
-from .video import _reason
+from .video import _new_decoder, _reason
 
 # %% ../../nbs/data/39_recording.ipynb #3a1ab0ee
 @dataclass
@@ -252,10 +252,9 @@ _KEPT = threading.local()
 
 def _decoder(path: Path):  # a torchcodec VideoDecoder that gives (n, H, W, 3)
     "Opens a video, or finds it open."
-    from torchcodec.decoders import VideoDecoder
     kept, stat = _KEPT.__dict__.setdefault("decoders", OrderedDict()), os.stat(path)
     key = (str(path), stat.st_size, stat.st_mtime_ns)
-    if key not in kept: kept[key] = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+    if key not in kept: kept[key] = _new_decoder(path)
     kept.move_to_end(key)
     while len(kept) > 4: kept.popitem(last=False)
     return kept[key]

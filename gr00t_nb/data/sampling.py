@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['shard_episodes', 'mixture_schedule', 'worker_shards', 'mixture_samples', 'path_weights', 'permuted', 'DataSource',
-           'StepOrder', 'GlobalBatches', 'split_episodes', 'SampleError', 'StepDataset', 'sample_generator',
+           'StepOrder', 'GlobalBatches', 'split_episodes', 'SampleError', 'sample_generator', 'StepDataset',
            'OfficialStream']
 
 # %% ../../nbs/data/90_sampling.ipynb #531599d2
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -201,10 +202,13 @@ class StepOrder:
         for s, epoch in sorted(set(zip(source.tolist(), (number // np.take(self.sizes, source)).tolist()))):
             n = self.sizes[s]
             here = (source == s) & (number // n == epoch)
-            flat = permuted(number[here] % n, n, self.seed, s, epoch)
-            e = np.searchsorted(self._starts[s], flat, side="right") - 1
-            out[here] = np.stack([np.full(len(flat), s), self._episodes[s][e], self._first[s][e] + flat - self._starts[s][e]], 1)
+            out[here] = self._steps(s, permuted(number[here] % n, n, self.seed, s, epoch))
         return out
+
+    def _steps(self, s: int, flat: np.ndarray) -> np.ndarray:
+        "(source, episode, step) of the usable steps of a source by their number."
+        e = np.searchsorted(self._starts[s], flat, side="right") - 1
+        return np.stack([np.full(len(flat), s), self._episodes[s][e], self._first[s][e] + flat - self._starts[s][e]], 1)
 
     def _source(self, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "The source of each position, and the number of the sample within it."
@@ -224,6 +228,17 @@ def _slots(ratios: Sequence[float], block: int) -> list[int]:
     for i in np.argsort(slots - share, kind="stable")[:max(0, block - slots.sum())]: slots[i] += 1
     while slots.sum() > block: slots[slots.argmax()] -= 1
     return slots.tolist()
+
+# %% ../../nbs/data/90_sampling.ipynb #9af16c73
+@patch
+def instead(self: StepOrder,
+    position: int,  # of a sample
+    attempt: int,  # 1, 2, ...: the one before was no better
+) -> np.ndarray:  # int64 (1, 3): source, episode position, step
+    "A step that takes the place of the one at `position`."
+    source, number = self._source(np.array([position], np.int64))
+    s, n = int(source[0]), self.sizes[int(source[0])]
+    return self._steps(s, permuted(number % n, n, self.seed, s, int(number[0]) // n, attempt))
 
 # %% ../../nbs/data/90_sampling.ipynb #71e0e909
 class GlobalBatches(Sampler):
@@ -271,6 +286,14 @@ class SampleError(InputError):
         # torch calls the class with "Caught SampleError in DataLoader worker ...", whose last line is the original message
         super().__init__(str(message).rsplit("SampleError: ", 1)[-1].strip())
 
+# %% ../../nbs/data/90_sampling.ipynb #5d84622c
+def sample_generator(
+    seed: int,  # of the run
+    position: int,  # of the sample
+) -> np.random.Generator:
+    "The generator of everything random in one sample: a counter-based one, so that no sample depends on another."
+    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position % 2**64], np.uint64)))
+
 # %% ../../nbs/data/90_sampling.ipynb #5e63474c
 def _name(source: DataSource, episode: int) -> str:
     "An episode, for an error message."
@@ -302,7 +325,7 @@ def _numbers(source: DataSource, episode: int, steps: Sequence[int], rngs: Seque
         for d, i, rng in zip(out, first, rngs): d[key] = ds.instruction(episode, i, key, rng, horizon)
     return out
 
-
+# %% ../../nbs/data/90_sampling.ipynb #a2a9f162
 def _read_steps(
     sources: Sequence[DataSource],
     where: np.ndarray,  # int (m, 3): source, episode position, step
@@ -342,12 +365,24 @@ def _in_threads(see: Callable, jobs: Sequence[tuple], sources: Sequence[DataSour
     in_threads(see, [j for j, t in zip(jobs, tables) if not t], threads)
     for j in itertools.compress(jobs, tables): see(j)
 
+# %% ../../nbs/data/90_sampling.ipynb #eccef8d7
+def _check_cache(cache: FrameCache | None, processor):
+    "`InputError` for a frame cache that was made for another image path than the processor's."
+    if cache is None: return
+    ours = getattr(processor, "image_settings", None)
+    if ours is None: raise InputError(f"A frame cache was given, but {type(processor).__name__} does not say how it scales images: train without a cache.")
+    kinds = [("area" if c.get("use_albumentations", True) else "bilinear", prepared_side(**c)) for c in (cache.settings, ours)]
+    if kinds[0] != kinds[1]: raise InputError(
+        f"The frame cache holds frames of side {kinds[0][1]} scaled by {kinds[0][0]} interpolation, and the processor needs {kinds[1][1]}, {kinds[1][0]}: "
+        "make it with FrameCache(**processor.image_settings).")
+
 # %% ../../nbs/data/90_sampling.ipynb #aa483b6e
 class StepDataset(Dataset):
     """Training samples by their position: `dataset[g]`, or many at once by `dataset.__getitems__([g, ...])`, as a torch DataLoader does.
 
     A sample is `processor(step, embodiment, training, rng)` and its `sample_index`; a processor that has `many` is given all steps of a
-    source at once. Works with `fork` and `spawn`. Errors of the data are `SampleError`s that name file and episode.
+    source at once. Works with `fork` and `spawn`. Errors of the data are `SampleError`s that name file and episode; with `skip_broken`
+    another step takes the place of one that cannot be read, and its sample says so: 'skipped', (episode, what is wrong with it).
     """
 
     def __init__(self,
@@ -358,9 +393,10 @@ class StepDataset(Dataset):
         pad: bool = False,  # repeat the first step where history begins before the episode
         cache: FrameCache | None = None,  # prepared frames on disk; None: every frame is decoded
         threads: int | None = None,  # in which frames and images are made; None: the process' share of the cores, one in a loader process
+        skip_broken: bool = False,  # go on with another step where one cannot be read
     ):
         self.sources, self.processor, self.seed, self.training, self.pad = list(sources), processor, int(seed), training, pad
-        self.cache, self.threads = cache, threads
+        self.cache, self.threads, self.skip_broken = cache, threads, skip_broken
         for s in self.sources: s.dataset.check_config(s.config)
         _check_cache(cache, processor)
         self.order = StepOrder(self.sources, seed, pad)
@@ -373,7 +409,14 @@ class StepDataset(Dataset):
         positions: Sequence[int],  # of samples
     ) -> list[dict]:  # samples in the order of `positions`
         "Samples at some positions. Each frame is read once per call."
-        where, rngs = self.order(positions), [sample_generator(self.seed, g) for g in positions]
+        try: return self._made(self.order(positions), positions)
+        except SampleError:
+            if not self.skip_broken: raise
+        return [self._made_or_replaced(g) for g in positions]  # one by one: those that can be read stay
+
+    def _made(self, where: np.ndarray, positions: Sequence[int]) -> list[dict]:
+        "Samples of some steps, with the randomness of some positions."
+        rngs = [sample_generator(self.seed, g) for g in positions]
         steps = _read_steps(self.sources, where, rngs, self._frames, self.pad, self.threads)
         return _make_samples(self, where, steps, rngs, positions)
 
@@ -392,17 +435,6 @@ class StepDataset(Dataset):
         return {**self.processor.collate(bare), "sample_index": torch.tensor([int(s["sample_index"]) for s in samples])}
 
 # %% ../../nbs/data/90_sampling.ipynb #4ddc5836
-def _check_cache(cache: FrameCache | None, processor):
-    "`InputError` for a frame cache that was made for another image path than the processor's."
-    if cache is None: return
-    ours = getattr(processor, "image_settings", None)
-    if ours is None: raise InputError(f"A frame cache was given, but {type(processor).__name__} does not say how it scales images: train without a cache.")
-    kinds = [("area" if c.get("use_albumentations", True) else "bilinear", prepared_side(**c)) for c in (cache.settings, ours)]
-    if kinds[0] != kinds[1]: raise InputError(
-        f"The frame cache holds frames of side {kinds[0][1]} scaled by {kinds[0][0]} interpolation, and the processor needs {kinds[1][1]}, {kinds[1][0]}: "
-        "make it with FrameCache(**processor.image_settings).")
-
-
 def _make_samples(
     loader,  # a StepDataset or an OfficialStream: sources, processor, training, threads
     where: np.ndarray,  # (m, 3)
@@ -426,13 +458,16 @@ def _make_samples(
         for i, sample in zip(slots, made): samples[i] = {**sample, "sample_index": np.int64(indices[i])}
     return samples
 
-# %% ../../nbs/data/90_sampling.ipynb #5d84622c
-def sample_generator(
-    seed: int,  # of the run
-    position: int,  # of the sample
-) -> np.random.Generator:
-    "The generator of everything random in one sample: a counter-based one, so that no sample depends on another."
-    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position % 2**64], np.uint64)))
+# %% ../../nbs/data/90_sampling.ipynb #7bf60116
+@patch
+def _made_or_replaced(self: StepDataset, position: int, attempts: int = 64) -> dict:
+    "The sample at a position, or one in its place that says so. `SampleError` where nothing can be read."
+    try: return self._made(self.order([position]), [position])[0]
+    except SampleError as e: error, (s, episode, _) = e, self.order([position])[0].tolist()
+    for k in range(1, attempts + 1):
+        with contextlib.suppress(SampleError):
+            return self._made(self.order.instead(position, k), [position])[0] | {"skipped": (_name(self.sources[s], episode), str(error))}
+    raise SampleError(f"{error} None of {attempts} steps drawn in its place can be read either: mend the data set.") from None
 
 # %% ../../nbs/data/90_sampling.ipynb #d17b3ee4
 class OfficialStream(IterableDataset):

@@ -76,13 +76,17 @@ def _reason(error: Exception, path="") -> str:
     return re.sub(r"^.*?\.cpp:\d+,\s*", "", last).replace(f": {path}", ":").rstrip(".")
 
 # %% ../../nbs/data/00_video.ipynb #e12bc366
+def _new_decoder(path):  # a torchcodec VideoDecoder that gives (n, H, W, 3)
+    "Opens a video. One FFmpeg thread: loader processes and threads are the parallelism, and more would only compete with them."
+    from torchcodec.decoders import VideoDecoder
+    return VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+
+
 def _open(path, size: int):
     "Opens a decoder that gives (n, H, W, 3); `InputError` where the file is empty or no video."
     if not size: raise InputError(f"The video file {path} is empty (0 bytes): restore it, or leave its episode out.")
     check_ffmpeg()
-    from torchcodec.decoders import VideoDecoder
-    # one FFmpeg thread: loader processes and threads are the parallelism, and more would only compete with them
-    try: return VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+    try: return _new_decoder(path)
     except Exception as e:
         raise InputError(f"The video file {path} ({size:,} bytes) cannot be opened ({_reason(e, path)}): it is truncated or no video; "
                          "restore it, or leave its episode out.") from None
@@ -152,7 +156,7 @@ def write_video(
     crf: int = 18,  # quality of x264: 0 is lossless, 18 looks it, 28 is small
     gop: int = 10,  # frames from one key frame to the next
 ):
-    "Writes an H.264 video. The same frames give the same bytes, on the same FFmpeg."
+    "Writes an H.264 video. The same frames give the same picture, on the same FFmpeg; nearly always the same bytes."
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise InputError(f"A video is made of uint8 frames (n, H, W, 3), at least one; got {frames.dtype} {frames.shape}.")

@@ -31,12 +31,15 @@ def euler(
     noise: Tensor,  # [B, ...] the starting point
     steps: int,  # N
     num_buckets: int,  # 1000: times are told to the network as integers
+    visited: list | None = None,  # if given, every point is put into it: the noise, and x after each step
 ) -> Tensor:  # [B, ...]
     "N steps of x += v/N; step k is told bucket int(k/N * num_buckets)."
     x = noise
+    if visited is not None: visited.append(x)
     for k in range(steps):
         bucket = torch.full((len(x),), int(k / steps * num_buckets), dtype=torch.int64, device=x.device)
         x = x + velocity(x, bucket) / steps
+        if visited is not None: visited.append(x)
     return x
 
 # %% ../../nbs/model/30_action_head.ipynb #6c24f69d
@@ -177,15 +180,17 @@ def get_action(
     batch: dict,  # state and embodiment_id
     noise: Tensor | None = None,  # [B, H, max_action_dim] to start from; drawn if absent
     num_inference_timesteps: int | None = None,  # Euler steps; default the configuration's (4)
-) -> dict:  # action_pred [B, H, max_action_dim], normalised; backbone_features; state_features
+    keep_path: bool = False,  # return the points on the way, too
+) -> dict:  # action_pred [B, H, max_action_dim], normalised; backbone_features; state_features; with keep_path action_path [N+1, B, H, max_action_dim]
     "Integrate the velocity from noise to an action chunk."
     c, embodiment = self.config, batch["embodiment_id"]
     features, context, state = self.prepare_context(backbone, batch["state"], embodiment)
     steps = c.num_inference_timesteps if num_inference_timesteps is None else num_inference_timesteps
     if steps < 1: raise InputError(f"num_inference_timesteps is {steps}; an action needs at least 1 Euler step.")
     if noise is None: noise = torch.randn(len(state), c.action_horizon, c.max_action_dim, device=state.device, dtype=state.dtype)
-    action = euler(lambda x, bucket: self.velocity(x, bucket, state, context, embodiment), noise.to(state), steps, c.num_timestep_buckets)
-    return dict(action_pred=action, backbone_features=features, state_features=state)
+    path = [] if keep_path else None
+    action = euler(lambda x, bucket: self.velocity(x, bucket, state, context, embodiment), noise.to(state), steps, c.num_timestep_buckets, path)
+    return dict(action_pred=action, backbone_features=features, state_features=state) | (dict(action_path=torch.stack(path)) if keep_path else {})
 
 # %% ../../nbs/model/30_action_head.ipynb #ca37838a
 @torch.no_grad()

@@ -279,13 +279,23 @@ def forward(
 def get_action(
     self: Gr00tN1d6,
     batch: dict,  # as for `forward`, without action and action_mask
-    noise: Tensor | None = None,  # [B, action_horizon, max_action_dim] to start from
+    noise: Tensor | None = None,  # [B, action_horizon, max_action_dim] to start from; or [S, B, ...]: S chunks for every sample, from one run of the backbone
     num_inference_timesteps: int | None = None,  # Euler steps; default the configuration's
-) -> dict:  # action_pred [B, action_horizon, max_action_dim], normalised
-    "Sample an action chunk for every sample."
+    keep_path: bool = False,  # also action_path, every point from the noise to the chunk: [N+1, ...] and the shape of action_pred
+) -> dict:  # action_pred [B, action_horizon, max_action_dim], normalised; [S, B, ...] if the noise is
+    "Sample an action chunk, or S of them, for every sample."
     batch = self.prepare(batch)
     backbone = self.backbone.model(batch["input_ids"], batch["attention_mask"], batch["pixel_values"])
-    return self.action_head.get_action(backbone, batch, None if noise is None else noise.to(self.device), num_inference_timesteps)
+    many = noise is not None and noise.dim() == 4
+    if many: backbone, batch = _repeated(backbone, len(noise)), _repeated({k: batch[k] for k in ("state", "embodiment_id")}, len(noise))
+    out = self.action_head.get_action(backbone, batch, None if noise is None else (noise.flatten(0, 1) if many else noise).to(self.device),
+                                      num_inference_timesteps, keep_path)
+    if many: out |= {k: out[k].unflatten(-3, noise.shape[:2]) for k in ("action_pred", "action_path") if k in out}
+    return out
+
+def _repeated(rows: dict, times: int) -> dict:
+    "Every tensor `times` times along its first dimension; what is no tensor holds for all rows."
+    return {k: v.repeat(times, *[1] * (v.dim() - 1)) if isinstance(v, Tensor) else v for k, v in rows.items()}
 
 # %% ../../nbs/model/40_n1d6.ipynb #726d1c9e
 @patch(cls_method=True)

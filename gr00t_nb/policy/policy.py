@@ -65,6 +65,7 @@ class Gr00tPolicy:
         self.tag, self.strict, self.round_inputs = embodiment_value(embodiment_tag), strict, round_inputs
         path = Path(model_path).expanduser()
         if not path.is_dir(): raise InputError(f"There is no checkpoint folder at {model_path}: give a checkpoint-N folder, or the output folder of a run.")
+        self.model_path = path
         self.processor = load_processor(path, tokenizer_path)
         known = self.processor.modality_configs
         if self.tag not in known:
@@ -108,17 +109,23 @@ from fastcore.basics import patch
 @torch.inference_mode()
 def predict(self: Gr00tPolicy,
             steps: list[dict],  # flat steps; actions in them are ignored
-            noise=None,  # where denoising starts: float32 [B, horizon, max_action_dim], or [horizon, max_action_dim] for all rows; None: drawn with torch
+            noise=None,  # where denoising starts: float32 [B, horizon, max_action_dim]; without B one for all rows; with S in front, [S, B or 1, ...], S answers; None: drawn with torch
             num_inference_timesteps: int | None = None,  # Euler steps; None: the checkpoint's
-            ) -> dict[str, np.ndarray]:  # float32 [B, chunk, D] by action group, absolute, in the robot's units
+            ) -> dict[str, np.ndarray]:  # float32 [B, chunk, D] by action group, absolute, in the robot's units; [S, B, ...] if the noise is
     "Actions for a batch of steps."
+    out, raw_states = self._sample(steps, noise, num_inference_timesteps)
+    return self.processor.decode_action(out["action_pred"].float().cpu().numpy(), self.tag, raw_states)
+
+
+@patch
+def _sample(self: Gr00tPolicy, steps: list[dict], noise, num_inference_timesteps: int | None, keep_path: bool = False) -> tuple[dict, dict]:
+    "What the model answers, normalized, and the states that it is relative to."
     batch = self.processor.collate([self.processor(s, self.tag, training=False) for s in steps])
     raw_states = {k: np.stack([s[f"state.{k}"] for s in steps]) for k in self.modality_config["state"].modality_keys}
     if noise is not None:
         noise = torch.as_tensor(np.asarray(noise, np.float32))
-        noise = noise.expand(len(steps), -1, -1) if noise.ndim == 2 else noise
-    out = self.model.get_action(self.to_device(batch), noise=None if noise is None else noise.to(self.device), num_inference_timesteps=num_inference_timesteps)
-    return self.processor.decode_action(out["action_pred"].float().cpu().numpy(), self.tag, raw_states)
+        noise = noise.expand(*noise.shape[:-3], len(steps), *noise.shape[-2:]).to(self.device)
+    return self.model.get_action(self.to_device(batch), noise=noise, num_inference_timesteps=num_inference_timesteps, keep_path=keep_path), raw_states
 
 # %% ../../nbs/policy/00_policy.ipynb #7de8deb2
 @patch
@@ -163,6 +170,21 @@ def draw_noise(self: Gr00tPolicy,
     "Noise to start denoising from."
     c = self.model.config
     return np.random.default_rng(seed).standard_normal((*(() if batch is None else (batch,)), c.action_horizon, c.max_action_dim), np.float32)
+
+# %% ../../nbs/policy/00_policy.ipynb #84feade7
+@patch
+@torch.inference_mode()
+def denoise(self: Gr00tPolicy,
+            steps: list[dict],  # flat steps; actions in them are ignored
+            noise=None,  # as in `predict`
+            num_inference_timesteps: int | None = None,  # Euler steps N; None: the checkpoint's
+            ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # points [N+1, B, chunk, D] and headings [N, B, chunk, D] by group; [..., S, B, chunk, D] if the noise is
+    "How an answer comes about: `points[g][-1]` is what `predict` gives, and so is `headings[g][-1]` but for rounding."
+    out, raw_states = self._sample(steps, noise, num_inference_timesteps, keep_path=True)
+    path = out["action_path"].float().cpu().numpy()
+    left = np.arange(len(path) - 1, 0, -1, dtype=np.float32).reshape(-1, *[1] * (path.ndim - 1))  # Euler steps from each point to the end
+    decode = lambda x: self.processor.decode_action(x, self.tag, raw_states)
+    return decode(path), decode(path[:-1] + left * np.diff(path, axis=0))
 
 # %% ../../nbs/policy/00_policy.ipynb #57f942da
 class Gr00tSimPolicyWrapper:

@@ -22,6 +22,7 @@ from transformers import TrainingArguments, set_seed
 
 from ..data.checkup import check_dataset
 from ..data.lerobot import LeRobotDataset
+from ..data.problems import ranges
 from ..data.processor import Gr00tProcessor
 from ..data.prompts import load_tokenizer
 from ..data.frames import FrameCache
@@ -54,6 +55,7 @@ def require_sound(
     dataset: LeRobotDataset,
     modality_config: dict,  # modality -> ModalityConfig: problems of what is not used are no obstacle
     progress: bool = True,  # show a bar
+    skip_broken: bool = False,  # let errors of single episodes pass, with a warning
 ):
     "Refuses a data set with errors, in one sentence that says where the whole table is."
     what = json.dumps({m: c.to_json() for m, c in modality_config.items()}, sort_keys=True)
@@ -62,6 +64,10 @@ def require_sound(
     if record.exists(): return
     report = check_dataset(dataset.path, config=modality_config, progress=progress)
     errors = [p for p in report.of("error") if not (p.kind == "modality_missing" and dataset.proposed)]
+    if skip_broken and (single := sorted({p.episode for p in errors if p.episode is not None})):
+        warnings.warn(f"The check-up found errors in the episodes {ranges(single)} of {dataset.path}: other steps will take the place of those that cannot be read.")
+        errors = [p for p in errors if p.episode is None]
+        if not errors: return  # and ask again next time
     if errors:
         where = ", ".join(str(x) for x in (errors[0].file, None if errors[0].episode is None else f"episode {errors[0].episode}", None if errors[0].row is None else f"row {errors[0].row}") if x)
         raise InputError(f"The check-up found {len(errors)} error{'s' if len(errors) > 1 else ''} in {dataset.path}; the first, at {where}: {errors[0].found}. "
@@ -84,7 +90,8 @@ def prepare_data(
         raise InputError(f"The base model at {base} brings no tokenizer: give one with --tokenizer-path, a folder with the official files or the hub id Qwen/Qwen3-1.7B.")
     modality_config = choose_modality_config(tag, processor.modality_configs, from_file=config.modality_config_path is not None)
     dataset.check_config(modality_config)
-    if config.check_data: require_sound(dataset, modality_config)
+    if config.check_data: require_sound(dataset, modality_config, skip_broken=config.skip_broken)
+    processor.fast_resize = config.fast_resize
     processor.set_embodiment(tag, modality_config, embodiment_statistics(dataset, modality_config), override=config.override_statistics)
     train, val = split_episodes(dataset, config.val_fraction, config.seed) if config.val_fraction else (list(range(len(dataset))), [])
     return Prepared(tag, base, dataset, modality_config, processor, train, val)
@@ -98,7 +105,7 @@ def training_dataset(
     "The training samples, in the order that `config.sampling` names."
     source = DataSource(prepared.dataset, prepared.tag, prepared.modality_config, episodes=prepared.train_episodes)
     cache = FrameCache(**prepared.processor.image_settings) if config.frame_cache else None
-    if config.sampling == "uniform": return StepDataset([source], prepared.processor, seed=config.seed, cache=cache)
+    if config.sampling == "uniform": return StepDataset([source], prepared.processor, seed=config.seed, cache=cache, skip_broken=config.skip_broken)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     start_step = int(resume.name.split("-")[-1]) if resume else 0  # officially a resumed run draws another order
     return OfficialStream([source], prepared.processor, config.seed, config.shard_size, config.episode_sampling_rate, config.num_shards_per_epoch, rank, world_size, start_step, cache=cache)
@@ -203,6 +210,7 @@ class FinetuneResult:
     prepared: Prepared
     model: Gr00tN1d6  # as trained
     log: list[dict]  # lines of log.jsonl
+    skipped: dict[str, int]  # episode -> its samples that this process replaced because they could not be read
 
     def plot(self):  # matplotlib figure
         "The loss curve."
@@ -211,7 +219,7 @@ class FinetuneResult:
 # %% ../../nbs/training/20_finetune.ipynb #5cd2ae55
 def finetune(
     config: FinetuneConfig,  # what to do
-    callbacks: list | None = None,  # further callbacks of transformers' Trainer
+    callbacks: list | None = None,  # further callbacks of transformers' Trainer; one that is a `Progress` replaces the usual bar or curve
 ) -> FinetuneResult:
     "Fine-tunes; the same on one process and, started by torchrun, on many. Goes on from the newest checkpoint in the output folder."
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -233,12 +241,13 @@ def finetune(
     trainer = Gr00tTrainer(model, args, training_dataset(config, prepared, resume), prepared.processor, config.seed, config.global_batch_size,
                            start_step=int(resume.name.split("-")[-1]) if resume else 0, companions=[experiment, output_dir / "wandb_config.json"])
     log = JsonlLog(output_dir / "log.jsonl", config.global_batch_size * config.gradient_accumulation_steps, trainer)
-    for callback in [log, Progress(log.path), *(callbacks or [])]: trainer.add_callback(callback)
+    shown = [] if any(isinstance(c, Progress) for c in callbacks or []) else [Progress(log.path)]  # one picture, not two
+    for callback in [log, *shown, *(callbacks or [])]: trainer.add_callback(callback)
     if trainer.start_step < config.max_steps: trainer.train(resume_from_checkpoint=str(resume) if resume else None)  # a finished run is only written out again
     if newest_checkpoint(output_dir) is None or int(newest_checkpoint(output_dir).name.split("-")[-1]) < config.max_steps: trainer._save_checkpoint(model, None)
     if args.process_index == 0: trainer._save(str(output_dir))
     trainer.accelerator.wait_for_everyone()
-    return FinetuneResult(output_dir, prepared, model, read_jsonl(log.path) if log.path.exists() else [])
+    return FinetuneResult(output_dir, prepared, model, read_jsonl(log.path) if log.path.exists() else [], dict(trainer.skipped))
 
 # %% ../../nbs/training/20_finetune.ipynb #0abeb0a3
 from ..errors import command
@@ -259,3 +268,4 @@ def main():
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
     if rank == 0 and result.log:
         print(f"loss {result.log[0]['loss']:.4f} -> {result.log[-1]['loss']:.4f} in {config.max_steps} steps; the model, its processor and its records are in {result.output_dir}")
+        if n := result.log[-1].get("skipped"): print(f"{n} samples could not be read and were replaced; see the warnings above, and python -m gr00t_nb.data.checkup {config.dataset_path}")

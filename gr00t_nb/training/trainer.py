@@ -12,6 +12,8 @@ import os
 import shutil
 import sys
 import time
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -63,7 +65,8 @@ class Collator:
         if len(ids) == 1: batch["embodiment_id"] = ids.pop()  # a number, for which the per-robot layers need not gather their weights for each sample
         draws = draw_flow([s["sample_index"] for s in samples], self.seed, tuple(batch["action"].shape[1:]), self.model_config)
         if self.model_config.state_dropout_prob == 0: draws.pop("state_dropout")
-        return batch | draws
+        skipped = [s["skipped"] for s in samples if "skipped" in s]
+        return batch | draws | (dict(skipped=skipped) if skipped else {})
 
 # %% ../../nbs/training/10_trainer.ipynb #aa86c5d7
 def _one_thread(worker: int):
@@ -78,6 +81,8 @@ class Gr00tTrainer(Trainer):
         self.processor, self.seed, self.global_batch_size, self.start_step = processor, seed, global_batch_size, start_step
         self.companions = companions or []  # files and folders that are copied into every checkpoint
         self.data_seconds = 0.0  # how long the loop has waited for batches
+        self.skipped: Counter[str] = Counter()  # episode -> its samples that this process replaced, because they could not be read
+        self.total_skipped = 0  # of all processes, when the last line was logged
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -99,7 +104,19 @@ class Gr00tTrainer(Trainer):
         start = time.perf_counter()
         batches = super().get_batch_samples(*args, **kwargs)
         self.data_seconds += time.perf_counter() - start
+        for batch in batches[0]: self._count_skipped(batch.pop("skipped", ()))
         return batches
+
+    def _count_skipped(self, skipped):
+        "Counts samples that were replaced; the first of each episode is told."
+        for episode, why in skipped:
+            self.skipped[episode] += 1
+            if self.skipped[episode] == 1: warnings.warn(f"{why} Other steps take the place of those that cannot be read.")
+
+    def log(self, logs: dict, *args, **kwargs):  # called by every process
+        if getattr(self.train_dataset, "skip_broken", False):
+            self.total_skipped = int(self.accelerator.reduce(torch.tensor(self.skipped.total(), device=self.args.device)))
+        super().log(logs, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None): "Nothing: the model that is given was loaded from that checkpoint."
 
@@ -167,6 +184,7 @@ class JsonlLog(TrainerCallback):
         seconds, steps = now - self.last[0], step - self.last[1]
         row = dict(step=step, loss=logs["loss"], grad_norm=logs.get("grad_norm"), learning_rate=logs.get("learning_rate"),
                    samples_per_second=round(steps * self.samples_per_step / seconds, 2), data_wait=round((waited - self.last[2]) / seconds, 3), time=round(time.time(), 2))
+        if self.trainer and self.trainer.total_skipped: row["skipped"] = self.trainer.total_skipped
         with open(self.path, "a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n")
         self.last = (now, step, waited)
 
@@ -187,10 +205,12 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero: return
-        if in_notebook():
-            from IPython.display import display
-            self.handle = display("the loss curve appears with the first line of the log", display_id=True)
+        if in_notebook(): self.handle = self.show()
         else: self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", desc="fine-tuning", dynamic_ncols=True, mininterval=0.5)
+
+    def show(self):  # a handle of IPython's, with `update`
+        from IPython.display import display
+        return display("the loss curve appears with the first line of the log", display_id=True)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar: self.bar.update(state.global_step - self.bar.n)
