@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def exported(tmp_path_factory) -> Path:
     "A copy of what export reads, exported afresh."
     copy = tmp_path_factory.mktemp("checkout")
-    for name in ("nbs", "gr00t_nb", "scripts"): shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("nbs", "gr00t_nb", "scripts", "docs"): shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for name in ("settings.ini", "pyproject.toml", "README.md", "export.py"): shutil.copy(ROOT / name, copy / name)
     if (ROOT / "README_files").exists(): shutil.copytree(ROOT / "README_files", copy / "README_files")
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
@@ -56,7 +56,31 @@ def test_notebooks_are_small_and_executed():
         assert "widgets" not in nb["metadata"], f"{path} holds widget state"
         errors = [o for c in nb["cells"] for o in c.get("outputs", []) if o["output_type"] == "error"]
         assert not errors, f"{path} was committed with an error"
+        live = [o for c in nb["cells"] for o in c.get("outputs", []) if any(k.startswith("application/vnd.jupyter.widget") for k in o.get("data", {}))]
+        assert not live, f"{path} was committed with a live widget, which is an error message without its kernel; run make export"
         assert any(c.get("outputs") for c in nb["cells"]) or path.stem == "30_script", f"{path} was committed without outputs"
+
+
+def test_live_widgets_are_taken_out(tmp_path):
+    "What stays of a viewer's output is its picture, and nothing else of the notebook changes."
+    import json
+    sys.path.insert(0, str(ROOT))
+    from export import strip_widgets
+    view = "application/vnd.jupyter.widget-view+json"
+    output = lambda **data: {"data": data, "execution_count": None, "metadata": {}, "output_type": "execute_result"}
+    cell = {"cell_type": "code", "execution_count": None, "id": "0a", "metadata": {}, "source": ["viewer"]}
+    nb = {"cells": [{**cell, "outputs": [output(**{view: {"model_id": "1"}, "image/png": "aGk=", "text/plain": ["viewer"]})]}], "metadata": {"widgets": {view: {}}},
+          "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "nbs").mkdir()
+    file = tmp_path / "nbs" / "a.ipynb"
+    file.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    strip_widgets(tmp_path)
+    stripped = json.loads(file.read_text())
+    assert stripped["cells"][0]["outputs"] == [output(**{"image/png": "aGk=", "text/plain": ["viewer"]})]
+    assert "widgets" not in stripped["metadata"] and stripped["cells"][0]["source"] == ["viewer"]
+    before = file.read_bytes()
+    strip_widgets(tmp_path)
+    assert file.read_bytes() == before
 
 
 def test_nothing_imports_upward():
