@@ -34,12 +34,23 @@ demo: setup ## fine-tune a small GR00T N1.6 on the sample and see it predict, on
 lab: setup ## JupyterLab on the first notebook
 	$(BIN)/jupyter lab --ip 127.0.0.1 nbs/index.ipynb
 
-notebooks: setup ## execute every notebook in place and clean it, as they are committed
+notebooks: setup ## execute every notebook in place, clean it, and export: as they are committed
 	for n in $$(find nbs -name '*.ipynb' -not -path '*/.*' | sort); do \
 	  $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 $$n || exit 1; done
 	$(BIN)/nbdev_clean
+	$(BIN)/python export.py
 
-test: setup ## notebooks, package, scripts and README in step; tests
+docs: setup ## the notebooks as a site in _docs/, to be read without a network
+	$(BIN)/python docs/build.py
+
+browser: # Chromium for tests/test_browser.py, which is skipped where there is none; the demo needs no browser
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	 if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	   echo "Chromium is missing: installing it with apt-get, for the browser test."; \
+	   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || echo "note: Chromium could not be installed."; \
+	 else echo "note: without Chromium the browser test is skipped. To run it: sudo apt-get install -y chromium"; fi
+
+test: setup browser ## notebooks, package, scripts and README in step; tests
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
@@ -47,5 +58,5 @@ clean: ## what can be made again: .venv, outputs, caches in the checkout
 	rm -rf .venv outputs _docs _proc build dist *.egg-info .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup export demo lab notebooks test clean
+.PHONY: help setup export demo lab notebooks docs browser test clean
 .DEFAULT_GOAL := help

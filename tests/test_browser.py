@@ -1,0 +1,417 @@
+"""What a user sees: JupyterLab in a real browser, where notebooks are run, sliders moved and pictures looked at; and the site, opened from disk.
+
+JupyterLab runs on a free port of this machine, with a token, in a copy of the notebooks and the sample data, and with settings, cache and runtime files of its own.
+Screenshots go to outputs/screenshots/. Without Chromium or Playwright the tests are skipped; with GR00T_NB_BROWSER=required, as CI sets it, they fail instead.
+"""
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+SHOTS = ROOT / "outputs" / "screenshots"
+WINDOW = dict(width=1280, height=900)  # a small laptop
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-component-update", "--disable-sync", "--disable-quic"]
+# Errors in the browser's console that are none of a notebook's, each with its reason. Empty is best.
+BENIGN: list[str] = []
+
+
+def missing(what: str):
+    if os.environ.get("GR00T_NB_BROWSER") == "required": pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try: from playwright.sync_api import sync_playwright
+    except ImportError: missing("Playwright is not installed: pip install -c constraints.txt playwright")
+    if not CHROMIUM: missing("there is no Chromium on this machine: sudo apt-get install -y chromium")
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield b
+        b.close()
+
+
+# ---------------------------------------------------------------- JupyterLab
+class Lab:
+    "A running JupyterLab, and a window that looks at it."
+
+    def __init__(self, url: str, kit: Path, settings: Path):
+        self.url, self.kit, self.settings = url, kit, settings
+
+    def set(self, plugin: str, **values):
+        "A setting of JupyterLab's, as its settings editor stores it."
+        package, name = plugin.split(":")
+        file = self.settings / package / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):
+    home = tmp_path_factory.mktemp("lab")
+    kit = home / "kit"
+    skip = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in ("nbs", "data_samples", "gr00t_nb", "scripts", "docs"): shutil.copytree(ROOT / name, kit / name, ignore=skip)
+    shutil.copy(ROOT / "settings.ini", kit)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    token = secrets.token_hex(16)
+    own = {f"JUPYTER_{k}_DIR": str(home / k.lower()) for k in ("CONFIG", "DATA", "RUNTIME")} | dict(
+        JUPYTERLAB_SETTINGS_DIR=str(home / "settings"), JUPYTERLAB_WORKSPACES_DIR=str(home / "workspaces"), IPYTHONDIR=str(home / "ipython"), GR00T_NB_CACHE=str(home / "cache"),
+        JUPYTER_TOKEN=token, PYTHONPATH=str(kit), IN_TEST="1", OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WANDB_MODE="disabled")
+    lab = Lab(f"http://127.0.0.1:{port}", kit, home / "settings")
+    lab.set("@jupyterlab/apputils-extension:notification", fetchNews="false", checkForUpdates=False)  # asks the network otherwise
+    lab.set("@jupyterlab/notebook-extension:tracker", windowingMode="none")  # every cell is in the page, not only what is scrolled to
+    with open(home / "log", "w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
+                                   f"--ServerApp.root_dir={kit}", "--LabApp.extension_manager=readonly"], cwd=kit, env=os.environ | own, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            for _ in range(300):
+                if server.poll() is not None: raise RuntimeError("JupyterLab ended: " + (home / "log").read_text()[-2000:])
+                try: urllib.request.urlopen(f"{lab.url}/api?token={token}", timeout=2); break
+                except OSError: time.sleep(0.2)
+            else: raise RuntimeError("JupyterLab does not answer: " + (home / "log").read_text()[-2000:])
+            lab.context = browser.new_context(viewport=WINDOW)
+            lab.context.request.get(f"{lab.url}/lab?token={token}")  # signs in by a cookie
+            yield lab
+            lab.context.close()
+        finally:
+            server.terminate()  # it ends its kernels, too
+            try: server.wait(20)
+            except subprocess.TimeoutExpired: server.kill()
+
+
+class Notebook:
+    "A notebook that is open in JupyterLab, and what the browser complained of."
+
+    def __init__(self, lab: Lab, path: str):
+        self.lab, self.path, self.complaints = lab, path, []
+        self.page = page = lab.context.new_page()
+        page.on("console", lambda m: m.type == "error" and not any(re.search(b, m.text) for b in BENIGN) and self.complaints.append(f"console: {m.text} ({m.location.get('url')})"))
+        page.on("pageerror", lambda e: self.complaints.append(f"exception: {e}"))
+        page.on("request", lambda r: r.url.startswith("http") and not r.url.startswith(lab.url) and self.complaints.append(f"asks {r.url}"))
+        page.goto(f"{lab.url}/lab/tree/{path}?reset")
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(timeout=60_000)
+        page.locator(".jp-StatusBar-Widget", has_text="| Idle").wait_for(timeout=60_000)
+
+    def menu(self, *entries: str):
+        "Clicks through the menu bar, as a user does."
+        self.page.locator("#jp-MainMenu .lm-MenuBar-item", has_text=re.compile(f"^{entries[0]}$")).click()
+        for entry in entries[1:]: self.page.locator(".lm-Menu .lm-Menu-itemLabel", has_text=re.compile(f"^{entry}$")).last.click()
+
+    def run_all(self, seconds: float = 300):
+        for _ in range(3):  # what is asked of a kernel that is just being connected is lost
+            self.menu("Run", "Run All Cells")
+            try: self.page.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]")).first.wait_for(timeout=4000); break
+            except Exception: pass
+        done = """() => {
+            const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(c => c.querySelector('.cm-content')?.textContent.trim());
+            const idle = document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle';
+            const failed = [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')].some(o => /^Traceback|Traceback \\(most/m.test(o.textContent));
+            return cells.length && idle && (failed || cells.every(c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent)));
+        }"""
+        try: self.page.wait_for_function(done, timeout=seconds * 1000, polling=200)
+        except Exception:
+            self.shot(f"{Path(self.path).stem}-timeout")
+            raise AssertionError(f"{self.path} was not through after {seconds} s, see {SHOTS}; {self.faults()}") from None
+        try: self.page.wait_for_function("() => !/Loading widget/.test(document.querySelector('.jp-Notebook').textContent)", timeout=20_000, polling=200)
+        except Exception: pass  # `faults` names it
+        return self
+
+    def outputs(self, mime: str): return self.page.locator(f'.jp-OutputArea-output[data-mime-type="{mime}"]')
+
+    def faults(self) -> list[str]:
+        "What is wrong on the page: error outputs, widgets that did not come up, complaints of the browser."
+        wrong = [e[:2000] for e in self.outputs("application/vnd.jupyter.stderr").all_inner_texts() if "Traceback (most recent call last)" in e]  # how JupyterLab shows an error
+        wrong += ["an empty red box"] * sum(not e.strip() for e in self.outputs("application/vnd.jupyter.stderr").all_inner_texts())
+        wrong += [t for t in self.page.locator(".jp-OutputArea-output").all_inner_texts() if re.search(r"Error (displaying|creating|rendering)|Model not found|Failed to load model|Loading widget", t)]
+        return wrong + self.complaints
+
+    def shot(self, name: str, whole: bool = False):
+        "A screenshot of the window; `whole`: of everything below it as well."
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+        if whole: self.page.locator(".jp-WindowedPanel-outer, .jp-Notebook").first.screenshot(path=SHOTS / f"{name}-whole.png")
+
+    def theme(self, name: str):
+        self.menu("Settings", "Theme", name)
+        self.page.wait_for_function("dark => document.body.dataset.jpThemeLight === (dark ? 'false' : 'true')", arg="Dark" in name)
+        self.page.wait_for_timeout(400)
+
+    def viewer(self, contains: str, which: int = 0):
+        "The widget of an output that has an element of this selector; of several the one by this number."
+        output = self.page.locator(".jp-OutputArea-output", has=self.page.locator(f".jupyter-widgets {contains}")).nth(which)
+        found = output.locator(".jupyter-widgets").first
+        found.scroll_into_view_if_needed()
+        return found
+
+    def close(self):
+        kernels = self.lab.context.request.get(f"{self.lab.url}/api/sessions").json()
+        self.page.close()
+        xsrf = next((c["value"] for c in self.lab.context.cookies() if c["name"] == "_xsrf"), "")
+        for k in kernels: self.lab.context.request.delete(f"{self.lab.url}/api/sessions/{k['id']}", headers={"X-XSRFToken": xsrf})
+
+
+@pytest.fixture
+def opened(lab):
+    "Opens notebooks, and ends their kernels afterwards."
+    notebooks = []
+    def open_it(path: str) -> Notebook: notebooks.append(Notebook(lab, path)); return notebooks[-1]
+    yield open_it
+    for n in notebooks: n.close()
+
+
+# ---------------------------------------------------------------- what a viewer must be
+# A picture that is shown while it is replaced has no pixels for a moment: waiting and reading happen in one call, between two of the page's own steps.
+PIXELS = """async img => {
+    for (const end = performance.now() + 10000; !(img.complete && img.naturalWidth);) {
+        if (performance.now() > end) throw new Error('the picture has not loaded within 10 seconds');
+        await new Promise(r => setTimeout(r, 20));
+    }
+    const c = document.createElement('canvas'); c.width = img.naturalWidth; c.height = img.naturalHeight;
+    const x = c.getContext('2d'); x.drawImage(img, 0, 0); return x.getImageData(0, 0, c.width, c.height).data.reduce((h, v) => (h * 31 + v) | 0, c.width); }"""
+
+
+def pixels(img) -> int:
+    "A number that stands for the picture's pixels."
+    return img.evaluate(PIXELS)
+
+
+def wait_for_other(img, before: int, seconds: float = 30) -> int:
+    "Waits until the picture is another one."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (now := pixels(img)) != before: return now
+        img.page.wait_for_timeout(50)
+    raise AssertionError("the picture did not change")
+
+
+def settled(img, seconds: float = 30) -> int:
+    "Waits until the picture has been the same for 0.8 seconds, as the last answer to a slider that was dragged may come late; what it shows then."
+    end, now = time.monotonic() + seconds, pixels(img)
+    while time.monotonic() < end:
+        img.page.wait_for_timeout(800)
+        if (then := pixels(img)) == now: return now
+        now = then
+    raise AssertionError(f"the picture still changes after {seconds} s")
+
+
+def wait_until(page, true, what: str, seconds: float = 20):
+    "Waits until a condition holds: a viewer's parts are told of a change one after the other."
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"after {seconds} s: not {what}"
+        page.wait_for_timeout(50)
+
+
+def drag(slider, to: float):
+    "Drags a slider's handle to a part of its length, with the mouse."
+    track, handle = slider.locator(".noUi-base").bounding_box(), slider.locator(".noUi-handle").first.bounding_box()
+    mouse = slider.page.mouse
+    mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+    mouse.down()
+    mouse.move(track["x"] + track["width"] * to, handle["y"] + handle["height"] / 2, steps=8)
+    mouse.up()
+
+
+def fits(widget):
+    "Nothing of the widget reaches beyond its place in a window of 1280 pixels: nothing is cut off, nothing must be scrolled sideways."
+    far = widget.evaluate("""w => { const end = Math.min(innerWidth, w.closest('.jp-OutputArea-output').getBoundingClientRect().right) + 1;
+        return [w, ...w.querySelectorAll('*')].filter(e => { const r = e.getBoundingClientRect(); return r.width && r.height && r.right > end; })
+            .map(e => `${e.tagName} ${e.getAttribute('class')}: ends at ${Math.round(e.getBoundingClientRect().right)}, its place at ${Math.round(end)}`); }""")
+    assert not far, far[:5]
+
+
+CONTRAST = """root => {
+    const rgb = s => (s.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+    const light = c => { const [r, g, b] = c.map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const ground = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0.5) return c; } return [255, 255, 255]; };
+    const poor = [];
+    const walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+        const e = walk.currentNode.parentElement, text = walk.currentNode.textContent.trim();
+        if (!text || /^(STYLE|SCRIPT|TITLE|OPTION)$/.test(e.tagName) || !e.checkVisibility({opacityProperty: true, visibilityProperty: true}) || e.closest('[disabled], .jupyter-widgets-disconnected')) continue;
+        const a = light(rgb(getComputedStyle(e).color).slice(0, 3)), b = light(ground(e).slice(0, 3));
+        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        if (ratio < (/[\\p{L}\\p{N}]/u.test(text) ? 4.5 : 3)) poor.push(text.slice(0, 60) + ': ' + ratio.toFixed(1) + ' to 1, ' + getComputedStyle(e).color);
+    }
+    return poor;
+}"""
+
+
+def is_readable(widget):
+    "Every word in it stands out from its ground by 4.5 to 1, and every sign by 3 to 1, as accessibility guidelines ask."
+    poor = widget.evaluate(CONTRAST)
+    assert not poor, poor
+
+
+# ---------------------------------------------------------------- the tests
+SLIDER = """import io, numpy as np, ipywidgets as w
+from PIL import Image
+def png(k): f = io.BytesIO(); Image.fromarray(np.full((40, 60, 3), 7 * k, np.uint8)).save(f, "png"); return f.getvalue()
+slider, picture = w.IntSlider(0, 0, 30, description="step"), w.Image(value=png(0))
+slider.observe(lambda c: setattr(picture, "value", png(c.new)), "value")
+w.VBox([slider, picture])"""
+
+
+def test_the_harness_sees_what_it_must(lab, opened):
+    "A test of the tests: a picture that follows a slider is seen to change, one that does not is not, and errors are found."
+    def write(name, *cells): (lab.kit / f"nbs/{name}.ipynb").write_text(json.dumps(new_notebook(cells=[new_code_cell(c) for c in cells], metadata=dict(
+        kernelspec=dict(display_name="python3", language="python", name="python3")))))
+    write("sound", SLIDER)
+    write("broken", "from IPython.display import HTML, display\ndisplay(HTML('<img src=/nothing.png>'))\nimport ipywidgets as w\n"
+          "display(w.HTML('<div style=\"width: 3000px; background: white; color: #ccc\">pale</div>'))\n1/0", "2")
+    nb = opened("nbs/sound.ipynb").run_all()
+    v = nb.viewer("img")
+    before = pixels(v.locator("img"))
+    drag(v.locator(".widget-slider"), 0.5)
+    assert wait_for_other(v.locator("img"), before) != before
+    still = settled(v.locator("img"))
+    with pytest.raises(AssertionError, match="did not change"): wait_for_other(v.locator("img"), still, seconds=0.5)
+    fits(v)
+    is_readable(v)
+    assert not nb.faults()
+    bad = opened("nbs/broken.ipynb").run_all()
+    wait_until(bad.page, lambda: bad.complaints, "a complaint of the browser's")
+    faults = "\n".join(bad.faults())
+    assert "ZeroDivisionError" in faults and "console: Failed to load resource" in faults
+    pale = bad.page.locator(".jp-OutputArea-output .jupyter-widgets").first
+    with pytest.raises(AssertionError, match="its place at"): fits(pale)
+    with pytest.raises(AssertionError, match="pale"): is_readable(pale)
+
+
+def look(nb: Notebook, viewer, name: str):
+    "What every viewer must be: as wide as its place, readable in a light and in a dark theme; with a screenshot of each."
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    for theme in ("Light", "Dark"):
+        nb.theme(f"JupyterLab {theme}")
+        viewer.scroll_into_view_if_needed()
+        fits(viewer)
+        is_readable(viewer)
+        viewer.screenshot(path=SHOTS / f"{name}-{theme.lower()}.png")
+        nb.shot(f"{name}-window-{theme.lower()}")
+    nb.theme("JupyterLab Light")
+    nb.menu("View", "Appearance", "Show Left Sidebar")  # without the list of files there is more room
+    nb.page.wait_for_timeout(300)
+    fits(viewer)
+    nb.shot(f"{name}-window-wide")
+
+
+def test_a_tutorial_from_end_to_end(opened):
+    nb = opened("nbs/tutorials/00_first_policy.ipynb").run_all()
+    assert not nb.faults()
+    assert nb.outputs("image/png").count() >= 5
+    nb.page.locator("p", has_text="Now the training itself").scroll_into_view_if_needed()
+    nb.shot("00_first_policy")
+
+
+def test_episodes_are_watched(opened):
+    "In the tutorial: the slider is dragged, a step is clicked, the episode plays by itself, another one is opened; each time the camera shows another picture."
+    nb = opened("nbs/tutorials/10_look_at_your_data.ipynb").run_all()
+    assert not nb.faults()
+    viewer = nb.viewer(".widget-slider")
+    camera, clock = viewer.locator("img:not(.gr00t-figure)").first, viewer.get_by_text(re.compile(r"step \d+ of \d+"))
+    first = pixels(camera)
+    drag(viewer.locator(".widget-slider"), 0.6)
+    wait_for_other(camera, first)
+    there = settled(camera)
+    at = lambda: int(re.search(r"step (\d+)", clock.inner_text())[1])
+    assert (step := at()) > 20
+    viewer.locator("button:has(.fa-step-forward)").click()
+    wait_for_other(camera, there)
+    wait_until(nb.page, lambda: at() == step + 1, f"at step {step + 1}")
+    play, stop = viewer.locator(".widget-play button").first, viewer.locator(".widget-play button").nth(1)
+    now = pixels(camera)
+    play.click()
+    wait_for_other(camera, now)
+    wait_until(nb.page, lambda: at() > step + 5, f"beyond step {step + 5}")
+    stop.click()
+    now, words = settled(camera), viewer.inner_text()
+    viewer.locator("button:has(.fa-chevron-right)").click()
+    wait_for_other(camera, now)
+    wait_until(nb.page, lambda: viewer.inner_text() != words, "another episode's words")
+    look(nb, viewer, "10_look_at_your_data")
+    assert not nb.faults()
+
+
+def test_the_notebook_of_the_episode_viewer(opened):
+    nb = opened("nbs/viz/20_episodes.ipynb").run_all()
+    viewer = nb.viewer(".widget-slider")
+    words = viewer.inner_text()
+    viewer.locator("button:has(.fa-chevron-right)").click()  # on to episodes with faults
+    wait_until(nb.page, lambda: viewer.inner_text() != words, "another episode's words")
+    settled(viewer.locator("img").first)
+    look(nb, viewer, "20_episodes")
+    assert not nb.faults()
+
+
+def test_predictions_are_looked_at(opened):
+    "The fan follows the slider, and so does the camera."
+    nb = opened("nbs/viz/30_predictions.ipynb").run_all()
+    assert not nb.faults()
+    viewer = nb.viewer(".widget-slider")
+    camera, fan = viewer.locator("img:not(.gr00t-figure)").first, viewer.locator("img.gr00t-figure").first
+    before, drawn = pixels(camera), pixels(fan)
+    drag(viewer.locator(".widget-slider").first, 0.15)
+    wait_for_other(camera, before)
+    wait_for_other(fan, drawn, seconds=60)  # the policy is asked
+    look(nb, viewer, "30_predictions")
+    assert not nb.faults()
+
+
+def test_the_training_monitor(opened):
+    nb = opened("nbs/viz/40_monitor.ipynb").run_all()
+    assert not nb.faults()
+    viewer = nb.viewer(".widget-slider", -1)  # two runs beside each other
+    curves = viewer.locator("img").first
+    before = pixels(curves)
+    drag(viewer.locator(".widget-slider").first, 0.1)  # less smoothing: other curves
+    wait_for_other(curves, before)
+    look(nb, viewer, "40_monitor")
+    assert not nb.faults()
+
+
+# ---------------------------------------------------------------- the site
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_site_from_disk(browser, tmp_path_factory, scheme, width):
+    "Pages open without a server and without a network, are no wider than the window, and what is searched is found."
+    site = tmp_path_factory.getbasetemp() / "site"
+    if not site.exists(): subprocess.run([sys.executable, ROOT / "docs/build.py", "--out", site], check=True, capture_output=True)
+    page = browser.new_page(viewport=dict(width=width, height=844), color_scheme=scheme)
+    complaints = []
+    page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(m.text))
+    page.on("pageerror", lambda e: complaints.append(str(e)))
+    page.on("request", lambda r: r.url.startswith("file:") or complaints.append(f"asks {r.url}"))
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    for name in ("index", "tutorials/00_first_policy", "model/30_action_head", "data/40_checkup", "names"):
+        page.goto((site / f"{name}.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} is wider than the window"
+        assert not (poor := page.evaluate(f"({CONTRAST})(document.body)")), poor
+        page.screenshot(path=SHOTS / f"site-{name.replace('/', '-')}-{width}-{scheme}.png")
+    page.goto((site / "data/00_video.html").as_uri())
+    if width < 860: page.locator("label.menu").click()
+    else: page.keyboard.press("/")
+    page.locator("#search").click()
+    page.keyboard.type("flow noise")
+    page.locator("#found a").first.wait_for()
+    page.screenshot(path=SHOTS / f"site-search-{width}-{scheme}.png")
+    page.locator("#search").fill("open_loop.EpisodeResult".split(".")[1])
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/policy/10_open_loop.html#policy.open_loop.EpisodeResult")
+    page.locator("#search").evaluate("e => e.closest('nav').checkVisibility()")
+    assert not complaints
+    page.close()
