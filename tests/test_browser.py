@@ -360,7 +360,7 @@ def test_the_notebook_of_the_episode_viewer(opened):
 
 def test_predictions_are_looked_at(opened):
     "The fan follows the slider, and so does the camera."
-    nb = opened("nbs/viz/30_predictions.ipynb").run_all()
+    nb = opened("nbs/viz/35_prediction_viewer.ipynb").run_all()
     assert not nb.faults()
     viewer = nb.viewer(".widget-slider")
     camera, fan = viewer.locator("img:not(.gr00t-figure)").first, viewer.locator("img.gr00t-figure").first
@@ -368,7 +368,7 @@ def test_predictions_are_looked_at(opened):
     drag(viewer.locator(".widget-slider").first, 0.15)
     wait_for_other(camera, before)
     wait_for_other(fan, drawn, seconds=60)  # the policy is asked
-    look(nb, viewer, "30_predictions")
+    look(nb, viewer, "35_prediction_viewer")
     assert not nb.faults()
 
 

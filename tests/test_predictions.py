@@ -11,9 +11,11 @@ from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 from gr00t_nb.model.n1d6 import Gr00tN1d6
 from gr00t_nb.policy.policy import Gr00tPolicy
+from gr00t_nb.policy.predictions import HOLD, Predictions
 from gr00t_nb.training.base import resolve_base_model
 from gr00t_nb.viz.plots import save_figure
-from gr00t_nb.viz.predictions import HOLD, PredictionViewer, Predictions, plot_prediction
+from gr00t_nb.viz.prediction_viewer import PredictionViewer
+from gr00t_nb.viz.predictions import plot_prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = ROOT.parent / "shared" / "reference" / "datasets" / "gr1.PickNPlace"

@@ -18,7 +18,6 @@ from matplotlib.ticker import MaxNLocator
 from tqdm.auto import tqdm
 
 from ..data.lerobot import LeRobotDataset
-from ..data.modality import dimension_names, original_key
 from ..data.recording import IDLE_SECONDS
 from ..data.rotation import absolute_pose, relative_pose
 from ..data.signals import idle_ends, ordinary
@@ -26,8 +25,9 @@ from ..embodiments import ActionRepresentation, ActionType
 from ..errors import InputError, command
 from .measures import (Estimate, Timing, action_spread, estimate, gripper_dimensions, in_spreads, match_switches, motion_sums, seam_sums,
                                       switches, tremble_sums)
-from .open_loop import EpisodeResult, OpenLoopResult, ask, check_fit, evaluate_open_loop, held_out_episodes
+from .open_loop import EpisodeResult, OpenLoopResult, ask, check_fit, evaluate_open_loop, held_out_episodes, recorded_chunks
 from .policy import Gr00tPolicy
+from .predictions import column_names
 from ..viz.plots import COLOURS, Plot, _styled, save_figure
 
 # %% ../../nbs/policy/30_diagnostics.ipynb #73270936
@@ -57,10 +57,8 @@ def action_names(
     "`group`, `group.name` where info.json names the dimensions, else `group[i]`."
     out = []
     for g in groups:
-        place = dataset.modality["action"][g]
-        inside, named = range(place["start"], place["end"]), dimension_names(dataset.info["features"].get(original_key(dataset.modality, "action", g), {}))
-        known = len(inside) > 1 and len(named) >= place["end"]
-        out += [f"{g}.{named[i]}" if known else g if len(inside) == 1 else f"{g}[{i - place['start']}]" for i in inside]
+        known, width = column_names(dataset, g), dataset.modality["action"][g]["end"] - dataset.modality["action"][g]["start"]
+        out += [g] if width == 1 else [f"{g}.{n}" for n in known] if known else [f"{g}[{i}]" for i in range(width)]
     return out
 
 
@@ -200,16 +198,6 @@ def _curve(
     return np.where(known, d, 0).sum(0) / np.maximum(known.sum(0), 1) + np.where(known.any(0), 0, np.nan)
 
 
-def _chunks_of(
-    truth: np.ndarray,  # (L, D)
-    steps: list[int],
-    horizon: int,
-) -> np.ndarray:  # float64 (N, horizon, D), NaN behind the end
-    "The recorded chunk at each step."
-    rows = np.asarray(steps)[:, None] + np.arange(horizon)
-    return np.where((rows < len(truth))[..., None], truth[np.minimum(rows, len(truth) - 1)], np.nan).astype(np.float64)
-
-
 def _take_inputs_away(d: Diagnosis, policy, dataset: LeRobotDataset, e: EpisodeResult, noises: list, batch_size: int, rng: np.random.Generator, bar):
     "Asks at some moments of one episode, with the noise drawn anew and with each input replaced; adds what came out to `d`."
     horizon, groups = d.open_loop.action_horizon, d.open_loop.groups
@@ -225,7 +213,7 @@ def _take_inputs_away(d: Diagnosis, policy, dataset: LeRobotDataset, e: EpisodeR
         steps = dataset.steps(e.episode, block, config, pad=True)
         donors = dataset.steps(other, far[i:i + batch_size].tolist(), config, pad=True)
         asked = lambda given, noise: (bar.update(len(given)), carried_over(ask(policy, given, noise, batch_size), given, steps, policy, groups)[:, :horizon])[1]
-        answers["truth"].append(_chunks_of(e.truth, block, horizon))
+        answers["truth"].append(recorded_chunks(e.truth, block, horizon))
         for k, noise in enumerate(noises): answers[k].append(asked(steps, noise))
         for c in d.changes: answers[c.name].append(asked(changed_steps(c, steps, donors, d.recording, d.blank, chosen), noises[0]))
     answers, spread = {k: np.concatenate(a) for k, a in answers.items()}, d.recording.spread
@@ -245,7 +233,7 @@ def _ask_start(d: Diagnosis, policy, dataset: LeRobotDataset, e: EpisodeResult, 
     step = max(head - 1, 0)
     answer = ask(policy, dataset.steps(e.episode, [step], {m: c for m, c in config.items() if m != "action"}, pad=True), noise)[:, :d.open_loop.action_horizon].astype(np.float64)
     bar.update(1)
-    true, here = _chunks_of(e.truth, [step], answer.shape[1]), e.truth[step].astype(np.float64)
+    true, here = recorded_chunks(e.truth, [step], answer.shape[1]), e.truth[step].astype(np.float64)
     d.starts.append(Start(e.episode, head, _curve(answer - here, d.recording.spread), _curve(true - here, d.recording.spread), *motion_sums(answer, true, here, d.recording.spread)))
 
 # %% ../../nbs/policy/30_diagnostics.ipynb #0da59d22
@@ -326,7 +314,7 @@ def motion(self: Diagnosis) -> Estimate:
     "Share of the recorded motion that is predicted, from the last action before each question on; 1 is all of it."
     sums = []
     for e in self.episodes:
-        true = _chunks_of(e.truth, e.steps, e.chunks.shape[1])
+        true = recorded_chunks(e.truth, e.steps, e.chunks.shape[1])
         sums.append(motion_sums(e.chunks, true, e.repeat[:, None], self.recording.spread))
     return estimate(*zip(*sums))
 

@@ -8,6 +8,6 @@ __all__ = ['EpisodeViewer', 'PredictionViewer', 'TrainingMonitor']
 # %% ../../nbs/viz/90_widgets.ipynb #ab6a1800
 from .episodes import EpisodeViewer
 from .monitor import TrainingMonitor
-from .predictions import PredictionViewer
+from .prediction_viewer import PredictionViewer
 
 _all_ = ["EpisodeViewer", "PredictionViewer", "TrainingMonitor"]
