@@ -54,7 +54,7 @@ def action_names(
     dataset: LeRobotDataset,
     groups: list[str],  # action groups
 ) -> list[str]:  # a name for each column of the groups side by side
-    "`group`, `group.name` where info.json names the dimensions, else `group[i]`."
+    "`group`, `group.name` where info.json has a name for each dimension, else `group[i]`."
     out = []
     for g in groups:
         known, width = column_names(dataset, g), dataset.modality["action"][g]["end"] - dataset.modality["action"][g]["start"]

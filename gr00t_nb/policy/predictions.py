@@ -26,7 +26,7 @@ from .open_loop import check_fit, hold_state
 def named_policies(
     policies,  # a policy; or several, {name: policy} or a list
 ) -> dict:  # name -> policy, in the given order
-    "Policies by the names under which they are drawn."
+    "Policies by the names under which they are asked."
     several = policies if isinstance(policies, (dict, list, tuple)) else [policies]
     if not several: raise InputError("There is no policy to look at: give one, several as {name: policy}, or a list.")
     for p in several.values() if isinstance(several, dict) else several:
