@@ -273,6 +273,22 @@ def test_thorough_finds_a_short_freeze(folder):
     assert [p.episode for p in found] == [2] and 45 <= found[0].row <= 50  # a slow motion before it looks the same
 
 
+def test_an_excluded_episode_is_not_looked_at(folder):
+    "Its files, its line in the statistics of episodes, and shipped statistics, which contain it; the folder is still counted with it."
+    (folder / video_of(2)).unlink()
+    edit_table(folder, 1, column("action", at(10, 3, np.nan)))
+    stats(folder, lambda s: s | {"action": s["action"] | {"max": [float("nan")] * 7}})
+    report = check(folder, CONFIG)
+    assert {(p.kind, p.episode) for p in report.of("error")} == {("video_missing", 2), ("not_finite", 1), ("statistics_broken", None)}
+    assert report.to_exclude() == [1, 2] and "--exclude-episodes 1 2" in str(report)
+    kept = check(folder, CONFIG, exclude_episodes=report.to_exclude())
+    assert kept.problems == [] and list(kept.lengths) == [0, 3] and any("episodes 1, 2. Not used" in n and "meta/stats.json" in n for n in kept.notes)
+    one = check(folder, CONFIG, exclude_episodes=[1])
+    assert one.to_exclude() == [1, 2]  # the option of the next try holds that of this one
+    with pytest.raises(InputError, match="all 4 episodes"): check(folder, exclude_episodes=range(4))
+    with pytest.raises(InputError, match="names episode 4, which .* numbered from 0 to 3"): check(folder, exclude_episodes=[4])
+
+
 def test_nothing_is_written(folder):
     digest = lambda: {p: (hashlib.sha1(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
     (folder / video_of(0)).write_bytes(b"x"); (folder / "meta/modality.json").unlink()

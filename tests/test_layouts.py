@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from gr00t_nb.data.checkup import check_dataset
 from gr00t_nb.data.convert import to_v2, to_v3
 from gr00t_nb.data.lerobot import LeRobotDataset, original_key, propose_modality
-from gr00t_nb.data.statistics import embodiment_statistics
+from gr00t_nb.data.statistics import dataset_statistics, embodiment_statistics
 from gr00t_nb.embodiments import ActionConfig, ModalityConfig
 from gr00t_nb.errors import InputError
 
@@ -63,6 +64,26 @@ def test_equal_rows_and_metadata(layouts):
                 for c, a in sample.rows(i, sample._table_columns(), raw).items():
                     b = ds.rows(i, [c], raw)[c]
                     assert b.dtype == a.dtype and np.array_equal(a, b), (ds, c)
+
+
+def test_excluded_in_every_layout(layouts, tmp_path, monkeypatch):
+    "By number, in tables and videos of one episode and of many; what follows is read as before, and its statistics are its own."
+    monkeypatch.setenv("GR00T_NB_CACHE", str(tmp_path))
+    config, computed = config_of(layouts["sample"]), []
+    for name, whole in layouts.items():
+        left = LeRobotDataset(whole.path, exclude_episodes=[1, *range(4, 40)] if name == "sample" else [1])
+        assert [e.index for e in left.episodes] == [0, 2, 3] and left.positions == [0, 2, 3] and left.total_steps == sum(whole.episodes[i].length for i in (0, 2, 3))
+        for position, before in enumerate((0, 2, 3)):
+            a, b = left.steps(position, [5, 60], config), whole.steps(before, [5, 60], config)
+            assert all(np.array_equal(x[k], y[k]) for x, y in zip(a, b) for k in x), name
+        computed.append(embodiment_statistics(left, config))
+        assert computed[-1] == computed[0] != embodiment_statistics(whole, config, use_shipped=False)
+        with pytest.raises(InputError, match="names episode 77, which"): LeRobotDataset(whole.path, exclude_episodes=[77])
+        report = check_dataset(left.path, exclude_episodes=left.excluded, progress=False)
+        assert report.ok and list(report.lengths) == [0, 2, 3] and not {p.kind for p in report.problems} & {"totals", "table_extra", "video_extra"}, name
+    with redirect_stdout(io.StringIO()): copy = to_v3(LeRobotDataset(layouts["v3.0"].path, exclude_episodes=[1]), tmp_path / "copy", progress=False)
+    shipped, of = json.loads((copy.path / "meta/stats.json").read_text()), dataset_statistics(copy)
+    assert len(copy) == 3 and {c: shipped[c]["mean"] for c in of} == {c: of[c]["mean"] for c in of}
 
 
 def test_equal_samples(layouts):

@@ -86,3 +86,45 @@ def test_missing_ffmpeg(tmp_path):
     out = run(BIN / "python", "scripts/finetune.py", *SAMPLE, "--output-dir", tmp_path / "out", PYTHONPATH=str(tmp_path))
     assert out.returncode == 2, out.stderr
     assert "Traceback" not in out.stderr and "apt-get install" in out.stderr and "ffmpeg" in out.stderr.lower(), out.stderr
+
+
+def test_without_a_bad_episode(tmp_path):
+    "Two episodes cannot be used: the refusal ends with the option that leaves them out, and the run, its record, its resumption and its evaluation go without them."
+    import re, shlex, shutil
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    data, out = Path(shutil.copytree(ROOT / "data_samples/cube_to_bowl", tmp_path / "data")), tmp_path / "out"
+    (data / "videos/chunk-000/observation.images.front/episode_000000.mp4").unlink()
+    file = data / "data/chunk-000/episode_000017.parquet"
+    table = pq.read_table(file)
+    rows = np.stack(table["action"].to_numpy()); rows[5, 2] = np.nan
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", pa.array(list(rows), table["action"].type)), file)
+    args = [str(data) if a.startswith("data_samples") and not a.endswith(".py") else a for a in SAMPLE]
+    args += ["--max-steps", 4, "--save-steps", 2, "--logging-steps", 1, "--global-batch-size", 8, "--dataloader-num-workers", 0, "--val-fraction", 0.1, "--output-dir", out]
+    refused = run(BIN / "python", "scripts/finetune.py", *args)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr and not out.exists(), refused.stderr
+    option = shlex.split(re.search(r"(--exclude-episodes [\d ]+),", refused.stderr)[1])
+    assert option == ["--exclude-episodes", "0", "17"]
+
+    done = run(BIN / "python", "scripts/finetune.py", *args, *option)
+    assert done.returncode == 0, done.stderr
+    assert set(losses(out)) and all(np.isfinite(v) for v in losses(out).values())
+    record = json.loads((out / "experiment_cfg/finetune.json").read_text())
+    assert record["config"]["exclude_episodes"] == [0, 17] and len(record["val_episodes"]) == 4
+    assert sorted(record["train_episodes"] + record["val_episodes"]) == sorted({*range(40)} - {0, 17})
+    statistics = json.loads((out / "experiment_cfg/dataset_statistics.json").read_text())["new_embodiment"]
+    kept = np.concatenate([np.stack(pq.read_table(f)["action"].to_numpy()) for f in sorted(file.parent.glob("*.parquet")) if int(f.stem[-6:]) not in (0, 17)])
+    assert np.allclose(statistics["action"]["single_arm"]["max"], kept[:, :6].max(0))
+    assert np.isfinite(statistics["relative_action"]["single_arm"]["mean"]).all()
+
+    other = run(BIN / "python", "scripts/finetune.py", *args, "--no-check-data", "--exclude-episodes", 0)
+    assert other.returncode == 2 and "exclude_episodes was [0, 17], now [0]" in other.stderr, other.stderr
+    for wrong, words in (([40], "names episode 40"), (range(40), "all 40 episodes")):
+        bad = run(BIN / "python", "scripts/finetune.py", *args[:-1], tmp_path / "none", "--exclude-episodes", *wrong)
+        assert bad.returncode == 2 and words in bad.stderr and len(bad.stderr.strip().splitlines()) == 1, bad.stderr
+
+    from gr00t_nb.data.lerobot import LeRobotDataset
+    from gr00t_nb.policy.open_loop import held_out_episodes
+    whole, without = LeRobotDataset(data), LeRobotDataset(data, exclude_episodes=[0, 17])
+    assert [whole.episodes[i].index for i in held_out_episodes(out)] == [without.episodes[i].index for i in held_out_episodes(out, without)] == record["val_episodes"]

@@ -11,13 +11,14 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from .lerobot import original_key
-from .metadata import Metadata, Used, check_extra_files, check_fit, check_slices, check_totals, dimensions, json_lines, number, read_metadata, used_columns, width
+from .metadata import Metadata, Used, check_extra_files, check_fit, check_slices, check_totals, dimensions, exclude, json_lines, number, read_metadata, used_columns, width
 from .problems import Report
 from .recording import Findings, Known, Moments, check_episode, column_numbers, read_table
 from .signals import ordinary
@@ -44,7 +45,7 @@ def _known(m: Metadata, used: Used) -> Known:
 def _stats_file(m: Metadata, name: str) -> dict:
     "A statistics file; empty where there is none."
     file = m.path / "meta" / name
-    if not file.is_file(): return {}
+    if m.excluded or not file.is_file(): return {}  # with episodes left out, training computes its own
     try: found = read_json(file)
     except (InputError, RecursionError): found = None
     if isinstance(found, dict): return found
@@ -221,7 +222,7 @@ def _report(m, used, known, config, every, findings, thorough, start) -> Report:
         m.add("error", "no_training_step", "meta/episodes.jsonl", f"the longest episode has {max(lengths.values())} rows", f"at least {used.horizon}, the action horizon", "record longer episodes, or shorten the horizon")
     m.notes.append(("Every frame was decoded." if thorough else "Of each video the first and last frame and eight pairs between were decoded; thorough decodes all.")
                    + ("" if config is not None else " No embodiment was given: all of modality.json counted as used, with an action horizon of 16."))
-    return Report(str(m.path), m.problems + [p for f in findings for p in f.problems], lengths, m.notes, time.perf_counter() - start)
+    return Report(str(m.path), m.problems + [p for f in findings for p in f.problems], lengths, m.notes, time.perf_counter() - start, m.excluded)
 
 # %% ../../nbs/data/40_checkup.ipynb #ac7d9aa4
 def check_dataset(
@@ -232,6 +233,7 @@ def check_dataset(
     thorough: bool = False,  # decode every frame of every video
     workers: int | None = None,  # threads; None: one per processor, at most 8
     progress: bool = True,  # show a progress bar on standard error
+    exclude_episodes: Iterable[int] | None = None,  # episodes that are not to be looked at, by their number in file names (episode_index)
 ) -> Report:
     "Checks a LeRobot data set of version 2.0, 2.1 or 3.0 and reports every problem. Writes nothing. `InputError` where there is no data set."
     start = time.perf_counter()
@@ -239,6 +241,7 @@ def check_dataset(
     m = read_metadata(path)
     used, every = used_columns(m, config), used_columns(m, None).dims
     for check in (check_totals, check_extra_files, check_slices): check(m)
+    exclude(m, exclude_episodes)
     check_fit(m, config)
     cameras = _cameras(m, used, config)
     if cameras: check_ffmpeg()  # without it every video would look broken
@@ -258,9 +261,10 @@ def main(argv: list[str] | None = None):  # arguments; None: those of the proces
     parser.add_argument("--modality-config-path", help="Python file that registers a modality configuration")
     parser.add_argument("--thorough", action="store_true", help="decode every frame of every video")
     parser.add_argument("--workers", type=int, help="threads (default: one per processor, at most 8)")
+    parser.add_argument("--exclude-episodes", type=int, nargs="+", metavar="N", help="episodes to leave out, by their number (episode_index)")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
     a = parser.parse_args(argv)
-    report = check_dataset(a.path, a.embodiment_tag, None, a.modality_config_path, a.thorough, a.workers, progress=sys.stderr.isatty())
+    report = check_dataset(a.path, a.embodiment_tag, None, a.modality_config_path, a.thorough, a.workers, sys.stderr.isatty(), a.exclude_episodes)
     print(json.dumps(report.to_json(), indent=1) if a.json else report)
     sys.exit(0 if report.ok else 1)
 

@@ -401,7 +401,8 @@ def _recording(ds: LeRobotDataset, episode: int, cameras: list[str]) -> Recordin
 
 
 def _shipped_files(ds: LeRobotDataset) -> dict[str, dict] | None:
-    "Statistics that the source ships, to go with the copy."
+    "Statistics that the source ships, to go with the copy, unless it has fewer episodes."
+    if ds.excluded: return None
     found = {n: read_json(ds.path / "meta" / n) for n in ("stats.json", "relative_stats.json") if (ds.path / "meta" / n).exists()}
     return found if "stats.json" in found else None
 

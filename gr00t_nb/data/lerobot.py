@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fastcore.basics import patch
 
-from .layouts import Episode, LayoutV2, LayoutV3, Place, dataset_folder, open_layout, read_info
+from .layouts import Episode, LayoutV2, LayoutV3, Place, dataset_folder, leave_out, open_layout, read_info
 from .modality import check_modality, depth_reason, fixed_text, original_key, propose_modality
 from .video import decode_frames, video_info
 from ..embodiments import ModalityConfig
@@ -47,7 +47,8 @@ class LeRobotDataset:
     """A LeRobot data set, version 2.0, 2.1 or 3.0, with GR00T's `meta/modality.json`.
 
     Episodes are addressed by their position 0 .. `len(ds) - 1` in the metadata, as the official loader does; `ds.episodes[i].index`
-    is the number in the files. Opening reads metadata only; rows and frames are read when asked for, and the last used rows are kept.
+    is the number in the files. Episodes that are excluded, by number, have no position and are never read: those behind them move up, and
+    `ds.positions[i]` is where episode `i` would be had none been excluded. Opening reads metadata only; rows and frames are read when asked for, and the last used rows are kept.
     """
     cache_bytes = 256 * 2**20  # how much of the tables is kept in memory, per process
 
@@ -55,13 +56,16 @@ class LeRobotDataset:
         path: str | Path,  # root of the data set, the folder that holds meta/; or an id on the hub, 'user/name' or 'user/name@revision'
         modality: dict | None = None,  # in place of meta/modality.json
         prompt: str | None = None,  # one instruction for every step, in place of those of the data set
+        exclude_episodes: Iterable[int] | None = None,  # episodes to be left out, by their number (episode_index), not their position
     ):
         self.path = dataset_folder(path)
         self.info = read_info(self.path)
         self.version = str(self.info["codebase_version"]).lstrip("v")
         self.fps = float(self.info.get("fps") or 0)
         self.layout = open_layout(self.path, self.info)
-        self.episodes = self.layout.episodes()
+        listed = self.layout.episodes()
+        self.episodes, self.excluded = leave_out(listed, exclude_episodes, self.path)
+        self.positions = [i for i, e in enumerate(listed) if e.index not in self.excluded]
         self.total_steps = sum(e.length for e in self.episodes)
         self.tasks = self.layout.tasks()
         self.prompt = prompt
@@ -79,7 +83,8 @@ class LeRobotDataset:
     def __len__(self): return len(self.episodes)
 
     def __repr__(self):
-        return f"LeRobotDataset('{self.name}': {len(self)} episodes, {self.total_steps:,} steps, {self.fps:g} fps, v{self.version})"
+        left_out = f" ({len(self.excluded)} left out)" if self.excluded else ""
+        return f"LeRobotDataset('{self.name}': {len(self)} episodes{left_out}, {self.total_steps:,} steps, {self.fps:g} fps, v{self.version})"
 
     def __getstate__(self): return {**self.__dict__, "_rows": OrderedDict(), "_found": {}, "_footers": {}}  # a worker process begins with an empty cache
 
@@ -121,7 +126,7 @@ def _episode(self: LeRobotDataset, episode: int) -> Episode:
 @patch
 def _read_groups(self: LeRobotDataset, e: Episode, path: Path, groups, names: list[str]) -> tuple[pq.FileMetaData, pa.Table | None, list[str]]:
     "Footer of a table, the columns `names` of some row groups (`groups(footer)`), and the names of all columns."
-    if not path.exists(): raise InputError(f"Episode {e.index}: there is no table {path}; restore it, or leave the episode out.")
+    if not path.exists(): raise InputError(f"Episode {e.index}: there is no table {path}; restore it, or leave its episode out with exclude_episodes.")
     try:
         with pq.ParquetFile(path, metadata=self._footers.get(path)) as file:
             known = file.schema_arrow.names
@@ -129,7 +134,7 @@ def _read_groups(self: LeRobotDataset, e: Episode, path: Path, groups, names: li
             return file.metadata, file.read_row_groups(list(groups(file.metadata)), [n for n in names if n in known], use_threads=False), known
     except (pa.ArrowException, OSError) as err:
         raise InputError(f"Episode {e.index}: the table {path} ({path.stat().st_size:,} bytes) cannot be read ({str(err).splitlines()[0][:120]}): "
-                         "it is truncated or no parquet file; restore it, or leave the episode out.") from None
+                         "it is truncated or no parquet file; restore it, or leave its episode out with exclude_episodes.") from None
 
 # %% ../../nbs/data/10_lerobot.ipynb #0ce7c65e
 def _groups_of(footer: pq.FileMetaData, place: Place) -> range:
@@ -327,7 +332,7 @@ def _check_frames(place: Place, e: Episode, indices: np.ndarray):
     "Whether the frames of an episode lie in the joined video, and whether there is one for each row."
     if place.count < e.length:
         raise InputError(f"The metadata gives it frames {place.first} to {place.first + place.count - 1} of {place.path}, {place.count} frames for {e.length} "
-                         "rows: restore the metadata, or leave the episode out.")
+                         "rows: restore the metadata, or leave its episode out with exclude_episodes.")
     held = video_info(place.path).frames
     if place.first + e.length > held:
         raise InputError(f"Its frames {place.first} to {place.first + e.length - 1} run over the end of {place.path}, which holds {held} frames: the offsets "
@@ -356,7 +361,7 @@ def _picture(cell, root: Path, where: str) -> np.ndarray:
     data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     if data is None and path:
         file = next((f for f in (root / path, root / "images" / path) if f.is_file()), None)
-        if file is None: raise InputError(f"The picture '{path}' that {where} points to is not in {root}: restore it, or leave the episode out.")
+        if file is None: raise InputError(f"The picture '{path}' that {where} points to is not in {root}: restore it, or leave its episode out with exclude_episodes.")
         data = file.read_bytes()
     try: array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     except (cv2.error, TypeError): array = None
@@ -480,15 +485,15 @@ def check_config(self: LeRobotDataset,
 
 @patch
 def _camera_problem(self: LeRobotDataset, view: str, column: str) -> str | None:
-    "What is wrong with a camera, as far as metadata and the first episode tell."
+    "What is wrong with a camera, as far as metadata and the first episode that has a video tell."
     features = self.info["features"]
     feature = features.get(column) or {}
     if column not in features: return f"no column '{column}' in info.json, which video '{view}' stands for{'.' * bool(near := did_you_mean(column, features))}{near}"
     if reason := depth_reason(column, feature): return _no_depth(view, column, reason).rstrip(".")
     if feature.get("dtype") == "image": return None if column in self._table_columns() else f"no column '{column}' in the tables for '{view}'"
-    try: file = self.layout.frames(self.episodes[0], column).path
+    files = (self.layout.frames(e, column).path for e in self.episodes)
+    try: return None if any(f.exists() for f in files) else f"no video file {self.layout.frames(self.episodes[0], column).path} for '{view}'"  # one that is missing is its episode's fault, not the configuration's
     except InputError as e: return str(e).rstrip(".")
-    return None if file.exists() else f"no video file {file} for '{view}'"
 
 
 @patch

@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['MAX_STATE_DIM', 'MAX_ACTION_DIM', 'MAX_HORIZON', 'Metadata', 'json_lines', 'number', 'read_metadata', 'check_totals',
-           'check_extra_files', 'width', 'check_slices', 'dimensions', 'check_fit', 'Used', 'used_columns']
+           'check_extra_files', 'exclude', 'width', 'check_slices', 'dimensions', 'check_fit', 'Used', 'used_columns']
 
 # %% ../../nbs/data/38_metadata.ipynb #f5503cbc
+import itertools
 import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .layouts import info_file
+from .layouts import info_file, leave_out
 from .lerobot import Episode, LayoutV2, LeRobotDataset, action_horizon, original_key, propose_modality
 from .modality import dimension_names
-from .problems import Problem
+from .problems import Problem, ranges
 from ..embodiments import ActionRepresentation, ActionType, ModalityConfig
 from ..errors import InputError, did_you_mean
 from ..files import read_json
@@ -36,6 +39,7 @@ class Metadata:
     layout: object = None  # says where the rows and frames of an episode lie
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was not checked
+    excluded: list[int] = field(default_factory=list)  # numbers of the episodes that are left out
 
     def add(self, severity: str, kind: str, file: str, found: str, expected: str, mend: str, episode=None, row=None, about: str = ""):
         "Notes a problem."
@@ -192,13 +196,27 @@ def check_totals(m: Metadata):
 def check_extra_files(m: Metadata):
     "Tables and videos in the folder that belong to no episode of the list."
     cameras = [c for c, f in m.info["features"].items() if f["dtype"] == "video"]
-    listed = {m.layout.rows(e).path for e in m.episodes} | {m.layout.frames(e, c).path for e in m.episodes for c in cameras}
+    listed = {m.layout.rows(e).path for e in m.episodes}
+    for e, c in itertools.product(m.episodes, cameras):
+        with suppress(InputError): listed.add(m.layout.frames(e, c).path)  # that it has no place is for the check of the episode to say, unless it is left out
     for folder, ending, kind in (("data", "parquet", "table_extra"), ("videos", "mp4", "video_extra")):
         for file in sorted((m.path / folder).rglob(f"*.{ending}")):
             if file not in listed:
                 number = re.search(r"episode_(\d{1,9})$", file.stem)
                 m.add("warning", kind, m.relative(file), "a file of no listed episode", "files of listed episodes and declared cameras only",
                       "add the episode to the metadata, or remove the file", int(number[1]) if number else None)
+
+# %% ../../nbs/data/38_metadata.ipynb #cde0ed5a
+def exclude(
+    m: Metadata,
+    numbers: Iterable[int] | None,  # of episodes, as in file names; None: of none
+):
+    "Takes episodes off the list, and what was found wrong with them. `InputError` for one that does not exist, and where none would be left."
+    m.episodes, m.excluded = leave_out(m.episodes, numbers, m.path)
+    m.problems = [p for p in m.problems if p.episode not in m.excluded]
+    if not m.excluded: return
+    ignored = " and ".join(f"meta/{n}" for n in ("stats.json", "relative_stats.json") if (m.path / "meta" / n).is_file())
+    m.notes.append(f"Left out: episode{'s' * (len(m.excluded) > 1)} {ranges(m.excluded)}." + (f" Not used, because what is left out is in it, too: {ignored}." if ignored else ""))
 
 # %% ../../nbs/data/38_metadata.ipynb #854c6f28
 def width(

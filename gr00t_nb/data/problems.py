@@ -55,6 +55,7 @@ class Report:
     lengths: dict[int, int] = field(default_factory=dict)  # episode -> rows of its table
     notes: list[str] = field(default_factory=list)  # sentences: what was checked with what, and what was not
     seconds: float = 0.0  # how long the check took
+    excluded: list[int] = field(default_factory=list)  # episodes that were left out of it
 
     def __post_init__(self):
         self.problems = sorted(self.problems, key=lambda p: (SEVERITIES.index(p.severity), p.kind, p.about, -1 if p.episode is None else p.episode,
@@ -77,6 +78,11 @@ class Report:
         "One line: counts by severity, size of the data set, time."
         counts = ", ".join(f"{n} {s}{'s' * (n != 1 and s != 'info')}" for s in SEVERITIES if (n := len(self.of(s)))) or "no problems"
         return f"{Path(self.path).resolve().name}: {counts} in {len(self.lengths)} episodes, {sum(self.lengths.values()):,} rows, checked in {self.seconds:.1f} s"
+
+    def to_exclude(self) -> list[int]:
+        "Episodes without which the errors of single episodes are gone, those that are left out already among them; none where that would be all, or nothing new."
+        bad = {p.episode for p in self.of("error")} & self.lengths.keys()
+        return sorted(bad | {*self.excluded}) if 0 < len(bad) < len(self.lengths) else []
 
 # %% ../../nbs/data/36_problems.ipynb #5c35e3b6
 @dataclass(frozen=True)
@@ -109,6 +115,9 @@ def grouped(problems: Iterable[Problem]) -> list[Group]:
     return [Group(tuple(g)) for g in groups.values()]
 
 # %% ../../nbs/data/36_problems.ipynb #4e5ebbdd
+_WITHOUT = "The episodes with errors can be left out, here and in training, with"
+
+# %% ../../nbs/data/36_problems.ipynb #dcd087d5
 def as_text(
     report: Report,
     width: int = 120,  # columns
@@ -123,7 +132,11 @@ def as_text(
         for i in range(max(map(len, cells))):
             a, b, c = (c[i] if i < len(c) else "" for c in cells)
             lines.append(f"{a:{left}}{b:{middle}}{c}".rstrip())
-    return "\n".join([*lines, *([""] if report.notes else []), *(line for n in report.notes for line in textwrap.wrap(n, width))])
+    lines += [""] * bool(report.notes) + [line for n in report.notes for line in textwrap.wrap(n, width)]
+    if bad := report.to_exclude():
+        option = textwrap.wrap(f"--exclude-episodes {' '.join(map(str, bad))}", width - 6, break_on_hyphens=False)
+        lines += ["", _WITHOUT, *(f"    {part}{' ' + chr(92) if i < len(option) else ''}" for i, part in enumerate(option, 1))]  # a shell goes on after a backslash
+    return "\n".join(lines)
 
 
 Report.__str__ = Report.__repr__ = lambda self: as_text(self)
@@ -142,7 +155,9 @@ def _as_html(report: Report) -> str:
         for g in grouped(report.problems) for p in g.problems[:1])
     head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("severity", "kind", "where", "what", "how to mend it"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
-    return f"<p><b>{e(report.headline())}</b></p>{table}" + "".join(f"<p><small>{e(n)}</small></p>" for n in report.notes)
+    bad = report.to_exclude()
+    option = f"<p>{_WITHOUT} <code>exclude_episodes={bad}</code>; on the command line <code>--exclude-episodes {' '.join(map(str, bad))}</code></p>" if bad else ""
+    return f"<p><b>{e(report.headline())}</b></p>{table}" + "".join(f"<p><small>{e(n)}</small></p>" for n in report.notes) + option
 
 
 Report._repr_html_ = _as_html

@@ -196,7 +196,7 @@ def _signals(m: Metadata, used: Used, known: Known, f: Findings, x: dict[str, np
         if bad[:, dims].any():
             rows = np.flatnonzero(bad[:, dims].any(1))
             f.add("error", "not_finite", file, f"NaN or infinity in {len(rows)} rows of '{c}', dimensions {ranges(np.array(dims)[bad[:, dims].any(0)].tolist())}", "finite numbers",
-                  "interpolate them, or leave the episode out", int(rows[0]), c)
+                  "interpolate them, or leave the episode out (--exclude-episodes)", int(rows[0]), c)
     for c, dims in vectors.items():
         by_dim = {}
         for row, j in jumps(x[c], known.scales[c]): by_dim.setdefault(j, []).append(row)
@@ -204,12 +204,12 @@ def _signals(m: Metadata, used: Used, known: Known, f: Findings, x: dict[str, np
             row, step = by_dim[j][0], x[c][by_dim[j][0], j] - x[c][by_dim[j][0] - 1, j]
             wrap = abs(abs(step) - 2 * np.pi) < 0.3 or abs(abs(step) - 360) < 15
             f.add("warning", "jump", file, f"'{c}' dimension {j} changes by {step:+.4g} from one row to the next ({len(by_dim[j])} such rows), a fast change is {known.scales[c].step[j]:.3g}",
-                  "changes that a robot can make", "unwrap the angle" if wrap else "smooth or cut the rows, or leave the episode out", row, f"{c}[{j}]")
+                  "changes that a robot can make", "unwrap the angle" if wrap else "smooth or cut the rows, or leave the episode out (--exclude-episodes)", row, f"{c}[{j}]")
     if vectors and m.fps:
         everything, span = np.hstack([x[c][:, d] for c, d in vectors.items()]), np.concatenate([known.scales[c].span[d] for c, d in vectors.items()])
         head, tail = idle_ends(everything, span)
         if head == tail == f.rows and f.rows > IDLE_SECONDS * m.fps:
-            f.add("warning", "idle_episode", file, f"nothing moves in {f.rows} rows", "a motion", "leave the episode out", 0)
+            f.add("warning", "idle_episode", file, f"nothing moves in {f.rows} rows", "a motion", "leave the episode out (--exclude-episodes)", 0)
         elif f.rows:
             for kind, n, row in (("idle_head", head, 0), ("idle_tail", tail, f.rows - tail)):
                 if n > IDLE_SECONDS * m.fps: f.add("warning", kind, file, f"nothing moves for {n / m.fps:.1f} s at the {'beginning' if row == 0 else 'end'} ({n} rows)",
@@ -286,14 +286,14 @@ def check_video(
     place, bad = m.layout.frames(f.episode, column), "error" if used else "warning"
     file, rows = m.relative(place.path), f.episode.length if f.rows is None else f.rows
     say = lambda severity, kind, found, expected, mend, row=None: f.add(severity, kind, file, found, expected, mend, row, column)
-    again = "restore the file, or leave the episode out"
+    again = "restore the file, or leave the episode out (--exclude-episodes)"
     if not os.path.isfile(place.path): return say(bad, "video_missing", "no such file", "a video of each camera for each episode", again)
     if not place.path.stat().st_size: return say(bad, "video_empty", "0 bytes", "a video", again)
     if cut := _cut(place.path): return say(bad, "video_truncated", f"a file that was cut: {cut}", "a whole mp4 file", again)
     try: decoder = _decoder(place.path)
     except Exception as e: return say(bad, "video_undecodable", f"it cannot be opened ({_reason(e, place.path)[:120]})", "a video", again)
     there = max(0, len(decoder) - place.first) if place.count is None else min(place.count, max(0, len(decoder) - place.first))
-    if there < rows: say(bad, "video_short", f"{there} frames for {rows} rows", "a frame for each row", "leave the episode out, or cut the rows that have no frame", there)
+    if there < rows: say(bad, "video_short", f"{there} frames for {rows} rows", "a frame for each row", "leave the episode out (--exclude-episodes), or cut the rows that have no frame", there)
     if there > rows and f.rows is not None: say("warning", "video_long", f"{there} frames for {rows} rows", "a row for each frame",
                                                 "look whether rows were lost at the beginning or between: then pictures and rows are shifted", rows)
     fps, (height, width_) = float(decoder.metadata.average_fps or 0), _size(m.info["features"][column])
@@ -318,7 +318,7 @@ def _pictures(m: Metadata, decoder, first: int, there: int, say, bad: str, again
     chosen = sorted({0, there - 1, *pairs, *(i + APART for i in pairs)})
     frames, failed, why = _decode(decoder, [first + i for i in chosen])
     if frames is None: return say(bad, "video_undecodable", f"a frame that cannot be decoded ({why[:120]})", "frames that can be decoded", again, failed - first)
-    if frames[:, ::4, ::4].reshape(len(frames), -1).std(1).max() < 2: say("warning", "video_blank", "frames of a single colour", "pictures", "look at the camera; leave the episode out", 0)
+    if frames[:, ::4, ::4].reshape(len(frames), -1).std(1).max() < 2: say("warning", "video_blank", "frames of a single colour", "pictures", "look at the camera; leave the episode out (--exclude-episodes)", 0)
     small = dict(zip(chosen, thumbnails(frames)))
     if not thorough and (state is None or not any(alike(small[i], small[i + APART]) for i in pairs)): return
     small = []
@@ -327,7 +327,7 @@ def _pictures(m: Metadata, decoder, first: int, there: int, say, bad: str, again
         if block is None: return say(bad, "video_undecodable", f"a frame that cannot be decoded ({why[:120]})", "frames that can be decoded", again, failed - first)
         small.append(thumbnails(block))
     run = frozen_run(np.concatenate(small), state, span, max(5, round(0.4 * m.fps))) if state is not None else None
-    if run: say("warning", "video_frozen", f"the same picture in {run[1]} frames while the robot moves", "a picture that changes with the scene", "leave the episode out, or cut it", run[0])
+    if run: say("warning", "video_frozen", f"the same picture in {run[1]} frames while the robot moves", "a picture that changes with the scene", "leave the episode out (--exclude-episodes), or cut it", run[0])
 
 # %% ../../nbs/data/39_recording.ipynb #57d6e092
 def read_columns(
@@ -337,11 +337,11 @@ def read_columns(
     place = m.layout.rows(f.episode)
     file = m.relative(place.path)
     if not os.path.isfile(place.path):
-        f.add("error", "table_missing", file, "no such file", "a table for each episode", "restore the file, or take the episode off the list"); return {}
+        f.add("error", "table_missing", file, "no such file", "a table for each episode", "restore the file, or leave the episode out (--exclude-episodes)"); return {}
     try: table = read_table(place)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as e:
         f.add("error", "table_unreadable", file, f"{place.path.stat().st_size:,} bytes that cannot be read as a table ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__})",
-              "a parquet file", "restore the file, or take the episode off the list"); return {}
+              "a parquet file", "restore the file, or leave the episode out (--exclude-episodes)"); return {}
     f.rows = table.num_rows
     if f.rows < f.episode.length: f.add("error", "rows_missing", file, f"{f.rows} rows", f"{f.episode.length}, the length in the metadata", "restore the rows, or mend the length", f.rows)
     if f.rows > f.episode.length: f.add("warning", "rows_extra", file, f"{f.rows} rows", f"{f.episode.length}, the length in the metadata", "mend the length, or cut the rows", f.episode.length)
@@ -368,7 +368,7 @@ def _inspect(m: Metadata, used: Used, known: Known, f: Findings, cameras: tuple[
     episode, x = f.episode, read_columns(m, used, f)
     _signals(m, used, known, f, x, m.relative(m.layout.rows(episode).path))
     if f.rows is not None and f.rows < used.horizon:
-        f.add("warning", "episode_short", m.relative(m.layout.rows(episode).path), f"{f.rows} rows", f"at least {used.horizon}, the action horizon", "leave the episode out: it gives no training step")
+        f.add("warning", "episode_short", m.relative(m.layout.rows(episode).path), f"{f.rows} rows", f"at least {used.horizon}, the action horizon", "leave the episode out (--exclude-episodes): it gives no training step")
     c = [c for c in dict.fromkeys(original_key(m.modality, "state", g) for g in m.modality["state"]) if c in x and c in known.scales]
     state, span = (np.hstack([x[n] for n in c]), np.concatenate([known.scales[n].span for n in c])) if c else (None, None)
     for column in cameras: check_video(m, f, column, column in used.cameras, state, span, thorough)

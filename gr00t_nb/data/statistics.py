@@ -212,6 +212,7 @@ def embodiment_statistics(
     ds.check_config({k: c for k, c in config.items() if k in ("state", "action")})
     kinds = [k for k in ("state", "action") if k in config]
     place = {(k, g): original_key(ds.modality, k, g) for k in kinds for g in config[k].modality_keys}
+    if ds.excluded: use_shipped = False  # the files describe the excluded episodes, too
     columns = _columns_statistics(ds, list(dict.fromkeys(place.values())), use_shipped)
     out = {k: {} for k in kinds}
     for (k, g), c in place.items():

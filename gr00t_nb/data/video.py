@@ -84,12 +84,12 @@ def _new_decoder(path):  # a torchcodec VideoDecoder that gives (n, H, W, 3)
 
 def _open(path, size: int):
     "Opens a decoder that gives (n, H, W, 3); `InputError` where the file is empty or no video."
-    if not size: raise InputError(f"The video file {path} is empty (0 bytes): restore it, or leave its episode out.")
+    if not size: raise InputError(f"The video file {path} is empty (0 bytes): restore it, or leave its episode out with exclude_episodes.")
     check_ffmpeg()
     try: return _new_decoder(path)
     except Exception as e:
         raise InputError(f"The video file {path} ({size:,} bytes) cannot be opened ({_reason(e, path)}): it is truncated or no video; "
-                         "restore it, or leave its episode out.") from None
+                         "restore it, or leave its episode out with exclude_episodes.") from None
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def _lent(
 ) -> Iterator:  # an open `torchcodec.decoders.VideoDecoder` that nobody else has
     "The open decoder of `path`, for the length of a block; after an error in the block it is not kept. `InputError` where the file is missing or broken."
     try: stat = os.stat(path)
-    except OSError: raise InputError(f"There is no video file {path}: expected an mp4 there; restore it, or leave its episode out.") from None
+    except OSError: raise InputError(f"There is no video file {path}: expected an mp4 there; restore it, or leave its episode out with exclude_episodes.") from None
     key = (str(path), stat.st_size, stat.st_mtime_ns)
     with _LOCK: decoder, cost = _OPEN.pop(key, (None, 0))
     if decoder is None:
@@ -141,11 +141,11 @@ def decode_frames(
         if wanted[0] < 0: raise InputError(f"Frame {wanted[0]} of {path} was asked for: frames are counted from 0.")
         if wanted[-1] >= n:
             raise InputError(f"Frame {wanted[-1]} of {path} was asked for, but the video holds {n} frames (0 to {n - 1}): it is shorter than its table; "
-                             "restore it, or leave its episode out.")
+                             "restore it, or leave its episode out with exclude_episodes.")
         try: frames = decoder.get_frames_at(wanted.tolist()).data.numpy()
         except Exception as e:
             raise InputError(f"Frames {wanted[0]} to {wanted[-1]} of {path} cannot be decoded ({_reason(e, path)}): the file is damaged; "
-                             "restore it, or leave its episode out.") from None
+                             "restore it, or leave its episode out with exclude_episodes.") from None
     return frames if len(back) == len(wanted) and (back[1:] > back[:-1]).all() else frames[back]
 
 # %% ../../nbs/data/00_video.ipynb #53a4a3b3

@@ -220,10 +220,12 @@ def _evaluate_episode(policy, dataset: LeRobotDataset, episode: int, steps: int 
 # %% ../../nbs/policy/10_open_loop.ipynb #716e8d46
 def held_out_episodes(
     model_path: str | Path,  # checkpoint folder
+    dataset: LeRobotDataset | None = None,  # its data set, opened with episodes left out; None: the positions are those in the whole of it
 ) -> list[int] | None:  # positions in its data set; None where the checkpoint does not know
-    "The episodes that the checkpoint was not trained on."
+    "The episodes that the checkpoint held out of training."
     record = Path(model_path) / "experiment_cfg" / "finetune.json"
-    return (read_json(record)["val_episodes"] or None) if record.exists() else None
+    found = (read_json(record)["val_episodes"] or None) if record.exists() else None
+    return found if found is None or dataset is None else [i for i, whole in enumerate(dataset.positions) if whole in found]
 
 # %% ../../nbs/policy/10_open_loop.ipynb #f52e04c1
 @patch

@@ -59,6 +59,7 @@ class FinetuneConfig:
     sampling: Literal["uniform", "official"] = "uniform"  # uniform: every step once an epoch, the order a function of the seed alone; official: NVIDIA's shards, whose order depends on processes and workers
     check_data: bool = True  # let the check-up go over the data set first, once for each state of its files, and refuse one with errors
     fast_resize: bool = False  # scale training images with torch's bicubic filter instead of Pillow's: three times faster, one level off in less than a thousandth of the values
+    exclude_episodes: list[int] | None = None  # episodes to leave out, by their number (episode_index), such as 3 17: they are not read, and statistics are computed without them
     skip_broken: bool = False  # put another step in the place of one that cannot be read, and count it, instead of stopping
     frame_cache: bool = False  # keep decoded and scaled frames on disk, in the kit's cache folder, made as they are first needed: the second epoch decodes no video
     val_fraction: float = 0.0  # share of the episodes, drawn by seed, that is held out; the checkpoint records which
@@ -84,6 +85,7 @@ def to_flags(self: FinetuneConfig) -> list[str]:  # arguments of scripts/finetun
         if value == f.default: continue
         if f.type is bool: flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, dict): flags += [f"--{flag}", *(str(x) for item in value.items() for x in item)]
+        elif isinstance(value, list): flags += [f"--{flag}", *map(str, value)] if value else []
         else: flags += [f"--{flag}", str(value)]
     return flags
 

@@ -47,8 +47,8 @@ class Prepared:
     dataset: LeRobotDataset
     modality_config: dict  # modality -> ModalityConfig
     processor: Gr00tProcessor  # with this embodiment's configuration and statistics
-    train_episodes: list[int]  # episode indices
-    val_episodes: list[int]  # held out
+    train_episodes: list[int]  # positions in `dataset`
+    val_episodes: list[int]  # held out, positions, too
 
 # %% ../../nbs/training/20_finetune.ipynb #632e4e1a
 def require_sound(
@@ -58,11 +58,11 @@ def require_sound(
     skip_broken: bool = False,  # let errors of single episodes pass, with a warning
 ):
     "Refuses a data set with errors, in one sentence that says where the whole table is."
-    what = json.dumps({m: c.to_json() for m, c in modality_config.items()}, sort_keys=True)
+    what = json.dumps([{m: c.to_json() for m, c in modality_config.items()}, dataset.excluded], sort_keys=True)
     state = fingerprint(p for p in dataset.path.rglob("*") if p.is_file())
     record = cache_dir() / "checkup" / f"{state}-{hashlib.sha256(what.encode()).hexdigest()[:8]}.json"
     if record.exists(): return
-    report = check_dataset(dataset.path, config=modality_config, progress=progress)
+    report = check_dataset(dataset.path, config=modality_config, progress=progress, exclude_episodes=dataset.excluded)
     errors = [p for p in report.of("error") if not (p.kind == "modality_missing" and dataset.proposed)]
     if skip_broken and (single := sorted({p.episode for p in errors if p.episode is not None})):
         warnings.warn(f"The check-up found errors in the episodes {ranges(single)} of {dataset.path}: other steps will take the place of those that cannot be read.")
@@ -70,8 +70,11 @@ def require_sound(
         if not errors: return  # and ask again next time
     if errors:
         where = ", ".join(str(x) for x in (errors[0].file, None if errors[0].episode is None else f"episode {errors[0].episode}", None if errors[0].row is None else f"row {errors[0].row}") if x)
+        option = lambda numbers: f" --exclude-episodes {' '.join(map(str, numbers))}" if numbers else ""
+        without = option(report.to_exclude()) if all(p.episode is not None for p in errors) else ""
         raise InputError(f"The check-up found {len(errors)} error{'s' if len(errors) > 1 else ''} in {dataset.path}; the first, at {where}: {errors[0].found}. "
-                         f"See them all with: python -m gr00t_nb.data.checkup {dataset.path} (or leave them be with --no-check-data).")
+                         f"See them all with: python -m gr00t_nb.data.checkup {dataset.path}{option(dataset.excluded)} (or "
+                         + (f"train without {'these episodes' if len({p.episode for p in errors}) > 1 else 'the episode'}:{without}, or " if without else "") + "leave them be with --no-check-data).")
     write_json(record, dict(path=str(dataset.path), warnings=[p.to_json() for p in report.of("warning")]))
 
 # %% ../../nbs/training/20_finetune.ipynb #b06c3340
@@ -82,7 +85,7 @@ def prepare_data(
     "Everything up to the model; every mistake that can be found without it ends here, in one sentence."
     tag = check_config(config, world_size)
     check_ffmpeg()
-    dataset = LeRobotDataset(config.dataset_path)
+    dataset = LeRobotDataset(config.dataset_path, exclude_episodes=config.exclude_episodes)
     base = resolve_base_model(config.base_model_path)
     changed = dict(random_rotation_angle=config.random_rotation_angle, color_jitter_params=config.color_jitter_params, use_relative_action=True)  # as N1.6's launcher
     processor = Gr00tProcessor.from_pretrained(base, load_tokenizer(config.tokenizer_path) if config.tokenizer_path else None, **{k: v for k, v in changed.items() if v is not None})
@@ -165,7 +168,8 @@ def write_experiment(
     write_json(folder / "final_model_config.json", model_config.to_dict())
     write_json(folder / "final_processor_config.json", {k: str(v) for k, v in prepared.processor.settings.items()})  # strings, as officially
     write_json(folder / "dataset_statistics.json", prepared.processor.statistics, indent=4)
-    write_json(folder / "finetune.json", dict(config=config.to_dict(), embodiment=prepared.tag, train_episodes=prepared.train_episodes, val_episodes=prepared.val_episodes))
+    train, val = ([prepared.dataset.positions[i] for i in chosen] for chosen in (prepared.train_episodes, prepared.val_episodes))  # where they are in the whole data set
+    write_json(folder / "finetune.json", dict(config=config.to_dict(), embodiment=prepared.tag, train_episodes=train, val_episodes=val))
     return folder
 
 # %% ../../nbs/training/20_finetune.ipynb #20d068a3
@@ -194,8 +198,10 @@ def find_resume(
     record = newest / "experiment_cfg" / "finetune.json"
     if not record.exists(): raise InputError(f"{newest} was not written by this kit's finetune (it holds no experiment_cfg/finetune.json): choose another --output-dir, and give it as --base-model-path instead.")
     before = read_json(record)
-    now = dict(config.to_dict(), embodiment=prepared.tag, train_episodes=prepared.train_episodes)
-    then = dict(before["config"], embodiment=before["embodiment"], train_episodes=before["train_episodes"])
+    numbers = lambda found: dict(exclude_episodes=sorted({*(found.get("exclude_episodes") or ())}))  # in any order, each once
+    now, then = config.to_dict(), before["config"]
+    now |= dict(numbers(now), embodiment=prepared.tag, train_episodes=[prepared.dataset.positions[i] for i in prepared.train_episodes])
+    then |= dict(numbers(then), embodiment=before["embodiment"], train_episodes=before["train_episodes"])
     differ = [k for k in now if k not in _MAY_CHANGE | {"embodiment_tag"} and k in then and then[k] != now[k]]
     if differ:
         what = "; ".join(f"{k} was {then[k] if k != 'train_episodes' else f'{len(then[k])} episodes'}, now {now[k] if k != 'train_episodes' else f'{len(now[k])} others'}" for k in differ)
