@@ -25,7 +25,7 @@ from ..embodiments import ActionRepresentation, ActionType
 from ..errors import InputError, command
 from .measures import (Estimate, Timing, action_spread, estimate, gripper_dimensions, in_spreads, match_switches, motion_sums, seam_sums,
                                       switches, tremble_sums)
-from .open_loop import EpisodeResult, OpenLoopResult, ask, check_fit, evaluate_open_loop, held_out_episodes, recorded_chunks
+from .open_loop import EpisodeResult, OpenLoopResult, ask, check_fit, episodes_to_ask, evaluate_open_loop, held_out_episodes, recorded_chunks
 from .policy import Gr00tPolicy
 from .predictions import column_names
 from ..viz.plots import COLOURS, Plot, _styled, save_figure
@@ -240,7 +240,7 @@ def _ask_start(d: Diagnosis, policy, dataset: LeRobotDataset, e: EpisodeResult, 
 def diagnose(
     policy: Gr00tPolicy,  # who is asked; anything with get_modality_config, draw_noise and predict
     dataset: LeRobotDataset | str | Path,  # recorded episodes, best such as it was not trained on
-    episodes: list[int] | None = None,  # positions in the data set; None: ten, evenly spaced. `held_out_episodes(checkpoint)` knows better ones
+    episodes: list[int] | None = None,  # positions in the data set; None: ten, evenly spaced. `episodes_to_ask(checkpoint, dataset)` knows better ones
     steps: int | None = 1000,  # at most the first so many steps of each episode; None: all
     action_horizon: int | None = None,  # rows of a chunk that the robot would use before asking again; None: the whole chunk
     questions: int = 8,  # moments of an episode at which inputs are taken away
@@ -752,7 +752,7 @@ class DiagnosticsConfig:
     model_path: str  # checkpoint folder
     dataset_path: str  # folder of the LeRobot data set
     embodiment_tag: str = "NEW_EMBODIMENT"  # which robot it is, by name
-    traj_ids: list[int] | None = None  # episodes, by position; none: those held out in training, else ten
+    traj_ids: list[int] | None = None  # episodes, by position; none: those held out of training, else ten that it did not leave out
     steps: int | None = 1000  # at most the first so many steps of each episode
     action_horizon: int | None = None  # rows of a chunk that are used before asking again; none: the whole chunk
     questions: int = 8  # moments of an episode at which inputs are taken away
@@ -776,8 +776,10 @@ def main(args: list[str] | None = None):
     if page.suffix.lower() != ".png": raise InputError(f"--save-plot-path is {page}: expected a file that ends in .png.")
     policy = Gr00tPolicy(c.embodiment_tag, c.model_path, device=c.device, tokenizer_path=c.tokenizer_path)
     if c.denoising_steps: policy.model.config.num_inference_timesteps = c.denoising_steps
-    episodes = c.traj_ids if c.traj_ids is not None else held_out_episodes(c.model_path)
-    d = diagnose(policy, c.dataset_path, episodes, c.steps, c.action_horizon, c.questions, c.draws, c.replace, c.seed)
+    dataset = LeRobotDataset(c.dataset_path)
+    asked = c.traj_ids if c.traj_ids is not None else episodes_to_ask(c.model_path, dataset)
+    if c.traj_ids is None and not held_out_episodes(c.model_path): asked = [asked[i] for i in evenly(len(asked), 10)]
+    d = diagnose(policy, dataset, asked, c.steps, c.action_horizon, c.questions, c.draws, c.replace, c.seed)
     save_figure(d.plot(), page)
     print(json.dumps(d.to_dict(), indent=2) if c.json else f"{d.verdict(advice=True)}\n\npage: {page}")
     if c.require_sound and any(f.severity == "problem" for f in d.findings()): raise SystemExit(1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hold_state', 'repeat_action', 'recorded_chunks', 'EpisodeResult', 'OpenLoopResult', 'check_fit', 'ask',
-           'evaluate_open_loop', 'held_out_episodes', 'OpenLoopConfig', 'main']
+           'evaluate_open_loop', 'held_out_episodes', 'episodes_to_ask', 'OpenLoopConfig', 'main']
 
 # %% ../../nbs/policy/10_open_loop.ipynb #f755efb0
 from collections.abc import Sequence
@@ -173,7 +173,7 @@ def ask(
 def evaluate_open_loop(
     policy: Gr00tPolicy,  # who is asked
     dataset: LeRobotDataset | str | Path,  # recorded episodes
-    episodes: list[int] | None = None,  # positions in the data set; None: those held out in training, else all
+    episodes: list[int] | None = None,  # positions in the data set; None: all. `episodes_to_ask(checkpoint, dataset)` knows better ones
     steps: int | None = None,  # evaluate at most the first so many steps of each episode
     action_horizon: int | None = None,  # rows of a chunk that are used before asking again; None: the whole chunk
     seed: int = 0,  # of the noise from which every chunk starts
@@ -227,6 +227,17 @@ def held_out_episodes(
     found = (read_json(record)["val_episodes"] or None) if record.exists() else None
     return found if found is None or dataset is None else [i for i, whole in enumerate(dataset.positions) if whole in found]
 
+
+def episodes_to_ask(
+    model_path: str | Path,  # checkpoint folder
+    dataset: LeRobotDataset,  # its data set
+) -> list[int]:  # positions
+    "What a checkpoint is asked along where nobody names episodes: those held out of training, else all but those left out of it with `exclude_episodes`."
+    if held := held_out_episodes(model_path, dataset): return held
+    record = Path(model_path) / "experiment_cfg" / "finetune.json"
+    left_out = (read_json(record)["config"].get("exclude_episodes") or []) if record.exists() else []
+    return [i for i, e in enumerate(dataset.episodes) if e.index not in left_out]
+
 # %% ../../nbs/policy/10_open_loop.ipynb #f52e04c1
 @patch
 def names(self: OpenLoopResult) -> list[str]:  # a name for each column
@@ -254,7 +265,7 @@ class OpenLoopConfig:
     model_path: str  # checkpoint folder
     dataset_path: str  # folder of the LeRobot data set
     embodiment_tag: str = "NEW_EMBODIMENT"  # which robot it is, by name
-    traj_ids: list[int] | None = None  # episodes, by position; none: those held out in training, else all
+    traj_ids: list[int] | None = None  # episodes, by position; none: those held out of training, else all that it did not leave out
     steps: int | None = None  # at most the first so many steps of each episode
     action_horizon: int | None = None  # rows of a chunk that are used before asking again; none: the whole chunk
     denoising_steps: int | None = None  # Euler steps; none: the checkpoint's
@@ -272,8 +283,9 @@ def main(args: list[str] | None = None):
     config = tyro.cli(OpenLoopConfig, args=args)
     policy = Gr00tPolicy(config.embodiment_tag, config.model_path, device=config.device, tokenizer_path=config.tokenizer_path)
     if config.denoising_steps: policy.model.config.num_inference_timesteps = config.denoising_steps
-    episodes = config.traj_ids if config.traj_ids is not None else held_out_episodes(config.model_path)
-    result = evaluate_open_loop(policy, config.dataset_path, episodes, config.steps, config.action_horizon, config.seed)
+    dataset = LeRobotDataset(config.dataset_path)
+    episodes = config.traj_ids if config.traj_ids is not None else episodes_to_ask(config.model_path, dataset)
+    result = evaluate_open_loop(policy, dataset, episodes, config.steps, config.action_horizon, config.seed)
     folder = Path(config.save_plot_path or Path(config.model_path) / "open_loop")
     for i, e in enumerate(result.episodes): save_figure(result.plot(i), folder / f"traj_{e.episode}.png")
     save_figure(result.plot_by_horizon(), folder / "error_by_horizon.png")
