@@ -31,15 +31,23 @@ def readme(root: Path):
     (root / "README.md").write_text(note + re.sub(r"\s*\n!\[png\](\(.*\))\s*\n", r"\n\n![picture]\1\n\n", re.sub(r"\n{3,}", "\n\n", text)).strip() + "\n", encoding="utf-8")
 
 
+def _begun_bar(output) -> bool:
+    "Whether an output is nothing but a progress bar at 0 %."
+    text = output.get("data", {}).get("text/plain", "")
+    return len(output.get("data", {})) == 1 and bool(re.search(r"(^|\s)0%\|", "".join(text)))
+
+
 def strip_widgets(root: Path):
-    "Takes live widgets out of the notebooks: without their kernel they are error messages. The picture beside them, or the text, stays."
+    "Takes live widgets out of the notebooks: without their kernel they are error messages. The picture beside them, or the text, stays, but for progress bars, whose text is how they began."
     from execnb.nbio import read_nb, write_nb
     for path in sorted((root / "nbs").rglob("*.ipynb")):
-        if ".ipynb_checkpoints" in path.parts or not re.search(r'"application/vnd\.jupyter\.widget|^  "widgets": ', path.read_text(encoding="utf-8"), re.M): continue
+        if ".ipynb_checkpoints" in path.parts or not re.search(r'"application/vnd\.jupyter\.widget|^  "widgets": |   0%\|', path.read_text(encoding="utf-8"), re.M): continue
         nb = read_nb(path)
         nb.metadata.pop("widgets", None)
-        for o in (o for c in nb.cells for o in c.get("outputs", [])):
-            for kind in [k for k in o.get("data", {}) if k.startswith("application/vnd.jupyter.widget")]: del o["data"][kind]
+        for c in nb.cells:
+            for o in c.get("outputs", []):
+                for kind in [k for k in o.get("data", {}) if k.startswith("application/vnd.jupyter.widget")]: del o["data"][kind]
+            if "outputs" in c: c["outputs"] = [o for o in c["outputs"] if not _begun_bar(o)]
         write_nb(nb, path)
 
 

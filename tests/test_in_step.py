@@ -62,14 +62,15 @@ def test_notebooks_are_small_and_executed():
 
 
 def test_live_widgets_are_taken_out(tmp_path):
-    "What stays of a viewer's output is its picture, and nothing else of the notebook changes."
+    "What stays of a viewer's output is its picture, of a progress bar nothing; and nothing else of the notebook changes."
     import json
     sys.path.insert(0, str(ROOT))
     from export import strip_widgets
     view = "application/vnd.jupyter.widget-view+json"
     output = lambda **data: {"data": data, "execution_count": None, "metadata": {}, "output_type": "execute_result"}
     cell = {"cell_type": "code", "execution_count": None, "id": "0a", "metadata": {}, "source": ["viewer"]}
-    nb = {"cells": [{**cell, "outputs": [output(**{view: {"model_id": "1"}, "image/png": "aGk=", "text/plain": ["viewer"]})]}], "metadata": {"widgets": {view: {}}},
+    nb = {"cells": [{**cell, "outputs": [output(**{view: {"model_id": "1"}, "image/png": "aGk=", "text/plain": ["viewer"]}),
+                                         output(**{view: {"model_id": "2"}, "text/plain": ["open loop:   0%|          | 0/4 [00:00<?, ?episode/s]"]})]}], "metadata": {"widgets": {view: {}}},
           "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "nbs").mkdir()
     file = tmp_path / "nbs" / "a.ipynb"
