@@ -319,7 +319,10 @@ def _numbers(source: DataSource, episode: int, steps: Sequence[int], rngs: Seque
         if kind not in source.config: continue
         where = _indices(source, episode, steps, kind, pad)
         for group, array in read(episode, source.config[kind].modality_keys).items():
-            for d, x in zip(out, array[where]): d[f"{kind}.{group}"] = x
+            if not np.isfinite(rows := array[where]).all():
+                row = where[~np.isfinite(rows).all(-1)][0]
+                raise InputError(f"row {row} of {kind} '{group}' holds NaN or infinity, which would spoil the weights: mend it, or leave the episode out.")
+            for d, x in zip(out, rows): d[f"{kind}.{group}"] = x
     for key in source.config["language"].modality_keys if "language" in source.config else ():
         first, horizon = _indices(source, episode, steps, "language", pad)[:, 0].tolist(), action_horizon(source.config)
         for d, i, rng in zip(out, first, rngs): d[key] = ds.instruction(episode, i, key, rng, horizon)
@@ -344,7 +347,6 @@ def _read_steps(
             if "video" in source.config:
                 wanted, back = np.unique(_indices(source, episode, own, "video", pad), return_inverse=True)
                 views = source.config["video"].modality_keys
-                for step in read: step.update(dict.fromkeys(f"video.{view}" for view in views))  # in this order, whichever thread is done first
                 jobs += [(s, episode, view, wanted, back.reshape(len(slots), -1), read) for view in views]
         except InputError as e: raise SampleError(str(e) if str(source.dataset.path) in str(e) else f"{_name(source, episode)}: {e}") from None
         for i, step in zip(slots, read): steps[i] = step

@@ -30,7 +30,7 @@ from ..data.sampling import DataSource, OfficialStream, StepDataset, split_episo
 from ..data.statistics import embodiment_statistics
 from ..data.video import check_ffmpeg
 from ..errors import InputError
-from ..files import cache_dir, fingerprint, read_json, read_jsonl, write_json, write_text
+from ..files import cache_dir, fingerprint, keep, read_json, read_jsonl, write_json, write_text
 from ..model.layers import train_embodiment_rows
 from ..model.n1d6 import Gr00tN1d6
 from .base import resolve_base_model
@@ -72,7 +72,7 @@ def require_sound(
         where = ", ".join(str(x) for x in (errors[0].file, None if errors[0].episode is None else f"episode {errors[0].episode}", None if errors[0].row is None else f"row {errors[0].row}") if x)
         raise InputError(f"The check-up found {len(errors)} error{'s' if len(errors) > 1 else ''} in {dataset.path}; the first, at {where}: {errors[0].found}. "
                          f"See them all with: python -m gr00t_nb.data.checkup {dataset.path} (or leave them be with --no-check-data).")
-    write_json(record, dict(path=str(dataset.path), warnings=[p.to_json() for p in report.of("warning")]))
+    keep(record, dict(path=str(dataset.path), warnings=[p.to_json() for p in report.of("warning")]))
 
 # %% ../../nbs/training/20_finetune.ipynb #b06c3340
 def prepare_data(
