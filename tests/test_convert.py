@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gr00t_nb.data import convert
+from gr00t_nb.data.checkup import check_dataset
 from gr00t_nb.data.convert import from_hdf5, main, read_hdf5, to_v2, to_v3
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.errors import InputError
@@ -107,6 +108,55 @@ def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch):
         assert (ds.path / "meta" / name).read_text() == (straight.path / "meta" / name).read_text(), name
 
 
+def test_killed_at_any_time(tmp_path):
+    "A process that is killed while it writes leaves nothing behind that stops the next one, or stays in its data set."
+    for i in range(3): record(tmp_path / f"in/episode_{i}.hdf5", i, fps=10, task="go")
+    script = """
+import sys, time
+from pathlib import Path
+import gr00t_nb.data.convert as c
+real, calls = c.write_video, []
+def slow(path, *rest, **more):
+    calls.append(path)
+    if len(calls) == int(sys.argv[3]):
+        with c.replacing(path) as half:
+            half.write_bytes(b"half")
+            print("now", flush=True)
+            time.sleep(600)
+    return real(path, *rest, **more)
+c.write_video = slow
+c.from_hdf5(Path(sys.argv[1]), Path(sys.argv[2]), bgr=len(sys.argv) > 4, progress=False)
+"""
+    def killed(*arguments):
+        with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "in"), str(tmp_path / "out"), *arguments], stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b"now\n"
+            process.kill()
+    def finished(n=3, **options):
+        ds = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False, **options)
+        files = {str(p.relative_to(ds.path)) for folder in ("data", "videos") for p in (ds.path / folder).rglob("*") if p.is_file()}
+        assert len(ds) == n and files == {str(p.path.relative_to(ds.path)) for e in ds.episodes for p in (ds.layout.rows(e), ds.layout.frames(e, "observation.images.top"))}
+    killed("1"); finished()
+    shutil.rmtree(tmp_path / "out")
+    killed("2"); finished()
+    killed("2", "other colours")  # made anew with other parameters: half of it is no data set any more
+    with pytest.raises(InputError): LeRobotDataset(tmp_path / "out")
+    finished(bgr=True)
+    (tmp_path / "in/episode_2.hdf5").unlink()
+    finished(2, bgr=True)
+
+
+def test_odd_pictures_and_line_separators(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    wrote = picture(1, 20)[:, :47, :63]
+    record(tmp_path / "in/a.hdf5", 1, 20, fps=10, task="lift\u2028it")
+    with h5py.File(tmp_path / "in/a.hdf5", "a") as f:
+        del f["observations/images/top"]
+        f["observations/images/top"] = wrote
+    for _ in range(2): ds = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)  # the second time its own files are read
+    assert ds.frames(0, "top", range(20)).shape == wrote.shape and np.abs(ds.frames(0, "top", range(20)).astype(int) - wrote).mean() < 3
+    assert ds.instruction(0, 0, "task") == "lift\u2028it" and not check_dataset(ds.path, progress=False).of("error")
+
+
 @pytest.mark.parametrize("damage", ["short video", "no video", "short table", "changed source"])
 def test_a_broken_episode_is_made_again(tmp_path, damage):
     for i in range(3): record(tmp_path / f"in/episode_{i}.hdf5", i, fps=10, task="go")
@@ -162,15 +212,16 @@ def test_without_h5py(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="pip install h5py"): from_hdf5(tmp_path, tmp_path / "out")
 
 
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, capsys):
     record(tmp_path / "in/a.hdf5", 0)
     done = subprocess.run([sys.executable, "-m", "gr00t_nb.data.convert", "hdf5", str(tmp_path / "in"), str(tmp_path / "out"), "--task", "go", "--fps", "12.5", "--no-progress"],
                           capture_output=True, text=True)
-    assert done.returncode == 0 and "1 episodes written" in done.stdout, done.stderr
+    assert done.returncode == 0 and "1 episodes written" in done.stdout and "task_single" in done.stdout, done.stderr  # with the check-up at its end
     assert LeRobotDataset(tmp_path / "out").fps == 12.5
     shown = subprocess.run([sys.executable, "-m", "gr00t_nb.data.convert", "v3", "--help"], capture_output=True, text=True).stdout
     assert "size at which a new table is begun" in shown
-    with pytest.raises(SystemExit, match="convert: .*exists and was not made by a conversion"): main(["v2", str(SAMPLE), str(tmp_path / "in")])
+    with pytest.raises(SystemExit) as end: main(["v2", str(SAMPLE), str(tmp_path / "in")])
+    assert end.value.code == 2 and "exists and was not made by a conversion" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------ between versions

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,12 +27,13 @@ from fastcore.docments import docments
 from tqdm.auto import tqdm
 from tyro.conf import Positional
 
+from .checkup import check_dataset
 from .layouts import Episode, Place, open_layout
 from .lerobot import LeRobotDataset, _as_array
 from .modality import propose_modality
 from .statistics import dataset_statistics
 from .video import decode_frames, video_info, write_video
-from ..errors import InputError
+from ..errors import InputError, command
 from ..files import fingerprint, read_json, replacing, write_json, write_text
 
 # %% ../../nbs/data/95_convert.ipynb #ace90ccc
@@ -138,6 +140,7 @@ class WriterV2:
         if self.out.exists() and any(self.out.iterdir()) and not self.journal.exists():
             raise InputError(f"{self.out} exists and was not made by a conversion: give a folder that does not exist.")
         self.parameters = json.loads(json.dumps({**(parameters or {}), "fps": self.fps, "version": version}))
+        self.noted: set[str] = set()  # files that this and earlier runs made
         self.lines = self._read_journal()
         self.texts = {text: i for i, text in (tasks or {}).items()}
         for line in self.lines.values(): self.texts.update(line["tasks"])
@@ -149,8 +152,8 @@ class WriterV2:
 def _read_journal(self: WriterV2) -> dict[int, dict]:
     "The last line of each episode. A line that was cut off counts as not written."
     lines = {}
-    for text in self.journal.read_text(encoding="utf-8").splitlines() if self.journal.exists() else ():
-        try: line = json.loads(text); lines[line["episode"]] = line
+    for text in self.journal.read_text(encoding="utf-8").split("\n") if self.journal.exists() else ():
+        try: line = json.loads(text); lines[line["episode"]] = line; self.noted |= {*line["files"]}
         except (json.JSONDecodeError, KeyError, TypeError): continue
     return {i: line for i, line in lines.items() if line.get("parameters") == self.parameters}
 
@@ -204,8 +207,9 @@ def _write(self: WriterV2, i: int, first: int, r: Recording) -> dict:
 
 def _video_feature(held, fps: float) -> dict:
     "The entry of a camera in info.json."
+    pixels = "yuv444p" if held.height % 2 or held.width % 2 else "yuv420p"
     return {"dtype": "video", "shape": [held.height, held.width, 3], "names": ["height", "width", "channels"],
-            "info": {"video.height": held.height, "video.width": held.width, "video.codec": held.codec, "video.pix_fmt": "yuv420p",
+            "info": {"video.height": held.height, "video.width": held.width, "video.codec": held.codec, "video.pix_fmt": pixels,
                      "video.is_depth_map": False, "video.fps": fps, "video.channels": 3, "has_audio": False}}
 
 
@@ -232,14 +236,26 @@ def add(self: WriterV2,
     if old and (old["origin"], old["first"]) == (origin, first) and self._intact(old):
         self.done.append(old)
         return
-    line = self._write(i, first, recording()) | {"origin": origin}
     self.journal.parent.mkdir(parents=True, exist_ok=True)
+    self.journal.touch()  # from the first file on the folder is known to be a conversion's
+    (self.out / "meta/info.json").unlink(missing_ok=True)  # what an earlier run finished is now half old, half new
+    line = self._write(i, first, recording()) | {"origin": origin}
     cut_off = self.journal.exists() and not self.journal.read_bytes().endswith(b"\n")
     with open(self.journal, "a", encoding="utf-8") as f:
         f.write("\n" * cut_off + json.dumps(line, ensure_ascii=False) + "\n")
         f.flush(); os.fsync(f.fileno())
     self.done.append(line)
+    self.noted |= {*line["files"]}
     self.made += 1
+
+# %% ../../nbs/data/95_convert.ipynb #02543307
+@patch
+def _sweep(self: WriterV2):
+    "Removes what earlier runs left: files of episodes that the source no longer has, and halves of files whose process was killed."
+    for name in self.noted - {name for line in self.done for name in line["files"]}: (self.out / name).unlink(missing_ok=True)
+    for folder in ("data", "videos"):
+        for file in (self.out / folder).rglob(".*"):
+            if re.match(r"\.+episode_\d+\.(mp4|parquet)\.", file.name): file.unlink()
 
 # %% ../../nbs/data/95_convert.ipynb #034d47fd
 @patch
@@ -250,6 +266,7 @@ def finish(self: WriterV2,
 ) -> LeRobotDataset:
     "Writes the metadata, info.json last."
     if not self.done: raise InputError(f"There is nothing to write to {self.out}: the source has no episodes.")
+    self._sweep()
     meta, first = self.out / "meta", self.done[0]
     lines = lambda rows: "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
     write_text(meta / "tasks.jsonl", lines({"task_index": i, "task": t} for t, i in sorted(self.texts.items(), key=lambda p: p[1])))
@@ -536,20 +553,21 @@ def to_v3(
 def _with_help(f: Callable) -> Callable:
     "The same function, with the comments beside its parameters in the docstring, where tyro looks for help."
     @functools.wraps(f)
-    def command(*args, **kwargs): return f(*args, **kwargs)
-    del command.__wrapped__  # tyro would read the docstring of the original
-    command.__signature__ = inspect.signature(f)
+    def told(*args, **kwargs): return f(*args, **kwargs)
+    del told.__wrapped__  # tyro would read the docstring of the original
+    told.__signature__ = inspect.signature(f)
     said = {k: v for k, v in docments(f).items() if v and k != "return"}
-    command.__doc__ = f"{f.__doc__}\n\nArgs:\n" + "".join(f"    {k}: {v}\n" for k, v in said.items())
-    return command
+    told.__doc__ = f"{f.__doc__}\n\nArgs:\n" + "".join(f"    {k}: {v}\n" for k, v in said.items())
+    return told
 
 # %% ../../nbs/data/95_convert.ipynb #d3a77762
-def main(arguments: list[str] | None = None):
-    "`python -m gr00t_nb.data.convert {hdf5,v2,v3} SOURCE OUT ...`"
+@command
+def main(arguments: list[str] | None = None):  # of the command line; None: those of the process
+    "`python -m gr00t_nb.data.convert {hdf5,v2,v3} SOURCE OUT ...`: converts, and prints the check-up of the result."
     import tyro
     commands = {"hdf5": from_hdf5, "v2": to_v2, "v3": to_v3}
-    try: tyro.extras.subcommand_cli_from_dict({k: _with_help(f) for k, f in commands.items()}, prog="python -m gr00t_nb.data.convert", args=arguments)
-    except InputError as e: raise SystemExit(f"convert: {e}") from None
+    ds = tyro.extras.subcommand_cli_from_dict({k: _with_help(f) for k, f in commands.items()}, prog="python -m gr00t_nb.data.convert", args=arguments)
+    print(check_dataset(ds.path, progress=sys.stderr.isatty()))
 
 # %% ../../nbs/data/95_convert.ipynb #af0a8e96
 #| eval: false
