@@ -1,5 +1,5 @@
 "The check-up: every kind of problem is made on a copy of four episodes of the sample, and seen named, with its file, episode and row."
-import hashlib, json, shutil, subprocess, sys
+import hashlib, json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import cv2
@@ -330,8 +330,8 @@ def test_arguments_that_do_not_fit(healthy):
     MODALITY_CONFIGS.pop("new_embodiment", None)
 
 
-def command(*argv):
-    done = subprocess.run([sys.executable, "-m", "gr00t_nb.data.checkup", *map(str, argv)], capture_output=True, text=True, timeout=120)
+def command(*argv, **environment):
+    done = subprocess.run([sys.executable, "-m", "gr00t_nb.data.checkup", *map(str, argv)], capture_output=True, text=True, timeout=120, env=os.environ | environment)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 
@@ -339,6 +339,10 @@ def command(*argv):
 def test_command_line(folder):
     config = SAMPLE.parent / "cube_to_bowl_config.py"
     code, out, _ = command(folder, "--embodiment-tag", "NEW_EMBODIMENT", "--modality-config-path", config, "--json")
+    assert code == 0 and json.loads(out) == {"problems": []}
+    noisy = folder.parent / "noisy_config.py"
+    noisy.write_text('print("a configuration that talks")\n' + config.read_text())
+    code, out, _ = command(folder, "--modality-config-path", noisy, "--json")
     assert code == 0 and json.loads(out) == {"problems": []}
     (folder / video_of(1)).unlink()
     code, out, _ = command(folder, "--json", "--workers", 2)
@@ -348,3 +352,6 @@ def test_command_line(folder):
     assert (problem["severity"], problem["kind"], problem["file"], problem["episode"], problem["row"]) == ("error", "video_missing", video_of(1), 1, None)
     code, out, err = command(folder / "nowhere", "--json")
     assert code == 2 and out == "" and err.startswith("error: There is no folder") and err.count("\n") == 1
+    foreign = shutil.move(folder, folder.with_name("böse"))
+    code, out, err = command(foreign, PYTHONIOENCODING="ascii")
+    assert code == 1 and "b\\xf6se" in out and "video_missing" in out, err

@@ -7,6 +7,7 @@ __all__ = ['check_dataset', 'main']
 
 # %% ../../nbs/data/40_checkup.ipynb #3e71b42b
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -266,7 +267,9 @@ def main(argv: list[str] | None = None):  # arguments; None: those of the proces
     parser.add_argument("--workers", type=int, help="threads (default: one per processor, at most 8)")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
     a = parser.parse_args(argv)
-    report = check_dataset(a.path, a.embodiment_tag, None, a.modality_config_path, a.thorough, a.workers, progress=sys.stderr.isatty())
+    with contextlib.redirect_stdout(sys.stderr):  # a configuration file may print
+        report = check_dataset(a.path, a.embodiment_tag, None, a.modality_config_path, a.thorough, a.workers, progress=sys.stderr.isatty())
+    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter still shows the rest
     print(json.dumps(report.to_json(), indent=1) if a.json else report)
     sys.exit(0 if report.ok else 1)
 

@@ -34,19 +34,22 @@ def shard_episodes(
     seed: int = 42,
 ) -> list[list[tuple[int, np.ndarray]]]:  # shards, each a list of pieces: (episode position, its steps in order)
     "How GR00T N1.6 distributes the steps of a data set over shards."
+    if not (0 < episode_sampling_rate <= 1 and shard_size >= 1):
+        raise InputError(f"episode_sampling_rate is {episode_sampling_rate} and shard_size {shard_size}: expected a rate above 0 and up to 1, and at least one step in a shard.")
     rng = np.random.default_rng(seed)
     effective = [max(0, n - horizon + 1) for n in lengths]
+    if not sum(effective): raise InputError(f"None of {len(lengths)} episodes has the {horizon} steps of an action chunk: shorten the action horizon, or record longer ones.")
     order, pieces = rng.permutation(len(lengths)), int(1 / episode_sampling_rate)
     shards = [[] for _ in range(math.ceil(sum(effective) / shard_size))]
     filled = np.zeros(len(shards), np.int64)
     for episode in order:
         steps = np.arange(effective[episode])
         rng.shuffle(steps)
-        for i in range(pieces if len(shards) else 0):
+        for i in range(pieces):
             s = int(filled.argmin())
             shards[s].append((int(episode), steps[i::pieces]))
             filled[s] += len(steps[i::pieces])
-    if not len(shards) or not filled.all():
+    if not filled.all():
         raise InputError(f"{sum(effective)} steps in {len(lengths)} episodes of {pieces} pieces cannot fill {len(shards)} shards of {shard_size}: "
                          "give a larger shard_size or a smaller episode_sampling_rate.")
     return shards

@@ -146,6 +146,11 @@ def training_arguments(
     args.device; args._n_gpu = min(args._n_gpu, 1)  # several GPUs without torchrun: use one, rather than the Trainer's DataParallel
     return args
 
+# %% ../../nbs/training/20_finetune.ipynb #b4c3b544
+def _data_seen(prepared: Prepared) -> dict:
+    "What decides, beside the episodes, which samples come in which order: the same paths may lead to files that were edited."
+    return dict(modality_config={m: c.to_json() for m, c in prepared.modality_config.items()}, lengths=[prepared.dataset.episodes[e].length for e in prepared.train_episodes])
+
 # %% ../../nbs/training/20_finetune.ipynb #0882461f
 def write_experiment(
     config: FinetuneConfig,  # what the user asked for
@@ -165,7 +170,8 @@ def write_experiment(
     write_json(folder / "final_model_config.json", model_config.to_dict())
     write_json(folder / "final_processor_config.json", {k: str(v) for k, v in prepared.processor.settings.items()})  # strings, as officially
     write_json(folder / "dataset_statistics.json", prepared.processor.statistics, indent=4)
-    write_json(folder / "finetune.json", dict(config=config.to_dict(), embodiment=prepared.tag, train_episodes=prepared.train_episodes, val_episodes=prepared.val_episodes))
+    write_json(folder / "finetune.json", dict(config=config.to_dict(), embodiment=prepared.tag, train_episodes=prepared.train_episodes, val_episodes=prepared.val_episodes,
+                                              **_data_seen(prepared)))
     return folder
 
 # %% ../../nbs/training/20_finetune.ipynb #20d068a3
@@ -180,7 +186,7 @@ def _start_wandb(config: FinetuneConfig, output_dir: Path, rank: int):
 
 # %% ../../nbs/training/20_finetune.ipynb #4ab1138f
 _MAY_CHANGE = {"dataloader_num_workers", "num_gpus", "save_steps", "save_total_limit", "logging_steps", "use_wandb", "resume", "output_dir", "gradient_checkpointing", "frame_cache", "check_data", "base_model_path",
-               "dataset_path", "modality_config_path", "tokenizer_path"}  # paths may be spelled differently; what they led to is compared by the tag and the episodes
+               "dataset_path", "modality_config_path", "tokenizer_path"}  # paths may be spelled differently; what they led to is compared by the tag, the modality configuration, the episodes and their lengths
 
 
 def find_resume(
@@ -194,11 +200,12 @@ def find_resume(
     record = newest / "experiment_cfg" / "finetune.json"
     if not record.exists(): raise InputError(f"{newest} was not written by this kit's finetune (it holds no experiment_cfg/finetune.json): choose another --output-dir, and give it as --base-model-path instead.")
     before = read_json(record)
-    now = dict(config.to_dict(), embodiment=prepared.tag, train_episodes=prepared.train_episodes)
-    then = dict(before["config"], embodiment=before["embodiment"], train_episodes=before["train_episodes"])
+    now = dict(config.to_dict(), embodiment=prepared.tag, train_episodes=prepared.train_episodes, **_data_seen(prepared))
+    then = before["config"] | {k: v for k, v in before.items() if k != "config"}
     differ = [k for k in now if k not in _MAY_CHANGE | {"embodiment_tag"} and k in then and then[k] != now[k]]
     if differ:
-        what = "; ".join(f"{k} was {then[k] if k != 'train_episodes' else f'{len(then[k])} episodes'}, now {now[k] if k != 'train_episodes' else f'{len(now[k])} others'}" for k in differ)
+        long = dict(train_episodes="the training episodes differ", lengths="their lengths differ", modality_config="the modality configuration differs")
+        what = "; ".join(long.get(k) or f"{k} was {then[k]}, now {now[k]}" for k in differ)
         raise InputError(f"{newest} belongs to a run with other settings ({what}): use the same ones to go on, or another --output-dir to start anew.")
     return newest
 
