@@ -167,7 +167,7 @@ def _intact(self: WriterV2, line: dict) -> bool:
             if os.path.getsize(file) != size: return False
             rows = video_info(file).frames if file.suffix == ".mp4" else pq.read_metadata(file).num_rows
             if rows != line["length"]: return False
-    except (OSError, InputError, pa.ArrowException): return False
+    except (OSError, InputError, pa.ArrowException, UnicodeDecodeError): return False
     return True
 
 # %% ../../nbs/data/95_convert.ipynb #3a00d3ee

@@ -146,7 +146,7 @@ def _read_parquet(path: Path, wanted) -> pa.Table:
         with pq.ParquetFile(path) as file:
             return file.read([n for n in file.schema_arrow.names if wanted(n)], use_threads=False)
     except FileNotFoundError: raise InputError(f"There is no file {path}: expected a parquet file there.") from None
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:  # the last where damage hits the name of a column
         raise InputError(f"{path} ({path.stat().st_size:,} bytes) cannot be read ({str(e).splitlines()[0][:120]}): it is truncated or no parquet file; "
                          "restore it.") from None
 

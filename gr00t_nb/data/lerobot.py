@@ -127,7 +127,7 @@ def _read_groups(self: LeRobotDataset, e: Episode, path: Path, groups, names: li
             known = file.schema_arrow.names
             # threads would not survive a fork
             return file.metadata, file.read_row_groups(list(groups(file.metadata)), [n for n in names if n in known], use_threads=False), known
-    except (pa.ArrowException, OSError) as err:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
         raise InputError(f"Episode {e.index}: the table {path} ({path.stat().st_size:,} bytes) cannot be read ({str(err).splitlines()[0][:120]}): "
                          "it is truncated or no parquet file; restore it, or leave the episode out.") from None
 
@@ -500,4 +500,4 @@ def _camera_problem(self: LeRobotDataset, view: str, column: str) -> str | None:
 def _table_columns(self: LeRobotDataset) -> list[str]:
     "Columns that the first table has, declared in info.json or not."
     try: return pq.read_schema(self.layout.rows(self.episodes[0]).path).names
-    except (OSError, pa.ArrowException): return []
+    except (OSError, pa.ArrowException, UnicodeDecodeError): return []
