@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -280,6 +281,33 @@ def test_declared_camera_without_files(few, tmp_path):
     for ds in (to_v3(few, tmp_path / "v3", progress=False), to_v2(few, tmp_path / "v2", progress=False)):
         assert "observation.images.ghost" not in ds.info["features"]
         same(few, ds)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    "Two episodes of the sample, to be spoilt."
+    few = LeRobotDataset(SAMPLE)
+    few.episodes = few.episodes[:2]
+    return to_v2(few, tmp_path / "two", progress=False).path
+
+
+def test_nothing_is_lost_in_silence(folder, tmp_path):
+    episodes = folder / "meta/episodes.jsonl"
+    lines = [json.loads(line) for line in episodes.read_text().splitlines()]
+    lines[0]["sub_tasks"] = [{"start": 0, "end": 50, "text": "reach for the cube"}]
+    episodes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert to_v2(folder, tmp_path / "again", progress=False).instruction(0, 3, "sub_task") == "reach for the cube"
+    table = pq.read_table(file := folder / "data/chunk-000/episode_000001.parquet")
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", pa.array(table["action"].to_pylist(), pa.list_(pa.float64()))), file)
+    with pytest.raises(InputError, match="Episode 1 differs .* columns action"): to_v3(folder, tmp_path / "v3", progress=False)
+    pq.write_table(table, file)
+    LeRobotDataset(folder).layout.frames(LeRobotDataset(folder).episodes[0], "observation.images.front").path.unlink()  # of the first only: the camera is no camera without files
+    for f in (to_v2, to_v3):
+        with pytest.raises(InputError, match="no video file .*front/episode_000000.mp4"): f(folder, tmp_path / f.__name__, progress=False)
+    info = json.loads((folder / "meta/info.json").read_text())
+    (folder / "meta/info.json").write_text(json.dumps({k: v for k, v in info.items() if k != "fps"}))
+    for f in (to_v2, to_v3):
+        with pytest.raises(InputError, match="gives no fps"): f(folder, tmp_path / f.__name__, progress=False)
 
 
 def test_tasks_parquet_has_a_pandas_index(few, tmp_path):

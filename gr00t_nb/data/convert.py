@@ -44,6 +44,8 @@ class Recording:
     videos: dict[str, np.ndarray | Place | Callable[[], np.ndarray]] = field(default_factory=dict)  # column -> uint8 (L, H, W, 3), its maker, or a video
     tasks: list[str] = field(default_factory=list)  # the instruction of every step, or those of the episode where 'task_index' is among the columns
 
+    sub_tasks: list[dict] = field(default_factory=list)  # as in `Episode`, where there are any
+
     def __len__(self): return len(next(iter(self.columns.values())))
 
 # %% ../../nbs/data/95_convert.ipynb #c39c60fe
@@ -202,7 +204,7 @@ def _write(self: WriterV2, i: int, first: int, r: Recording) -> dict:
         raise InputError(f"Episode {i} differs from episode 0 in {', '.join(differ)}: expected the same columns, sizes and cameras in all; convert them apart.")
     return {"episode": i, "length": n, "first": first, "tasks": self.texts.copy() if i == 0 else {t: self.texts[t] for t in dict.fromkeys(r.tasks)},
             "texts": list(dict.fromkeys(r.tasks)), "features": features, "files": {str(f.relative_to(self.out)): f.stat().st_size for f in files},
-            "stats": _episode_statistics(columns), "parameters": self.parameters}
+            "stats": _episode_statistics(columns), "parameters": self.parameters} | ({"sub_tasks": r.sub_tasks} if r.sub_tasks else {})
 
 
 def _video_feature(held, fps: float) -> dict:
@@ -270,7 +272,7 @@ def finish(self: WriterV2,
     meta, first = self.out / "meta", self.done[0]
     lines = lambda rows: "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
     write_text(meta / "tasks.jsonl", lines({"task_index": i, "task": t} for t, i in sorted(self.texts.items(), key=lambda p: p[1])))
-    write_text(meta / "episodes.jsonl", lines({"episode_index": d["episode"], "tasks": d["texts"], "length": d["length"]} for d in self.done))
+    write_text(meta / "episodes.jsonl", lines({"episode_index": d["episode"], "tasks": d["texts"], "length": d["length"]} | {k: d[k] for k in ("sub_tasks",) if k in d} for d in self.done))
     if self.version != "v2.0":
         write_text(meta / "episodes_stats.jsonl", lines({"episode_index": d["episode"], "stats": d["stats"]} for d in self.done))
     known = {k: {**f, **(features or {}).get(k, {})} for k, f in first["features"].items()}
@@ -399,13 +401,11 @@ def _told(writer: WriterV2, ds: LeRobotDataset) -> LeRobotDataset:
 
 # %% ../../nbs/data/95_convert.ipynb #95ef7204
 def _cameras(ds: LeRobotDataset) -> list[str]:
-    "The video columns of a data set that have files."
-    declared = [c for c, f in ds.info["features"].items() if isinstance(f, dict) and f.get("dtype") == "video"]
-    found = []
-    for c in declared:
-        try: found += [c] * ds.layout.frames(ds.episodes[0], c).path.exists()
-        except InputError: pass
-    return found
+    "The video columns of a data set that have files; one that only some episodes lack is not dropped in silence."
+    def there(episode, column):
+        try: return ds.layout.frames(episode, column).path.exists()
+        except InputError: return False
+    return [c for c, f in ds.info["features"].items() if f.get("dtype") == "video" and any(there(e, c) for e in ds.episodes)]
 
 
 def _recording(ds: LeRobotDataset, episode: int, cameras: list[str]) -> Recording:
@@ -414,13 +414,19 @@ def _recording(ds: LeRobotDataset, episode: int, cameras: list[str]) -> Recordin
     names = [c for c in ds._table_columns() if c not in ("index", "episode_index", "frame_index")]
     columns = {k: v[:n] for k, v in ds._columns(episode, names, "arrow").items()}
     places = {c: ds.layout.frames(e, c) for c in cameras}
-    return Recording(columns, {c: Place(p.path, p.first, n) if p.count is None or p.count >= n else p for c, p in places.items()}, list(e.tasks))
+    return Recording(columns, {c: Place(p.path, p.first, n) if p.count is None or p.count >= n else p for c, p in places.items()}, list(e.tasks), list(e.sub_tasks))
 
 
 def _shipped_files(ds: LeRobotDataset) -> dict[str, dict] | None:
     "Statistics that the source ships, to go with the copy."
     found = {n: read_json(ds.path / "meta" / n) for n in ("stats.json", "relative_stats.json") if (ds.path / "meta" / n).exists()}
     return found if "stats.json" in found else None
+def _opened(source, out) -> LeRobotDataset:
+    "The data set that is to be converted; it may be given open."
+    ds = source if isinstance(source, LeRobotDataset) else LeRobotDataset(str(source))
+    _apart(ds.path, out)
+    if not ds.fps > 0: raise InputError(f"{ds.path / 'meta/info.json'} gives no fps: write there how many rows a second were recorded.")
+    return ds
 
 # %% ../../nbs/data/95_convert.ipynb #53d30bb5
 def to_v2(
@@ -430,8 +436,7 @@ def to_v2(
     progress: bool = True,  # show a bar
 ) -> LeRobotDataset:
     "A LeRobot data set to version 2.1, which has one table and one video per episode. An interrupted conversion goes on where it stopped."
-    ds = source if isinstance(source, LeRobotDataset) else LeRobotDataset(str(source))
-    _apart(ds.path, out)
+    ds = _opened(source, out)
     if version not in ("v2.0", "v2.1"): raise InputError(f"Version {version} cannot be written by to_v2: expected v2.0 or v2.1.")
     cameras = _cameras(ds)
     writer = WriterV2(out, ds.fps, {"cameras": cameras}, ds.tasks, ds.info.get("robot_type") or "unknown", version)
@@ -479,6 +484,8 @@ def _write_rows(ds: LeRobotDataset, out: Path, info: dict, megabytes: float, pro
             columns = _recording(ds, i, []).columns | {"frame_index": steps, "episode_index": np.full(len(steps), i), "index": meta["dataset_from_index"][i] + steps}
             table = pa.table({n: _arrow(v) for n, v in columns.items()})
             writer = writer or pq.ParquetWriter(target, table.schema)
+            if differ := [n for n in {**dict.fromkeys(table.column_names), **dict.fromkeys(writer.schema.names)} if n not in table.column_names or n not in writer.schema.names or table.schema.field(n).type != writer.schema.field(n).type]:
+                raise InputError(f"Episode {ds.episodes[i].index} differs from those before it in the columns {', '.join(differ)} or their types: version 3.0 keeps them in one table; write its table again.")
             writer.write_table(table, row_group_size=max(1, len(table)))
             meta["data/chunk_index"].append(chunk); meta["data/file_index"].append(file)
         writer.close()
@@ -518,13 +525,11 @@ def to_v3(
     progress: bool = True,  # show bars
 ) -> LeRobotDataset:
     "A LeRobot data set to version 3.0, which joins episodes in few files. Nothing stands at `out` before all of it is whole."
-    ds = source if isinstance(source, LeRobotDataset) else LeRobotDataset(str(source))
-    out = Path(out)
-    _apart(ds.path, out)
+    ds, out = _opened(source, out), Path(out)
     if out.exists(): raise InputError(f"{out} exists: give a folder that does not exist.")
     cameras = _cameras(ds)
     features = {k: f for k, f in ds.info["features"].items() if f.get("dtype") != "video" or k in cameras}
-    info = {"codebase_version": "v3.0", "robot_type": ds.info.get("robot_type"), "total_episodes": len(ds), "total_frames": 0, "total_tasks": len(ds.tasks),
+    info = {"codebase_version": "v3.0", "robot_type": ds.info.get("robot_type"), "total_episodes": len(ds), "total_frames": 0, "total_tasks": max(ds.tasks, default=-1) + 1,
             "chunks_size": 1000, "data_files_size_in_mb": data_megabytes, "video_files_size_in_mb": video_megabytes, "fps": ds.info["fps"],
             "splits": {"train": f"0:{len(ds)}"}, "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
             "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4", "features": features}
