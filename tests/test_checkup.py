@@ -1,7 +1,8 @@
 "The check-up: every kind of problem is made on a copy of four episodes of the sample, and seen named, with its file, episode and row."
-import hashlib, json, shutil, subprocess, sys
+import hashlib, json, os, shutil, subprocess, sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -126,6 +127,15 @@ def both(*edits): return lambda d: [e(d) for e in edits]
 def append(name, line): return lambda d: (d / "meta" / name).open("a").write(line)
 
 
+def pictures(folder, edit=lambda cells, episode: cells):
+    "Puts the pictures of the front camera into the tables, as data sets recorded without video have them."
+    edit_json(folder, "info", lambda i: i | {"features": i["features"] | {FRONT: {"dtype": "image", "shape": [120, 160, 3], "names": ["height", "width", "channels"]}}})
+    for e in range(4):
+        cells = [{"bytes": cv2.imencode(".jpg", f[..., ::-1])[1].tobytes(), "path": f"{i}.jpg"} for i, f in enumerate(decode_frames(folder / video_of(e, FRONT)))]
+        (folder / video_of(e, FRONT)).unlink()
+        edit_table(folder, e, lambda t: t.append_column(FRONT, pa.array(edit(cells, e))))
+
+
 ANY = object()
 # name: (what is done to the folder, severity, kind, file, episode, row)
 CASES = {
@@ -202,6 +212,9 @@ CASES = {
     "episode twice": (append("episodes.jsonl", '{"episode_index": 2, "tasks": [], "length": 114}\n'), "error", "episode_twice", "meta/episodes.jsonl", 2, None),
     "broken line": (append("episodes.jsonl", '{"episode_in'), "error", "metadata_broken", "meta/episodes.jsonl", None, None),
     "feature without shape": (lambda d: edit_json(d, "info", lambda i: i | {"features": i["features"] | {"index": {"dtype": "int64"}}}), "error", "metadata_broken", "meta/info.json", None, None),
+    "depth": (lambda d: edit_json(d, "info", lambda i: i | {"features": i["features"] | {FRONT: i["features"][FRONT] | {"info": {"video.is_depth_map": True}}}}), "error", "depth", "meta/modality.json", None, None),
+    "picture undecodable": (lambda d: pictures(d, lambda cells, e: cells[:-1] + [{"bytes": b"no picture", "path": ""}] if e == 2 else cells), "error", "picture_undecodable", table_of(2), 2, 113),
+    "picture column missing": (lambda d: (pictures(d), edit_table(d, 2, lambda t: t.drop_columns([FRONT]))), "error", "column_missing", table_of(2), 2, None),
     "camera without files": (lambda d: shutil.rmtree(d / f"videos/chunk-000/{WRIST}"), "error", "camera_without_files", "meta/info.json", None, None),
 }
 
@@ -228,6 +241,14 @@ def subset_stats(healthy):
     folder = Path(shutil.copytree(healthy, healthy.parent / "with_stats"))
     stats(folder)
     return folder
+
+
+def test_pictures_in_tables_and_further_instructions_are_healthy(folder):
+    pictures(folder)
+    edit_json(folder, "info", lambda i: i | {"features": i["features"] | {"annotation.manner": {"dtype": "string", "shape": [1], "names": None}}})
+    edit_json(folder, "modality", lambda m: m | {"annotation": m["annotation"] | {"manner": {}}})
+    all_tables(lambda t: t.append_column("annotation.manner", pa.array(["slowly"] * len(t))))(folder)
+    for config in (None, CONFIG): assert check(folder, config).problems == [], check(folder, config)
 
 
 def test_the_whole_sample_is_healthy():
@@ -325,8 +346,8 @@ def test_arguments_that_do_not_fit(healthy):
     MODALITY_CONFIGS.pop("new_embodiment", None)
 
 
-def command(*argv):
-    done = subprocess.run([sys.executable, "-m", "gr00t_nb.data.checkup", *map(str, argv)], capture_output=True, text=True, timeout=120)
+def command(*argv, **environment):
+    done = subprocess.run([sys.executable, "-m", "gr00t_nb.data.checkup", *map(str, argv)], capture_output=True, text=True, timeout=120, env=os.environ | environment)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 
@@ -334,6 +355,10 @@ def command(*argv):
 def test_command_line(folder):
     config = SAMPLE.parent / "cube_to_bowl_config.py"
     code, out, _ = command(folder, "--embodiment-tag", "NEW_EMBODIMENT", "--modality-config-path", config, "--json")
+    assert code == 0 and json.loads(out) == {"problems": []}
+    noisy = folder.parent / "noisy_config.py"
+    noisy.write_text('print("a configuration that talks")\n' + config.read_text())
+    code, out, _ = command(folder, "--modality-config-path", noisy, "--json")
     assert code == 0 and json.loads(out) == {"problems": []}
     (folder / video_of(1)).unlink()
     code, out, _ = command(folder, "--json", "--workers", 2)
@@ -343,3 +368,6 @@ def test_command_line(folder):
     assert (problem["severity"], problem["kind"], problem["file"], problem["episode"], problem["row"]) == ("error", "video_missing", video_of(1), 1, None)
     code, out, err = command(folder / "nowhere", "--json")
     assert code == 2 and out == "" and err.startswith("error: There is no folder") and err.count("\n") == 1
+    foreign = shutil.move(folder, folder.with_name("böse"))
+    code, out, err = command(foreign, PYTHONIOENCODING="ascii")
+    assert code == 1 and "b\\xf6se" in out and "video_missing" in out, err

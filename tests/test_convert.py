@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from gr00t_nb.data import convert
+from gr00t_nb.data.checkup import check_dataset
 from gr00t_nb.data.convert import from_hdf5, main, read_hdf5, to_v2, to_v3
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.errors import InputError
@@ -107,6 +109,55 @@ def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch):
         assert (ds.path / "meta" / name).read_text() == (straight.path / "meta" / name).read_text(), name
 
 
+def test_killed_at_any_time(tmp_path):
+    "A process that is killed while it writes leaves nothing behind that stops the next one, or stays in its data set."
+    for i in range(3): record(tmp_path / f"in/episode_{i}.hdf5", i, fps=10, task="go")
+    script = """
+import sys, time
+from pathlib import Path
+import gr00t_nb.data.convert as c
+real, calls = c.write_video, []
+def slow(path, *rest, **more):
+    calls.append(path)
+    if len(calls) == int(sys.argv[3]):
+        with c.replacing(path) as half:
+            half.write_bytes(b"half")
+            print("now", flush=True)
+            time.sleep(600)
+    return real(path, *rest, **more)
+c.write_video = slow
+c.from_hdf5(Path(sys.argv[1]), Path(sys.argv[2]), bgr=len(sys.argv) > 4, progress=False)
+"""
+    def killed(*arguments):
+        with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "in"), str(tmp_path / "out"), *arguments], stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b"now\n"
+            process.kill()
+    def finished(n=3, **options):
+        ds = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False, **options)
+        files = {str(p.relative_to(ds.path)) for folder in ("data", "videos") for p in (ds.path / folder).rglob("*") if p.is_file()}
+        assert len(ds) == n and files == {str(p.path.relative_to(ds.path)) for e in ds.episodes for p in (ds.layout.rows(e), ds.layout.frames(e, "observation.images.top"))}
+    killed("1"); finished()
+    shutil.rmtree(tmp_path / "out")
+    killed("2"); finished()
+    killed("2", "other colours")  # made anew with other parameters: half of it is no data set any more
+    with pytest.raises(InputError): LeRobotDataset(tmp_path / "out")
+    finished(bgr=True)
+    (tmp_path / "in/episode_2.hdf5").unlink()
+    finished(2, bgr=True)
+
+
+def test_odd_pictures_and_line_separators(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    wrote = picture(1, 20)[:, :47, :63]
+    record(tmp_path / "in/a.hdf5", 1, 20, fps=10, task="lift\u2028it")
+    with h5py.File(tmp_path / "in/a.hdf5", "a") as f:
+        del f["observations/images/top"]
+        f["observations/images/top"] = wrote
+    for _ in range(2): ds = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)  # the second time its own files are read
+    assert ds.frames(0, "top", range(20)).shape == wrote.shape and np.abs(ds.frames(0, "top", range(20)).astype(int) - wrote).mean() < 3
+    assert ds.instruction(0, 0, "task") == "lift\u2028it" and not check_dataset(ds.path, progress=False).of("error")
+
+
 @pytest.mark.parametrize("damage", ["short video", "no video", "short table", "changed source"])
 def test_a_broken_episode_is_made_again(tmp_path, damage):
     for i in range(3): record(tmp_path / f"in/episode_{i}.hdf5", i, fps=10, task="go")
@@ -162,15 +213,16 @@ def test_without_h5py(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="pip install h5py"): from_hdf5(tmp_path, tmp_path / "out")
 
 
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, capsys):
     record(tmp_path / "in/a.hdf5", 0)
     done = subprocess.run([sys.executable, "-m", "gr00t_nb.data.convert", "hdf5", str(tmp_path / "in"), str(tmp_path / "out"), "--task", "go", "--fps", "12.5", "--no-progress"],
                           capture_output=True, text=True)
-    assert done.returncode == 0 and "1 episodes written" in done.stdout, done.stderr
+    assert done.returncode == 0 and "1 episodes written" in done.stdout and "task_single" in done.stdout, done.stderr  # with the check-up at its end
     assert LeRobotDataset(tmp_path / "out").fps == 12.5
     shown = subprocess.run([sys.executable, "-m", "gr00t_nb.data.convert", "v3", "--help"], capture_output=True, text=True).stdout
     assert "size at which a new table is begun" in shown
-    with pytest.raises(SystemExit, match="convert: .*exists and was not made by a conversion"): main(["v2", str(SAMPLE), str(tmp_path / "in")])
+    with pytest.raises(SystemExit) as end: main(["v2", str(SAMPLE), str(tmp_path / "in")])
+    assert end.value.code == 2 and "exists and was not made by a conversion" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------ between versions
@@ -229,6 +281,33 @@ def test_declared_camera_without_files(few, tmp_path):
     for ds in (to_v3(few, tmp_path / "v3", progress=False), to_v2(few, tmp_path / "v2", progress=False)):
         assert "observation.images.ghost" not in ds.info["features"]
         same(few, ds)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    "Two episodes of the sample, to be spoilt."
+    few = LeRobotDataset(SAMPLE)
+    few.episodes = few.episodes[:2]
+    return to_v2(few, tmp_path / "two", progress=False).path
+
+
+def test_nothing_is_lost_in_silence(folder, tmp_path):
+    episodes = folder / "meta/episodes.jsonl"
+    lines = [json.loads(line) for line in episodes.read_text().splitlines()]
+    lines[0]["sub_tasks"] = [{"start": 0, "end": 50, "text": "reach for the cube"}]
+    episodes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert to_v2(folder, tmp_path / "again", progress=False).instruction(0, 3, "sub_task") == "reach for the cube"
+    table = pq.read_table(file := folder / "data/chunk-000/episode_000001.parquet")
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", pa.array(table["action"].to_pylist(), pa.list_(pa.float64()))), file)
+    with pytest.raises(InputError, match="Episode 1 differs .* columns action"): to_v3(folder, tmp_path / "v3", progress=False)
+    pq.write_table(table, file)
+    LeRobotDataset(folder).layout.frames(LeRobotDataset(folder).episodes[0], "observation.images.front").path.unlink()  # of the first only: the camera is no camera without files
+    for f in (to_v2, to_v3):
+        with pytest.raises(InputError, match="no video file .*front/episode_000000.mp4"): f(folder, tmp_path / f.__name__, progress=False)
+    info = json.loads((folder / "meta/info.json").read_text())
+    (folder / "meta/info.json").write_text(json.dumps({k: v for k, v in info.items() if k != "fps"}))
+    for f in (to_v2, to_v3):
+        with pytest.raises(InputError, match="gives no fps"): f(folder, tmp_path / f.__name__, progress=False)
 
 
 def test_tasks_parquet_has_a_pandas_index(few, tmp_path):

@@ -128,3 +128,14 @@ def test_damaged_bytes(v3, name, where, garbage, cut):
     except AssertionError:
         # garbage inside a data page may be numbers of its own: parquet has no checksum there
         if name.startswith("meta/") or cut: raise
+
+
+@pytest.mark.parametrize("name, column", [("meta/tasks.parquet", b"task_index"), ("meta/episodes/chunk-000/file-000.parquet", b"length"), ("data/chunk-000/file-000.parquet", b"action")])
+def test_damaged_column_name(v3, name, column):
+    "pyarrow fails in its own way where the name of a column is no text any more."
+    folder = with_metadata(v3, lambda c: c)
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    (folder / name).write_bytes(content.replace(column, b"\x80" + column[1:]))
+    with pytest.raises(InputError, match="cannot be read") as e: LeRobotDataset(folder).column(0, "action")
+    assert str(folder / name) in str(e.value)

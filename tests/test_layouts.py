@@ -257,6 +257,19 @@ def test_missing_and_overlapping(copy):
     with pytest.raises(InputError, match="no table of episodes"): LeRobotDataset(copy)
 
 
+def test_check_up_without_offsets_of_a_camera(copy):
+    "A camera that is declared only, and an episode without offsets, are problems like others; the rest is checked all the same."
+    assert check_dataset(copy, progress=False, workers=1).problems == []
+    info = json.loads((copy / "meta/info.json").read_text())
+    info["features"]["observation.images.side"] = info["features"]["observation.images.front"]
+    (copy / "meta/info.json").write_text(json.dumps(info))
+    told = lambda: [(p.severity, p.kind, p.file, p.episode, p.about) for p in check_dataset(copy, progress=False, workers=1).problems]
+    side = ("warning", "camera_without_files", "meta/info.json", None, "observation.images.side")
+    assert told() == [side]
+    rewrite(copy, "videos/observation.images.front/from_timestamp", 1, None)
+    assert told() == [("error", "video_missing", "meta/episodes", 1, "observation.images.front"), side]
+
+
 def test_tasks_by_either_column(copy):
     tasks = LeRobotDataset(copy).tasks
     pq.write_table(pa.table({"task": list(tasks.values()), "task_index": list(tasks)}), copy / "meta/tasks.parquet")

@@ -3,11 +3,14 @@ import gc
 import importlib.util
 import itertools
 import multiprocessing
+import shutil
 import tracemalloc
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -166,7 +169,6 @@ def test_two_processes_share_the_work(ds, tmp_path, processor):
 
 
 def test_broken_video_is_reported(tmp_path, processor):
-    import shutil
     shutil.copytree(ROOT / "data_samples/cube_to_bowl", tmp_path / "d")
     video = sorted((tmp_path / "d").rglob("episode_000001.mp4"))[0]
     video.write_bytes(video.read_bytes()[:500])
@@ -238,7 +240,6 @@ def test_the_benchmark_has_data(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------- what breaks, and what is faster
 def test_broken_video_is_replaced_alike_by_everybody(ds, config, processor, tmp_path):
     "With or without workers and cache, alone or in a batch: the same step stands in, and everything else is untouched."
-    import shutil
     shutil.copytree(ds.path, tmp_path / "d")
     for episode, cut in ((0, 3000), (1, 1)):  # the end of one is missing, all of the other
         video = tmp_path / f"d/videos/chunk-000/observation.images.wrist/episode_{episode:06d}.mp4"
@@ -272,3 +273,26 @@ def test_fast_resize_changes_training_images_only(ds, config, processor, source)
     step = ds.step(0, 3, config)
     plain = Gr00tProcessor({TAG: config}, processor.statistics, tokenizer=processor.tokenizer, **SETTINGS)
     for x, y in zip(processor(step, TAG)["images"], plain(step, TAG)["images"], strict=True): np.testing.assert_array_equal(x, y)
+
+
+def test_rows_without_numbers_are_never_trained_on(ds, config, tokenizer, tmp_path):
+    "NaN in one episode: refused by its row, or replaced; and the statistics are those of the other rows."
+    shutil.copytree(ds.path, tmp_path / "d")
+    file = tmp_path / "d/data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(file)
+    x = np.array(table["action"].to_pylist(), np.float32)
+    x[60, 2] = np.nan
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", pa.array(list(x), pa.list_(pa.float32(), 7))), file)
+    torn = LeRobotDataset(tmp_path / "d")
+    statistics = embodiment_statistics(torn, config)
+    whole = embodiment_statistics(ds, config)
+    np.testing.assert_allclose(statistics["action"]["single_arm"]["mean"], whole["action"]["single_arm"]["mean"], atol=1e-3)
+    np.testing.assert_allclose(statistics["relative_action"]["single_arm"]["max"], whole["relative_action"]["single_arm"]["max"], atol=1e-2)
+    processor = Gr00tProcessor({TAG: config}, {TAG: statistics}, tokenizer=tokenizer, **SETTINGS)
+    source = DataSource(torn, TAG, config, episodes=[1])
+    spoilt = [g for g in range(len(StepDataset([source], processor))) if 45 <= StepDataset([source], processor).order([g])[0, 2] <= 60]
+    with pytest.raises(InputError, match="Episode 1 of .*row 60 of action 'single_arm' holds NaN"): StepDataset([source], processor)[spoilt[0]]
+    data = StepDataset([source], processor, skip_broken=True)
+    samples = data.__getitems__(range(len(data)))
+    assert [g for g, s in enumerate(samples) if "skipped" in s] == spoilt
+    assert all(np.isfinite(s["action"]).all() and np.isfinite(s["state"]).all() for s in samples)

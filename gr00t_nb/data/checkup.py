@@ -7,6 +7,7 @@ __all__ = ['check_dataset', 'main']
 
 # %% ../../nbs/data/40_checkup.ipynb #3e71b42b
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .lerobot import original_key
+from .modality import depth_reason
 from .metadata import Metadata, Used, check_extra_files, check_fit, check_slices, check_totals, dimensions, exclude, json_lines, number, read_metadata, used_columns, width
 from .problems import Report
 from .recording import Findings, Known, Moments, check_episode, column_numbers, read_table
@@ -151,14 +153,15 @@ def _languages(m: Metadata, used: Used, findings: list[Findings]):
     text = lambda v: v if isinstance(v, str) else m.tasks.get(v)
     for f in findings:
         said, listed = {t for values in f.tasks.values() for v in values if (t := text(v)) is not None}, {*f.episode.tasks}
-        if f.tasks and listed and (odd := sorted(listed - said) or sorted(said - listed)):
+        pointed = {m.tasks[v] for values in f.tasks.values() for v in values if v in m.tasks}  # texts that stand in a column of their own need no list
+        if f.tasks and listed and (odd := sorted(listed - said) or sorted(pointed - listed)):
             never = bool(listed - said)
-            m.add("warning", "episode_tasks", "meta/episodes.jsonl", f"'{odd[0]}' is " + ("listed for the episode, but no row points at it" if never else "what rows point at, but not listed for the episode")
+            m.add("warning", "episode_tasks", m.listing("episodes"), f"'{odd[0]}' is " + ("listed for the episode, but no row points at it" if never else "what rows point at, but not listed for the episode")
                   + f"; the rows say {_quoted(said)}", "the tasks that the rows point at", "look which is right: rows that point at the wrong text teach wrong words", f.episode.index)
     columns = used.languages or ("task_index",)
     told = {text(v) for f in findings for c in columns for v in f.tasks.get(c, ())} - {None}
     if len(told) == 1 and findings:
-        m.add("warning", "task_single", "meta/tasks.jsonl", f"one instruction only: '{str(*told)[:80]}'", "several", "expect a policy that ignores language; add episodes with other instructions if it should listen")
+        m.add("warning", "task_single", m.listing("tasks"), f"one instruction only: '{str(*told)[:80]}'", "several", "expect a policy that ignores language; add episodes with other instructions if it should listen")
 
 
 def _quoted(texts: set) -> str:
@@ -170,9 +173,13 @@ def _cameras(m: Metadata, used: Used, config) -> tuple[str, ...]:  # columns who
     declared = [c for c, f in m.info["features"].items() if f["dtype"] == "video"]
     for key in m.modality["video"]:
         c = original_key(m.modality, "video", key)
-        if c not in declared and (config is None or c in used.cameras):
+        feature = m.info["features"].get(c, {})
+        if config is not None and c not in used.cameras: continue
+        if feature.get("dtype") not in ("video", "image"):
             m.add("error", "modality_column", "meta/modality.json", f"video.{key} stands for the column '{c}', which is no video of info.json", "a video of info.json", "mend original_key, or info.json", about=f"video.{key}")
-    with_files = [c for c in declared if any(os.path.isfile(m.layout.frames(e, c).path) for e in m.episodes)]
+        elif reason := depth_reason(c, feature):
+            m.add("warning" if config is None else "error", "depth", "meta/modality.json", f"video.{key} ('{c}') is a depth map: {reason}", "colour, which the model has eyes for", "leave it out of the configuration", about=f"video.{key}")
+    with_files = [c for c in declared if any((place := m.video(e, c)) and os.path.isfile(place.path) for e in m.episodes)]
     none_at_all = bool(used.cameras) and not used.cameras & {*with_files}
     for c in declared:
         said = (m.info["features"][c].get("info") or m.info["features"][c].get("video_info") or {})
@@ -219,14 +226,14 @@ def _report(m, used, known, config, every, findings, thorough, start) -> Report:
     _languages(m, used, findings)
     lengths = {f.episode.index: f.rows if f.rows is not None else 0 for f in findings}
     if lengths and max(lengths.values()) < used.horizon:
-        m.add("error", "no_training_step", "meta/episodes.jsonl", f"the longest episode has {max(lengths.values())} rows", f"at least {used.horizon}, the action horizon", "record longer episodes, or shorten the horizon")
+        m.add("error", "no_training_step", m.listing("episodes"), f"the longest episode has {max(lengths.values())} rows", f"at least {used.horizon}, the action horizon", "record longer episodes, or shorten the horizon")
     m.notes.append(("Every frame was decoded." if thorough else "Of each video the first and last frame and eight pairs between were decoded; thorough decodes all.")
                    + ("" if config is not None else " No embodiment was given: all of modality.json counted as used, with an action horizon of 16."))
     return Report(str(m.path), m.problems + [p for f in findings for p in f.problems], lengths, m.notes, time.perf_counter() - start, m.excluded)
 
 # %% ../../nbs/data/40_checkup.ipynb #ac7d9aa4
 def check_dataset(
-    path: str | Path,  # root of the data set, the folder that holds meta/
+    path: str | Path,  # root of the data set, the folder that holds meta/; or an id on the hub
     embodiment=None,  # an EmbodimentTag, its name or its value: check that the data set fits this robot's configuration
     config: dict[str, ModalityConfig] | None = None,  # a modality configuration, in place of the registered one
     modality_config_path: str | Path | None = None,  # a Python file that registers one
@@ -264,7 +271,9 @@ def main(argv: list[str] | None = None):  # arguments; None: those of the proces
     parser.add_argument("--exclude-episodes", type=int, nargs="+", metavar="N", help="episodes to leave out, by their number (episode_index)")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
     a = parser.parse_args(argv)
-    report = check_dataset(a.path, a.embodiment_tag, None, a.modality_config_path, a.thorough, a.workers, sys.stderr.isatty(), a.exclude_episodes)
+    with contextlib.redirect_stdout(sys.stderr):  # a configuration file may print
+        report = check_dataset(a.path, a.embodiment_tag, None, a.modality_config_path, a.thorough, a.workers, sys.stderr.isatty(), a.exclude_episodes)
+    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter still shows the rest
     print(json.dumps(report.to_json(), indent=1) if a.json else report)
     sys.exit(0 if report.ok else 1)
 

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,12 +27,13 @@ from fastcore.docments import docments
 from tqdm.auto import tqdm
 from tyro.conf import Positional
 
+from .checkup import check_dataset
 from .layouts import Episode, Place, open_layout
 from .lerobot import LeRobotDataset, _as_array
 from .modality import propose_modality
 from .statistics import dataset_statistics
 from .video import decode_frames, video_info, write_video
-from ..errors import InputError
+from ..errors import InputError, command
 from ..files import fingerprint, read_json, replacing, write_json, write_text
 
 # %% ../../nbs/data/95_convert.ipynb #ace90ccc
@@ -41,6 +43,8 @@ class Recording:
     columns: dict[str, np.ndarray | pa.ChunkedArray]  # name -> (L, D) or (L,); the book-keeping columns may be left out
     videos: dict[str, np.ndarray | Place | Callable[[], np.ndarray]] = field(default_factory=dict)  # column -> uint8 (L, H, W, 3), its maker, or a video
     tasks: list[str] = field(default_factory=list)  # the instruction of every step, or those of the episode where 'task_index' is among the columns
+
+    sub_tasks: list[dict] = field(default_factory=list)  # as in `Episode`, where there are any
 
     def __len__(self): return len(next(iter(self.columns.values())))
 
@@ -138,6 +142,7 @@ class WriterV2:
         if self.out.exists() and any(self.out.iterdir()) and not self.journal.exists():
             raise InputError(f"{self.out} exists and was not made by a conversion: give a folder that does not exist.")
         self.parameters = json.loads(json.dumps({**(parameters or {}), "fps": self.fps, "version": version}))
+        self.noted: set[str] = set()  # files that this and earlier runs made
         self.lines = self._read_journal()
         self.texts = {text: i for i, text in (tasks or {}).items()}
         for line in self.lines.values(): self.texts.update(line["tasks"])
@@ -149,8 +154,8 @@ class WriterV2:
 def _read_journal(self: WriterV2) -> dict[int, dict]:
     "The last line of each episode. A line that was cut off counts as not written."
     lines = {}
-    for text in self.journal.read_text(encoding="utf-8").splitlines() if self.journal.exists() else ():
-        try: line = json.loads(text); lines[line["episode"]] = line
+    for text in self.journal.read_text(encoding="utf-8").split("\n") if self.journal.exists() else ():
+        try: line = json.loads(text); lines[line["episode"]] = line; self.noted |= {*line["files"]}
         except (json.JSONDecodeError, KeyError, TypeError): continue
     return {i: line for i, line in lines.items() if line.get("parameters") == self.parameters}
 
@@ -164,7 +169,7 @@ def _intact(self: WriterV2, line: dict) -> bool:
             if os.path.getsize(file) != size: return False
             rows = video_info(file).frames if file.suffix == ".mp4" else pq.read_metadata(file).num_rows
             if rows != line["length"]: return False
-    except (OSError, InputError, pa.ArrowException): return False
+    except (OSError, InputError, pa.ArrowException, UnicodeDecodeError): return False
     return True
 
 # %% ../../nbs/data/95_convert.ipynb #3a00d3ee
@@ -199,13 +204,14 @@ def _write(self: WriterV2, i: int, first: int, r: Recording) -> dict:
         raise InputError(f"Episode {i} differs from episode 0 in {', '.join(differ)}: expected the same columns, sizes and cameras in all; convert them apart.")
     return {"episode": i, "length": n, "first": first, "tasks": self.texts.copy() if i == 0 else {t: self.texts[t] for t in dict.fromkeys(r.tasks)},
             "texts": list(dict.fromkeys(r.tasks)), "features": features, "files": {str(f.relative_to(self.out)): f.stat().st_size for f in files},
-            "stats": _episode_statistics(columns), "parameters": self.parameters}
+            "stats": _episode_statistics(columns), "parameters": self.parameters} | ({"sub_tasks": r.sub_tasks} if r.sub_tasks else {})
 
 
 def _video_feature(held, fps: float) -> dict:
     "The entry of a camera in info.json."
+    pixels = "yuv444p" if held.height % 2 or held.width % 2 else "yuv420p"
     return {"dtype": "video", "shape": [held.height, held.width, 3], "names": ["height", "width", "channels"],
-            "info": {"video.height": held.height, "video.width": held.width, "video.codec": held.codec, "video.pix_fmt": "yuv420p",
+            "info": {"video.height": held.height, "video.width": held.width, "video.codec": held.codec, "video.pix_fmt": pixels,
                      "video.is_depth_map": False, "video.fps": fps, "video.channels": 3, "has_audio": False}}
 
 
@@ -232,14 +238,26 @@ def add(self: WriterV2,
     if old and (old["origin"], old["first"]) == (origin, first) and self._intact(old):
         self.done.append(old)
         return
-    line = self._write(i, first, recording()) | {"origin": origin}
     self.journal.parent.mkdir(parents=True, exist_ok=True)
+    self.journal.touch()  # from the first file on the folder is known to be a conversion's
+    (self.out / "meta/info.json").unlink(missing_ok=True)  # what an earlier run finished is now half old, half new
+    line = self._write(i, first, recording()) | {"origin": origin}
     cut_off = self.journal.exists() and not self.journal.read_bytes().endswith(b"\n")
     with open(self.journal, "a", encoding="utf-8") as f:
         f.write("\n" * cut_off + json.dumps(line, ensure_ascii=False) + "\n")
         f.flush(); os.fsync(f.fileno())
     self.done.append(line)
+    self.noted |= {*line["files"]}
     self.made += 1
+
+# %% ../../nbs/data/95_convert.ipynb #02543307
+@patch
+def _sweep(self: WriterV2):
+    "Removes what earlier runs left: files of episodes that the source no longer has, and halves of files whose process was killed."
+    for name in self.noted - {name for line in self.done for name in line["files"]}: (self.out / name).unlink(missing_ok=True)
+    for folder in ("data", "videos"):
+        for file in (self.out / folder).rglob(".*"):
+            if re.match(r"\.+episode_\d+\.(mp4|parquet)\.", file.name): file.unlink()
 
 # %% ../../nbs/data/95_convert.ipynb #034d47fd
 @patch
@@ -250,10 +268,11 @@ def finish(self: WriterV2,
 ) -> LeRobotDataset:
     "Writes the metadata, info.json last."
     if not self.done: raise InputError(f"There is nothing to write to {self.out}: the source has no episodes.")
+    self._sweep()
     meta, first = self.out / "meta", self.done[0]
     lines = lambda rows: "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
     write_text(meta / "tasks.jsonl", lines({"task_index": i, "task": t} for t, i in sorted(self.texts.items(), key=lambda p: p[1])))
-    write_text(meta / "episodes.jsonl", lines({"episode_index": d["episode"], "tasks": d["texts"], "length": d["length"]} for d in self.done))
+    write_text(meta / "episodes.jsonl", lines({"episode_index": d["episode"], "tasks": d["texts"], "length": d["length"]} | {k: d[k] for k in ("sub_tasks",) if k in d} for d in self.done))
     if self.version != "v2.0":
         write_text(meta / "episodes_stats.jsonl", lines({"episode_index": d["episode"], "stats": d["stats"]} for d in self.done))
     known = {k: {**f, **(features or {}).get(k, {})} for k, f in first["features"].items()}
@@ -382,13 +401,11 @@ def _told(writer: WriterV2, ds: LeRobotDataset) -> LeRobotDataset:
 
 # %% ../../nbs/data/95_convert.ipynb #95ef7204
 def _cameras(ds: LeRobotDataset) -> list[str]:
-    "The video columns of a data set that have files."
-    declared = [c for c, f in ds.info["features"].items() if isinstance(f, dict) and f.get("dtype") == "video"]
-    found = []
-    for c in declared:
-        try: found += [c] * ds.layout.frames(ds.episodes[0], c).path.exists()
-        except InputError: pass
-    return found
+    "The video columns of a data set that have files; one that only some episodes lack is not dropped in silence."
+    def there(episode, column):
+        try: return ds.layout.frames(episode, column).path.exists()
+        except InputError: return False
+    return [c for c, f in ds.info["features"].items() if f.get("dtype") == "video" and any(there(e, c) for e in ds.episodes)]
 
 
 def _recording(ds: LeRobotDataset, episode: int, cameras: list[str]) -> Recording:
@@ -397,7 +414,7 @@ def _recording(ds: LeRobotDataset, episode: int, cameras: list[str]) -> Recordin
     names = [c for c in ds._table_columns() if c not in ("index", "episode_index", "frame_index")]
     columns = {k: v[:n] for k, v in ds._columns(episode, names, "arrow").items()}
     places = {c: ds.layout.frames(e, c) for c in cameras}
-    return Recording(columns, {c: Place(p.path, p.first, n) if p.count is None or p.count >= n else p for c, p in places.items()}, list(e.tasks))
+    return Recording(columns, {c: Place(p.path, p.first, n) if p.count is None or p.count >= n else p for c, p in places.items()}, list(e.tasks), list(e.sub_tasks))
 
 
 def _shipped_files(ds: LeRobotDataset) -> dict[str, dict] | None:
@@ -405,6 +422,12 @@ def _shipped_files(ds: LeRobotDataset) -> dict[str, dict] | None:
     if ds.excluded: return None
     found = {n: read_json(ds.path / "meta" / n) for n in ("stats.json", "relative_stats.json") if (ds.path / "meta" / n).exists()}
     return found if "stats.json" in found else None
+def _opened(source, out) -> LeRobotDataset:
+    "The data set that is to be converted; it may be given open."
+    ds = source if isinstance(source, LeRobotDataset) else LeRobotDataset(str(source))
+    _apart(ds.path, out)
+    if not ds.fps > 0: raise InputError(f"{ds.path / 'meta/info.json'} gives no fps: write there how many rows a second were recorded.")
+    return ds
 
 # %% ../../nbs/data/95_convert.ipynb #53d30bb5
 def to_v2(
@@ -414,8 +437,7 @@ def to_v2(
     progress: bool = True,  # show a bar
 ) -> LeRobotDataset:
     "A LeRobot data set to version 2.1, which has one table and one video per episode. An interrupted conversion goes on where it stopped."
-    ds = source if isinstance(source, LeRobotDataset) else LeRobotDataset(str(source))
-    _apart(ds.path, out)
+    ds = _opened(source, out)
     if version not in ("v2.0", "v2.1"): raise InputError(f"Version {version} cannot be written by to_v2: expected v2.0 or v2.1.")
     cameras = _cameras(ds)
     writer = WriterV2(out, ds.fps, {"cameras": cameras}, ds.tasks, ds.info.get("robot_type") or "unknown", version)
@@ -463,6 +485,8 @@ def _write_rows(ds: LeRobotDataset, out: Path, info: dict, megabytes: float, pro
             columns = _recording(ds, i, []).columns | {"frame_index": steps, "episode_index": np.full(len(steps), i), "index": meta["dataset_from_index"][i] + steps}
             table = pa.table({n: _arrow(v) for n, v in columns.items()})
             writer = writer or pq.ParquetWriter(target, table.schema)
+            if differ := [n for n in {**dict.fromkeys(table.column_names), **dict.fromkeys(writer.schema.names)} if n not in table.column_names or n not in writer.schema.names or table.schema.field(n).type != writer.schema.field(n).type]:
+                raise InputError(f"Episode {ds.episodes[i].index} differs from those before it in the columns {', '.join(differ)} or their types: version 3.0 keeps them in one table; write its table again.")
             writer.write_table(table, row_group_size=max(1, len(table)))
             meta["data/chunk_index"].append(chunk); meta["data/file_index"].append(file)
         writer.close()
@@ -502,13 +526,11 @@ def to_v3(
     progress: bool = True,  # show bars
 ) -> LeRobotDataset:
     "A LeRobot data set to version 3.0, which joins episodes in few files. Nothing stands at `out` before all of it is whole."
-    ds = source if isinstance(source, LeRobotDataset) else LeRobotDataset(str(source))
-    out = Path(out)
-    _apart(ds.path, out)
+    ds, out = _opened(source, out), Path(out)
     if out.exists(): raise InputError(f"{out} exists: give a folder that does not exist.")
     cameras = _cameras(ds)
     features = {k: f for k, f in ds.info["features"].items() if f.get("dtype") != "video" or k in cameras}
-    info = {"codebase_version": "v3.0", "robot_type": ds.info.get("robot_type"), "total_episodes": len(ds), "total_frames": 0, "total_tasks": len(ds.tasks),
+    info = {"codebase_version": "v3.0", "robot_type": ds.info.get("robot_type"), "total_episodes": len(ds), "total_frames": 0, "total_tasks": max(ds.tasks, default=-1) + 1,
             "chunks_size": 1000, "data_files_size_in_mb": data_megabytes, "video_files_size_in_mb": video_megabytes, "fps": ds.info["fps"],
             "splits": {"train": f"0:{len(ds)}"}, "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
             "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4", "features": features}
@@ -537,20 +559,21 @@ def to_v3(
 def _with_help(f: Callable) -> Callable:
     "The same function, with the comments beside its parameters in the docstring, where tyro looks for help."
     @functools.wraps(f)
-    def command(*args, **kwargs): return f(*args, **kwargs)
-    del command.__wrapped__  # tyro would read the docstring of the original
-    command.__signature__ = inspect.signature(f)
+    def told(*args, **kwargs): return f(*args, **kwargs)
+    del told.__wrapped__  # tyro would read the docstring of the original
+    told.__signature__ = inspect.signature(f)
     said = {k: v for k, v in docments(f).items() if v and k != "return"}
-    command.__doc__ = f"{f.__doc__}\n\nArgs:\n" + "".join(f"    {k}: {v}\n" for k, v in said.items())
-    return command
+    told.__doc__ = f"{f.__doc__}\n\nArgs:\n" + "".join(f"    {k}: {v}\n" for k, v in said.items())
+    return told
 
 # %% ../../nbs/data/95_convert.ipynb #d3a77762
-def main(arguments: list[str] | None = None):
-    "`python -m gr00t_nb.data.convert {hdf5,v2,v3} SOURCE OUT ...`"
+@command
+def main(arguments: list[str] | None = None):  # of the command line; None: those of the process
+    "`python -m gr00t_nb.data.convert {hdf5,v2,v3} SOURCE OUT ...`: converts, and prints the check-up of the result."
     import tyro
     commands = {"hdf5": from_hdf5, "v2": to_v2, "v3": to_v3}
-    try: tyro.extras.subcommand_cli_from_dict({k: _with_help(f) for k, f in commands.items()}, prog="python -m gr00t_nb.data.convert", args=arguments)
-    except InputError as e: raise SystemExit(f"convert: {e}") from None
+    ds = tyro.extras.subcommand_cli_from_dict({k: _with_help(f) for k, f in commands.items()}, prog="python -m gr00t_nb.data.convert", args=arguments)
+    print(check_dataset(ds.path, progress=sys.stderr.isatty()))
 
 # %% ../../nbs/data/95_convert.ipynb #af0a8e96
 #| eval: false

@@ -42,7 +42,7 @@ class FrameCache:
 
     `FrameCache(**processor.image_settings)`. Files are named by a digest of the video (name, size, time of change, place in it) and of the
     settings that matter, so that a changed video or another image size is another file and nothing can be out of date. Where the bound or
-    the disk is reached no more files are made, and frames are decoded as without a cache. `InputError` for images scaled to a rectangle.
+    the disk is reached, or cannot be written, no more files are made, and frames are decoded as without a cache. `InputError` for images scaled to a rectangle.
     """
     keep_free = 2 * 2**30  # bytes of the disk that are left alone
 
@@ -57,7 +57,7 @@ class FrameCache:
         self.settings, self.side, self.fill, self.max_bytes = settings, side, fill, int(max_bytes)
         self.folder = Path(folder).expanduser() if folder is not None else cache_dir() / "frames"
         self._files: dict[Path, tuple] = {}  # what is known of files that were read: length, offset, which frames were verified
-        self._broken: set[Path] = set()  # files that cannot be made, because a video does not decode to its end
+        self._broken: set[Path] = set()  # files that cannot be made, because a video does not decode to its end, or cannot be removed
 
     def __getstate__(self): return {**self.__dict__, "_files": {}, "_broken": set()}  # another process finds out for itself
 
@@ -66,7 +66,7 @@ class FrameCache:
     def bytes(self) -> int:
         "What all files of the folder take at the moment, of this and other data sets and settings."
         try: return sum(e.stat().st_size for e in os.scandir(self.folder) if e.name.endswith(".npy"))
-        except FileNotFoundError: return 0
+        except (FileNotFoundError, NotADirectoryError): return 0
 
 # %% ../../nbs/data/85_frames.ipynb #986eb658
 def stored_as_images(
@@ -118,7 +118,7 @@ def _alone(path: Path) -> Iterator[bool]:
 # %% ../../nbs/data/85_frames.ipynb #82516261
 @patch
 def _make(self: FrameCache, ds: LeRobotDataset, episode: int, view: str, path: Path, piece: int = 64) -> bool:
-    "Decodes and writes one file; False where there is no room or somebody else is at it. `InputError` from decoding."
+    "Decodes and writes one file; False where there is no room or somebody else is at it. `InputError` from decoding, OSError from the disk."
     n, dtype = ds.length(episode), frame_record(self.side)
     self.folder.mkdir(parents=True, exist_ok=True)
     size = n * dtype.itemsize
@@ -126,6 +126,7 @@ def _make(self: FrameCache, ds: LeRobotDataset, episode: int, view: str, path: P
     with _alone(path) as alone:
         if path.exists(): return True
         if not alone: return False
+        for half in self.folder.glob(f".{path.name}.*") if fcntl else (): half.unlink()  # of a process that was killed while it wrote
         with replacing(path) as temporary:
             with open(temporary, "wb") as f:
                 np.lib.format.write_array_header_1_0(f, dict(descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=(n,)))
@@ -146,7 +147,7 @@ def frames(self: FrameCache,
 ) -> np.ndarray:  # (n, side, side, 3) uint8
     "Prepared frames: from the file, which is made if it is absent and there is room, else from the video. Errors as those of `ds.frames`."
     path, indices = self.path(ds, episode, view), np.asarray(indices, np.int64)
-    if path in self._files or path.exists() or (self.fill and self._can_make(ds, episode, view, path)):
+    if path not in self._broken and (path in self._files or path.exists() or (self.fill and self._can_make(ds, episode, view, path))):
         if (found := self._read(path, indices)) is not None: return found
     return prepare(ds.frames(episode, view, indices), **self.settings)
 
@@ -154,9 +155,11 @@ def frames(self: FrameCache,
 @patch
 def _can_make(self: FrameCache, ds: LeRobotDataset, episode: int, view: str, path: Path) -> bool:
     "Makes a file, once; where the video breaks off there is none, and decoding says which frames can be had."
-    if path in self._broken: return False
     try: return self._make(ds, episode, view, path)
     except InputError: self._broken.add(path)
+    except OSError as e:
+        self.fill = False
+        warnings.warn(f"The frame cache in {self.folder} cannot be written ({e.strerror}): frames are decoded as without it; make room, or give another folder.")
     return False
 
 
@@ -183,7 +186,8 @@ def _read(self: FrameCache, path: Path, indices: np.ndarray) -> np.ndarray | Non
     except (OSError, ValueError) as e:
         warnings.warn(f"The frame cache file {path} is broken ({e}): it is removed, and its frames are decoded from the video.")
         self._files.pop(path, None)
-        path.unlink(missing_ok=True)
+        try: path.unlink(missing_ok=True)
+        except OSError: self._broken.add(path)  # a folder that is only read: it stays, and is not asked again
 
 # %% ../../nbs/data/85_frames.ipynb #2e7a039a
 @dataclass(frozen=True)
@@ -207,7 +211,9 @@ def build(self: FrameCache,
     episodes, views = list(range(len(ds)) if episodes is None else episodes), list(ds.modality["video"] if views is None else views)
     counts, broken, lock = dict(made=0, present=0, without_room=0), [], threading.Lock()
     size = self.estimate(ds, episodes, views)
-    room = min(self.max_bytes - self.bytes(), shutil.disk_usage(self.folder if self.folder.exists() else self.folder.anchor).free - self.keep_free)
+    try: self.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise InputError(f"The frame cache cannot be made in {self.folder} ({e.strerror}): give another folder.") from None
+    room = min(self.max_bytes - self.bytes(), shutil.disk_usage(self.folder).free - self.keep_free)
     bar = tqdm(total=sum(ds.episodes[e].length for e in episodes) * len(views), unit="frame", disable=not progress,
                desc=f"frame cache, {size / 2**30:.2f} GiB" + ("" if size <= room else f" ({max(0, room) / 2**30:.2f} GiB of room)"))
     def one(job):
@@ -215,6 +221,7 @@ def build(self: FrameCache,
             path = self.path(ds, *job)
             what = "present" if path.exists() else "made" if self._make(ds, *job, path) else "without_room"
         except InputError as e: what = str(e)
+        except OSError as e: raise InputError(f"The frame cache in {self.folder} cannot be written ({e.strerror}): make room, or give another folder.") from None
         with lock:
             if what in counts: counts[what] += 1
             else: broken.append(what)

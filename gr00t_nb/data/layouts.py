@@ -56,7 +56,19 @@ def read_info(
         raise InputError(f"{path / 'meta/info.json'} says codebase_version '{version}': expected v2.0, v2.1 or v3.0.")
     if not isinstance(info.get("features"), dict):
         raise InputError(f"{path / 'meta/info.json'} has no 'features': expected one entry per column.")
+    _check_entries(info, path / "meta/info.json")
     return info
+
+
+def _check_entries(info: dict, file: Path):
+    "`InputError` for entries that nobody could reckon with."
+    for name, f in info["features"].items():
+        shape = f.get("shape") if isinstance(f, dict) else ""
+        if not (shape is None or isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape)):
+            raise InputError(f"{file}: the feature '{name}' is {str(f)[:80]}: expected an object with a dtype and a shape of whole numbers.")
+    for key, known in (("fps", (int, float)), ("chunks_size", int)):
+        value = info.get(key)
+        if value is not None and not (isinstance(value, known) and 0 <= value < 1e9): raise InputError(f"{file}: {key} is {str(value)[:40]!r}: expected a positive number.")
 
 # %% ../../nbs/data/05_layouts.ipynb #97e3e7e0
 @dataclass(frozen=True)
@@ -128,7 +140,8 @@ class LayoutV2:
         "meta/episodes.jsonl."
         path, found = self.path / "meta/episodes.jsonl", []
         for line, e in enumerate(read_jsonl(path), 1):
-            try: found.append(Episode(int(e["episode_index"]), int(e["length"]), tuple(e.get("tasks") or ()), tuple(e.get("sub_tasks") or ())))
+            tasks = e.get("tasks") or ()
+            try: found.append(Episode(int(e["episode_index"]), int(e["length"]), (tasks,) if isinstance(tasks, str) else tuple(tasks), tuple(e.get("sub_tasks") or ())))
             except (KeyError, TypeError, ValueError) as err:
                 raise InputError(f"{path}, line {line}, gives no episode ({err!r}): expected an integer 'episode_index' and 'length'.") from None
         if not found: raise InputError(f"{path} lists no episodes: expected one line per episode.")
@@ -138,7 +151,7 @@ class LayoutV2:
         "meta/tasks.jsonl; a data set without it can still be read, but gives no language."
         path = self.path / "meta/tasks.jsonl"
         if not path.exists(): return {}
-        try: return {int(t["task_index"]): str(t["task"]) for t in read_jsonl(path)}
+        try: return {int(t["task_index"]): str(t["task"]) for t in read_jsonl(path) if t["task"] is not None}
         except (KeyError, TypeError, ValueError) as e: raise InputError(f"{path} holds a line without 'task_index' and 'task' ({e!r}): mend it.") from None
 
 # %% ../../nbs/data/05_layouts.ipynb #dc8a530a
@@ -152,7 +165,7 @@ def _read_parquet(path: Path, wanted) -> pa.Table:
         with pq.ParquetFile(path) as file:
             return file.read([n for n in file.schema_arrow.names if wanted(n)], use_threads=False)
     except FileNotFoundError: raise InputError(f"There is no file {path}: expected a parquet file there.") from None
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:  # the last where damage hits the name of a column
         raise InputError(f"{path} ({path.stat().st_size:,} bytes) cannot be read ({str(e).splitlines()[0][:120]}): it is truncated or no parquet file; "
                          "restore it.") from None
 
@@ -314,7 +327,7 @@ def tasks(self: LayoutV3) -> dict[int, str]:
     if name is None or "task_index" not in table.column_names:
         raise InputError(f"{path} has the columns {', '.join(table.column_names)}: expected 'task_index' and a text.")
     numbers = _whole(table["task_index"], "task_index", lambda i: f"{path}, row {i}")
-    return dict(zip(numbers.tolist(), map(str, table[name].to_pylist())))
+    return {n: text for n, text in zip(numbers.tolist(), table[name].to_pylist()) if text is not None}
 
 # %% ../../nbs/data/05_layouts.ipynb #e61193de
 def open_layout(

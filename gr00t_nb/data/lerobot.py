@@ -9,7 +9,7 @@ __all__ = ['LeRobotDataset', 'save_modality', 'action_horizon', 'step_indices', 
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,7 @@ class LeRobotDataset:
         self.prompt = prompt
         self.modality, self.proposed = _modality_of(self.path, self.info, modality, prompt)
         if self.proposed: _tell_proposal(self.path, self.modality)
-        self.name = self.path.name if self.path == Path(path).expanduser() else str(path)
+        self.name = (self.path if self.path.name.strip(".") else self.path.resolve()).name if self.path == Path(path).expanduser() else str(path)  # '.' has no name
         self._forget()
 
     def _forget(self):
@@ -132,7 +132,7 @@ def _read_groups(self: LeRobotDataset, e: Episode, path: Path, groups, names: li
             known = file.schema_arrow.names
             # threads would not survive a fork
             return file.metadata, file.read_row_groups(list(groups(file.metadata)), [n for n in names if n in known], use_threads=False), known
-    except (pa.ArrowException, OSError) as err:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
         raise InputError(f"Episode {e.index}: the table {path} ({path.stat().st_size:,} bytes) cannot be read ({str(err).splitlines()[0][:120]}): "
                          "it is truncated or no parquet file; restore it, or leave its episode out with exclude_episodes.") from None
 
@@ -285,12 +285,13 @@ def instruction(self: LeRobotDataset,
         raise InputError(f"{self.path} has no language '{key}', only {', '.join(known)}.{did_you_mean(key, known)}")
     if (text := fixed_text(self.modality, name)) is not None: return text
     column = original_key(self.modality, "annotation", name)
-    value = np.ravel(self.rows(episode, [column])[column])[step]
-    if isinstance(value, str): return value
-    if np.isnan(value) or int(value) not in self.tasks:
+    values = np.ravel(self.rows(episode, [column])[column])
+    if not 0 <= step < len(values): raise InputError(f"Episode {e.index} of {self.path} has steps 0 to {len(values) - 1}: there is no instruction at step {step}.")
+    if isinstance(value := values[step], str): return value
+    if not isinstance(value, Hashable) or value not in self.tasks:  # 1, 1.0 and True are the same key; 1.5, NaN, bytes and a missing value are none
         raise InputError(f"Episode {e.index}, step {step}: column '{column}' says task {value}, but {self.path / 'meta'}/tasks.{'parquet' if self.version >= '3' else 'jsonl'} "
                          f"holds {', '.join(map(str, list(self.tasks)[:10])) or 'no tasks'}.")
-    return self.tasks[int(value)]
+    return self.tasks[value]
 
 
 @patch
@@ -485,19 +486,23 @@ def check_config(self: LeRobotDataset,
 
 @patch
 def _camera_problem(self: LeRobotDataset, view: str, column: str) -> str | None:
-    "What is wrong with a camera, as far as metadata and the first episode that has a video tell."
+    "What is wrong with a camera, as far as metadata and files tell. One that some episodes lack is for the check-up to tell."
     features = self.info["features"]
     feature = features.get(column) or {}
     if column not in features: return f"no column '{column}' in info.json, which video '{view}' stands for{'.' * bool(near := did_you_mean(column, features))}{near}"
     if reason := depth_reason(column, feature): return _no_depth(view, column, reason).rstrip(".")
     if feature.get("dtype") == "image": return None if column in self._table_columns() else f"no column '{column}' in the tables for '{view}'"
-    files = (self.layout.frames(e, column).path for e in self.episodes)
-    try: return None if any(f.exists() for f in files) else f"no video file {self.layout.frames(self.episodes[0], column).path} for '{view}'"  # one that is missing is its episode's fault, not the configuration's
-    except InputError as e: return str(e).rstrip(".")
+    problem = None
+    for e in self.episodes:
+        try: file = self.layout.frames(e, column).path
+        except InputError as err: problem = problem or str(err).rstrip("."); continue
+        if file.exists(): return None
+        problem = problem or f"no video file {file} for '{view}'"
+    return problem
 
 
 @patch
 def _table_columns(self: LeRobotDataset) -> list[str]:
     "Columns that the first table has, declared in info.json or not."
     try: return pq.read_schema(self.layout.rows(self.episodes[0]).path).names
-    except (OSError, pa.ArrowException): return []
+    except (OSError, pa.ArrowException, UnicodeDecodeError): return []

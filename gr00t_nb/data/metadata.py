@@ -7,18 +7,16 @@ __all__ = ['MAX_STATE_DIM', 'MAX_ACTION_DIM', 'MAX_HORIZON', 'Metadata', 'json_l
            'check_extra_files', 'exclude', 'width', 'check_slices', 'dimensions', 'check_fit', 'Used', 'used_columns']
 
 # %% ../../nbs/data/38_metadata.ipynb #f5503cbc
-import itertools
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .layouts import info_file, leave_out
-from .lerobot import Episode, LayoutV2, LeRobotDataset, action_horizon, original_key, propose_modality
+from .layouts import Place, dataset_folder, info_file, leave_out, open_layout
+from .lerobot import Episode, action_horizon, original_key, propose_modality
 from .modality import dimension_names
 from .problems import Problem, ranges
 from ..embodiments import ActionRepresentation, ActionType, ModalityConfig
@@ -49,6 +47,15 @@ class Metadata:
         "A file as problems name it."
         return file.relative_to(self.path).as_posix() if file.is_relative_to(self.path) else str(file)
 
+    def listing(self, what: str) -> str:
+        "The file that lists the 'episodes' or the 'tasks'."
+        return f"meta/{what}.jsonl" if self.version.startswith("2") else {"episodes": "meta/episodes", "tasks": "meta/tasks.parquet"}[what]
+
+    def video(self, episode: Episode, column: str) -> Place | None:
+        "Where the frames of an episode lie; None where version 3.0 has no offsets for them."
+        try: return self.layout.frames(episode, column)
+        except InputError: return None
+
 # %% ../../nbs/data/38_metadata.ipynb #74d80c6f
 def json_lines(m: Metadata, name: str, what: str) -> list[tuple[int, dict]]:
     "Numbered objects of a JSON-lines file; broken lines become problems."
@@ -60,7 +67,7 @@ def json_lines(m: Metadata, name: str, what: str) -> list[tuple[int, dict]]:
     except UnicodeDecodeError:
         m.add("error", "metadata_broken", f"meta/{name}", "bytes that are no UTF-8 text", f"one JSON object for each {what}", "restore the file")
         return out
-    for i, line in enumerate(text.splitlines(), 1):
+    for i, line in enumerate(text.split("\n"), 1):
         if not line.strip(): continue
         try: row = json.loads(line)
         except (ValueError, RecursionError): row = None
@@ -85,7 +92,7 @@ def _info(path: Path) -> Metadata:
     if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
         raise InputError(f"{path / 'meta/info.json'} has no 'features': expected an object with one entry for each column.")
     version = str(info.get("codebase_version"))
-    if not re.match(r"v?[23]\.\d", version): raise InputError(f"{path / 'meta/info.json'} says codebase_version '{version[:40]}': expected v2.0, v2.1 or v3.0.")
+    if not re.match(r"v?(2\.[01]|3\.0)\b", version): raise InputError(f"{path / 'meta/info.json'} says codebase_version '{version[:40]}': expected v2.0, v2.1 or v3.0.")
     m = Metadata(path, dict(info), version.lstrip("v"))
     m.fps = number(info.get("fps"))
     if not m.fps: m.add("error", "metadata_broken", "meta/info.json", f"fps is {str(info.get('fps'))[:40]}", "a number of rows a second above 0", "write the rate at which the robot was recorded")
@@ -139,8 +146,6 @@ def _episodes(m: Metadata):
             m.add("error", "metadata_broken", "meta/tasks.jsonl", f"line {line} gives task_index {index!r} and task {str(text)[:40]!r}", "a whole number and a text", "mend the line")
         elif index in m.tasks: m.add("error", "task_twice", "meta/tasks.jsonl", f"line {line} gives task {index} again", "each number once", "remove one of the lines")
         else: m.tasks[index] = text
-    for index, text in m.tasks.items():
-        if not text.strip(): m.add("warning", "task_empty", "meta/tasks.jsonl", f"task {index} is an empty text", "an instruction", "write down what the robot was asked to do")
     if not m.episodes: m.add("error", "no_episodes", "meta/episodes.jsonl", "no episodes", "at least one", "record some, or restore the file")
 
 # %% ../../nbs/data/38_metadata.ipynb #a0c1cc7c
@@ -169,36 +174,31 @@ def _modality(m: Metadata):
 
 # %% ../../nbs/data/38_metadata.ipynb #62de028b
 def read_metadata(
-    path: str | Path,  # root of the data set
+    path: str | Path,  # root of the data set, or an id on the hub
 ) -> Metadata:
     "Reads what can be read. `InputError` where there is no data set at all, or where a version 3.0 cannot be opened."
-    m = _info(Path(path))
-    _features(m)
-    if m.version.startswith("2"):
-        _episodes(m); _modality(m)
-        m.layout = LayoutV2(m.path, m.info)
-        return m
-    _modality(m)
-    ds = LeRobotDataset(m.path, modality=m.modality)  # its metadata are tables, which are whole or unreadable
-    m.episodes, m.tasks, m.layout = list(ds.episodes), dict(ds.tasks), ds.layout
-    m.notes.append("Version 3.0: tables and videos shared by several episodes were checked episode by episode; line-by-line faults of the metadata tables were not looked for.")
+    m = _info(dataset_folder(path))
+    _features(m); _modality(m)
+    m.layout = open_layout(m.path, m.info)
+    if m.version.startswith("2"): _episodes(m)
+    else: m.episodes, m.tasks = m.layout.episodes(), m.layout.tasks()  # tables, which are whole or unreadable
+    for index, text in m.tasks.items():
+        if not text.strip(): m.add("warning", "task_empty", m.listing("tasks"), f"task {index} is an empty text", "an instruction", "write down what the robot was asked to do")
+    if m.version.startswith("3"): m.notes.append("Version 3.0: tables and videos shared by several episodes were checked episode by episode; line-by-line faults of the metadata tables were not looked for.")
     return m
 
 # %% ../../nbs/data/38_metadata.ipynb #a5109d3c
 def check_totals(m: Metadata):
     "Totals of info.json against the lists."
-    for key, n, of in (("total_episodes", len(m.episodes), "episodes.jsonl"), ("total_frames", sum(e.length for e in m.episodes), "episodes.jsonl"),
-                       ("total_tasks", len(m.tasks), "tasks.jsonl")):
+    for key, n, of in (("total_episodes", len(m.episodes), "episodes"), ("total_frames", sum(e.length for e in m.episodes), "episodes"), ("total_tasks", len(m.tasks), "tasks")):
         if key in m.info and m.info[key] != n:
-            m.add("warning", "totals", "meta/info.json", f"{key} is {str(m.info[key])[:20]}, but meta/{of} gives {n}", "the same number", f"write {n}, or restore what is missing", about=key)
+            m.add("warning", "totals", "meta/info.json", f"{key} is {str(m.info[key])[:20]}, but {m.listing(of)} gives {n}", "the same number", f"write {n}, or restore what is missing", about=key)
 
 # %% ../../nbs/data/38_metadata.ipynb #d853c9f2
 def check_extra_files(m: Metadata):
     "Tables and videos in the folder that belong to no episode of the list."
     cameras = [c for c, f in m.info["features"].items() if f["dtype"] == "video"]
-    listed = {m.layout.rows(e).path for e in m.episodes}
-    for e, c in itertools.product(m.episodes, cameras):
-        with suppress(InputError): listed.add(m.layout.frames(e, c).path)  # that it has no place is for the check of the episode to say, unless it is left out
+    listed = {m.layout.rows(e).path for e in m.episodes} | {place.path for e in m.episodes for c in cameras if (place := m.video(e, c))}
     for folder, ending, kind in (("data", "parquet", "table_extra"), ("videos", "mp4", "video_extra")):
         for file in sorted((m.path / folder).rglob(f"*.{ending}")):
             if file not in listed:

@@ -36,21 +36,6 @@ def _look(
     if not parts: raise error
     return {g: np.concatenate([p[g] for p in parts]) for g in ds.modality[kind]}
 
-# %% ../../nbs/data/42_proposal.ipynb #d1eae334
-def _why_not(
-    ds: LeRobotDataset,
-    view: str,  # camera name of modality.json
-) -> str | None:  # why it cannot be taken, or None
-    "What is wrong with a camera: no column, depth, or no file in any episode."
-    column = original_key(ds.modality, "video", view)
-    problem = ds._camera_problem(view, column)
-    if problem is None or ds.info["features"].get(column, {}).get("dtype") != "video": return problem
-    for e in ds.episodes:  # the first episode may lack what others have: that is for the check-up to tell
-        try:
-            if ds.layout.frames(e, column).path.exists(): return None
-        except InputError: continue
-    return problem
-
 # %% ../../nbs/data/42_proposal.ipynb #f0ac7ad2
 _INSTRUCTIONS = [r"task_desc|instruction|prompt", r"task|language|command|goal", r"action", r""]  # what a name says, the clearest first
 _JUDGEMENTS = r"valid|success|quality|reward|score|rating|done"  # about an episode, not to the robot
@@ -174,7 +159,7 @@ def _groups(ds: LeRobotDataset, kind: str, most: int, without: Iterable[str], re
 
 def _views(ds: LeRobotDataset, without: Iterable[str], reasons: list[str]) -> list[str]:
     "Cameras that are taken; what is left out goes to the reasons."
-    why = {v: _why_not(ds, v) for v in ds.modality["video"] if v not in without}
+    why = {v: ds._camera_problem(v, original_key(ds.modality, "video", v)) for v in ds.modality["video"] if v not in without}
     views, bad = [v for v, r in why.items() if r is None], {v: r for v, r in why.items() if r is not None}
     reasons += [f"The camera {v} is left out: {r.rstrip('.')}." for v, r in bad.items()]
     if not why: raise InputError(f"{ds.path} has no camera {'left' if ds.modality['video'] else 'in modality.json'}: the model needs at least one.")

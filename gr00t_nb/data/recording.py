@@ -19,11 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .lerobot import Episode, Place, original_key
+from .lerobot import Episode, Place, _picture, original_key
 from .metadata import Metadata, Used, width
+from .modality import depth_reason
 from .problems import Problem, ranges
 from .signals import Scales, alike, clock_fault, copied, frozen_run, idle_ends, jumps, thumbnails
 from .video import _new_decoder, _reason
+from ..errors import InputError
 
 # %% ../../nbs/data/39_recording.ipynb #3a1ab0ee
 @dataclass
@@ -283,7 +285,8 @@ def check_video(
     thorough: bool = False,  # decode every frame
 ):
     "Checks the video of one camera of one episode."
-    place, bad = m.layout.frames(f.episode, column), "error" if used else "warning"
+    place, bad = m.video(f.episode, column), "error" if used else "warning"
+    if place is None: return f.add(bad, "video_missing", m.listing("episodes"), "no offsets for this camera", "from where to where its frames lie in a video", "restore the metadata, or leave the episode out", about=column)
     file, rows = m.relative(place.path), f.episode.length if f.rows is None else f.rows
     say = lambda severity, kind, found, expected, mend, row=None: f.add(severity, kind, file, found, expected, mend, row, column)
     again = "restore the file, or leave the episode out (--exclude-episodes)"
@@ -329,9 +332,28 @@ def _pictures(m: Metadata, decoder, first: int, there: int, say, bad: str, again
     run = frozen_run(np.concatenate(small), state, span, max(5, round(0.4 * m.fps))) if state is not None else None
     if run: say("warning", "video_frozen", f"the same picture in {run[1]} frames while the robot moves", "a picture that changes with the scene", "leave the episode out (--exclude-episodes), or cut it", run[0])
 
+# %% ../../nbs/data/39_recording.ipynb #60350834
+def _table_pictures(m: Metadata, used: Used, f: Findings, table: pa.Table, file: str, thorough: bool):
+    "Checks the columns of a table that hold pictures."
+    for c, d in m.info["features"].items():
+        if d["dtype"] != "image" or depth_reason(c, d): continue
+        bad, n = "error" if c in used.cameras else "warning", len(table)
+        if table.column_names.count(c) != 1:
+            f.add(bad, "column_missing", file, f"no column '{c}', or several", "the columns of info.json, each once", "write the table again from the recording", about=c)
+            continue
+        for row in range(n) if thorough else sorted({int(i) for i in np.linspace(0, n - 1, 2 * PAIRS + 2)}) if n else ():
+            try: height, width_ = _picture(table[c][row].as_py(), m.path, "it").shape[:2]
+            except (InputError, OSError, TypeError, ValueError):
+                f.add(bad, "picture_undecodable", file, f"'{c}' holds no colour picture of 8 bits", "a PNG or JPEG file, or the path of one", "restore the table, or leave the episode out", row, c)
+                break
+            if (said := _size(d)) != (height, width_) and any(said):
+                f.add("warning", "video_size", file, f"{height} x {width_} pixels", f"{said[0]} x {said[1]}, the shape in info.json", "mend info.json, or scale the pictures", row, c)
+                break
+
 # %% ../../nbs/data/39_recording.ipynb #57d6e092
 def read_columns(
     m: Metadata, used: Used, f: Findings,  # of the episode; problems are added to it
+    thorough: bool = False,  # decode every picture
 ) -> dict[str, np.ndarray]:  # column -> (L, D) float64, those that can be used
     "Reads the table of an episode and checks its columns."
     place = m.layout.rows(f.episode)
@@ -347,6 +369,7 @@ def read_columns(
     if f.rows > f.episode.length: f.add("warning", "rows_extra", file, f"{f.rows} rows", f"{f.episode.length}, the length in the metadata", "mend the length, or cut the rows", f.episode.length)
     x = _columns(m, used, f, table, file)
     _bookkeeping(m, used, f, table, x, file)
+    _table_pictures(m, used, f, table, file, thorough)
     return x
 
 
@@ -365,7 +388,7 @@ def check_episode(
 
 
 def _inspect(m: Metadata, used: Used, known: Known, f: Findings, cameras: tuple[str, ...], thorough: bool):
-    episode, x = f.episode, read_columns(m, used, f)
+    episode, x = f.episode, read_columns(m, used, f, thorough)
     _signals(m, used, known, f, x, m.relative(m.layout.rows(episode).path))
     if f.rows is not None and f.rows < used.horizon:
         f.add("warning", "episode_short", m.relative(m.layout.rows(episode).path), f"{f.rows} rows", f"at least {used.horizon}, the action horizon", "leave the episode out (--exclude-episodes): it gives no training step")

@@ -34,19 +34,22 @@ def shard_episodes(
     seed: int = 42,
 ) -> list[list[tuple[int, np.ndarray]]]:  # shards, each a list of pieces: (episode position, its steps in order)
     "How GR00T N1.6 distributes the steps of a data set over shards."
+    if not (0 < episode_sampling_rate <= 1 and shard_size >= 1):
+        raise InputError(f"episode_sampling_rate is {episode_sampling_rate} and shard_size {shard_size}: expected a rate above 0 and up to 1, and at least one step in a shard.")
     rng = np.random.default_rng(seed)
     effective = [max(0, n - horizon + 1) for n in lengths]
+    if not sum(effective): raise InputError(f"None of {len(lengths)} episodes has the {horizon} steps of an action chunk: shorten the action horizon, or record longer ones.")
     order, pieces = rng.permutation(len(lengths)), int(1 / episode_sampling_rate)
     shards = [[] for _ in range(math.ceil(sum(effective) / shard_size))]
     filled = np.zeros(len(shards), np.int64)
     for episode in order:
         steps = np.arange(effective[episode])
         rng.shuffle(steps)
-        for i in range(pieces if len(shards) else 0):
+        for i in range(pieces):
             s = int(filled.argmin())
             shards[s].append((int(episode), steps[i::pieces]))
             filled[s] += len(steps[i::pieces])
-    if not len(shards) or not filled.all():
+    if not filled.all():
         raise InputError(f"{sum(effective)} steps in {len(lengths)} episodes of {pieces} pieces cannot fill {len(shards)} shards of {shard_size}: "
                          "give a larger shard_size or a smaller episode_sampling_rate.")
     return shards
@@ -319,7 +322,10 @@ def _numbers(source: DataSource, episode: int, steps: Sequence[int], rngs: Seque
         if kind not in source.config: continue
         where = _indices(source, episode, steps, kind, pad)
         for group, array in read(episode, source.config[kind].modality_keys).items():
-            for d, x in zip(out, array[where]): d[f"{kind}.{group}"] = x
+            if not np.isfinite(rows := array[where]).all():
+                row = where[~np.isfinite(rows).all(-1)][0]
+                raise InputError(f"row {row} of {kind} '{group}' holds NaN or infinity, which would spoil the weights: mend it, or leave the episode out.")
+            for d, x in zip(out, rows): d[f"{kind}.{group}"] = x
     for key in source.config["language"].modality_keys if "language" in source.config else ():
         first, horizon = _indices(source, episode, steps, "language", pad)[:, 0].tolist(), action_horizon(source.config)
         for d, i, rng in zip(out, first, rngs): d[key] = ds.instruction(episode, i, key, rng, horizon)
@@ -344,7 +350,6 @@ def _read_steps(
             if "video" in source.config:
                 wanted, back = np.unique(_indices(source, episode, own, "video", pad), return_inverse=True)
                 views = source.config["video"].modality_keys
-                for step in read: step.update(dict.fromkeys(f"video.{view}" for view in views))  # in this order, whichever thread is done first
                 jobs += [(s, episode, view, wanted, back.reshape(len(slots), -1), read) for view in views]
         except InputError as e: raise SampleError(str(e) if str(source.dataset.path) in str(e) else f"{_name(source, episode)}: {e}") from None
         for i, step in zip(slots, read): steps[i] = step

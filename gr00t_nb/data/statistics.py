@@ -17,7 +17,7 @@ from .lerobot import LeRobotDataset, original_key
 from .rotation import relative_pose
 from ..embodiments import ActionConfig, ActionRepresentation, ActionType, ModalityConfig
 from ..errors import InputError
-from ..files import cache_dir, fingerprint, read_json, write_json
+from ..files import cache_dir, fingerprint, keep, read_json
 
 # %% ../../nbs/data/30_statistics.ipynb #bb5ae411
 ENTRIES = ("mean", "std", "min", "max", "q01", "q99")  # what is known of each dimension
@@ -26,11 +26,20 @@ ENTRIES = ("mean", "std", "min", "max", "q01", "q99")  # what is known of each d
 def summarize(
     values: np.ndarray,  # (N, ...) numbers; N rows over which the statistics run
 ) -> dict[str, np.ndarray]:  # entry -> (...): mean, std, min, max float32; q01, q99 float64
-    "The six statistics over the first axis."
+    "The six statistics over the first axis; of each dimension over its finite numbers, NaN where it has none."
     values = np.asarray(values, np.float32)
+    if not np.isfinite(values).all(): return _summarize_finite(values)
     # float64 ranks: with float32 ones numpy interpolates in float32, and the last bit differs from the official files
     q01, q99 = np.quantile(values, np.array([0.01, 0.99], np.float64), axis=0)
     return {"mean": values.mean(0), "std": values.std(0), "min": values.min(0), "max": values.max(0), "q01": q01, "q99": q99}
+
+# %% ../../nbs/data/30_statistics.ipynb #27e7edca
+def _summarize_finite(values: np.ndarray) -> dict[str, np.ndarray]:
+    "`summarize` where some numbers are NaN or infinite: each dimension by itself."
+    columns = [c[np.isfinite(c)] for c in values.reshape(len(values), -1).T]
+    nothing = {k: np.float32(np.nan) for k in ENTRIES}
+    parts = [summarize(c) if len(c) else nothing for c in columns]
+    return {k: np.array([p[k] for p in parts]).reshape(values.shape[1:]) for k in ENTRIES}
 
 # %% ../../nbs/data/30_statistics.ipynb #d88e54ff
 EXACT_BYTES = 256 * 2**20  # float32 values of one feature up to which quantiles are exact: about ten million rows of seven numbers
@@ -52,19 +61,24 @@ class Summary:
         "Takes some more rows."
         x = np.asarray(values, np.float64)
         if not len(x): return
-        mean, square, low, high = x.mean(0), ((x - x.mean(0)) ** 2).sum(0), x.min(0), x.max(0)
+        good = np.isfinite(x)
+        count, total = good.sum(0), lambda a: np.where(good, a, 0).sum(0)
+        mean = total(x) / np.maximum(count, 1)
+        square, low, high = total((np.where(good, x, 0) - mean) ** 2), x.min(0, initial=np.inf, where=good), x.max(0, initial=-np.inf, where=good)
         if self.n:  # Chan, Golub, LeVeque 1979
-            gap, n = mean - self.mean, self.n + len(x)
-            square = self.square + square + gap ** 2 * self.n * len(x) / n
-            mean, low, high = self.mean + gap * len(x) / n, np.minimum(self.low, low), np.maximum(self.high, high)
-        self.mean, self.square, self.low, self.high, self.n = mean, square, low, high, self.n + len(x)
+            gap, all_ = mean - self.mean, np.maximum(self.count + count, 1)
+            square = self.square + square + gap ** 2 * self.count * count / all_
+            mean, low, high, count = self.mean + gap * count / all_, np.minimum(self.low, low), np.maximum(self.high, high), self.count + count
+        self.mean, self.square, self.low, self.high, self.count, self.n = mean, square, low, high, count, self.n + len(x)
         self.sample.append(np.asarray(values, np.float32)[self.rng.random(len(x)) < self.share])
 
     def result(self) -> dict[str, np.ndarray]:  # as `summarize`, and 'sampled': (rows of the sample, all rows)
         "The statistics of what came."
         sample = np.concatenate(self.sample)
-        q01, q99 = np.quantile(sample, np.array([0.01, 0.99], np.float64), axis=0)
-        exact = {k: v.astype(np.float32) for k, v in dict(mean=self.mean, std=np.sqrt(self.square / self.n), min=self.low, max=self.high).items()}
+        quantiles = summarize(sample)
+        exact = dict(mean=self.mean, std=np.sqrt(self.square / np.maximum(self.count, 1)), min=self.low, max=self.high)
+        exact = {k: np.where(self.count > 0, v, np.nan).astype(np.float32) for k, v in exact.items()}
+        q01, q99 = quantiles["q01"], quantiles["q99"]
         return exact | dict(q01=q01, q99=q99, sampled=np.array([len(sample), self.n]))
 
 # %% ../../nbs/data/30_statistics.ipynb #c49dd106
@@ -155,7 +169,7 @@ def _cached(ds: LeRobotDataset, what: str, parameters, compute) -> dict:
         try: return read_json(file)
         except InputError: pass  # a broken cache file is made again
     result = compute()
-    write_json(file, result, indent=None)
+    keep(file, result)
     return result
 
 # %% ../../nbs/data/30_statistics.ipynb #39301b58
@@ -222,8 +236,13 @@ def embodiment_statistics(
     sampled = {n: s["sampled"] for n, s in (columns | relative).items() if "sampled" in s}
     if sampled: warnings.warn("The quantiles q01 and q99 of " + ", ".join(f"{n} come from {k:,} of {m:,} rows" for n, (k, m) in sampled.items())
                               + f" of {ds.path}; mean, std, min and max from all of them.")
-    relative = {g: {k: s[k] for k in ENTRIES} for g, s in relative.items()}
-    return out | ({"relative_action": relative} if relative else {})
+    if relative: out["relative_action"] = {g: {k: s[k] for k in ENTRIES} for g, s in relative.items()}
+    for k, groups in out.items():
+        for g, s in groups.items():
+            if not all(np.isfinite(np.asarray(s[entry], np.float64)).all() for entry in ENTRIES):
+                raise InputError(f"The statistics of {k}.{g} of {ds.path} hold NaN or infinity: a dimension without one finite number cannot be normalized; "
+                                 "mend the data or the statistics that it ships, or leave the group out (the check-up says where).")
+    return out
 
 # %% ../../nbs/data/30_statistics.ipynb #364870d1
 def degenerate_dimensions(
@@ -264,8 +283,8 @@ def merge_statistics(
 ) -> dict:  # the same form
     "Statistics of a mixture. Groups that only some of the data sets have are an error."
     total = float(np.sum(weights))
-    if len(weights) != len(statistics) or not total > 0:
-        raise InputError(f"{len(statistics)} statistics need as many weights with a positive sum, got {list(weights)}.")
+    if len(weights) != len(statistics) or not (0 < total < np.inf and min(weights) >= 0):
+        raise InputError(f"{len(statistics)} statistics need as many weights, none below 0 and with a positive sum; got {list(weights)}.")
     if not all(s.keys() == statistics[0].keys() for s in statistics):
         raise InputError("Statistics of different form cannot be merged: " + " and ".join(str(sorted(s)) for s in statistics)
                          + "; the data sets must have the same groups.")

@@ -72,7 +72,8 @@ def _cost(decoder) -> int:
 
 def _reason(error: Exception, path="") -> str:
     "What FFmpeg said, without torchcodec's source location."
-    last = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    said = [line.strip() for line in str(error).splitlines() if line.strip() and "report an issue" not in line and "://" not in line]
+    last = said[-1] if said else type(error).__name__
     return re.sub(r"^.*?\.cpp:\d+,\s*", "", last).replace(f": {path}", ":").rstrip(".")
 
 # %% ../../nbs/data/00_video.ipynb #e12bc366
@@ -151,7 +152,7 @@ def decode_frames(
 # %% ../../nbs/data/00_video.ipynb #53a4a3b3
 def write_video(
     path: str | Path,  # mp4 file to make or replace
-    frames: np.ndarray,  # uint8 (n, H, W, 3), RGB; H and W even
+    frames: np.ndarray,  # uint8 (n, H, W, 3), RGB
     fps: float,  # frames a second
     crf: int = 18,  # quality of x264: 0 is lossless, 18 looks it, 28 is small
     gop: int = 10,  # frames from one key frame to the next
@@ -160,12 +161,12 @@ def write_video(
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise InputError(f"A video is made of uint8 frames (n, H, W, 3), at least one; got {frames.dtype} {frames.shape}.")
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise InputError(f"H.264 stores colour at half the resolution, so height and width must be even; got {frames.shape[1]} x {frames.shape[2]}.")
     check_ffmpeg()
     import torch
     from torchcodec.encoders import VideoEncoder
     encoder = VideoEncoder(torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))), frame_rate=float(fps))
     with replacing(path) as temporary:
-        try: encoder.to_file(str(temporary), codec="libx264", crf=crf, extra_options={"g": str(gop), "bf": "0", "threads": "1"})
+        # colour is kept at half the resolution, as every player expects; pictures of odd sides have no half
+        pixels = "yuv444p" if frames.shape[1] % 2 or frames.shape[2] % 2 else "yuv420p"
+        try: encoder.to_file(str(temporary), codec="libx264", pixel_format=pixels, crf=crf, extra_options={"g": str(gop), "bf": "0", "threads": "1"})
         except RuntimeError as e: raise InputError(f"{path} cannot be written as H.264 ({_reason(e, path)}): this FFmpeg may lack libx264.") from None

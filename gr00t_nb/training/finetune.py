@@ -30,7 +30,7 @@ from ..data.sampling import DataSource, OfficialStream, StepDataset, split_episo
 from ..data.statistics import embodiment_statistics
 from ..data.video import check_ffmpeg
 from ..errors import InputError
-from ..files import cache_dir, fingerprint, read_json, read_jsonl, write_json, write_text
+from ..files import cache_dir, fingerprint, keep, read_json, read_jsonl, write_json, write_text
 from ..model.layers import train_embodiment_rows
 from ..model.n1d6 import Gr00tN1d6
 from .base import resolve_base_model
@@ -75,7 +75,7 @@ def require_sound(
         raise InputError(f"The check-up found {len(errors)} error{'s' if len(errors) > 1 else ''} in {dataset.path}; the first, at {where}: {errors[0].found}. "
                          f"See them all with: python -m gr00t_nb.data.checkup {dataset.path}{option(dataset.excluded)} (or "
                          + (f"train without {'these episodes' if len({p.episode for p in errors}) > 1 else 'the episode'}:{without}, or " if without else "") + "leave them be with --no-check-data).")
-    write_json(record, dict(path=str(dataset.path), warnings=[p.to_json() for p in report.of("warning")]))
+    keep(record, dict(path=str(dataset.path), warnings=[p.to_json() for p in report.of("warning")]))
 
 # %% ../../nbs/training/20_finetune.ipynb #b06c3340
 def prepare_data(
@@ -149,6 +149,11 @@ def training_arguments(
     args.device; args._n_gpu = min(args._n_gpu, 1)  # several GPUs without torchrun: use one, rather than the Trainer's DataParallel
     return args
 
+# %% ../../nbs/training/20_finetune.ipynb #b4c3b544
+def _data_seen(prepared: Prepared) -> dict:
+    "What decides, beside the episodes, which samples come in which order: the same paths may lead to files that were edited."
+    return dict(modality_config={m: c.to_json() for m, c in prepared.modality_config.items()}, lengths=[prepared.dataset.episodes[e].length for e in prepared.train_episodes])
+
 # %% ../../nbs/training/20_finetune.ipynb #0882461f
 def write_experiment(
     config: FinetuneConfig,  # what the user asked for
@@ -169,7 +174,7 @@ def write_experiment(
     write_json(folder / "final_processor_config.json", {k: str(v) for k, v in prepared.processor.settings.items()})  # strings, as officially
     write_json(folder / "dataset_statistics.json", prepared.processor.statistics, indent=4)
     train, val = ([prepared.dataset.positions[i] for i in chosen] for chosen in (prepared.train_episodes, prepared.val_episodes))  # where they are in the whole data set
-    write_json(folder / "finetune.json", dict(config=config.to_dict(), embodiment=prepared.tag, train_episodes=train, val_episodes=val))
+    write_json(folder / "finetune.json", dict(config=config.to_dict(), embodiment=prepared.tag, train_episodes=train, val_episodes=val, **_data_seen(prepared)))
     return folder
 
 # %% ../../nbs/training/20_finetune.ipynb #20d068a3
@@ -184,7 +189,7 @@ def _start_wandb(config: FinetuneConfig, output_dir: Path, rank: int):
 
 # %% ../../nbs/training/20_finetune.ipynb #4ab1138f
 _MAY_CHANGE = {"dataloader_num_workers", "num_gpus", "save_steps", "save_total_limit", "logging_steps", "use_wandb", "resume", "output_dir", "gradient_checkpointing", "frame_cache", "check_data", "base_model_path",
-               "dataset_path", "modality_config_path", "tokenizer_path"}  # paths may be spelled differently; what they led to is compared by the tag and the episodes
+               "dataset_path", "modality_config_path", "tokenizer_path"}  # paths may be spelled differently; what they led to is compared by the tag, the modality configuration, the episodes and their lengths
 
 
 def find_resume(
@@ -199,12 +204,13 @@ def find_resume(
     if not record.exists(): raise InputError(f"{newest} was not written by this kit's finetune (it holds no experiment_cfg/finetune.json): choose another --output-dir, and give it as --base-model-path instead.")
     before = read_json(record)
     numbers = lambda found: dict(exclude_episodes=sorted({*(found.get("exclude_episodes") or ())}))  # in any order, each once
-    now, then = config.to_dict(), before["config"]
-    now |= dict(numbers(now), embodiment=prepared.tag, train_episodes=[prepared.dataset.positions[i] for i in prepared.train_episodes])
-    then |= dict(numbers(then), embodiment=before["embodiment"], train_episodes=before["train_episodes"])
+    now, then = config.to_dict(), before["config"] | {k: v for k, v in before.items() if k != "config"}
+    now |= dict(numbers(now), embodiment=prepared.tag, train_episodes=[prepared.dataset.positions[i] for i in prepared.train_episodes], **_data_seen(prepared))
+    then |= numbers(then)
     differ = [k for k in now if k not in _MAY_CHANGE | {"embodiment_tag"} and k in then and then[k] != now[k]]
     if differ:
-        what = "; ".join(f"{k} was {then[k] if k != 'train_episodes' else f'{len(then[k])} episodes'}, now {now[k] if k != 'train_episodes' else f'{len(now[k])} others'}" for k in differ)
+        long = dict(train_episodes="the training episodes differ", lengths="their lengths differ", modality_config="the modality configuration differs")
+        what = "; ".join(long.get(k) or f"{k} was {then[k]}, now {now[k]}" for k in differ)
         raise InputError(f"{newest} belongs to a run with other settings ({what}): use the same ones to go on, or another --output-dir to start anew.")
     return newest
 
