@@ -446,8 +446,9 @@ def _told(ds: LeRobotDataset, r: EpisodeRecord, step: int, checked: bool, most: 
     rows = [f'<div style="line-height:2"><b>episode {r.number}</b>, {r.length} steps</div>']
     rows += [f'<div style="font-size:115%;line-height:1.35;margin:4px 0">“{html.escape(t)}”</div>' for t in said]
     rows += [note("error", _short(ds, f)) for f in r.faults]
-    rows += [note(p.severity, f"{_sentence(p)} → {p.mend}", f"{p.severity}:") for p in r.problems[:most]]
-    if len(r.problems) > most: rows.append(f"<div>and {len(r.problems) - most} more, in the list below</div>")
+    problems = [p for p in r.problems if not (r.faults and p.kind == "table_unreadable")]  # said already
+    rows += [note(p.severity, f"{_sentence(p)} → {p.mend}", f"{p.severity}:") for p in problems[:most]]
+    if len(problems) > most: rows.append(f"<div>and {len(problems) - most} more, in the list below</div>")
     if not checked: rows.append('<div style="opacity:.7;line-height:1.4">no check-up was given: report=check_dataset(path)</div>')
     elif not r.problems: rows.append('<div style="opacity:.7;line-height:1.4">the check-up found nothing in this episode</div>')
     return "".join(rows)
@@ -578,6 +579,7 @@ def _build(self: EpisodeViewer, max_bytes: int, theme: str):
     self.order = _field(widgets.Dropdown, "order", "210px", options=ORDERS)
     self.listed = widgets.Dropdown(options=[("", None)], value=None, tooltip="the episodes of this task, in this order", layout=widgets.Layout(flex="0 1 330px", min_width="90px", width="auto"))
     self.episode = _field(widgets.BoundedIntText, "episode", "130px", min=0, max=len(self.ds) - 1, value=s["episode"])
+    self.episode.layout.flex = "0 0 130px"  # the list beside it gives way
     button = lambda icon, tip: widgets.Button(icon=icon, tooltip=tip, layout=widgets.Layout(width="36px"))
     self.previous, self.next = button("chevron-left", "the episode before it in the list"), button("chevron-right", "the next episode of the list")
     self.store = FrameStore(self.ds, self.views, camera_box(len(self.views), 330 if len(self.views) < 4 else 0), max_bytes)

@@ -216,7 +216,7 @@ class TimeControls:
         self.step.observe(self._stepped, "value")
         self.speed.observe(lambda _: self._set_pace(), "value")
         self.back.on_click(lambda _: self.move(-1)), self.forward.on_click(lambda _: self.move(1))
-        self.row = widgets.HBox([self.play, self.back, self.step, self.forward, self.speed, self.clock], layout=widgets.Layout(width="100%", align_items="center"))
+        self.row = widgets.HBox([self.play, self.back, self.step, self.forward, self.speed, self.clock], layout=widgets.Layout(width="100%", align_items="center", flex_flow="row wrap"))
         self._set_pace(), self._tell()
 
 # %% ../../nbs/viz/10_player.ipynb #f5079634
@@ -304,6 +304,7 @@ CSS = """<style>
 .gr00t-stack img {margin:0 !important; display:block}
 body[data-jp-theme-light="false"] img.gr00t-figure, body.vscode-dark img.gr00t-figure, img.gr00t-figure.gr00t-dark {filter:invert(.92) hue-rotate(180deg)}
 img.gr00t-figure.gr00t-light {filter:none !important}
+.widget-checkbox .widget-label-basic {display:flex; align-items:center}
 body[data-jp-theme-light="false"] .gr00t-mark {filter:invert(.92) hue-rotate(180deg)}
 body[data-jp-theme-light="false"] {--jp-widgets-dropdown-arrow:url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath d='M5 7.5l4 4 4-4' fill='none' stroke='%23ddd' stroke-width='1.6'/%3E%3C/svg%3E")}
 </style>"""
