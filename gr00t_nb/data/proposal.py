@@ -223,8 +223,7 @@ def config_source(
         lines += [f"{head}, action_configs=[", *(f"        {_action_source(a)},  # {k}" for k, a in zip(c.modality_keys, c.action_configs)), "    ]),"]
     said = "".join(f"\n{r}" for r in reasons).replace("\\", "\\\\").replace('"""', "'''")
     return (f'"""What this robot is to the model.{chr(10) * bool(said)}{said}{chr(10) * bool(said)}"""\n'
-            "from gr00t_nb.embodiments import (ActionConfig, ActionFormat, ActionRepresentation, ActionType, EmbodimentTag,\n"
-            "                                  ModalityConfig, register_modality_config)\n\n"
+            "from gr00t_nb.embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType, EmbodimentTag, ModalityConfig, register_modality_config\n\n"
             "register_modality_config({\n" + "\n".join(lines) + f"\n}}, EmbodimentTag.{member})\n")
 
 
