@@ -580,7 +580,7 @@ def _build(self: EpisodeViewer, max_bytes: int, theme: str):
     self.listed = widgets.Dropdown(options=[("", None)], value=None, tooltip="the episodes of this task, in this order", layout=widgets.Layout(flex="0 1 330px", min_width="90px", width="auto"))
     self.episode = _field(widgets.BoundedIntText, "episode", "130px", min=0, max=len(self.ds) - 1, value=s["episode"])
     self.episode.layout.flex = "0 0 130px"  # the list beside it gives way
-    button = lambda icon, tip: widgets.Button(icon=icon, tooltip=tip, layout=widgets.Layout(width="36px"))
+    button = lambda icon, tip: widgets.Button(icon=icon, tooltip=tip, layout=widgets.Layout(flex="0 0 36px"))
     self.previous, self.next = button("chevron-left", "the episode before it in the list"), button("chevron-right", "the next episode of the list")
     self.store = FrameStore(self.ds, self.views, camera_box(len(self.views), 330 if len(self.views) < 4 else 0), max_bytes)
     self.cameras = CameraView(self.store)
@@ -603,7 +603,7 @@ def _arrange(self: EpisodeViewer):
     row = lambda *w, **k: widgets.HBox(list(w), layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="100%", **k))
     beside = widgets.VBox([self.text, self.problem], layout=widgets.Layout(flex="1 1 260px", min_width="240px"))
     film = widgets.HBox([self.cameras.box, beside], layout=widgets.Layout(width="100%", flex_flow="row wrap" if len(self.views) > 3 else "row", align_items="flex-start"))
-    walk = widgets.HBox([self.previous, self.listed, self.next, self.episode], layout=widgets.Layout(flex="1 1 330px", min_width="0", align_items="center"))  # stays in one row
+    walk = widgets.HBox([self.previous, self.listed, self.next, self.episode], layout=widgets.Layout(flex="1 1 480px", min_width="0", align_items="center"))  # stays in one row
     self.root = widgets.VBox([row(self.task, self.order, walk), film, self.time.row, self.strip.box,
                               row(self.values, self.actions, self.group), self.traces.box], layout=widgets.Layout(width="100%", max_width=f"{PAGE}px", overflow="hidden"))
 
