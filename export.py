@@ -17,6 +17,7 @@ def readme(root: Path):
     nb = read(root / "nbs" / "index.ipynb", as_version=4)
     nb.cells = [c for c in nb.cells if not re.match(r"#\|\s*hide\b", c.source)]
     nb.metadata["language_info"] = {"name": "python"}  # the fence of code blocks
+    alts = iter(re.findall(r"^#\|\s*fig-alt:\s*(.+)$", "\n".join(c.source for c in nb.cells), re.M))  # what a picture shows, for those who cannot see it
     for c in nb.cells:
         if re.search(r"^#\|\s*echo:\s*false", c.source, re.M): c.metadata["transient"] = {"remove_source": True}  # its output alone
         c.source = re.sub(r"^#\|.*\n", "", c.source, flags=re.M)
@@ -28,7 +29,7 @@ def readme(root: Path):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(data)
     note = "<!-- Made from nbs/index.ipynb by `make export`: edit the notebook. -->\n\n"
-    (root / "README.md").write_text(note + re.sub(r"\s*\n!\[png\](\(.*\))\s*\n", r"\n\n![picture]\1\n\n", re.sub(r"\n{3,}", "\n\n", text)).strip() + "\n", encoding="utf-8")
+    (root / "README.md").write_text(note + re.sub(r"\s*\n!\[png\](\(.*\))\s*\n", lambda m: f"\n\n![{next(alts, 'picture')}]{m[1]}\n\n", re.sub(r"\n{3,}", "\n\n", text)).strip() + "\n", encoding="utf-8")
 
 
 def _begun_bar(output) -> bool:

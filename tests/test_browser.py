@@ -355,6 +355,12 @@ def test_the_notebook_of_the_episode_viewer(opened):
     wait_until(nb.page, lambda: viewer.inner_text() != words, "another episode's words")
     settled(viewer.locator("img").first)
     look(nb, viewer, "20_episodes")
+    nb.page.set_viewport_size(dict(WINDOW, width=900))
+    nb.page.wait_for_timeout(500)
+    fits(viewer)
+    left, right = (viewer.locator(f"button:has(.fa-chevron-{side})").bounding_box() for side in ("left", "right"))
+    assert left["y"] == right["y"] and left["x"] < right["x"] and left["width"] >= 36 <= right["width"]  # the list stays between its arrows, and they are whole
+    nb.shot("20_episodes-window-900")
     assert not nb.faults()
 
 

@@ -30,7 +30,7 @@ from ..data.statistics import embodiment_statistics
 from ..data.unusual import EpisodeScore, all_numbers, change, dataset_scales, unusual_episodes
 from ..embodiments import ActionConfig, ModalityConfig, embodiment_value
 from ..errors import InputError, did_you_mean
-from .player import PAGE, SEVERITY_COLOURS, CameraView, FigureView, FrameStore, TimeControls, Viewer, camera_box, note
+from .player import DPI, PAGE, SEVERITY_COLOURS, CameraView, FigureView, FrameStore, TimeControls, Viewer, camera_box, note
 from .plots import COLOURS, Plot, _styled
 
 try: import ipywidgets as widgets
@@ -271,13 +271,14 @@ def _trace_axes(fig, r: EpisodeRecord, cursor: int | None, normalized: bool, col
     axes = axes[:count]
     for ax, p in zip(axes, r.panels):
         for t, severity in _marks(r)[:40]: ax.axvline(t, color=SEVERITY_COLOURS[severity], lw=0.8, ls=(0, (2, 2)), zorder=0.9)
-        for name, x in p.lines.items(): ax.plot(r.seconds(np.arange(len(x))), x, color=LINES[name], label=name, lw=1.1)
+        for name, x in p.lines.items(): ax.plot(r.seconds(np.arange(len(x))), x, color=LINES[name], label=name, lw=1.3)
         if cursor is not None: ax.axvline(r.seconds(cursor), color=COLOURS["vermilion"], lw=1)
         if normalized: ax.set_ylim(-1.1, 1.1) if max((np.nanmax(np.abs(x), initial=0) for x in p.lines.values()), default=0) <= 1.1 else None
         ax.set_title(p.title)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10])), ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         ax.set_xlim(0, max(r.seconds(r.length - 1), 1e-3))
-    for ax in axes[-columns:]: ax.tick_params(labelbottom=True), ax.set_xlabel("seconds")
+    for ax in axes[-columns:]: ax.tick_params(labelbottom=True)
+    for ax in axes[(rows - 1) * columns:]: ax.set_xlabel("seconds")  # under a removed panel it would push the rows apart
     named = {label: artist for ax in axes for artist, label in zip(*ax.get_legend_handles_labels())}
     if named: fig.legend(list(named.values()), list(named), loc="outside lower center", ncols=4, borderpad=0.1)
     return axes
@@ -303,11 +304,11 @@ def draw_traces(
     cursor: int | None = None,  # step
     normalized: bool = False,  # the axes are then [-1.1, 1.1]
     columns: int = 4,
-    width: float = PAGE / 90,  # inches
+    width: float = PAGE / DPI,  # inches
 ) -> Figure:
     "State and action of an episode, a panel for each dimension."
     rows = -(-len(r.panels) // max(1, min(columns, len(r.panels))))
-    fig = Plot(width, 1.2 * max(1, rows) + 0.45)
+    fig = Plot(width, 1.1 * max(1, rows) + 0.45, DPI)
     if r.panels: _trace_axes(fig, r, cursor, normalized, columns)
     else: fig.text(0.01, 0.6, "There are no numbers to draw.", va="center")
     return fig
@@ -317,10 +318,10 @@ def draw_traces(
 def draw_strip(
     r: EpisodeRecord,
     cursor: int | None = None,  # step
-    width: float = PAGE / 90,  # inches
+    width: float = PAGE / DPI,  # inches
 ) -> Figure:
     "How much moves over an episode, and where the check-up found something."
-    fig = Plot(width, 0.62)
+    fig = Plot(width, 0.55, DPI)
     _strip_axes(fig.subplots(), r, cursor)
     return fig
 
@@ -442,13 +443,14 @@ def _moments(length: int, count: int, step: int | None) -> list[int]:
 def _told(ds: LeRobotDataset, r: EpisodeRecord, step: int, checked: bool, most: int = 4) -> str:  # HTML
     "The words beside the cameras."
     said = r.said(step) or ([] if r.language else list(r.tasks))
-    rows = [f'<div style="line-height:1.4"><b>episode {r.number}</b>, {r.length} steps</div>']
+    rows = [f'<div style="line-height:2"><b>episode {r.number}</b>, {r.length} steps</div>']
     rows += [f'<div style="font-size:115%;line-height:1.35;margin:4px 0">“{html.escape(t)}”</div>' for t in said]
     rows += [note("error", _short(ds, f)) for f in r.faults]
-    rows += [note(p.severity, f"{_sentence(p)} → {p.mend}", f"{p.severity}:") for p in r.problems[:most]]
-    if len(r.problems) > most: rows.append(f"<div>and {len(r.problems) - most} more, in the list below</div>")
-    if not checked: rows.append('<div style="opacity:.7">no check-up was given: report=check_dataset(path)</div>')
-    elif not r.problems: rows.append('<div style="opacity:.7">the check-up found nothing in this episode</div>')
+    problems = [p for p in r.problems if not (r.faults and p.kind == "table_unreadable")]  # said already
+    rows += [note(p.severity, f"{_sentence(p)} → {p.mend}", f"{p.severity}:") for p in problems[:most]]
+    if len(problems) > most: rows.append(f"<div>and {len(problems) - most} more, in the list below</div>")
+    if not checked: rows.append('<div style="opacity:.7;line-height:1.4">no check-up was given: report=check_dataset(path)</div>')
+    elif not r.problems: rows.append('<div style="opacity:.7;line-height:1.4">the check-up found nothing in this episode</div>')
     return "".join(rows)
 
 
@@ -575,9 +577,10 @@ def _build(self: EpisodeViewer, max_bytes: int, theme: str):
     s = self._settings
     self.task = _field(widgets.Dropdown, "task", "300px", options=[(f"all ({len(self.ds)} episodes)", ""), *((f"{t} ({len(e)})", t) for t, e in self.tasks.items())], value="")
     self.order = _field(widgets.Dropdown, "order", "210px", options=ORDERS)
-    self.listed = _field(widgets.Dropdown, "list", "330px", options=[("", None)], value=None)
+    self.listed = widgets.Dropdown(options=[("", None)], value=None, tooltip="the episodes of this task, in this order", layout=widgets.Layout(flex="0 1 330px", min_width="90px", width="auto"))
     self.episode = _field(widgets.BoundedIntText, "episode", "130px", min=0, max=len(self.ds) - 1, value=s["episode"])
-    button = lambda icon, tip: widgets.Button(icon=icon, tooltip=tip, layout=widgets.Layout(width="36px"))
+    self.episode.layout.flex = "0 0 130px"  # the list beside it gives way
+    button = lambda icon, tip: widgets.Button(icon=icon, tooltip=tip, layout=widgets.Layout(flex="0 0 36px"))
     self.previous, self.next = button("chevron-left", "the episode before it in the list"), button("chevron-right", "the next episode of the list")
     self.store = FrameStore(self.ds, self.views, camera_box(len(self.views), 330 if len(self.views) < 4 else 0), max_bytes)
     self.cameras = CameraView(self.store)
@@ -587,6 +590,7 @@ def _build(self: EpisodeViewer, max_bytes: int, theme: str):
     self.problem = widgets.Dropdown(options=[("", "")], layout=widgets.Layout(width="auto"))
     choice = lambda options, value, **k: widgets.ToggleButtons(options=options, value=options[value], style=dict(button_width="100px"), layout=widgets.Layout(width="auto"), **k)
     self.values = choice(["raw", "normalized"], s["normalized"])
+    self.values.layout.margin = "2px 20px 2px 2px"  # two choices, not four buttons
     self.actions = choice(["absolute", "relative"], s["relative"], disabled=not self.source.can_be_relative())
     self.group = _field(widgets.Dropdown, "group", "240px", options=[("all", ""), *((g, g) for g in self.source.groups)], value=self._group or "")
     self.strip, self.traces = FigureView(theme), FigureView(theme)
@@ -599,7 +603,8 @@ def _arrange(self: EpisodeViewer):
     row = lambda *w, **k: widgets.HBox(list(w), layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="100%", **k))
     beside = widgets.VBox([self.text, self.problem], layout=widgets.Layout(flex="1 1 260px", min_width="240px"))
     film = widgets.HBox([self.cameras.box, beside], layout=widgets.Layout(width="100%", flex_flow="row wrap" if len(self.views) > 3 else "row", align_items="flex-start"))
-    self.root = widgets.VBox([row(self.task, self.order, self.previous, self.listed, self.next, self.episode), film, self.time.row, self.strip.box,
+    walk = widgets.HBox([self.previous, self.listed, self.next, self.episode], layout=widgets.Layout(flex="1 1 480px", min_width="0", align_items="center"))  # stays in one row
+    self.root = widgets.VBox([row(self.task, self.order, walk), film, self.time.row, self.strip.box,
                               row(self.values, self.actions, self.group), self.traces.box], layout=widgets.Layout(width="100%", max_width=f"{PAGE}px", overflow="hidden"))
 
 # %% ../../nbs/viz/20_episodes.ipynb #b15a7030

@@ -192,10 +192,11 @@ def age(self: RunLog,
 @patch
 def _pace(self: RunLog) -> str:
     "How far, how fast, how long."
-    step, per_line, speed = int(self._columns["step"][-1]), self.interval(), np.nanmedian(self["samples_per_second"][-RECENT:]) if np.isfinite(self["samples_per_second"][-RECENT:]).any() else None
+    step, per_line, spent, recent = int(self._columns["step"][-1]), self.interval(), self.seconds()[-1], self["samples_per_second"][-RECENT:]
+    speed = np.nanmedian(recent) if np.isfinite(recent).any() else None
+    if self.finished() and self.samples_per_step and spent > 0: speed = step * self.samples_per_step / spent  # of the whole run: the two numbers stand beside each other
     fast = f", {speed:.3g} samples a second" if speed else ""
-    spent = f" in {duration(self.seconds()[-1])}" if self.seconds()[-1] > 0 else ""
-    if self.finished(): return f"done: {step} steps{spent}{fast}"
+    if self.finished(): return f"done: {step} steps{f' in {duration(spent)}' if spent > 0 else ''}{fast}"
     if self.max_steps is None: return f"step {step}{fast}"
     per_step = per_line / np.median(np.diff(self["step"][-RECENT - 1:], prepend=0 if len(self) <= RECENT else self["step"][-RECENT - 1])[-RECENT:]) if per_line else None
     left = f", {duration((self.max_steps - step) * per_step)} left" if per_step else ""
@@ -359,7 +360,7 @@ def _show(self: TrainingMonitor, failed: str = "") -> bool:  # whether there was
 def _told(run: RunLog, k: int, now: float, several: bool) -> str:  # HTML
     "The sentences of a run; with several, behind its name and colour."
     severity = {"info": "", "warning": "⚠ ", "error": "✖ "}
-    mark = f'<span style="color:{RUN_COLOURS[k]}">■</span> <b>{html.escape(run.name)}</b> ' if several else ""
+    mark = f'<span class="gr00t-mark" style="color:{RUN_COLOURS[k]}">■</span> <b>{html.escape(run.name)}</b> ' if several else ""
     said = run.sentences(now)
     plain = "; ".join(s for kind, s in said if kind == "info")
     return f'<div style="line-height:1.4;margin:2px 0;overflow-wrap:anywhere">{mark}{html.escape(plain)}</div>' + "".join(note(kind, s) for kind, s in said if kind != "info")
