@@ -8,6 +8,7 @@ __all__ = ['PAGE', 'DPI', 'SPEEDS', 'CSS', 'THEMES', 'SEVERITY_COLOURS', 'WIDGET
 
 # %% ../../nbs/viz/10_player.ipynb #89dc7055
 import base64
+import ctypes
 import html
 import math
 import threading
@@ -79,7 +80,7 @@ class FrameStore:
         self._size, self._lock = 0, threading.Lock()
         self._last, self._target = {}, None  # view -> (episode, step) asked for last; where the thread goes
         self._pool, self._job = None, None
-        self.decoded = 0  # frames decoded so far
+        self.decoded = self._trimmed = 0  # frames decoded so far; and when memory was given back last
 
     def __repr__(self): return f"FrameStore({len(self._kept)} frames of {', '.join(self.views) or 'no camera'}, {self._size / 2**20:.1f} of at most {self.max_bytes / 2**20:.0f} MiB)"
 
@@ -146,6 +147,10 @@ def frame(self: FrameStore,
     return found
 
 # %% ../../nbs/viz/10_player.ipynb #a4ce8432
+try: _malloc_trim = ctypes.CDLL(None).malloc_trim
+except (OSError, AttributeError): _malloc_trim = None  # another C library than glibc, which is what needs it
+
+
 @patch
 def look_ahead(self: FrameStore,
     episode: int,  # position of the episode
@@ -171,6 +176,15 @@ def _walk(self: FrameStore):
             for v in views:
                 missing = sorted(s for s in steps if 0 <= s < length and (episode, v, s) not in self._kept)
                 if missing and self._target == target: self._make(episode, v, missing)
+        self._trim()
+
+
+@patch
+def _trim(self: FrameStore):
+    "Gives freed memory back to the system, now and then: 20 ms in the thread, after some 2,000 frames."
+    if _malloc_trim is None or self.decoded - self._trimmed < 2000: return
+    _malloc_trim(0)
+    self._trimmed = self.decoded
 
 
 @patch
