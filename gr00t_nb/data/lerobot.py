@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from fastcore.basics import patch
 
 from .layouts import Episode, LayoutV2, LayoutV3, Place, dataset_folder, leave_out, open_layout, read_info
-from .modality import check_modality, depth_reason, fixed_text, original_key, propose_modality
+from .modality import check_modality, depth_reason, dimension_names, fixed_text, original_key, propose_modality
 from .video import decode_frames, video_info
 from ..embodiments import ModalityConfig
 from ..errors import InputError, did_you_mean
@@ -217,6 +217,21 @@ def column(self: LeRobotDataset,
 ) -> np.ndarray:  # (L, D) float32 for vectors, (L,) for scalars
     "One column of an episode, cut to `length(episode)`."
     return self.rows(episode, [name])[name][:self.length(episode)]
+
+# %% ../../nbs/data/10_lerobot.ipynb #cab6563b
+@patch
+def labels(self: LeRobotDataset,
+    kind: str,  # 'state' or 'action'
+    groups: Iterable[str] | None = None,  # names in modality.json; None: all
+) -> list[str]:  # one for each number of the groups side by side
+    "`group` where it is one number, `group.name` where info.json has a name for each, else `group[i]`."
+    out, known = [], self.modality[kind]
+    for g in known if groups is None else groups:
+        start, end, feature = known[g]["start"], known[g]["end"], self.info["features"].get(original_key(self.modality, kind, g))
+        names = [str(n) for n in dimension_names(feature or {})[start:end]]
+        named = len({*names}) == end - start  # one that stands for two numbers is none
+        out += [g] if end - start == 1 else [f"{g}.{n}" for n in names] if named else [f"{g}[{i}]" for i in range(end - start)]
+    return out
 
 # %% ../../nbs/data/10_lerobot.ipynb #3c7ba1da
 @patch

@@ -81,6 +81,7 @@ class OpenLoopResult:
     groups: dict[str, int]  # action groups and their widths, in the order of the columns
     action_horizon: int
     episodes: list[EpisodeResult] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)  # what the columns are called
 
     @property
     def mse(self) -> float: return float(np.mean([np.mean((e.truth - e.predicted) ** 2) for e in self.episodes]))
@@ -129,7 +130,7 @@ def _repr_html_(self: OpenLoopResult) -> str:
 # %% ../../nbs/policy/10_open_loop.ipynb #41922045
 def _wants_and_has(policy, dataset: LeRobotDataset) -> dict[str, tuple[list[str], list[str]]]:
     "What a policy asks for and what a data set offers, by modality; groups with their width, if the policy knows it."
-    config, m, processor = policy.get_modality_config(), dataset.modality, getattr(policy, "processor", None)
+    config, m, processor = policy.get_modality_config(), dataset.modality, getattr(policy, "processor", None) if hasattr(policy, "tag") else None
     wide = lambda group, width: group if processor is None else f"{group} ({width()})"
     has = dict(video=list(m["video"]), language=[*(f"annotation.{k}" for k in m["annotation"]), "task"])
     wants = {kind: list(config[kind].modality_keys) for kind in ("video", "state", "action", "language") if kind in config}
@@ -140,7 +141,7 @@ def _wants_and_has(policy, dataset: LeRobotDataset) -> dict[str, tuple[list[str]
 
 
 def check_fit(
-    policy: Gr00tPolicy,  # who is asked; anything with its `get_modality_config`. Widths are compared where it has a `processor`
+    policy: Gr00tPolicy,  # who is asked; anything with its `get_modality_config`. Widths are compared where it has a `processor` and a `tag`
     dataset: LeRobotDataset,  # what it is asked along
     name: str | None = None,  # how the policy is called, where there are several
 ):
@@ -193,7 +194,7 @@ def evaluate_open_loop(
     wrong = [e for e in episodes if not 0 <= e < len(dataset)]
     if wrong: raise InputError(f"There is no episode {wrong[0]} in {dataset.path}: it has {len(dataset)}, numbered from 0.")
     noise = policy.draw_noise(seed) if noise is None else noise
-    result = OpenLoopResult({k: dataset.modality["action"][k]["end"] - dataset.modality["action"][k]["start"] for k in config["action"].modality_keys}, horizon)
+    result = OpenLoopResult({k: dataset.modality["action"][k]["end"] - dataset.modality["action"][k]["start"] for k in config["action"].modality_keys}, horizon, labels=dataset.labels("action", config["action"].modality_keys))
     for e in tqdm(episodes, desc="open loop", unit="episode", disable=not progress or len(episodes) < 2):
         result.episodes.append(_evaluate_episode(policy, dataset, e, steps, result, noise, batch_size))
     return result
@@ -240,17 +241,12 @@ def episodes_to_ask(
 
 # %% ../../nbs/policy/10_open_loop.ipynb #f52e04c1
 @patch
-def names(self: OpenLoopResult) -> list[str]:  # a name for each column
-    return [f"{g}[{i}]" if w > 1 else g for g, w in self.groups.items() for i in range(w)]
-
-
-@patch
 def plot(self: OpenLoopResult,
          i: int = 0,  # which of the evaluated episodes
          title: str | None = None):  # matplotlib figure
     "Predicted over true actions of one episode."
     e = self.episodes[i]
-    return plot_open_loop(e.truth, e.predicted, e.steps, self.names(), state=e.state, title=title or f"episode {e.episode}: predicted over recorded actions")
+    return plot_open_loop(e.truth, e.predicted, e.steps, self.labels, state=e.state, title=title or f"episode {e.episode}: predicted over recorded actions")
 
 
 @patch
