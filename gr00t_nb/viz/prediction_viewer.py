@@ -339,7 +339,7 @@ def _facts(self: PredictionViewer, answers: dict) -> str:  # HTML
         rows.append((POLICY_COLOURS[k % 6], n, f"error {error:.3g}{f', spread of the samples {spread:.3g}' if len(a) > 1 else ''}{moved}"))
     hold = p.errors(HOLD, episode, self.chosen)[step]
     if np.isfinite(hold): rows.append((COLOURS["grey"], HOLD, f"error {hold:.3g}"))
-    return '<div style="line-height:1.5">' + "".join(f'<span style="white-space:nowrap;margin-right:22px"><b style="color:{c}">■</b> <b>{html.escape(n)}</b> {text}</span> ' for c, n, text in rows) + "</div>"
+    return '<div style="line-height:1.5">' + "".join(f'<span style="white-space:nowrap;margin-right:22px"><b class="gr00t-mark" style="color:{c}">■</b> <b>{html.escape(n)}</b> {text}</span> ' for c, n, text in rows) + "</div>"
 
 # %% ../../nbs/viz/35_prediction_viewer.ipynb #e13f21d4
 @patch
