@@ -29,7 +29,7 @@ export: $(STAMP) ## notebooks -> package, script, README
 demo: setup ## fine-tune a small GR00T N1.6 on the sample and see it predict, on a CPU
 	$(BIN)/python scripts/finetune.py $(DEMO) --tune-llm --tune-visual --val-fraction 0.1 --global-batch-size 32 --max-steps 600 --learning-rate 1e-3 \
 	    --dataloader-num-workers 0 --frame-cache --save-steps 300 --logging-steps 25 --output-dir outputs/demo
-	$(BIN)/python -m gr00t_nb.policy.open_loop --model-path outputs/demo --dataset-path data_samples/cube_to_bowl --embodiment-tag NEW_EMBODIMENT --require-better
+	$(BIN)/python -m gr00t_nb.evaluation.open_loop --model-path outputs/demo --dataset-path data_samples/cube_to_bowl --embodiment-tag NEW_EMBODIMENT --require-better
 
 lab: setup ## JupyterLab on the first notebook
 	$(BIN)/jupyter lab --ip 127.0.0.1 nbs/index.ipynb

@@ -33,13 +33,13 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader
 
-from gr00t_nb.data.frames import FrameCache
-from gr00t_nb.data.images import loading_threads
+from gr00t_nb.loading.frames import FrameCache
+from gr00t_nb.processing.images import loading_threads
 from gr00t_nb.data.lerobot import LeRobotDataset
-from gr00t_nb.data.processor import Gr00tProcessor
-from gr00t_nb.data.prompts import train_tokenizer
-from gr00t_nb.data.sampling import DataSource, GlobalBatches, StepDataset
-from gr00t_nb.data.statistics import embodiment_statistics, relative_statistics
+from gr00t_nb.processing.processor import Gr00tProcessor
+from gr00t_nb.processing.prompts import train_tokenizer
+from gr00t_nb.loading.sampling import DataSource, GlobalBatches, StepDataset
+from gr00t_nb.processing.statistics import embodiment_statistics, relative_statistics
 from gr00t_nb.data.video import decode_frames, write_video
 from gr00t_nb.embodiments import MODALITY_CONFIGS, ActionConfig, ModalityConfig
 from gr00t_nb.files import write_json

@@ -10,13 +10,20 @@ from html import escape
 from pathlib import Path, PurePosixPath
 
 # folder below nbs/: its name, and what happens there; ground first, as the imports go
-FLOORS = {"": ("ground", "what all stand on"), "data": ("data", "files to batches"), "model": ("model", "the network"),
-          "training": ("training", "batch to checkpoint"), "policy": ("policy", "observation to action"), "viz": ("viz", "look at all of it"),
-          "tutorials": ("tutorials", "begin here")}
+FLOORS = {
+    "": ("ground", "what all stand on"), "plots": ("plots", "arrays to pictures"), "data": ("data", "reading LeRobot"),
+    "checkup": ("checkup", "is the data sound?"), "processing": ("processing", "steps to tensors"), "loading": ("loading", "in order, fast"),
+    "conversion": ("conversion", "into LeRobot"), "model": ("model", "shared parts"), "backbones": ("backbones", "pictures and words"),
+    "families": ("families", "a whole GR00T"), "policy": ("policy", "observation to action"), "evaluation": ("evaluation", "how good is it?"),
+    "runs": ("runs", "what a run writes"), "training": ("training", "batch to checkpoint"), "serving": ("serving", "over the wire"),
+    "simulators": ("simulators", "worlds to act in"), "viz": ("viz", "look at all of it"), "tutorials": ("tutorials", "begin here")}
 WIDTH, EAVES, WALL, LABEL, ROOM, GAP, PAD = 960, 4, 28, 166, 30, 8, 14  # units of the picture
 LETTER = 7.2  # a letter's width in the widest common font
 # per floor: hue and saturation of the wall, from Okabe and Ito's palette where it has one
-HUES = {"": (210, 8), "data": (202, 60), "model": (41, 75), "training": (164, 50), "policy": (327, 45), "viz": (220, 45), "tutorials": (18, 62)}
+HUES = {
+    "": (210, 8), "plots": (220, 30), "data": (202, 60), "checkup": (186, 50), "processing": (202, 45), "loading": (216, 50), "conversion": (202, 30),
+    "model": (41, 75), "backbones": (48, 65), "families": (33, 75), "policy": (327, 45), "evaluation": (312, 40), "runs": (150, 35),
+    "training": (164, 50), "serving": (340, 45), "simulators": (265, 35), "viz": (220, 45), "tutorials": (18, 62)}
 
 
 class DocsError(Exception):

@@ -403,7 +403,7 @@ def test_the_site_from_disk(browser, tmp_path_factory, scheme, width):
     page.on("pageerror", lambda e: complaints.append(str(e)))
     page.on("request", lambda r: r.url.startswith("file:") or complaints.append(f"asks {r.url}"))
     SHOTS.mkdir(parents=True, exist_ok=True)
-    for name in ("index", "tutorials/00_first_policy", "model/30_action_head", "data/40_checkup", "names"):
+    for name in ("index", "tutorials/00_first_policy", "model/30_action_head", "checkup/40_checkup", "names"):
         page.goto((site / f"{name}.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} is wider than the window"
         assert not (poor := page.evaluate(f"({CONTRAST})(document.body)")), poor
@@ -417,7 +417,7 @@ def test_the_site_from_disk(browser, tmp_path_factory, scheme, width):
     page.screenshot(path=SHOTS / f"site-search-{width}-{scheme}.png")
     page.locator("#search").fill("open_loop.EpisodeResult".split(".")[1])
     page.keyboard.press("Enter")
-    page.wait_for_url("**/policy/10_open_loop.html#policy.open_loop.EpisodeResult")
+    page.wait_for_url("**/evaluation/20_open_loop.html#policy.open_loop.EpisodeResult")
     page.locator("#search").evaluate("e => e.closest('nav').checkVisibility()")
     assert not complaints
     page.close()

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gr00t_nb.data.checkup import check_dataset
-from gr00t_nb.data.problems import grouped
+from gr00t_nb.checkup.checkup import check_dataset
+from gr00t_nb.checkup.problems import grouped
 from gr00t_nb.data.video import decode_frames, write_video
 from gr00t_nb.embodiments import ActionConfig, MODALITY_CONFIGS, ModalityConfig
 from gr00t_nb.errors import InputError
@@ -347,7 +347,7 @@ def test_arguments_that_do_not_fit(healthy):
 
 
 def command(*argv, **environment):
-    done = subprocess.run([sys.executable, "-m", "gr00t_nb.data.checkup", *map(str, argv)], capture_output=True, text=True, timeout=120, env=os.environ | environment)
+    done = subprocess.run([sys.executable, "-m", "gr00t_nb.checkup.checkup", *map(str, argv)], capture_output=True, text=True, timeout=120, env=os.environ | environment)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 

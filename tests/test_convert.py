@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gr00t_nb.data import convert
-from gr00t_nb.data.checkup import check_dataset
-from gr00t_nb.data.convert import from_hdf5, main, read_hdf5, to_v2, to_v3
+from gr00t_nb.conversion import convert
+from gr00t_nb.checkup.checkup import check_dataset
+from gr00t_nb.conversion.convert import from_hdf5, main, read_hdf5, to_v2, to_v3
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.errors import InputError
 
@@ -115,7 +115,7 @@ def test_killed_at_any_time(tmp_path):
     script = """
 import sys, time
 from pathlib import Path
-import gr00t_nb.data.convert as c
+import gr00t_nb.conversion.convert as c
 real, calls = c.write_video, []
 def slow(path, *rest, **more):
     calls.append(path)
@@ -215,11 +215,11 @@ def test_without_h5py(tmp_path, monkeypatch):
 
 def test_command_line(tmp_path, capsys):
     record(tmp_path / "in/a.hdf5", 0)
-    done = subprocess.run([sys.executable, "-m", "gr00t_nb.data.convert", "hdf5", str(tmp_path / "in"), str(tmp_path / "out"), "--task", "go", "--fps", "12.5", "--no-progress"],
+    done = subprocess.run([sys.executable, "-m", "gr00t_nb.conversion.convert", "hdf5", str(tmp_path / "in"), str(tmp_path / "out"), "--task", "go", "--fps", "12.5", "--no-progress"],
                           capture_output=True, text=True)
     assert done.returncode == 0 and "1 episodes written" in done.stdout and "task_single" in done.stdout, done.stderr  # with the check-up at its end
     assert LeRobotDataset(tmp_path / "out").fps == 12.5
-    shown = subprocess.run([sys.executable, "-m", "gr00t_nb.data.convert", "v3", "--help"], capture_output=True, text=True).stdout
+    shown = subprocess.run([sys.executable, "-m", "gr00t_nb.conversion.convert", "v3", "--help"], capture_output=True, text=True).stdout
     assert "size at which a new table is begun" in shown
     with pytest.raises(SystemExit) as end: main(["v2", str(SAMPLE), str(tmp_path / "in")])
     assert end.value.code == 2 and "exists and was not made by a conversion" in capsys.readouterr().err

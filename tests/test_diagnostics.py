@@ -6,7 +6,7 @@ import pytest
 
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.embodiments import MODALITY_CONFIGS
-from gr00t_nb.policy.diagnostics import diagnose
+from gr00t_nb.evaluation.diagnostics import diagnose
 
 GR1 = Path(__file__).resolve().parents[2] / "shared/reference/datasets/gr1.PickNPlace"
 pytestmark = pytest.mark.skipif(not GR1.exists(), reason="the data set gr1.PickNPlace is not beside this checkout")

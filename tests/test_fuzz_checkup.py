@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from gr00t_nb.data.checkup import check_dataset
-from gr00t_nb.data.problems import SEVERITIES
+from gr00t_nb.checkup.checkup import check_dataset
+from gr00t_nb.checkup.problems import SEVERITIES
 from gr00t_nb.errors import InputError
 from test_checkup import CONFIG, subset, table_of, video_of
 

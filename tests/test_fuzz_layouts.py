@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr00t_nb.data.convert import Recording, WriterV2, to_v3
+from gr00t_nb.conversion.convert import Recording, WriterV2, to_v3
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.errors import InputError
 

@@ -16,12 +16,12 @@ import torch
 from torch.utils.data import DataLoader
 
 import gr00t_nb.data.lerobot as lerobot
-from gr00t_nb.data.frames import FrameCache
+from gr00t_nb.loading.frames import FrameCache
 from gr00t_nb.data.lerobot import LeRobotDataset
-from gr00t_nb.data.processor import Gr00tProcessor
-from gr00t_nb.data.prompts import train_tokenizer
-from gr00t_nb.data.sampling import DataSource, GlobalBatches, OfficialStream, StepDataset, sample_generator
-from gr00t_nb.data.statistics import embodiment_statistics
+from gr00t_nb.processing.processor import Gr00tProcessor
+from gr00t_nb.processing.prompts import train_tokenizer
+from gr00t_nb.loading.sampling import DataSource, GlobalBatches, OfficialStream, StepDataset, sample_generator
+from gr00t_nb.processing.statistics import embodiment_statistics
 from gr00t_nb.embodiments import ActionConfig, ModalityConfig
 from gr00t_nb.errors import InputError
 

@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 
 from gr00t_nb.data.lerobot import LeRobotDataset
-from gr00t_nb.data.processor import Gr00tProcessor
-from gr00t_nb.data.statistics import embodiment_statistics
+from gr00t_nb.processing.processor import Gr00tProcessor
+from gr00t_nb.processing.statistics import embodiment_statistics
 from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
-from gr00t_nb.model.n1d6 import Gr00tN1d6
+from gr00t_nb.families.n1d6 import Gr00tN1d6
 from gr00t_nb.policy.policy import Gr00tPolicy
-from gr00t_nb.policy.predictions import HOLD, Predictions
-from gr00t_nb.training.base import resolve_base_model
-from gr00t_nb.viz.plots import save_figure
+from gr00t_nb.evaluation.predictions import HOLD, Predictions
+from gr00t_nb.families.base_models import resolve_base_model
+from gr00t_nb.plots.actions import save_figure
 from gr00t_nb.viz.prediction_viewer import PredictionViewer
-from gr00t_nb.viz.predictions import plot_prediction
+from gr00t_nb.viz.prediction_figures import plot_prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = ROOT.parent / "shared" / "reference" / "datasets" / "gr1.PickNPlace"

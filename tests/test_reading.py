@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from gr00t_nb.data.lerobot import LeRobotDataset, original_key, propose_modality, save_modality
-from gr00t_nb.data.sampling import DataSource, GlobalBatches, StepDataset, StepOrder, permuted
-from gr00t_nb.data.statistics import embodiment_statistics
+from gr00t_nb.loading.sampling import DataSource, GlobalBatches, StepDataset, StepOrder, permuted
+from gr00t_nb.processing.statistics import embodiment_statistics
 from gr00t_nb.data.video import decode_frames, video_info
 from gr00t_nb.embodiments import ActionConfig, ModalityConfig
 from gr00t_nb.errors import InputError
@@ -308,8 +308,8 @@ def test_random_access_equals_sequential_decoding():
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_training_samples_do_not_depend_on_workers(folder, method):
     "With the real processor and its random augmentation."
-    from gr00t_nb.data.processor import Gr00tProcessor
-    from gr00t_nb.data.prompts import train_tokenizer
+    from gr00t_nb.processing.processor import Gr00tProcessor
+    from gr00t_nb.processing.prompts import train_tokenizer
     ds = LeRobotDataset(folder)
     config = config_of(ds)
     processor = Gr00tProcessor({"new_embodiment": config}, {"new_embodiment": embodiment_statistics(ds, config)}, tokenizer=train_tokenizer(ds.tasks.values(), 400),

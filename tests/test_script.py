@@ -125,6 +125,6 @@ def test_without_a_bad_episode(tmp_path):
         assert bad.returncode == 2 and words in bad.stderr and len(bad.stderr.strip().splitlines()) == 1, bad.stderr
 
     from gr00t_nb.data.lerobot import LeRobotDataset
-    from gr00t_nb.policy.open_loop import held_out_episodes
+    from gr00t_nb.evaluation.open_loop import held_out_episodes
     whole, without = LeRobotDataset(data), LeRobotDataset(data, exclude_episodes=[0, 17])
     assert [whole.episodes[i].index for i in held_out_episodes(out)] == [without.episodes[i].index for i in held_out_episodes(out, without)] == record["val_episodes"]

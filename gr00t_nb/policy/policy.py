@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.processor import Gr00tProcessor
+from ..processing.processor import Gr00tProcessor
 from ..embodiments import ModalityConfig, embodiment_value
 from ..errors import InputError, did_you_mean
-from ..model.n1d6 import Gr00tN1d6
+from ..families.n1d6 import Gr00tN1d6
 
 # %% ../../nbs/policy/00_policy.ipynb #1c27a332
 def _check_array(
@@ -85,7 +85,7 @@ def load_processor(
     tokenizer_path: str | None = None,  # where it holds no tokenizer/
 ) -> Gr00tProcessor:
     "The processor of a checkpoint, with its tokenizer."
-    from gr00t_nb.data.prompts import load_tokenizer
+    from gr00t_nb.processing.prompts import load_tokenizer
     processor = Gr00tProcessor.from_pretrained(path, tokenizer=load_tokenizer(tokenizer_path) if tokenizer_path else None)
     if processor.tokenizer is None:
         raise InputError(f"{path} holds no tokenizer/ folder: give one with --tokenizer-path, a folder with the official files or the hub id Qwen/Qwen3-1.7B.")

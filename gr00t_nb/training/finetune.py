@@ -20,23 +20,23 @@ import torch
 import yaml
 from transformers import TrainingArguments, set_seed
 
-from ..data.checkup import check_dataset
+from ..checkup.checkup import check_dataset
 from ..data.lerobot import LeRobotDataset
-from ..data.problems import ranges
-from ..data.processor import Gr00tProcessor
-from ..data.prompts import load_tokenizer
-from ..data.frames import FrameCache
-from ..data.sampling import DataSource, OfficialStream, StepDataset, split_episodes
-from ..data.statistics import embodiment_statistics
+from ..checkup.problems import ranges
+from ..processing.processor import Gr00tProcessor
+from ..processing.prompts import load_tokenizer
+from ..loading.frames import FrameCache
+from ..loading.sampling import DataSource, OfficialStream, StepDataset, split_episodes
+from ..processing.statistics import embodiment_statistics
 from ..data.video import check_ffmpeg
 from ..errors import InputError
 from ..files import cache_dir, fingerprint, keep, read_json, read_jsonl, write_json, write_text
 from ..model.layers import train_embodiment_rows
-from ..model.n1d6 import Gr00tN1d6
-from .base import resolve_base_model
+from ..families.n1d6 import Gr00tN1d6
+from ..families.base_models import resolve_base_model
 from .config import FinetuneConfig, check_config, choose_modality_config
 from .trainer import Gr00tTrainer, JsonlLog, Progress, newest_checkpoint
-from ..viz.plots import plot_loss
+from ..plots.actions import plot_loss
 
 # %% ../../nbs/training/20_finetune.ipynb #a613f809
 @dataclass
@@ -73,7 +73,7 @@ def require_sound(
         option = lambda numbers: f" --exclude-episodes {' '.join(map(str, numbers))}" if numbers else ""
         without = option(report.to_exclude()) if all(p.episode is not None for p in errors) else ""
         raise InputError(f"The check-up found {len(errors)} error{'s' if len(errors) > 1 else ''} in {dataset.path}; the first, at {where}: {errors[0].found}. "
-                         f"See them all with: python -m gr00t_nb.data.checkup {dataset.path}{option(dataset.excluded)} (or "
+                         f"See them all with: python -m gr00t_nb.checkup.checkup {dataset.path}{option(dataset.excluded)} (or "
                          + (f"train without {'these episodes' if len({p.episode for p in errors}) > 1 else 'the episode'}:{without}, or " if without else "") + "leave them be with --no-check-data).")
     keep(record, dict(path=str(dataset.path), warnings=[p.to_json() for p in report.of("warning")]))
 
@@ -280,4 +280,4 @@ def main():
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
     if rank == 0 and result.log:
         print(f"loss {result.log[0]['loss']:.4f} -> {result.log[-1]['loss']:.4f} in {config.max_steps} steps; the model, its processor and its records are in {result.output_dir}")
-        if n := result.log[-1].get("skipped"): print(f"{n} samples could not be read and were replaced; see the warnings above, and python -m gr00t_nb.data.checkup {config.dataset_path}")
+        if n := result.log[-1].get("skipped"): print(f"{n} samples could not be read and were replaced; see the warnings above, and python -m gr00t_nb.checkup.checkup {config.dataset_path}")

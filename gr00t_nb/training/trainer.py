@@ -25,11 +25,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..data.sampling import GlobalBatches
+from ..loading.sampling import GlobalBatches
 from ..errors import InputError
 from ..files import read_json, read_jsonl, replacing, write_text
-from ..model.n1d6 import decayed_parameter_names
-from ..viz.plots import plot_loss
+from ..families.n1d6 import decayed_parameter_names
+from ..plots.actions import plot_loss
 
 # %% ../../nbs/training/10_trainer.ipynb #5c13031e
 _FLOW_STREAM = 1  # augmentation draws from stream 0 of the same key; streams of a counter-based generator never meet

@@ -22,15 +22,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..data.lerobot import LeRobotDataset
-from ..data.problems import SEVERITIES, Problem, Report
-from ..data.signals import Scales, idle_ends
-from ..data.state_action import StateActionProcessor
-from ..data.statistics import embodiment_statistics
-from ..data.unusual import EpisodeScore, all_numbers, change, dataset_scales, unusual_episodes
+from ..checkup.problems import SEVERITIES, Problem, Report
+from ..checkup.signals import Scales, idle_ends
+from ..processing.state_action import StateActionProcessor
+from ..processing.statistics import embodiment_statistics
+from ..checkup.unusual import EpisodeScore, all_numbers, change, dataset_scales, unusual_episodes
 from ..embodiments import ActionConfig, ModalityConfig, embodiment_value
 from ..errors import InputError, did_you_mean
 from .player import DPI, PAGE, SEVERITY_COLOURS, CameraView, FigureView, FrameStore, TimeControls, Viewer, camera_box, note
-from .plots import COLOURS, Plot, _styled
+from ..plots.actions import COLOURS, Plot, _styled
 
 try: import ipywidgets as widgets
 except ImportError: widgets = None  # the viewer is its static twin then

@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from ..errors import InputError, did_you_mean
 from ..files import read_json
 from ..training.trainer import Progress, in_notebook
-from .curves import RUN_COLOURS, plot_training
+from ..plots.curves import RUN_COLOURS, plot_training
 from .player import FigureView, Viewer, live, note, widgets
-from .plots import moving_average
+from ..plots.actions import moving_average
 
 # %% ../../nbs/viz/40_monitor.ipynb #9f535c13
 COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "samples_per_second", "data_wait", "time")  # of a line of the log

@@ -25,10 +25,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..data.frames import stored_as_images
+from ..loading.frames import stored_as_images
 from ..data.lerobot import LeRobotDataset
 from ..errors import InputError, did_you_mean
-from .plots import COLOURS, save_figure
+from ..plots.actions import COLOURS, save_figure
 
 try: import ipywidgets as widgets
 except ImportError: widgets = None  # every viewer is its static twin then

@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 
 from ..data.lerobot import LeRobotDataset
 from ..errors import InputError
-from ..policy.predictions import HOLD, Predictions, chunk_error
+from ..evaluation.predictions import HOLD, Predictions, chunk_error
 from .player import PAGE, CameraView, FigureView, FrameStore, TimeControls, Viewer, note
-from .plots import COLOURS, Plot, _legend, _panels, _styled
-from .predictions import POLICY_COLOURS, Fan, draw_point, plot_denoising, plot_path_3d, plot_prediction
+from ..plots.actions import COLOURS, Plot, _legend, _panels, _styled
+from .prediction_figures import POLICY_COLOURS, Fan, draw_point, plot_denoising, plot_path_3d, plot_prediction
 
 try: import ipywidgets as widgets
 except ImportError: widgets = None  # the viewer is its static twin then

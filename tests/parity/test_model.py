@@ -11,9 +11,9 @@ import torch
 from bundles import reference_root
 from safetensors.torch import load_file
 
-from gr00t_nb.model.eagle import patchify, pixel_unshuffle
+from gr00t_nb.backbones.eagle import patchify, pixel_unshuffle
 from gr00t_nb.model.layers import sinusoid
-from gr00t_nb.model.n1d6 import Gr00tN1d6, Gr00tN1d6Config, decayed_parameter_names
+from gr00t_nb.families.n1d6 import Gr00tN1d6, Gr00tN1d6Config, decayed_parameter_names
 
 FORWARD, GRADIENT, COMPILED, BF16 = 1e-5, 1e-4, 5e-5, 2e-2
 

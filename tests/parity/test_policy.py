@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.files import read_json
-from gr00t_nb.policy.open_loop import evaluate_open_loop
+from gr00t_nb.evaluation.open_loop import evaluate_open_loop
 from gr00t_nb.policy.policy import Gr00tPolicy
 
 

@@ -9,10 +9,10 @@ import torch
 from bundles import json_of, reference_root
 from safetensors.numpy import load_file
 
-from gr00t_nb.data.images import eval_transform
+from gr00t_nb.processing.images import eval_transform
 from gr00t_nb.data.lerobot import LeRobotDataset
-from gr00t_nb.data.processor import Gr00tProcessor
-from gr00t_nb.data.prompts import GROOT_TOKENS, PromptEncoder, add_groot_tokens, expand_images, image_tokens, load_tokenizer
+from gr00t_nb.processing.processor import Gr00tProcessor
+from gr00t_nb.processing.prompts import GROOT_TOKENS, PromptEncoder, add_groot_tokens, expand_images, image_tokens, load_tokenizer
 from gr00t_nb.embodiments import ModalityConfig
 
 

@@ -6,7 +6,7 @@ import pytest
 from bundles import json_of
 from safetensors.numpy import load_file
 
-from gr00t_nb.data.state_action import StateActionProcessor
+from gr00t_nb.processing.state_action import StateActionProcessor
 from gr00t_nb.embodiments import ModalityConfig
 from gr00t_nb.errors import InputError
 

@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from gr00t_nb.errors import InputError
 from gr00t_nb.model.checkpoints import stored_tensors, weight_files
-from gr00t_nb.model.eagle import official_eagle_config
-from gr00t_nb.model.n1d6 import Gr00tN1d6, Gr00tN1d6Config, count_parameters
+from gr00t_nb.backbones.eagle import official_eagle_config
+from gr00t_nb.families.n1d6 import Gr00tN1d6, Gr00tN1d6Config, count_parameters
 
 LM_HEAD = "backbone.model.language_model.lm_head.weight"  # in some files, never used
 POOLING = "backbone.model.vision_model.vision_model.head."  # in all files, never used: official code may mark it trainable
@@ -148,7 +148,7 @@ def test_checkpoints_with_and_without_the_optional_tensors(bundle, tmp_path):
 READER = """
 import sys, re, torch
 torch.set_num_threads(1)
-from gr00t_nb.model.n1d6 import Gr00tN1d6
+from gr00t_nb.families.n1d6 import Gr00tN1d6
 def kb(key): return int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 import gc; gc.collect()
 before = kb("VmRSS")

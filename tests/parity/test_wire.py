@@ -4,7 +4,7 @@ import pytest
 from bundles import reference_root
 
 from gr00t_nb.embodiments import ModalityConfig
-from gr00t_nb.policy.wire import pack, unpack
+from gr00t_nb.serving.wire import pack, unpack
 
 
 def pytest_generate_tests(metafunc):
