@@ -17,7 +17,15 @@ setup(
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "hdf5": ["h5py>=3.12"], "wandb": ["wandb>=0.20"]},
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8") if (Path(__file__).parent / "README.md").exists() else "",
+    extras_require={
+        "dev": cfg["dev_requirements"].split(),
+        "hdf5": ["h5py>=3.12"],
+        "wandb": ["wandb>=0.20"],
+    },
+    long_description=(
+        (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+        if (Path(__file__).parent / "README.md").exists()
+        else ""
+    ),
     long_description_content_type="text/markdown",
 )

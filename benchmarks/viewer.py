@@ -37,7 +37,14 @@ def rates(viewer, steps) -> tuple[float, float]:  # steps a second, longest step
 
 def memory() -> float:
     "MB of this process."
-    return next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Pss:")) / 1024
+    return (
+        next(
+            int(line.split()[1])
+            for line in open("/proc/self/smaps_rollup")
+            if line.startswith("Pss:")
+        )
+        / 1024
+    )
 
 
 def measure(ds, megabytes: int) -> dict:
@@ -46,7 +53,8 @@ def measure(ds, megabytes: int) -> dict:
     rng, viewer = np.random.default_rng(0), EpisodeViewer(ds)
     n = viewer.record.length
     def cold(steps):
-        viewer.store.close(); viewer.store._last.clear()
+        viewer.store.close()
+        viewer.store._last.clear()
         return rates(viewer, steps)
     row = dict(data=ds.name, cameras=len(viewer.views), steps=n)
     viewer.step.value = n - 1
@@ -82,11 +90,23 @@ def run(data: list[str], megabytes: int):
     from gr00t_nb.data.lerobot import LeRobotDataset
     warnings.simplefilter("ignore")
     rows = [measure(LeRobotDataset(d), megabytes) for d in data]
-    print("| data | cameras | steps | forward, cold | longest step | forward, warm | backward, cold | random, cold | longest jump | open an episode |\n|" + "---|" * 10)
+    print(
+        "| data | cameras | steps | forward, cold | longest step | forward, warm | backward, cold |"
+        " random, cold | longest jump | open an episode |\n|"
+        + "---|" * 10
+    )
     for r in rows:
-        print(f"| {r['data']} | {r['cameras']} | {r['steps']} | {r['cold']:.0f}/s | {r['first']:.0f} ms | {r['warm']:.0f}/s | {r['backward']:.0f}/s | {r['random']:.0f}/s | {r['jump']:.0f} ms | {r['open']:.0f} ms |")
+        print(
+            f"| {r['data']} | {r['cameras']} | {r['steps']} | {r['cold']:.0f}/s | {r['first']:.0f}"
+            f" ms | {r['warm']:.0f}/s | {r['backward']:.0f}/s | {r['random']:.0f}/s |"
+            f" {r['jump']:.0f} ms | {r['open']:.0f} ms |"
+        )
     for r in rows:
-        print(f"{r['data']}: frames kept {r['kept']:.1f} of at most {megabytes} MiB; process {r['early']:.0f} MB after the first round over its episodes, {r['late']:.0f} MB after the fourth")
+        print(
+            f"{r['data']}: frames kept {r['kept']:.1f} of at most {megabytes} MiB; process"
+            f" {r['early']:.0f} MB after the first round over its episodes, {r['late']:.0f} MB"
+            " after the fourth"
+        )
 
 
 def in_kernel(data: list[str], megabytes: int):
@@ -94,21 +114,49 @@ def in_kernel(data: list[str], megabytes: int):
     from jupyter_client.manager import start_new_kernel
     manager, client = start_new_kernel(kernel_name="python3")
     try:
-        code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import viewer; viewer.run({data!r}, {megabytes})"
-        reply = client.execute_interactive(code, output_hook=lambda m: print(m["content"].get("text") or "\n".join(m["content"].get("traceback", [])), end="") if m["msg_type"] in ("stream", "error") else None)
+        code = (
+            f"import sys; sys.path.insert(0, {str(HERE)!r}); import viewer; viewer.run({data!r},"
+            f" {megabytes})"
+        )
+        reply = client.execute_interactive(
+            code,
+            output_hook=lambda m: (
+                print(
+                    m["content"].get("text") or "\n".join(m["content"].get("traceback", [])), end=""
+                )
+                if m["msg_type"] in ("stream", "error")
+                else None
+            ),
+        )
         if reply["content"]["status"] != "ok": sys.exit(1)
     finally: client.stop_channels(), manager.shutdown_kernel(now=True)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", nargs="*", default=[], help="more data sets, by folder")
-    parser.add_argument("--long", action="store_true", help="add a generated data set of long, wide videos")
-    parser.add_argument("--kernel", action="store_true", help="in a Jupyter kernel, sending included")
-    parser.add_argument("--megabytes", type=int, default=8, help="bound of the store in the memory part, MiB")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "gr00t_nb_viewer", help="for the generated data set; kept")
+    parser.add_argument(
+        "--long", action="store_true", help="add a generated data set of long, wide videos"
+    )
+    parser.add_argument(
+        "--kernel", action="store_true", help="in a Jupyter kernel, sending included"
+    )
+    parser.add_argument(
+        "--megabytes", type=int, default=8, help="bound of the store in the memory part, MiB"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "gr00t_nb_viewer",
+        help="for the generated data set; kept",
+    )
     args = parser.parse_args()
-    data = [str(HERE.parent / "data_samples/cube_to_bowl"), *(str(Path(d).resolve()) for d in args.data)]
+    data = [
+        str(HERE.parent / "data_samples/cube_to_bowl"),
+        *(str(Path(d).resolve()) for d in args.data),
+    ]
     if args.long:
         sys.path.insert(0, str(HERE))
         from loading import make_long

@@ -2,20 +2,37 @@
 
 Importing this file registers it for the tag NEW_EMBODIMENT (`load_modality_config` and `--modality-config-path` do that).
 """
-from gr00t_nb.embodiments import (ActionConfig, ActionFormat, ActionRepresentation, ActionType, EmbodimentTag, ModalityConfig,
-                                  register_modality_config)
+from gr00t_nb.embodiments import (
+    ActionConfig,
+    ActionFormat,
+    ActionRepresentation,
+    ActionType,
+    EmbodimentTag,
+    ModalityConfig,
+    register_modality_config,
+)
 
 cube_to_bowl = {
     "video": ModalityConfig(delta_indices=[0], modality_keys=["front", "wrist"]),
     "state": ModalityConfig(delta_indices=[0], modality_keys=["single_arm", "gripper"]),
     "action": ModalityConfig(
-        delta_indices=list(range(16)),          # 16 steps at 20 Hz: the policy looks 0.8 s ahead
+        delta_indices=list(range(16)),  # 16 steps at 20 Hz: the policy looks 0.8 s ahead
         modality_keys=["single_arm", "gripper"],
         action_configs=[
-            ActionConfig(rep=ActionRepresentation.RELATIVE, type=ActionType.NON_EEF, format=ActionFormat.DEFAULT),   # joint targets minus the joints now
-            ActionConfig(rep=ActionRepresentation.ABSOLUTE, type=ActionType.NON_EEF, format=ActionFormat.DEFAULT),   # 0 closed, 1 open
+            ActionConfig(
+                rep=ActionRepresentation.RELATIVE,
+                type=ActionType.NON_EEF,
+                format=ActionFormat.DEFAULT,
+            ),  # joint targets minus the joints now
+            ActionConfig(
+                rep=ActionRepresentation.ABSOLUTE,
+                type=ActionType.NON_EEF,
+                format=ActionFormat.DEFAULT,
+            ),  # 0 closed, 1 open
         ],
     ),
-    "language": ModalityConfig(delta_indices=[0], modality_keys=["annotation.human.task_description"]),
+    "language": ModalityConfig(
+        delta_indices=[0], modality_keys=["annotation.human.task_description"]
+    ),
 }
 register_modality_config(cube_to_bowl, EmbodimentTag.NEW_EMBODIMENT)

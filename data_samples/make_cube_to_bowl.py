@@ -16,7 +16,9 @@ import argparse, io, json, os, shutil, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("MUJOCO_GL", "disable" if "--no-render" in sys.argv else "egl")   # off-screen, without a display or a GPU; read when mujoco is imported
+os.environ.setdefault(
+    "MUJOCO_GL", "disable" if "--no-render" in sys.argv else "egl"
+)  # off-screen, without a display or a GPU; read when mujoco is imported
 
 import mujoco
 import numpy as np
@@ -35,7 +37,9 @@ BOWL_RADIUS, BOWL_HEIGHT = 0.062, 0.044
 CUBE_AREA = ((0.20, 0.35), (-0.075, 0.125))       # x and y of cube centres on the table, metres
 BOWL_AREA = ((0.23, 0.28), (-0.23, -0.20))
 TIMESTEP = 0.0025
-HOME = np.array([0.0, -0.35, 0.25, 0.0, 0.10, 0.0])   # joint angles, radians; all zero: upper arm up, forearm level, gripper down
+HOME = np.array(
+    [0.0, -0.35, 0.25, 0.0, 0.10, 0.0]
+)  # joint angles, radians; all zero: upper arm up, forearm level, gripper down
 
 
 # -------------------------------------------------------------------------------------------------------------- orientations
@@ -62,7 +66,9 @@ def part_way(a, b, s):
     "The orientation at fraction `s` of the shortest turn from `a` to `b`."
     vector, turn, result = turn_between(a, b), np.zeros(4), np.zeros(4)
     angle = np.linalg.norm(vector)
-    mujoco.mju_axisAngle2Quat(turn, vector / angle if angle else np.array([0.0, 0.0, 1.0]), s * angle)
+    mujoco.mju_axisAngle2Quat(
+        turn, vector / angle if angle else np.array([0.0, 0.0, 1.0]), s * angle
+    )
     mujoco.mju_mulQuat(result, turn, a)
     return result
 
@@ -75,7 +81,15 @@ def wood(size=256):
     y, x = np.mgrid[0:size, 0:size] / size
     plank = np.floor(y * 4).astype(int)
     tone = np.array([0.0, 0.5, -0.4, 0.25])[plank] * 0.06
-    grain = sum(np.sin(2 * np.pi * (f * y + rng.uniform()) + 1.2 * np.sin(2 * np.pi * (x + rng.uniform()))) for f in (9, 14, 23)) * 0.008
+    grain = (
+        sum(
+            np.sin(
+                2 * np.pi * (f * y + rng.uniform()) + 1.2 * np.sin(2 * np.pi * (x + rng.uniform()))
+            )
+            for f in (9, 14, 23)
+        )
+        * 0.008
+    )
     seam = -0.14 * (np.abs((y * 4) % 1 - 0.5) > 0.485)
     image = np.clip(np.array([0.70, 0.63, 0.54]) * (1 + (tone + grain + seam)[..., None]), 0, 1)
     file = io.BytesIO()
@@ -86,20 +100,33 @@ def wood(size=256):
 def bowl_mesh(segments=48):
     "MJCF vertices and faces of the bowl, a thick profile turned about z."
     t = np.linspace(0, np.pi / 2, 7)
-    inner = np.stack([BOWL_RADIUS * np.sin(t) ** 0.8, 0.005 + (BOWL_HEIGHT - 0.005) * (1 - np.cos(t)) ** 1.1], 1)
+    inner = np.stack(
+        [BOWL_RADIUS * np.sin(t) ** 0.8, 0.005 + (BOWL_HEIGHT - 0.005) * (1 - np.cos(t)) ** 1.1], 1
+    )
     outer = np.stack([inner[::-1, 0] + 0.005, np.maximum(inner[::-1, 1] - 0.005, 0)], 1)
     outer[0, 1], outer[-1] = BOWL_HEIGHT, (0, 0)
     profile = np.concatenate([inner, outer])
     angle = np.linspace(0, 2 * np.pi, segments, endpoint=False)
-    vertex = np.stack([profile[:, :1] * np.cos(angle), profile[:, :1] * np.sin(angle), profile[:, 1:] + 0 * angle], -1)   # (P, S, 3)
+    vertex = np.stack(
+        [
+            profile[:, :1] * np.cos(angle),
+            profile[:, :1] * np.sin(angle),
+            profile[:, 1:] + 0 * angle,
+        ],
+        -1,
+    )  # (P, S, 3)
     n = len(profile)
     a = np.arange(n * segments).reshape(n, segments)
     b, c, d = np.roll(a, -1, 1)[:-1], a[1:], np.roll(a, -1, 1)[1:]
     a = a[:-1]
-    face = np.concatenate([np.stack([a, c, b], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)])
+    face = np.concatenate(
+        [np.stack([a, c, b], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)]
+    )
     points = vertex.reshape(-1, 3)
     p, q, r = (points[face[:, i]] for i in range(3))
-    face = face[np.linalg.norm(np.cross(q - p, r - p), axis=1) > 1e-10]    # the profile starts and ends on the axis: drop flat triangles
+    face = face[
+        np.linalg.norm(np.cross(q - p, r - p), axis=1) > 1e-10
+    ]  # the profile starts and ends on the axis: drop flat triangles
     return " ".join(f"{v:.5f}" for v in points.ravel()), " ".join(map(str, face.ravel()))
 
 
@@ -113,8 +140,10 @@ def bowl_walls(segments=20):
         angle = 360 * k / segments
         x, y = mid * np.cos(np.radians(angle)), mid * np.sin(np.radians(angle))
         width = np.pi * top / segments * 1.05
-        boxes.append(f'<geom class="hidden" type="box" size="0.003 {width:.5f} {half:.5f}" pos="{x:.5f} {y:.5f} {height / 2:.5f}" '
-                     f'euler="0 {tilt:.3f} {angle:.3f}"/>')
+        boxes.append(
+            f'<geom class="hidden" type="box" size="0.003 {width:.5f} {half:.5f}" pos="{x:.5f}'
+            f' {y:.5f} {height / 2:.5f}" euler="0 {tilt:.3f} {angle:.3f}"/>'
+        )
     return "".join(boxes)
 
 
@@ -124,7 +153,10 @@ def look_at(position, target):
     z = (position - target) / np.linalg.norm(position - target)
     x = np.cross([0, 0, 1], z)
     x /= np.linalg.norm(x)
-    return f'pos="{position[0]} {position[1]} {position[2]}" xyaxes="{" ".join(f"{v:.5f}" for v in (*x, *np.cross(z, x)))}"'
+    return (
+        f'pos="{position[0]} {position[1]} {position[2]}"'
+        f' xyaxes="{" ".join(f"{v:.5f}" for v in (*x, *np.cross(z, x)))}"'
+    )
 
 
 def scene():
@@ -142,8 +174,13 @@ def scene():
                       friction="2.0 0.03 0.001" condim="4" solref="0.01 1"/>
                 <geom class="hidden" type="box" size="0.011 0.006 0.034" pos="0 0 -0.028" mass="0.001"/>
               </body>''' for side, sign in (("left", 1), ("right", -1)))
-    servos = "".join(f'<position name="{joint}" joint="{joint}" kp="{kp}" kv="{kv}" forcerange="-{force} {force}"/>'
-                     for joint, kp, kv, force in zip(JOINTS, (90, 110, 90, 30, 30, 15), (9, 11, 9, 3, 3, 1.2), (30, 40, 30, 12, 12, 8)))
+    servos = "".join(
+        f'<position name="{joint}" joint="{joint}" kp="{kp}" kv="{kv}" forcerange="-{force}'
+        f' {force}"/>'
+        for joint, kp, kv, force in zip(
+            JOINTS, (90, 110, 90, 30, 30, 15), (9, 11, 9, 3, 3, 1.2), (30, 40, 30, 12, 12, 8)
+        )
+    )
     return f'''
 <mujoco model="cube_to_bowl">
   <compiler angle="degree" autolimits="true" eulerseq="XYZ"/>
@@ -243,7 +280,9 @@ class Simulator:
         self.renderer = None
         self.arm = np.array([self.model.joint(name).qposadr[0] for name in JOINTS])
         self.arm_dof = np.array([self.model.joint(name).dofadr[0] for name in JOINTS])
-        self.fingers = np.array([self.model.joint(f"finger_{side}").qposadr[0] for side in ("left", "right")])
+        self.fingers = np.array(
+            [self.model.joint(f"finger_{side}").qposadr[0] for side in ("left", "right")]
+        )
         self.limits = np.array([self.model.joint(name).range for name in JOINTS])
 
     def reset(self, rng):
@@ -252,7 +291,10 @@ class Simulator:
         bowl = np.array([rng.uniform(*BOWL_AREA[0]), rng.uniform(*BOWL_AREA[1])])
         while True:
             places = np.stack([rng.uniform(*CUBE_AREA[0], 2), rng.uniform(*CUBE_AREA[1], 2)], 1)      # (2 cubes, xy)
-            if np.linalg.norm(places[0] - places[1]) > 0.085 and np.linalg.norm(places - bowl, axis=1).min() > 0.135:
+            if (
+                np.linalg.norm(places[0] - places[1]) > 0.085
+                and np.linalg.norm(places - bowl, axis=1).min() > 0.135
+            ):
                 break
         self.model.body("bowl").pos[:2] = bowl
         for name, place in zip(COLOURS, places):
@@ -286,7 +328,11 @@ class Simulator:
         "Whether that cube lies at rest inside the bowl."
         body, bowl = self.data.body(colour), self.model.body("bowl").pos
         offset = body.xpos - bowl
-        return bool(np.hypot(*offset[:2]) < BOWL_RADIUS - 0.015 and offset[2] < BOWL_HEIGHT and np.linalg.norm(body.cvel) < 0.2)
+        return bool(
+            np.hypot(*offset[:2]) < BOWL_RADIUS - 0.015
+            and offset[2] < BOWL_HEIGHT
+            and np.linalg.norm(body.cvel) < 0.2
+        )
 
     def grip_pose(self, joints):
         "Position (3,) and orientation quaternion (4,) of the point between the finger tips for given joint angles."
@@ -305,10 +351,14 @@ class Simulator:
             error = np.concatenate([position - at, turn_between(turned, orientation)])
             if np.abs(error).max() < 1e-4:
                 break
-            mujoco.mj_jacSite(self.model, self.scratch, jacobian[:3], jacobian[3:], self.model.site("grip").id)
+            mujoco.mj_jacSite(
+                self.model, self.scratch, jacobian[:3], jacobian[3:], self.model.site("grip").id
+            )
             J = jacobian[:, self.arm_dof]
             step = J.T @ np.linalg.solve(J @ J.T + 1e-5 * np.eye(6), error)
-            joints = np.clip(joints + np.clip(step, -0.2, 0.2), self.limits[:, 0], self.limits[:, 1])
+            joints = np.clip(
+                joints + np.clip(step, -0.2, 0.2), self.limits[:, 0], self.limits[:, 1]
+            )
         return joints
 
 
@@ -344,7 +394,9 @@ def reaches(sim, colour, rng):
 
     azimuth = np.arctan2(cube.xpos[1], cube.xpos[0])
     yaw = np.arctan2(cube.xmat[3], cube.xmat[0])
-    yaw += np.round((azimuth - yaw) / (np.pi / 2)) * np.pi / 2      # of the cube's four sides take the pair that the arm reaches with least twist
+    yaw += (
+        np.round((azimuth - yaw) / (np.pi / 2)) * np.pi / 2
+    )  # of the cube's four sides take the pair that the arm reaches with least twist
     yaw += rng.normal(0, 0.03)
     bowl_yaw = np.arctan2(bowl[1], bowl[0]) * 0.8 + rng.normal(0, 0.05)
     x, y, z = cube.xpos
@@ -356,10 +408,16 @@ def reaches(sim, colour, rng):
     drop = near([bowl[0], bowl[1], rng.uniform(0.068, 0.080)], 0.004)
     away = near([bowl[0] - 0.03, bowl[1] + 0.06, rng.uniform(0.15, 0.18)], 0.010)
     at_cube, at_bowl = down(yaw), down(bowl_yaw, rng.uniform(0.15, 0.30))
-    return [Reach(above, down(yaw, 0.8 * (y - 0.02)), wide, seconds(1.0, 1.3)), Reach(grasp, at_cube, wide, seconds(0.55, 0.75)),
-            Reach(grasp, at_cube, 0.0, seconds(0.35, 0.50)), Reach(lift, down(yaw), 0.0, seconds(0.50, 0.65)),
-            Reach(over, at_bowl, 0.0, seconds(0.95, 1.25)), Reach(drop, at_bowl, 0.0, seconds(0.30, 0.45)),
-            Reach(drop, at_bowl, wide, seconds(0.25, 0.40)), Reach(away, down(bowl_yaw * 0.6), wide, seconds(0.50, 0.70))]
+    return [
+        Reach(above, down(yaw, 0.8 * (y - 0.02)), wide, seconds(1.0, 1.3)),
+        Reach(grasp, at_cube, wide, seconds(0.55, 0.75)),
+        Reach(grasp, at_cube, 0.0, seconds(0.35, 0.50)),
+        Reach(lift, down(yaw), 0.0, seconds(0.50, 0.65)),
+        Reach(over, at_bowl, 0.0, seconds(0.95, 1.25)),
+        Reach(drop, at_bowl, 0.0, seconds(0.30, 0.45)),
+        Reach(drop, at_bowl, wide, seconds(0.25, 0.40)),
+        Reach(away, down(bowl_yaw * 0.6), wide, seconds(0.50, 0.70)),
+    ]
 
 
 def plan(sim, colour, rng):
@@ -372,9 +430,15 @@ def plan(sim, colour, rng):
         for _ in range(int(rng.integers(1, 4)) if k in hesitate else 0):
             actions.append((*joints, opening))
         way = reach.position - position
-        bend = rng.normal(0, 0.06) * np.cross(way, [0, 0, 1]) + rng.normal(0, 0.04) * np.linalg.norm(way[:2]) * np.array([0, 0, 1])
+        bend = rng.normal(0, 0.06) * np.cross(way, [0, 0, 1]) + rng.normal(
+            0, 0.04
+        ) * np.linalg.norm(way[:2]) * np.array([0, 0, 1])
         for s in minimum_jerk(max(4, round(reach.seconds * FPS))):
-            joints = sim.inverse(position + s * way + 16 * (s * (1 - s)) ** 2 * bend, part_way(orientation, reach.orientation, s), joints)
+            joints = sim.inverse(
+                position + s * way + 16 * (s * (1 - s)) ** 2 * bend,
+                part_way(orientation, reach.orientation, s),
+                joints,
+            )
             actions.append((*joints, opening + s * (reach.opening - opening)))
         position, orientation, opening = reach.position, reach.orientation, reach.opening
     actions += [actions[-1]] * 2                              # a person lets go of the recording a moment after the end
@@ -398,24 +462,53 @@ def record(sim, task, rng, cameras=CAMERAS):
 def record_success(sim, seed, episode, cameras=CAMERAS):
     "The first try of this episode that succeeds. Physics alone decides which one that is, so only that one is rendered."
     for attempt in range(100):
-        *_, success = record(sim, episode % 2, np.random.default_rng([seed, episode, attempt]), cameras=())
+        *_, success = record(
+            sim, episode % 2, np.random.default_rng([seed, episode, attempt]), cameras=()
+        )
         if success:
-            return record(sim, episode % 2, np.random.default_rng([seed, episode, attempt]), cameras)
-    raise RuntimeError(f"Episode {episode} of seed {seed} failed 100 times: the scene or the expert was changed and no longer works.")
+            return record(
+                sim, episode % 2, np.random.default_rng([seed, episode, attempt]), cameras
+            )
+    raise RuntimeError(
+        f"Episode {episode} of seed {seed} failed 100 times: the scene or the expert was changed"
+        " and no longer works."
+    )
 
 
 # ----------------------------------------------------------------------------------------------- LeRobot v2.1 on disk
-SCALARS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64", "task_index": "int64"}
+SCALARS = {
+    "timestamp": "float32",
+    "frame_index": "int64",
+    "episode_index": "int64",
+    "index": "int64",
+    "task_index": "int64",
+}
 
 
 def features(cameras):
     "The `features` of meta/info.json: everything a row of an episode has."
     vector = {"dtype": "float32", "shape": [7], "names": [*JOINTS, "gripper"]}
-    video = {"dtype": "video", "shape": [HEIGHT, WIDTH, 3], "names": ["height", "width", "channels"],
-             "info": {"video.height": HEIGHT, "video.width": WIDTH, "video.codec": "h264", "video.pix_fmt": "yuv420p",
-                      "video.is_depth_map": False, "video.fps": FPS, "video.channels": 3, "has_audio": False}}
-    return {"observation.state": vector, "action": vector, **{f"observation.images.{camera}": video for camera in cameras},
-            **{name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in SCALARS.items()}}
+    video = {
+        "dtype": "video",
+        "shape": [HEIGHT, WIDTH, 3],
+        "names": ["height", "width", "channels"],
+        "info": {
+            "video.height": HEIGHT,
+            "video.width": WIDTH,
+            "video.codec": "h264",
+            "video.pix_fmt": "yuv420p",
+            "video.is_depth_map": False,
+            "video.fps": FPS,
+            "video.channels": 3,
+            "has_audio": False,
+        },
+    }
+    return {
+        "observation.state": vector,
+        "action": vector,
+        **{f"observation.images.{camera}": video for camera in cameras},
+        **{name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in SCALARS.items()},
+    }
 
 
 def write_parquet(path, columns):
@@ -425,7 +518,9 @@ def write_parquet(path, columns):
         flat = pa.array(x.ravel())
         arrays[name] = pa.FixedSizeListArray.from_arrays(flat, x.shape[1]) if x.ndim == 2 else flat
         value = {"dtype": str(x.dtype), "_type": "Value"}
-        types[name] = {"feature": value, "length": x.shape[1], "_type": "Sequence"} if x.ndim == 2 else value
+        types[name] = (
+            {"feature": value, "length": x.shape[1], "_type": "Sequence"} if x.ndim == 2 else value
+        )
     metadata = {"huggingface": json.dumps({"info": {"features": types}})}
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(arrays).replace_schema_metadata(metadata), path)
@@ -436,7 +531,9 @@ def write_video(path, frames, crf):
     import torch
     from torchcodec.encoders import VideoEncoder
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoder = VideoEncoder(torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), frame_rate=FPS)
+    encoder = VideoEncoder(
+        torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), frame_rate=FPS
+    )
     encoder.to_file(str(path), codec="libx264", pixel_format="yuv420p", crf=crf, preset="slow",
                     extra_options={"g": "10", "bf": "0", "threads": "1"})
 
@@ -444,23 +541,38 @@ def write_video(path, frames, crf):
 def statistics(x, axis):
     "Minimum, maximum, mean, standard deviation and count in lerobot's form."
     keep = x.ndim != 2
-    return {"min": x.min(axis, keepdims=keep), "max": x.max(axis, keepdims=keep), "mean": x.mean(axis, keepdims=keep), "std": x.std(axis, keepdims=keep)}
+    return {
+        "min": x.min(axis, keepdims=keep),
+        "max": x.max(axis, keepdims=keep),
+        "mean": x.mean(axis, keepdims=keep),
+        "std": x.std(axis, keepdims=keep),
+    }
 
 
 def episode_statistics(columns, frames):
     "One line of meta/episodes_stats.jsonl. Images: per channel in [0, 1], of every tenth frame, shaped (3, 1, 1)."
-    stats = {name: {**statistics(x.astype(np.float64), 0), "count": np.array([len(x)])} for name, x in columns.items()}
+    stats = {
+        name: {**statistics(x.astype(np.float64), 0), "count": np.array([len(x)])}
+        for name, x in columns.items()
+    }
     for camera, x in frames.items():
         sample = x[::10].transpose(0, 3, 1, 2) / 255.0
-        stats[f"observation.images.{camera}"] = {**{k: v[0] for k, v in statistics(sample, (0, 2, 3)).items()}, "count": np.array([len(sample)])}
+        stats[f"observation.images.{camera}"] = {
+            **{k: v[0] for k, v in statistics(sample, (0, 2, 3)).items()},
+            "count": np.array([len(sample)]),
+        }
     return {name: {k: v.tolist() for k, v in s.items()} for name, s in stats.items()}
 
 
 def modality(cameras):
     "meta/modality.json: which part of the vectors is what, and where video and language lie (GR00T's addition to LeRobot)."
     groups = {"single_arm": {"start": 0, "end": 6}, "gripper": {"start": 6, "end": 7}}
-    return {"state": groups, "action": groups, "video": {c: {"original_key": f"observation.images.{c}"} for c in cameras},
-            "annotation": {"human.task_description": {"original_key": "task_index"}}}
+    return {
+        "state": groups,
+        "action": groups,
+        "video": {c: {"original_key": f"observation.images.{c}"} for c in cameras},
+        "annotation": {"human.task_description": {"original_key": "task_index"}},
+    }
 
 
 def write_lines(path, rows):
@@ -478,25 +590,53 @@ def make(out, episodes=40, seed=0, render=True, crf=29):
         for episode in tqdm(range(episodes), desc="episodes", disable=None):
             states, actions, frames, _ = record_success(sim, seed, episode, cameras)
             steps, task = np.arange(len(states)), episode % 2
-            columns = {"observation.state": states, "action": actions, "timestamp": (steps / FPS).astype(np.float32), "frame_index": steps,
-                       "episode_index": np.full(len(steps), episode), "index": total + steps, "task_index": np.full(len(steps), task)}
+            columns = {
+                "observation.state": states,
+                "action": actions,
+                "timestamp": (steps / FPS).astype(np.float32),
+                "frame_index": steps,
+                "episode_index": np.full(len(steps), episode),
+                "index": total + steps,
+                "task_index": np.full(len(steps), task),
+            }
             write_parquet(work / f"data/chunk-000/episode_{episode:06d}.parquet", columns)
             for camera, x in frames.items():
-                write_video(work / f"videos/chunk-000/observation.images.{camera}/episode_{episode:06d}.mp4", x, crf)
+                write_video(
+                    work
+                    / f"videos/chunk-000/observation.images.{camera}/episode_{episode:06d}.mp4",
+                    x,
+                    crf,
+                )
             listing.append({"episode_index": episode, "tasks": [TASKS[task]], "length": len(steps)})
             stats.append({"episode_index": episode, "stats": episode_statistics(columns, frames)})
             total += len(steps)
         meta = work / "meta"
         meta.mkdir()
-        info = {"codebase_version": "v2.1", "robot_type": "six_joint_arm", "total_episodes": episodes, "total_frames": total, "total_tasks": len(TASKS),
-                "total_videos": episodes * len(cameras), "total_chunks": 1, "chunks_size": 1000, "fps": FPS, "splits": {"train": f"0:{episodes}"},
-                "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-                "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4" if cameras else None,
-                "features": features(cameras)}
+        info = {
+            "codebase_version": "v2.1",
+            "robot_type": "six_joint_arm",
+            "total_episodes": episodes,
+            "total_frames": total,
+            "total_tasks": len(TASKS),
+            "total_videos": episodes * len(cameras),
+            "total_chunks": 1,
+            "chunks_size": 1000,
+            "fps": FPS,
+            "splits": {"train": f"0:{episodes}"},
+            "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+            "video_path": (
+                "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+                if cameras
+                else None
+            ),
+            "features": features(cameras),
+        }
         (meta / "info.json").write_text(json.dumps(info, indent=2) + "\n")
         (meta / "modality.json").write_text(json.dumps(modality(cameras), indent=2) + "\n")
         write_lines(meta / "episodes.jsonl", listing)
-        write_lines(meta / "tasks.jsonl", [{"task_index": i, "task": task} for i, task in enumerate(TASKS)])
+        write_lines(
+            meta / "tasks.jsonl", [{"task_index": i, "task": task} for i, task in enumerate(TASKS)]
+        )
         write_lines(meta / "episodes_stats.jsonl", stats)
         if out.exists():
             shutil.rmtree(out)
@@ -510,8 +650,14 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--episodes", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--crf", type=int, default=29, help="H.264 quality, lower is better and larger")
-    parser.add_argument("--no-render", action="store_true", help="physics, parquet and meta only: no OpenGL, no videos")
+    parser.add_argument(
+        "--crf", type=int, default=29, help="H.264 quality, lower is better and larger"
+    )
+    parser.add_argument(
+        "--no-render",
+        action="store_true",
+        help="physics, parquet and meta only: no OpenGL, no videos",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     args = parser.parse_args()
     if args.episodes < 1:

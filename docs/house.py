@@ -11,19 +11,48 @@ from pathlib import Path, PurePosixPath
 
 # folder below nbs/: its name, and what happens there; ground first, as the imports go
 FLOORS = {
-    "": ("ground", "what all stand on"), "plots": ("plots", "arrays to pictures"), "data": ("data", "reading LeRobot"),
-    "checkup": ("checkup", "is the data sound?"), "processing": ("processing", "steps to tensors"), "loading": ("loading", "in order, fast"),
-    "conversion": ("conversion", "into LeRobot"), "model": ("model", "shared parts"), "backbones": ("backbones", "pictures and words"),
-    "families": ("families", "a whole GR00T"), "policy": ("policy", "observation to action"), "evaluation": ("evaluation", "how good is it?"),
-    "runs": ("runs", "what a run writes"), "training": ("training", "batch to checkpoint"), "serving": ("serving", "over the wire"),
-    "simulators": ("simulators", "worlds to act in"), "viz": ("viz", "look at all of it"), "tutorials": ("tutorials", "begin here")}
+    "": ("ground", "what all stand on"),
+    "plots": ("plots", "arrays to pictures"),
+    "data": ("data", "reading LeRobot"),
+    "checkup": ("checkup", "is the data sound?"),
+    "processing": ("processing", "steps to tensors"),
+    "loading": ("loading", "in order, fast"),
+    "conversion": ("conversion", "into LeRobot"),
+    "model": ("model", "shared parts"),
+    "backbones": ("backbones", "pictures and words"),
+    "families": ("families", "a whole GR00T"),
+    "policy": ("policy", "observation to action"),
+    "evaluation": ("evaluation", "how good is it?"),
+    "runs": ("runs", "what a run writes"),
+    "training": ("training", "batch to checkpoint"),
+    "serving": ("serving", "over the wire"),
+    "simulators": ("simulators", "worlds to act in"),
+    "viz": ("viz", "look at all of it"),
+    "tutorials": ("tutorials", "begin here"),
+}
 WIDTH, EAVES, WALL, LABEL, ROOM, GAP, PAD = 960, 4, 28, 166, 30, 8, 14  # units of the picture
 LETTER = 7.2  # a letter's width in the widest common font
 # per floor: hue and saturation of the wall, from Okabe and Ito's palette where it has one
 HUES = {
-    "": (210, 8), "plots": (220, 30), "data": (202, 60), "checkup": (186, 50), "processing": (202, 45), "loading": (216, 50), "conversion": (202, 30),
-    "model": (41, 75), "backbones": (48, 65), "families": (33, 75), "policy": (327, 45), "evaluation": (312, 40), "runs": (150, 35),
-    "training": (164, 50), "serving": (340, 45), "simulators": (265, 35), "viz": (220, 45), "tutorials": (18, 62)}
+    "": (210, 8),
+    "plots": (220, 30),
+    "data": (202, 60),
+    "checkup": (186, 50),
+    "processing": (202, 45),
+    "loading": (216, 50),
+    "conversion": (202, 30),
+    "model": (41, 75),
+    "backbones": (48, 65),
+    "families": (33, 75),
+    "policy": (327, 45),
+    "evaluation": (312, 40),
+    "runs": (150, 35),
+    "training": (164, 50),
+    "serving": (340, 45),
+    "simulators": (265, 35),
+    "viz": (220, 45),
+    "tutorials": (18, 62),
+}
 
 
 class DocsError(Exception):
@@ -62,14 +91,30 @@ def notebooks(
         head = next((text(c) for c in cells if c["cell_type"] == "markdown"), "")
         title, summary = re.search(r"\A\s*# (.+)", head), re.search(r"^> (.+)", head, re.M)
         if not title or not summary:
-            raise DocsError(f"nbs/{path} does not begin with a title and a summary: its first Markdown cell must hold `# title`, an empty line and `> one sentence`.")
-        module = next((m[1] for c in cells if c["cell_type"] == "code" and (m := re.search(r"^#\|\s*default_exp\s+(\S+)", text(c), re.M))), None)
+            raise DocsError(
+                f"nbs/{path} does not begin with a title and a summary: its first Markdown cell"
+                " must hold `# title`, an empty line and `> one sentence`."
+            )
+        module = next(
+            (
+                m[1]
+                for c in cells
+                if c["cell_type"] == "code"
+                and (m := re.search(r"^#\|\s*default_exp\s+(\S+)", text(c), re.M))
+            ),
+            None,
+        )
         nb = Notebook(path, title[1].strip(), summary[1].strip(), module)
         if nb.floor not in FLOORS:
-            raise DocsError(f"nbs/{path} is on a floor that the house does not have: add '{nb.floor}' to FLOORS and HUES in docs/house.py, above what it imports from.")
+            raise DocsError(
+                f"nbs/{path} is on a floor that the house does not have: add '{nb.floor}' to FLOORS"
+                " and HUES in docs/house.py, above what it imports from."
+            )
         found.append(nb)
     floors = list(FLOORS)
-    return sorted(found, key=lambda n: (n.path.name != "index.ipynb", floors.index(n.floor), n.path.name))
+    return sorted(
+        found, key=lambda n: (n.path.name != "index.ipynb", floors.index(n.floor), n.path.name)
+    )
 
 
 def rows_of(
@@ -81,8 +126,11 @@ def rows_of(
         rows, used = [[]], 0.0
         for i, w in enumerate(widths):
             limit = room[min(len(rows), len(room)) - 1] * share
-            if rows[-1] and used + w > limit: rows.append([]); used = 0.0
-            rows[-1].append(i); used += w + GAP
+            if rows[-1] and used + w > limit:
+                rows.append([])
+                used = 0.0
+            rows[-1].append(i)
+            used += w + GAP
         return rows
     fewest = len(lay(1.0))
     share = next(s / 50 for s in range(10, 51) if len(lay(s / 50)) <= fewest)
@@ -111,17 +159,32 @@ def house(
         if roof:
             height += 10
             slope = 46 + 26 * len(rows)
-            storey += [f'<path class="chimney" d="M{right - 190} {y - 22}h34v60h-34z"/>',
-                       f'<path class="wall" d="M{left + slope} {y}H{right - slope}L{WIDTH - EAVES} {y + height}H{EAVES}Z"/>']
+            storey += [
+                f'<path class="chimney" d="M{right - 190} {y - 22}h34v60h-34z"/>',
+                (
+                    f'<path class="wall" d="M{left + slope} {y}H{right - slope}L{WIDTH - EAVES}'
+                    f' {y + height}H{EAVES}Z"/>'
+                ),
+            ]
             at = left + slope * 0.72 + 14
         else:
-            storey += [f'<rect class="wall" x="{left}" y="{y}" width="{right - left}" height="{height}"/>', f'<rect class="edge" x="{left}" y="{y}" width="5" height="{height}"/>']
+            storey += [
+                f'<rect class="wall" x="{left}" y="{y}" width="{right - left}" height="{height}"/>',
+                f'<rect class="edge" x="{left}" y="{y}" width="5" height="{height}"/>',
+            ]
             at = left + 20
         middle = y + height / 2
-        storey += [f'<text class="floor" x="{at:.0f}" y="{middle - 2:.0f}">{escape(name)}</text>', f'<text class="what" x="{at:.0f}" y="{middle + 15:.0f}">{escape(what)}</text>']
+        storey += [
+            f'<text class="floor" x="{at:.0f}" y="{middle - 2:.0f}">{escape(name)}</text>',
+            f'<text class="what" x="{at:.0f}" y="{middle + 15:.0f}">{escape(what)}</text>',
+        ]
         top = y + PAD + (10 if roof else 0)
         for k, row in enumerate(rows):
-            start = (left + slope * (1 - k / max(len(rows), 2)) * 0.72 + LABEL) if roof else left + LABEL
+            start = (
+                (left + slope * (1 - k / max(len(rows), 2)) * 0.72 + LABEL)
+                if roof
+                else left + LABEL
+            )
             end = (right - slope * (1 - k / max(len(rows), 2)) * 0.72 - 16) if roof else right - PAD
             natural = sum(widths[i] for i in row) + GAP * (len(row) - 1)
             grow = min((end - start - GAP * (len(row) - 1)) / (natural - GAP * (len(row) - 1)), 1.6)
@@ -129,8 +192,13 @@ def house(
             for i in row:
                 n, w = floors[f][i], widths[i] * grow
                 door = " door" if n.path.name == "index.ipynb" else ""
-                storey.append(f'<a href="{escape(str(n.path))}"><title>{escape(n.title)}: {escape(n.plain_summary)}</title><rect class="room{door}" x="{x:.1f}" y="{top:.1f}" '
-                              f'width="{w:.1f}" height="{ROOM}" rx="4"/><text class="name{door}" x="{x + w / 2:.1f}" y="{top + ROOM / 2 + 4.3:.1f}">{escape(n.label)}</text></a>')
+                storey.append(
+                    f'<a href="{escape(str(n.path))}"><title>{escape(n.title)}:'
+                    f' {escape(n.plain_summary)}</title><rect class="room{door}" x="{x:.1f}"'
+                    f' y="{top:.1f}" width="{w:.1f}" height="{ROOM}" rx="4"/><text'
+                    f' class="name{door}" x="{x + w / 2:.1f}"'
+                    f' y="{top + ROOM / 2 + 4.3:.1f}">{escape(n.label)}</text></a>'
+                )
                 x += w + GAP
             top += ROOM + GAP
         storey.append("</g>")
@@ -138,7 +206,9 @@ def house(
         y += height
     bottom = y + 10
     ground = f'<path class="soil" d="M0 {y + 2}H{WIDTH}"/>'
-    label = f"The kit as a house: {len(rooms)} notebooks on {len(floors)} floors, " + ", ".join(f"{FLOORS[f][0]} ({len(ns)})" for f, ns in floors.items())
+    label = f"The kit as a house: {len(rooms)} notebooks on {len(floors)} floors, " + ", ".join(
+        f"{FLOORS[f][0]} ({len(ns)})" for f, ns in floors.items()
+    )
     return f"""<svg xmlns="http://www.w3.org/2000/svg" class="house" viewBox="0 0 {WIDTH} {bottom:.0f}" width="{WIDTH}" height="{bottom:.0f}" role="img" aria-label="{escape(label)}">
 <style>
 .house {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; max-width: 100%; height: auto; }}

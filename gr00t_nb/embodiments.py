@@ -49,7 +49,10 @@ def _member(
     for m in kind:
         if text.lower() in (m.name.lower(), m.value): return m
     names = [m.name for m in kind]
-    raise InputError(f"{name!r} is no {kind.__name__}: expected one of {', '.join(names)}.{did_you_mean(text.upper(), names)}")
+    raise InputError(
+        f"{name!r} is no {kind.__name__}: expected one of"
+        f" {', '.join(names)}.{did_you_mean(text.upper(), names)}"
+    )
 
 # %% ../nbs/10_embodiments.ipynb #12a8595a
 @dataclass
@@ -61,13 +64,23 @@ class ActionConfig:
     state_key: str | None = None  # state group to be relative to; None: the group of the same name
 
     def __post_init__(self):
-        self.rep, self.type, self.format = _member(ActionRepresentation, self.rep), _member(ActionType, self.type), _member(ActionFormat, self.format)
+        self.rep, self.type, self.format = (
+            _member(ActionRepresentation, self.rep),
+            _member(ActionType, self.type),
+            _member(ActionFormat, self.format),
+        )
 
     def to_json(self) -> dict:  # enums by name
-        return {"rep": self.rep.name, "type": self.type.name, "format": self.format.name, "state_key": self.state_key}
+        return {
+            "rep": self.rep.name,
+            "type": self.type.name,
+            "format": self.format.name,
+            "state_key": self.state_key,
+        }
 
     @classmethod
-    def from_json(cls, d: dict) -> "ActionConfig": return cls(**{k: d[k] for k in ("rep", "type", "format", "state_key") if k in d})
+    def from_json(cls, d: dict) -> "ActionConfig":
+        return cls(**{k: d[k] for k in ("rep", "type", "format", "state_key") if k in d})
 
 # %% ../nbs/10_embodiments.ipynb #13581c4f
 @dataclass
@@ -79,29 +92,63 @@ class ModalityConfig:
     delta_indices: list[int]  # steps relative to now
     modality_keys: list[str]  # names in the data set's modality.json, in the order in which the model sees them
     sin_cos_embedding_keys: list[str] | None = None  # state groups of angles, given to the model as [sin, cos]
-    mean_std_embedding_keys: list[str] | None = None  # groups normalized by mean and standard deviation, the others by their range
+    mean_std_embedding_keys: list[str] | None = (
+        None  # groups normalized by mean and standard deviation, the others by their range
+    )
     action_configs: list[ActionConfig] | None = None  # one for each key, for actions; None: absolute numbers
 
     def __post_init__(self):
         self.delta_indices = [int(i) for i in self.delta_indices]
         self.modality_keys = list(self.modality_keys)
-        if not self.delta_indices: raise InputError("delta_indices is empty: a modality needs at least one step, [0] is now.")
+        if not self.delta_indices:
+            raise InputError(
+                "delta_indices is empty: a modality needs at least one step, [0] is now."
+            )
         if self.action_configs is not None:
-            self.action_configs = [a if isinstance(a, ActionConfig) else ActionConfig.from_json(a) if isinstance(a, dict)
-                                   else ActionConfig(a.rep, a.type, a.format, a.state_key) for a in self.action_configs]
+            self.action_configs = [
+                (
+                    a
+                    if isinstance(a, ActionConfig)
+                    else (
+                        ActionConfig.from_json(a)
+                        if isinstance(a, dict)
+                        else ActionConfig(a.rep, a.type, a.format, a.state_key)
+                    )
+                )
+                for a in self.action_configs
+            ]
             if len(self.action_configs) != len(self.modality_keys):
-                raise InputError(f"There are {len(self.action_configs)} action_configs for {len(self.modality_keys)} action keys "
-                                 f"({', '.join(self.modality_keys)}): give one for each key, in the same order.")
+                raise InputError(
+                    f"There are {len(self.action_configs)} action_configs for"
+                    f" {len(self.modality_keys)} action keys ({', '.join(self.modality_keys)}):"
+                    " give one for each key, in the same order."
+                )
 
     def to_json(self) -> dict:  # enums by name, absent lists as null
         "The form in which it stands in `processor_config.json`."
-        return dict(delta_indices=self.delta_indices, modality_keys=self.modality_keys, sin_cos_embedding_keys=self.sin_cos_embedding_keys,
-                    mean_std_embedding_keys=self.mean_std_embedding_keys,
-                    action_configs=None if self.action_configs is None else [a.to_json() for a in self.action_configs])
+        return dict(
+            delta_indices=self.delta_indices,
+            modality_keys=self.modality_keys,
+            sin_cos_embedding_keys=self.sin_cos_embedding_keys,
+            mean_std_embedding_keys=self.mean_std_embedding_keys,
+            action_configs=(
+                None if self.action_configs is None else [a.to_json() for a in self.action_configs]
+            ),
+        )
 
     @classmethod
     def from_json(cls, d: dict) -> "ModalityConfig":
-        return cls(**{k: d[k] for k in ("delta_indices", "modality_keys", "sin_cos_embedding_keys", "mean_std_embedding_keys", "action_configs") if k in d})
+        return cls(**{
+            k: d[k]
+            for k in (
+                "delta_indices",
+                "modality_keys",
+                "sin_cos_embedding_keys",
+                "mean_std_embedding_keys",
+                "action_configs",
+            )
+            if k in d
+        })
 
 # %% ../nbs/10_embodiments.ipynb #adb41937
 class EmbodimentTag(Enum):
@@ -117,8 +164,17 @@ class EmbodimentTag(Enum):
     NEW_EMBODIMENT = "new_embodiment"
 
 
-EMBODIMENT_IDS: dict[str, int] = dict(robocasa_panda_omron=13, gr1=20, behavior_r1_pro=24, unitree_g1=8, libero_panda=2, oxe_google=0, oxe_widowx=1,
-                                      oxe_droid=16, new_embodiment=10)  # slot of the category-specific layers, by tag value
+EMBODIMENT_IDS: dict[str, int] = dict(
+    robocasa_panda_omron=13,
+    gr1=20,
+    behavior_r1_pro=24,
+    unitree_g1=8,
+    libero_panda=2,
+    oxe_google=0,
+    oxe_widowx=1,
+    oxe_droid=16,
+    new_embodiment=10,
+)  # slot of the category-specific layers, by tag value
 
 # %% ../nbs/10_embodiments.ipynb #adc6e967
 def embodiment_value(
@@ -129,52 +185,118 @@ def embodiment_value(
     for t in EmbodimentTag:
         if str(tag) in (t.name, t.value): return t.value
     names = [t.name for t in EmbodimentTag]
-    raise InputError(f"'{tag}' is no embodiment tag: expected one of {', '.join(names)}.{did_you_mean(str(tag).upper(), names)}")
+    raise InputError(
+        f"'{tag}' is no embodiment tag: expected one of"
+        f" {', '.join(names)}.{did_you_mean(str(tag).upper(), names)}"
+    )
 
 # %% ../nbs/10_embodiments.ipynb #17bead70
 _R, _A = ActionRepresentation.RELATIVE, ActionRepresentation.ABSOLUTE
 
 
-def _robot(video: str, state: str, action: str, language: str, horizon: int, mean_std: str = "", sin_cos: bool = False, bare: bool = False) -> dict[str, ModalityConfig]:
+def _robot(
+    video: str,
+    state: str,
+    action: str,
+    language: str,
+    horizon: int,
+    mean_std: str = "",
+    sin_cos: bool = False,
+    bare: bool = False,
+) -> dict[str, ModalityConfig]:
     "A modality configuration from words: action keys carry `:R` (relative), `:A` (absolute), or `:R=key` (relative to that state group)."
     keys, configs = [], []
     for word in action.split():
         key, _, rep = word.partition(":")
         kind, _, state_key = rep.partition("=")
-        keys.append(key); configs.append(ActionConfig(_R if kind == "R" else _A, state_key=state_key or None))
+        keys.append(key)
+        configs.append(ActionConfig(_R if kind == "R" else _A, state_key=state_key or None))
     return dict(
         video=ModalityConfig([0], video.split()),
-        state=ModalityConfig([0], state.split(), sin_cos_embedding_keys=state.split() if sin_cos else None),
-        action=ModalityConfig(range(horizon), keys, mean_std_embedding_keys=mean_std.split() or None, action_configs=None if bare else configs),
-        language=ModalityConfig([0], [language]))
+        state=ModalityConfig(
+            [0], state.split(), sin_cos_embedding_keys=state.split() if sin_cos else None
+        ),
+        action=ModalityConfig(
+            range(horizon),
+            keys,
+            mean_std_embedding_keys=mean_std.split() or None,
+            action_configs=None if bare else configs,
+        ),
+        language=ModalityConfig([0], [language]),
+    )
 
 # %% ../nbs/10_embodiments.ipynb #9fd963b2
 MODALITY_CONFIGS: dict[str, dict[str, ModalityConfig]] = dict(
-    unitree_g1=_robot("ego_view", "left_leg right_leg waist left_arm right_arm left_hand right_hand",
-                      "left_arm:R right_arm:R left_hand:A right_hand:A waist:A base_height_command:A navigate_command:A",
-                      "annotation.human.task_description", 30),
-    libero_panda=_robot("image wrist_image", "x y z roll pitch yaw gripper", "x y z roll pitch yaw gripper",
-                        "annotation.human.action.task_description", 16, bare=True),
-    oxe_widowx=_robot("image_0", "x y z roll pitch yaw pad gripper", "x y z roll pitch yaw gripper",
-                      "annotation.human.action.task_description", 8, mean_std="x y z roll pitch yaw", bare=True),
-    oxe_google=_robot("image", "x y z rx ry rz rw gripper", "x y z roll pitch yaw gripper",
-                      "annotation.human.action.task_description", 8, mean_std="x y z roll pitch yaw", bare=True),
-    oxe_droid=_robot("exterior_image_1_left wrist_image_left", "joint_position gripper_position", "joint_position:R gripper_position:A",
-                     "annotation.language.language_instruction", 32),
+    unitree_g1=_robot(
+        "ego_view",
+        "left_leg right_leg waist left_arm right_arm left_hand right_hand",
+        "left_arm:R right_arm:R left_hand:A right_hand:A waist:A base_height_command:A"
+        " navigate_command:A",
+        "annotation.human.task_description",
+        30,
+    ),
+    libero_panda=_robot(
+        "image wrist_image",
+        "x y z roll pitch yaw gripper",
+        "x y z roll pitch yaw gripper",
+        "annotation.human.action.task_description",
+        16,
+        bare=True,
+    ),
+    oxe_widowx=_robot(
+        "image_0",
+        "x y z roll pitch yaw pad gripper",
+        "x y z roll pitch yaw gripper",
+        "annotation.human.action.task_description",
+        8,
+        mean_std="x y z roll pitch yaw",
+        bare=True,
+    ),
+    oxe_google=_robot(
+        "image",
+        "x y z rx ry rz rw gripper",
+        "x y z roll pitch yaw gripper",
+        "annotation.human.action.task_description",
+        8,
+        mean_std="x y z roll pitch yaw",
+        bare=True,
+    ),
+    oxe_droid=_robot(
+        "exterior_image_1_left wrist_image_left",
+        "joint_position gripper_position",
+        "joint_position:R gripper_position:A",
+        "annotation.language.language_instruction",
+        32,
+    ),
     behavior_r1_pro=_robot(
-        "observation.images.rgb.head_256_256 observation.images.rgb.left_wrist_256_256 observation.images.rgb.right_wrist_256_256",
-        "robot_pos robot_ori_cos robot_ori_sin robot_2d_ori robot_2d_ori_cos robot_2d_ori_sin robot_lin_vel robot_ang_vel "
-        "arm_left_qpos arm_left_qpos_sin arm_left_qpos_cos eef_left_pos eef_left_quat gripper_left_qpos "
-        "arm_right_qpos arm_right_qpos_sin arm_right_qpos_cos eef_right_pos eef_right_quat gripper_right_qpos trunk_qpos",
-        "base:A torso:R=trunk_qpos left_arm:R=arm_left_qpos left_gripper:A right_arm:R=arm_right_qpos right_gripper:A",
-        "annotation.human.coarse_action", 32),
-    gr1=_robot("ego_view_bg_crop_pad_res256_freq20", "left_arm right_arm left_hand right_hand waist",
-               "left_arm:R right_arm:R left_hand:R right_hand:R waist:A", "annotation.human.coarse_action", 16, sin_cos=True),
+        "observation.images.rgb.head_256_256 observation.images.rgb.left_wrist_256_256"
+        " observation.images.rgb.right_wrist_256_256",
+        "robot_pos robot_ori_cos robot_ori_sin robot_2d_ori robot_2d_ori_cos robot_2d_ori_sin"
+        " robot_lin_vel robot_ang_vel arm_left_qpos arm_left_qpos_sin arm_left_qpos_cos"
+        " eef_left_pos eef_left_quat gripper_left_qpos arm_right_qpos arm_right_qpos_sin"
+        " arm_right_qpos_cos eef_right_pos eef_right_quat gripper_right_qpos trunk_qpos",
+        "base:A torso:R=trunk_qpos left_arm:R=arm_left_qpos left_gripper:A"
+        " right_arm:R=arm_right_qpos right_gripper:A",
+        "annotation.human.coarse_action",
+        32,
+    ),
+    gr1=_robot(
+        "ego_view_bg_crop_pad_res256_freq20",
+        "left_arm right_arm left_hand right_hand waist",
+        "left_arm:R right_arm:R left_hand:R right_hand:R waist:A",
+        "annotation.human.coarse_action",
+        16,
+        sin_cos=True,
+    ),
     robocasa_panda_omron=_robot(
         "res256_image_side_0 res256_image_side_1 res256_image_wrist_0",
-        "end_effector_position_relative end_effector_rotation_relative gripper_qpos base_position base_rotation",
-        "end_effector_position:A end_effector_rotation:A gripper_close:A base_motion:A control_mode:A",
-        "annotation.human.action.task_description", 16),
+        "end_effector_position_relative end_effector_rotation_relative gripper_qpos base_position"
+        " base_rotation",
+        "end_effector_position:A end_effector_rotation:A gripper_close:A base_motion:A"
+        " control_mode:A",
+        "annotation.human.action.task_description",
+        16,
+    ),
 )
 
 # %% ../nbs/10_embodiments.ipynb #efb1df31
@@ -186,7 +308,10 @@ def register_modality_config(
     "Adds `config` to `MODALITY_CONFIGS`; `InputError` where it is incomplete, or where the tag has one already."
     value = embodiment_value(embodiment_tag)
     if value in MODALITY_CONFIGS and not replace:
-        raise InputError(f"'{value}' has a modality configuration already: choose another tag, or give replace=True to put this one in its place.")
+        raise InputError(
+            f"'{value}' has a modality configuration already: choose another tag, or give"
+            " replace=True to put this one in its place."
+        )
     MODALITY_CONFIGS[value] = check_modality_config(config, value)
 
 # %% ../nbs/10_embodiments.ipynb #33c8683f
@@ -196,28 +321,54 @@ def check_modality_config(
 ) -> dict[str, ModalityConfig]:  # the same, with this kit's classes and action configs filled in
     "Checks that a modality configuration can be trained with: modalities, language at [0] only, a state to be relative to."
     missing = [m for m in ("video", "state", "action", "language") if m not in config]
-    if missing: raise InputError(f"The modality configuration of '{name}' lacks {' and '.join(missing)}: expected video, state, action and language.")
-    ours = {m: c if isinstance(c, ModalityConfig) else ModalityConfig.from_json(c if isinstance(c, dict) else vars(c)) for m, c in config.items()}
+    if missing:
+        raise InputError(
+            f"The modality configuration of '{name}' lacks {' and '.join(missing)}: expected video,"
+            " state, action and language."
+        )
+    ours = {
+        m: (
+            c
+            if isinstance(c, ModalityConfig)
+            else ModalityConfig.from_json(c if isinstance(c, dict) else vars(c))
+        )
+        for m, c in config.items()
+    }
     language, action, states = ours["language"], ours["action"], ours["state"].modality_keys
     if len(language.modality_keys) != 1 or language.delta_indices != [0]:
-        raise InputError(f"'{name}' asks for language {language.modality_keys} at steps {language.delta_indices}: expected exactly one key, at [0].")
+        raise InputError(
+            f"'{name}' asks for language {language.modality_keys} at steps"
+            f" {language.delta_indices}: expected exactly one key, at [0]."
+        )
     for key, c in zip(action.modality_keys, action.action_configs or []):
         if c.rep is ActionRepresentation.RELATIVE and (c.state_key or key) not in states:
-            raise InputError(f"Action '{key}' of '{name}' is relative to the state group '{c.state_key or key}', which is not among its states "
-                             f"({', '.join(states)}): add it there, or name another with state_key.{did_you_mean(c.state_key or key, states)}")
+            raise InputError(
+                f"Action '{key}' of '{name}' is relative to the state group '{c.state_key or key}',"
+                f" which is not among its states ({', '.join(states)}): add it there, or name"
+                f" another with state_key.{did_you_mean(c.state_key or key, states)}"
+            )
     return ours
 
 # %% ../nbs/10_embodiments.ipynb #56831bd6
 @contextmanager
 def _official_names():
     "While it lasts, the official module names that configuration files import lead to this module, unless the official package is installed."
-    here, names = sys.modules[register_modality_config.__module__], ["gr00t", "gr00t.configs", "gr00t.configs.data", "gr00t.configs.data.embodiment_configs",
-                                                                "gr00t.data", "gr00t.data.types", "gr00t.data.embodiment_tags"]
+    here, names = sys.modules[register_modality_config.__module__], [
+        "gr00t",
+        "gr00t.configs",
+        "gr00t.configs.data",
+        "gr00t.configs.data.embodiment_configs",
+        "gr00t.data",
+        "gr00t.data.types",
+        "gr00t.data.embodiment_tags",
+    ]
     absent = [] if importlib.util.find_spec("gr00t") else names
     for name in absent:
         module = types.ModuleType(name)
-        if name.endswith(("embodiment_configs", "types", "embodiment_tags")): vars(module).update({k: v for k, v in vars(here).items() if not k.startswith("_")})
-        else: module.__path__ = []
+        if name.endswith(("embodiment_configs", "types", "embodiment_tags")):
+            vars(module).update({k: v for k, v in vars(here).items() if not k.startswith("_")})
+        else:
+            module.__path__ = []
         sys.modules[name] = module
     try: yield
     finally:
@@ -229,7 +380,11 @@ def load_modality_config(
 ) -> list[str]:  # values of the tags that it registered
     "Runs a file that registers modality configurations; running the same file again replaces what it registered."
     path = Path(path)
-    if not path.is_file(): raise InputError(f"There is no modality configuration file {path}: expected a .py file that calls register_modality_config.")
+    if not path.is_file():
+        raise InputError(
+            f"There is no modality configuration file {path}: expected a .py file that calls"
+            " register_modality_config."
+        )
     before = dict(MODALITY_CONFIGS)
     for value in _REGISTERED_BY.get(path.resolve(), []): MODALITY_CONFIGS.pop(value, None)
     known = set(MODALITY_CONFIGS)
@@ -237,11 +392,19 @@ def load_modality_config(
         spec = importlib.util.spec_from_file_location(f"modality_config_{path.stem}", path)
         with _official_names(): spec.loader.exec_module(importlib.util.module_from_spec(spec))
     except Exception as e:
-        MODALITY_CONFIGS.clear(); MODALITY_CONFIGS.update(before)
+        MODALITY_CONFIGS.clear()
+        MODALITY_CONFIGS.update(before)
         if isinstance(e, InputError): raise InputError(f"{path}: {e}") from None
-        raise InputError(f"{path} cannot be run as a modality configuration: {type(e).__name__}: {e}; mend the file.") from e
+        raise InputError(
+            f"{path} cannot be run as a modality configuration: {type(e).__name__}: {e}; mend the"
+            " file."
+        ) from e
     new = [v for v in MODALITY_CONFIGS if v not in known]
-    if not new: raise InputError(f"{path} registers no modality configuration: call register_modality_config(config, EmbodimentTag.NEW_EMBODIMENT) in it.")
+    if not new:
+        raise InputError(
+            f"{path} registers no modality configuration: call register_modality_config(config,"
+            " EmbodimentTag.NEW_EMBODIMENT) in it."
+        )
     _REGISTERED_BY[path.resolve()] = new
     return new
 

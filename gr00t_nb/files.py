@@ -32,7 +32,8 @@ def replacing(
         yield temporary
         with open(temporary, "rb") as f: os.fsync(f.fileno())
         # mkstemp makes files for the owner alone; what others could read before they can read afterwards
-        umask = os.umask(0); os.umask(umask)
+        umask = os.umask(0)
+        os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     finally:
@@ -61,11 +62,17 @@ def read_json(
 ):  # the decoded object
     "Reads a JSON file; `InputError` names it where it is missing or broken (and the line)."
     path = Path(path)
-    try: return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError: raise InputError(f"There is no file {path}: expected a JSON file there.") from None
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f"{path} cannot be read ({e}): expected a JSON file.") from None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}: expected a JSON file there.") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path} cannot be read ({e}): expected a JSON file.") from None
     except json.JSONDecodeError as e:
-        raise InputError(f"{path} is not valid JSON: {e.msg} at line {e.lineno}, column {e.colno}; mend or restore the file.") from None
+        raise InputError(
+            f"{path} is not valid JSON: {e.msg} at line {e.lineno}, column {e.colno}; mend or"
+            " restore the file."
+        ) from None
 
 # %% ../nbs/05_files.ipynb #1aef33b9
 def read_jsonl(
@@ -73,24 +80,45 @@ def read_jsonl(
 ) -> list[dict]:  # the objects in order; empty lines are passed over
     "Reads a JSON-lines file; `InputError` names file and line where one is broken or is no object."
     path = Path(path)
-    try: lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 and others, which JSON allows inside a text
-    except FileNotFoundError: raise InputError(f"There is no file {path}: expected one JSON object a line there.") from None
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f"{path} cannot be read ({e}): expected JSON lines.") from None
+    try:
+        lines = path.read_text(encoding="utf-8").split(
+            "\n"
+        )  # splitlines would cut at U+2028 and others, which JSON allows inside a text
+    except FileNotFoundError:
+        raise InputError(
+            f"There is no file {path}: expected one JSON object a line there."
+        ) from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path} cannot be read ({e}): expected JSON lines.") from None
     rows = []
     for i, line in enumerate(lines, 1):
         if not line.strip(): continue
-        try: row = json.loads(line)
-        except json.JSONDecodeError as e: raise InputError(f"{path}, line {i}, is not valid JSON ({e.msg}): mend or restore the file.") from None
-        if not isinstance(row, dict): raise InputError(f"{path}, line {i}, holds {type(row).__name__}: expected a JSON object.")
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise InputError(
+                f"{path}, line {i}, is not valid JSON ({e.msg}): mend or restore the file."
+            ) from None
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{path}, line {i}, holds {type(row).__name__}: expected a JSON object."
+            )
         rows.append(row)
     return rows
 
 # %% ../nbs/05_files.ipynb #6795fd4c
 def cache_dir() -> Path:  # an existing folder
     "The folder for what can be computed again: `$GR00T_NB_CACHE`, or `~/.cache/gr00t_nb`."
-    path = Path(os.environ.get("GR00T_NB_CACHE") or Path.home() / ".cache" / "gr00t_nb").expanduser()
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise InputError(f"The cache folder {path} cannot be made ({e.strerror}): set GR00T_NB_CACHE to a folder that you can write to.") from None
+    path = Path(
+        os.environ.get("GR00T_NB_CACHE") or Path.home() / ".cache" / "gr00t_nb"
+    ).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(
+            f"The cache folder {path} cannot be made ({e.strerror}): set GR00T_NB_CACHE to a folder"
+            " that you can write to."
+        ) from None
     return path
 
 
@@ -99,8 +127,13 @@ def keep(
     obj,  # anything that `json` writes
 ):
     "Writes what can be computed again; a disk that is full or read-only is worth a warning, not the loss of a run."
-    try: write_json(path, obj, indent=None)
-    except OSError as e: warnings.warn(f"{path} cannot be written ({e.strerror}), so it will be computed again: make room, or set GR00T_NB_CACHE to a folder that you can write to.")
+    try:
+        write_json(path, obj, indent=None)
+    except OSError as e:
+        warnings.warn(
+            f"{path} cannot be written ({e.strerror}), so it will be computed again: make room, or"
+            " set GR00T_NB_CACHE to a folder that you can write to."
+        )
 
 # %% ../nbs/05_files.ipynb #7fc9e85b
 def fingerprint(
@@ -109,7 +142,10 @@ def fingerprint(
     "A digest of names, sizes and times of change of `paths`."
     digest = hashlib.sha256()
     for path in sorted(map(str, paths)):
-        try: s = os.stat(path); what = f"{s.st_size} {s.st_mtime_ns}"
-        except OSError: what = "missing"
+        try:
+            s = os.stat(path)
+            what = f"{s.st_size} {s.st_mtime_ns}"
+        except OSError:
+            what = "missing"
         digest.update(f"{path}\0{what}\n".encode())
     return digest.hexdigest()[:16]

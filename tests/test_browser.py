@@ -21,8 +21,19 @@ from nbformat.v4 import new_code_cell, new_notebook
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "outputs" / "screenshots"
 WINDOW = dict(width=1280, height=900)  # a small laptop
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-component-update", "--disable-sync", "--disable-quic"]
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
 # Errors in the browser's console that are none of a notebook's, each with its reason. Empty is best.
 BENIGN: list[str] = []
 
@@ -34,9 +45,12 @@ def missing(what: str):
 
 @pytest.fixture(scope="module")
 def browser():
-    try: from playwright.sync_api import sync_playwright
-    except ImportError: missing("Playwright is not installed: pip install -c constraints.txt playwright")
-    if not CHROMIUM: missing("there is no Chromium on this machine: sudo apt-get install -y chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("Playwright is not installed: pip install -c constraints.txt playwright")
+    if not CHROMIUM:
+        missing("there is no Chromium on this machine: sudo apt-get install -y chromium")
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield b
@@ -63,26 +77,60 @@ def lab(browser, tmp_path_factory):
     home = tmp_path_factory.mktemp("lab")
     kit = home / "kit"
     skip = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-    for name in ("nbs", "data_samples", "gr00t_nb", "scripts", "docs"): shutil.copytree(ROOT / name, kit / name, ignore=skip)
+    for name in ("nbs", "data_samples", "gr00t_nb", "scripts", "docs"):
+        shutil.copytree(ROOT / name, kit / name, ignore=skip)
     shutil.copy(ROOT / "settings.ini", kit)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     token = secrets.token_hex(16)
     own = {f"JUPYTER_{k}_DIR": str(home / k.lower()) for k in ("CONFIG", "DATA", "RUNTIME")} | dict(
-        JUPYTERLAB_SETTINGS_DIR=str(home / "settings"), JUPYTERLAB_WORKSPACES_DIR=str(home / "workspaces"), IPYTHONDIR=str(home / "ipython"), GR00T_NB_CACHE=str(home / "cache"),
-        JUPYTER_TOKEN=token, PYTHONPATH=str(kit), IN_TEST="1", OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WANDB_MODE="disabled")
+        JUPYTERLAB_SETTINGS_DIR=str(home / "settings"),
+        JUPYTERLAB_WORKSPACES_DIR=str(home / "workspaces"),
+        IPYTHONDIR=str(home / "ipython"),
+        GR00T_NB_CACHE=str(home / "cache"),
+        JUPYTER_TOKEN=token,
+        PYTHONPATH=str(kit),
+        IN_TEST="1",
+        OMP_NUM_THREADS="1",
+        HF_HUB_OFFLINE="1",
+        WANDB_MODE="disabled",
+    )
     lab = Lab(f"http://127.0.0.1:{port}", kit, home / "settings")
-    lab.set("@jupyterlab/apputils-extension:notification", fetchNews="false", checkForUpdates=False)  # asks the network otherwise
-    lab.set("@jupyterlab/notebook-extension:tracker", windowingMode="none")  # every cell is in the page, not only what is scrolled to
+    lab.set(
+        "@jupyterlab/apputils-extension:notification", fetchNews="false", checkForUpdates=False
+    )  # asks the network otherwise
+    lab.set(
+        "@jupyterlab/notebook-extension:tracker", windowingMode="none"
+    )  # every cell is in the page, not only what is scrolled to
     with open(home / "log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
-                                   f"--ServerApp.root_dir={kit}", "--LabApp.extension_manager=readonly"], cwd=kit, env=os.environ | own, stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--no-browser",
+                "--allow-root",
+                "--ServerApp.ip=127.0.0.1",
+                f"--ServerApp.port={port}",
+                "--ServerApp.port_retries=0",
+                f"--ServerApp.root_dir={kit}",
+                "--LabApp.extension_manager=readonly",
+            ],
+            cwd=kit,
+            env=os.environ | own,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
         try:
             for _ in range(300):
-                if server.poll() is not None: raise RuntimeError("JupyterLab ended: " + (home / "log").read_text()[-2000:])
-                try: urllib.request.urlopen(f"{lab.url}/api?token={token}", timeout=2); break
-                except OSError: time.sleep(0.2)
+                if server.poll() is not None:
+                    raise RuntimeError("JupyterLab ended: " + (home / "log").read_text()[-2000:])
+                try:
+                    urllib.request.urlopen(f"{lab.url}/api?token={token}", timeout=2)
+                    break
+                except OSError:
+                    time.sleep(0.2)
             else: raise RuntimeError("JupyterLab does not answer: " + (home / "log").read_text()[-2000:])
             lab.context = browser.new_context(viewport=WINDOW)
             lab.context.request.get(f"{lab.url}/lab?token={token}")  # signs in by a cookie
@@ -100,60 +148,114 @@ class Notebook:
     def __init__(self, lab: Lab, path: str):
         self.lab, self.path, self.complaints = lab, path, []
         self.page = page = lab.context.new_page()
-        page.on("console", lambda m: m.type == "error" and not any(re.search(b, m.text) for b in BENIGN) and self.complaints.append(f"console: {m.text} ({m.location.get('url')})"))
+        page.on(
+            "console",
+            lambda m: m.type == "error"
+            and not any(re.search(b, m.text) for b in BENIGN)
+            and self.complaints.append(f"console: {m.text} ({m.location.get('url')})"),
+        )
         page.on("pageerror", lambda e: self.complaints.append(f"exception: {e}"))
-        page.on("request", lambda r: r.url.startswith("http") and not r.url.startswith(lab.url) and self.complaints.append(f"asks {r.url}"))
+        page.on(
+            "request",
+            lambda r: r.url.startswith("http")
+            and not r.url.startswith(lab.url)
+            and self.complaints.append(f"asks {r.url}"),
+        )
         page.goto(f"{lab.url}/lab/tree/{path}?reset")
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(timeout=60_000)
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(
+            timeout=60_000
+        )
         page.locator(".jp-StatusBar-Widget", has_text="| Idle").wait_for(timeout=60_000)
 
     def menu(self, *entries: str):
         "Clicks through the menu bar, as a user does."
-        self.page.locator("#jp-MainMenu .lm-MenuBar-item", has_text=re.compile(f"^{entries[0]}$")).click()
-        for entry in entries[1:]: self.page.locator(".lm-Menu .lm-Menu-itemLabel", has_text=re.compile(f"^{entry}$")).last.click()
+        self.page.locator(
+            "#jp-MainMenu .lm-MenuBar-item", has_text=re.compile(f"^{entries[0]}$")
+        ).click()
+        for entry in entries[1:]:
+            self.page.locator(
+                ".lm-Menu .lm-Menu-itemLabel", has_text=re.compile(f"^{entry}$")
+            ).last.click()
 
     def run_all(self, seconds: float = 300):
         for _ in range(3):  # what is asked of a kernel that is just being connected is lost
             self.menu("Run", "Run All Cells")
-            try: self.page.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]")).first.wait_for(timeout=4000); break
-            except Exception: pass
+            try:
+                self.page.locator(
+                    ".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]")
+                ).first.wait_for(timeout=4000)
+                break
+            except Exception:
+                pass
         done = """() => {
             const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(c => c.querySelector('.cm-content')?.textContent.trim());
             const idle = document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle';
             const failed = [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')].some(o => /^Traceback|Traceback \\(most/m.test(o.textContent));
             return cells.length && idle && (failed || cells.every(c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent)));
         }"""
-        try: self.page.wait_for_function(done, timeout=seconds * 1000, polling=200)
+        try:
+            self.page.wait_for_function(done, timeout=seconds * 1000, polling=200)
         except Exception:
             self.shot(f"{Path(self.path).stem}-timeout")
-            raise AssertionError(f"{self.path} was not through after {seconds} s, see {SHOTS}; {self.faults()}") from None
-        try: self.page.wait_for_function("() => !/Loading widget/.test(document.querySelector('.jp-Notebook').textContent)", timeout=20_000, polling=200)
-        except Exception: pass  # `faults` names it
+            raise AssertionError(
+                f"{self.path} was not through after {seconds} s, see {SHOTS}; {self.faults()}"
+            ) from None
+        try:
+            self.page.wait_for_function(
+                "() => !/Loading widget/.test(document.querySelector('.jp-Notebook').textContent)",
+                timeout=20_000,
+                polling=200,
+            )
+        except Exception:
+            pass  # `faults` names it
         return self
 
-    def outputs(self, mime: str): return self.page.locator(f'.jp-OutputArea-output[data-mime-type="{mime}"]')
+    def outputs(self, mime: str):
+        return self.page.locator(f'.jp-OutputArea-output[data-mime-type="{mime}"]')
 
     def faults(self) -> list[str]:
         "What is wrong on the page: error outputs, widgets that did not come up, complaints of the browser."
-        wrong = [e[:2000] for e in self.outputs("application/vnd.jupyter.stderr").all_inner_texts() if "Traceback (most recent call last)" in e]  # how JupyterLab shows an error
-        wrong += ["an empty red box"] * sum(not e.strip() for e in self.outputs("application/vnd.jupyter.stderr").all_inner_texts())
-        wrong += [t for t in self.page.locator(".jp-OutputArea-output").all_inner_texts() if re.search(r"Error (displaying|creating|rendering)|Model not found|Failed to load model|Loading widget", t)]
+        wrong = [
+            e[:2000]
+            for e in self.outputs("application/vnd.jupyter.stderr").all_inner_texts()
+            if "Traceback (most recent call last)" in e
+        ]  # how JupyterLab shows an error
+        wrong += ["an empty red box"] * sum(
+            not e.strip() for e in self.outputs("application/vnd.jupyter.stderr").all_inner_texts()
+        )
+        wrong += [
+            t
+            for t in self.page.locator(".jp-OutputArea-output").all_inner_texts()
+            if re.search(
+                r"Error (displaying|creating|rendering)|Model not found|Failed to load"
+                r" model|Loading widget",
+                t,
+            )
+        ]
         return wrong + self.complaints
 
     def shot(self, name: str, whole: bool = False):
         "A screenshot of the window; `whole`: of everything below it as well."
         SHOTS.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=SHOTS / f"{name}.png")
-        if whole: self.page.locator(".jp-WindowedPanel-outer, .jp-Notebook").first.screenshot(path=SHOTS / f"{name}-whole.png")
+        if whole:
+            self.page.locator(".jp-WindowedPanel-outer, .jp-Notebook").first.screenshot(
+                path=SHOTS / f"{name}-whole.png"
+            )
 
     def theme(self, name: str):
         self.menu("Settings", "Theme", name)
-        self.page.wait_for_function("dark => document.body.dataset.jpThemeLight === (dark ? 'false' : 'true')", arg="Dark" in name)
+        self.page.wait_for_function(
+            "dark => document.body.dataset.jpThemeLight === (dark ? 'false' : 'true')",
+            arg="Dark" in name,
+        )
         self.page.wait_for_timeout(400)
 
     def viewer(self, contains: str, which: int = 0):
         "The widget of an output that has an element of this selector; of several the one by this number."
-        output = self.page.locator(".jp-OutputArea-output", has=self.page.locator(f".jupyter-widgets {contains}")).nth(which)
+        output = self.page.locator(
+            ".jp-OutputArea-output", has=self.page.locator(f".jupyter-widgets {contains}")
+        ).nth(which)
         found = output.locator(".jupyter-widgets").first
         found.scroll_into_view_if_needed()
         return found
@@ -162,14 +264,19 @@ class Notebook:
         kernels = self.lab.context.request.get(f"{self.lab.url}/api/sessions").json()
         self.page.close()
         xsrf = next((c["value"] for c in self.lab.context.cookies() if c["name"] == "_xsrf"), "")
-        for k in kernels: self.lab.context.request.delete(f"{self.lab.url}/api/sessions/{k['id']}", headers={"X-XSRFToken": xsrf})
+        for k in kernels:
+            self.lab.context.request.delete(
+                f"{self.lab.url}/api/sessions/{k['id']}", headers={"X-XSRFToken": xsrf}
+            )
 
 
 @pytest.fixture
 def opened(lab):
     "Opens notebooks, and ends their kernels afterwards."
     notebooks = []
-    def open_it(path: str) -> Notebook: notebooks.append(Notebook(lab, path)); return notebooks[-1]
+    def open_it(path: str) -> Notebook:
+        notebooks.append(Notebook(lab, path))
+        return notebooks[-1]
     yield open_it
     for n in notebooks: n.close()
 
@@ -219,7 +326,10 @@ def wait_until(page, true, what: str, seconds: float = 20):
 
 def drag(slider, to: float):
     "Drags a slider's handle to a part of its length, with the mouse."
-    track, handle = slider.locator(".noUi-base").bounding_box(), slider.locator(".noUi-handle").first.bounding_box()
+    track, handle = (
+        slider.locator(".noUi-base").bounding_box(),
+        slider.locator(".noUi-handle").first.bounding_box(),
+    )
     mouse = slider.page.mouse
     mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
     mouse.down()
@@ -269,18 +379,33 @@ w.VBox([slider, picture])"""
 
 def test_the_harness_sees_what_it_must(lab, opened):
     "A test of the tests: a picture that follows a slider is seen to change, one that does not is not, and errors are found."
-    def write(name, *cells): (lab.kit / f"nbs/{name}.ipynb").write_text(json.dumps(new_notebook(cells=[new_code_cell(c) for c in cells], metadata=dict(
-        kernelspec=dict(display_name="python3", language="python", name="python3")))))
+    def write(name, *cells):
+        (lab.kit / f"nbs/{name}.ipynb").write_text(
+            json.dumps(
+                new_notebook(
+                    cells=[new_code_cell(c) for c in cells],
+                    metadata=dict(
+                        kernelspec=dict(display_name="python3", language="python", name="python3")
+                    ),
+                )
+            )
+        )
     write("sound", SLIDER)
-    write("broken", "from IPython.display import HTML, display\ndisplay(HTML('<img src=/nothing.png>'))\nimport ipywidgets as w\n"
-          "display(w.HTML('<div style=\"width: 3000px; background: white; color: #ccc\">pale</div>'))\n1/0", "2")
+    write(
+        "broken",
+        "from IPython.display import HTML, display\ndisplay(HTML('<img src=/nothing.png>'))\nimport"
+        " ipywidgets as w\ndisplay(w.HTML('<div style=\"width: 3000px; background: white; color:"
+        " #ccc\">pale</div>'))\n1/0",
+        "2",
+    )
     nb = opened("nbs/sound.ipynb").run_all()
     v = nb.viewer("img")
     before = pixels(v.locator("img"))
     drag(v.locator(".widget-slider"), 0.5)
     assert wait_for_other(v.locator("img"), before) != before
     still = settled(v.locator("img"))
-    with pytest.raises(AssertionError, match="did not change"): wait_for_other(v.locator("img"), still, seconds=0.5)
+    with pytest.raises(AssertionError, match="did not change"):
+        wait_for_other(v.locator("img"), still, seconds=0.5)
     fits(v)
     is_readable(v)
     assert not nb.faults()
@@ -323,7 +448,9 @@ def test_episodes_are_watched(opened):
     nb = opened("nbs/tutorials/10_look_at_your_data.ipynb").run_all()
     assert not nb.faults()
     viewer = nb.viewer(".widget-slider")
-    camera, clock = viewer.locator("img:not(.gr00t-figure)").first, viewer.get_by_text(re.compile(r"step \d+ of \d+"))
+    camera, clock = viewer.locator("img:not(.gr00t-figure)").first, viewer.get_by_text(
+        re.compile(r"step \d+ of \d+")
+    )
     first = pixels(camera)
     drag(viewer.locator(".widget-slider"), 0.6)
     wait_for_other(camera, first)
@@ -333,7 +460,9 @@ def test_episodes_are_watched(opened):
     viewer.locator("button:has(.fa-step-forward)").click()
     wait_for_other(camera, there)
     wait_until(nb.page, lambda: at() == step + 1, f"at step {step + 1}")
-    play, stop = viewer.locator(".widget-play button").first, viewer.locator(".widget-play button").nth(1)
+    play, stop = viewer.locator(".widget-play button").first, viewer.locator(
+        ".widget-play button"
+    ).nth(1)
     now = pixels(camera)
     play.click()
     wait_for_other(camera, now)
@@ -358,8 +487,13 @@ def test_the_notebook_of_the_episode_viewer(opened):
     nb.page.set_viewport_size(dict(WINDOW, width=900))
     nb.page.wait_for_timeout(500)
     fits(viewer)
-    left, right = (viewer.locator(f"button:has(.fa-chevron-{side})").bounding_box() for side in ("left", "right"))
-    assert left["y"] == right["y"] and left["x"] < right["x"] and left["width"] >= 36 <= right["width"]  # the list stays between its arrows, and they are whole
+    left, right = (
+        viewer.locator(f"button:has(.fa-chevron-{side})").bounding_box()
+        for side in ("left", "right")
+    )
+    assert (
+        left["y"] == right["y"] and left["x"] < right["x"] and left["width"] >= 36 <= right["width"]
+    )  # the list stays between its arrows, and they are whole
     nb.shot("20_episodes-window-900")
     assert not nb.faults()
 
@@ -369,7 +503,10 @@ def test_predictions_are_looked_at(opened):
     nb = opened("nbs/viz/35_prediction_viewer.ipynb").run_all()
     assert not nb.faults()
     viewer = nb.viewer(".widget-slider")
-    camera, fan = viewer.locator("img:not(.gr00t-figure)").first, viewer.locator("img.gr00t-figure").first
+    camera, fan = (
+        viewer.locator("img:not(.gr00t-figure)").first,
+        viewer.locator("img.gr00t-figure").first,
+    )
     before, drawn = pixels(camera), pixels(fan)
     drag(viewer.locator(".widget-slider").first, 0.15)
     wait_for_other(camera, before)
@@ -396,16 +533,27 @@ def test_the_training_monitor(opened):
 def test_the_site_from_disk(browser, tmp_path_factory, scheme, width):
     "Pages open without a server and without a network, are no wider than the window, and what is searched is found."
     site = tmp_path_factory.getbasetemp() / "site"
-    if not site.exists(): subprocess.run([sys.executable, ROOT / "docs/build.py", "--out", site], check=True, capture_output=True)
+    if not site.exists():
+        subprocess.run(
+            [sys.executable, ROOT / "docs/build.py", "--out", site], check=True, capture_output=True
+        )
     page = browser.new_page(viewport=dict(width=width, height=844), color_scheme=scheme)
     complaints = []
     page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(m.text))
     page.on("pageerror", lambda e: complaints.append(str(e)))
     page.on("request", lambda r: r.url.startswith("file:") or complaints.append(f"asks {r.url}"))
     SHOTS.mkdir(parents=True, exist_ok=True)
-    for name in ("index", "tutorials/00_first_policy", "model/30_action_head", "checkup/40_checkup", "names"):
+    for name in (
+        "index",
+        "tutorials/00_first_policy",
+        "model/30_action_head",
+        "checkup/40_checkup",
+        "names",
+    ):
         page.goto((site / f"{name}.html").as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} is wider than the window"
+        assert (
+            page.evaluate("document.documentElement.scrollWidth") <= width
+        ), f"{name} is wider than the window"
         assert not (poor := page.evaluate(f"({CONTRAST})(document.body)")), poor
         page.screenshot(path=SHOTS / f"site-{name.replace('/', '-')}-{width}-{scheme}.png")
     page.goto((site / "data/00_video.html").as_uri())

@@ -11,8 +11,17 @@ from gr00t_nb.checkup.problems import SEVERITIES
 from gr00t_nb.errors import InputError
 from test_checkup import CONFIG, subset, table_of, video_of
 
-LIMITS = settings(max_examples=25, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], derandomize=True)
-JSON = st.recursive(st.none() | st.booleans() | st.integers(-10, 10**12) | st.floats() | st.text(max_size=6), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=6), x, max_size=3), max_leaves=6)
+LIMITS = settings(
+    max_examples=25,
+    deadline=20_000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=True,
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-10, 10**12) | st.floats() | st.text(max_size=6),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=6), x, max_size=3),
+    max_leaves=6,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +46,25 @@ def survives(folder):
 def paths(value, at=()):
     "Where the entries of a JSON value are."
     yield at
-    for k, v in (value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()): yield from paths(v, (*at, k))
+    for k, v in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value) if isinstance(value, list) else ()
+    ):
+        yield from paths(v, (*at, k))
 
 
-@pytest.mark.parametrize("name", ["info.json", "modality.json", "episodes.jsonl", "tasks.jsonl", "episodes_stats.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["info.json", "modality.json", "episodes.jsonl", "tasks.jsonl", "episodes_stats.jsonl"]
+)
 @LIMITS
 @given(data=st.data())
 def test_any_entry_may_be_anything(folder, pristine, name, data):
-    whole = json.loads((pristine / "meta" / name).read_text().splitlines()[0] if name.endswith("l") else (pristine / "meta" / name).read_text())
+    whole = json.loads(
+        (pristine / "meta" / name).read_text().splitlines()[0]
+        if name.endswith("l")
+        else (pristine / "meta" / name).read_text()
+    )
     at = data.draw(st.sampled_from([p for p in paths(whole) if p]))
     parent = whole
     for k in at[:-1]: parent = parent[k]
@@ -54,17 +74,47 @@ def test_any_entry_may_be_anything(folder, pristine, name, data):
     shutil.copy(pristine / "meta" / name, folder / "meta" / name)
 
 
-@pytest.mark.parametrize("name", ["info.json", "modality.json", "episodes.jsonl", "tasks.jsonl", "stats.json", "relative_stats.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "info.json",
+        "modality.json",
+        "episodes.jsonl",
+        "tasks.jsonl",
+        "stats.json",
+        "relative_stats.json",
+    ],
+)
 @LIMITS
-@given(content=st.binary(max_size=60) | JSON.map(lambda x: json.dumps(x).encode()) | st.sampled_from([b"[" * 100_000, b"{}", b"\xff\xfe", b"null"]))
+@given(
+    content=st.binary(max_size=60)
+    | JSON.map(lambda x: json.dumps(x).encode())
+    | st.sampled_from([b"[" * 100_000, b"{}", b"\xff\xfe", b"null"])
+)
 def test_any_metadata_file_may_be_anything(folder, pristine, name, content):
     (folder / "meta" / name).write_bytes(content)
     survives(folder)
-    if (pristine / "meta" / name).exists(): shutil.copy(pristine / "meta" / name, folder / "meta" / name)
+    if (pristine / "meta" / name).exists():
+        shutil.copy(pristine / "meta" / name, folder / "meta" / name)
 
 
-TYPES = st.sampled_from([pa.int8(), pa.uint64(), pa.float16(), pa.float64(), pa.bool_(), pa.string(), pa.binary(), pa.timestamp("us"), pa.null(), pa.decimal128(20, 2),
-                         pa.list_(pa.float32()), pa.list_(pa.list_(pa.int64())), pa.struct([("a", pa.int64())]), pa.list_(pa.string()), pa.dictionary(pa.int32(), pa.string())])
+TYPES = st.sampled_from([
+    pa.int8(),
+    pa.uint64(),
+    pa.float16(),
+    pa.float64(),
+    pa.bool_(),
+    pa.string(),
+    pa.binary(),
+    pa.timestamp("us"),
+    pa.null(),
+    pa.decimal128(20, 2),
+    pa.list_(pa.float32()),
+    pa.list_(pa.list_(pa.int64())),
+    pa.struct([("a", pa.int64())]),
+    pa.list_(pa.string()),
+    pa.dictionary(pa.int32(), pa.string()),
+])
 def value_of(type_, seed):
     "A value of an Arrow type; seed 3 is nothing at all."
     if seed == 3 or pa.types.is_null(type_): return None
@@ -75,11 +125,20 @@ def value_of(type_, seed):
 
 
 @LIMITS
-@given(name=st.sampled_from(["action", "observation.state", "timestamp", "frame_index", "task_index", "episode_index"]), type_=TYPES, rows=st.sampled_from([0, 1, 97]), seed=st.integers(0, 3))
+@given(
+    name=st.sampled_from(
+        ["action", "observation.state", "timestamp", "frame_index", "task_index", "episode_index"]
+    ),
+    type_=TYPES,
+    rows=st.sampled_from([0, 1, 97]),
+    seed=st.integers(0, 3),
+)
 def test_any_column_may_be_of_any_type(folder, pristine, name, type_, rows, seed):
     table = pq.read_table(pristine / table_of(0)).slice(0, rows)
     column = pa.array([value_of(type_, seed)] * rows, type_)
-    pq.write_table(table.set_column(table.column_names.index(name), name, column), folder / table_of(0))
+    pq.write_table(
+        table.set_column(table.column_names.index(name), name, column), folder / table_of(0)
+    )
     survives(folder)
 
 
@@ -89,8 +148,12 @@ def test_any_column_may_be_of_any_type(folder, pristine, name, type_, rows, seed
 def test_any_file_may_be_damaged(folder, pristine, file, data):
     whole = bytearray((pristine / file).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(whole) - 1) | st.integers(max(0, len(whole) - 1500), len(whole) - 1))
+        at = data.draw(
+            st.integers(0, len(whole) - 1) | st.integers(max(0, len(whole) - 1500), len(whole) - 1)
+        )
         piece = data.draw(st.binary(min_size=1, max_size=30))
         whole[at:at + len(piece)] = piece
-    (folder / file).write_bytes(bytes(whole[:data.draw(st.sampled_from([None, len(whole) // 3, 50]))]))
+    (folder / file).write_bytes(
+        bytes(whole[: data.draw(st.sampled_from([None, len(whole) // 3, 50]))])
+    )
     survives(folder)

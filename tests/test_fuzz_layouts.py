@@ -27,10 +27,20 @@ def v3(tmp_path_factory):
     root = tmp_path_factory.mktemp("fuzz")
     writer = WriterV2(root / "v2", fps=10)
     for e, n in enumerate(LENGTHS):
-        frames = np.broadcast_to((40 + 70 * e + 5 * np.arange(n))[:, None, None, None], (n, 32, 32, 3)).astype(np.uint8)
+        frames = np.broadcast_to(
+            (40 + 70 * e + 5 * np.arange(n))[:, None, None, None], (n, 32, 32, 3)
+        ).astype(np.uint8)
         rows = (100. * e + np.arange(n, dtype=np.float32))[:, None]
-        writer.add(lambda: Recording({"observation.state": rows, "action": rows}, {"observation.images.top": frames}, ["go"] * n), str(e))
-    with redirect_stdout(io.StringIO()): return to_v3(writer.finish(), root / "v3", progress=False).path
+        writer.add(
+            lambda: Recording(
+                {"observation.state": rows, "action": rows},
+                {"observation.images.top": frames},
+                ["go"] * n,
+            ),
+            str(e),
+        )
+    with redirect_stdout(io.StringIO()):
+        return to_v3(writer.finish(), root / "v3", progress=False).path
 
 
 def look(folder):
@@ -75,7 +85,14 @@ def test_unchanged(v3):
         assert np.abs(seen - (40 + 70 * e + 5 * np.arange(n))).max() < 3
 
 
-values = st.one_of(st.none(), st.integers(-3, 30), st.sampled_from([2**31, 2**62, -2**40]), st.floats(allow_nan=True, allow_infinity=True), st.floats(-1, 3), st.text(max_size=3))
+values = st.one_of(
+    st.none(),
+    st.integers(-3, 30),
+    st.sampled_from([2**31, 2**62, -(2**40)]),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.floats(-1, 3),
+    st.text(max_size=3),
+)
 
 
 @FEW
@@ -90,11 +107,23 @@ def test_any_value_anywhere(v3, changes):
 
 
 @FEW
-@given(st.permutations(range(3)), st.lists(st.integers(0, 2), max_size=2), st.sampled_from([None, "length", "tasks", "dataset_from_index", "videos/observation.images.top/from_timestamp"]))
+@given(
+    st.permutations(range(3)),
+    st.lists(st.integers(0, 2), max_size=2),
+    st.sampled_from([
+        None,
+        "length",
+        "tasks",
+        "dataset_from_index",
+        "videos/observation.images.top/from_timestamp",
+    ]),
+)
 def test_rows_shuffled_missing_or_doubled(v3, order, more, dropped):
-    def change(columns): return {k: [v[i] for i in [*order, *more]] for k, v in columns.items() if k != dropped}
+    def change(columns):
+        return {k: [v[i] for i in [*order, *more]] for k, v in columns.items() if k != dropped}
     read = look(with_metadata(v3, change))
-    if not more and dropped in (None, "tasks", "videos/observation.images.top/from_timestamp"): assert read == 3
+    if not more and dropped in (None, "tasks", "videos/observation.images.top/from_timestamp"):
+        assert read == 3
 
 
 @FEW
@@ -102,40 +131,70 @@ def test_rows_shuffled_missing_or_doubled(v3, order, more, dropped):
 def test_shifted_video_never_shows_another_episode(v3, shift, episode, noise):
     "A shift by whole frames, and float noise below half a frame, which must be tolerated."
     def change(columns):
-        for n in ("from_timestamp", "to_timestamp"): columns[f"videos/observation.images.top/{n}"][episode] += (shift + noise) / 10
+        for n in ("from_timestamp", "to_timestamp"):
+            columns[f"videos/observation.images.top/{n}"][episode] += (shift + noise) / 10
         return columns
     folder, begin = with_metadata(v3, change), np.cumsum([0, *LENGTHS])
     first = begin[episode] + shift
-    fits = all(first + LENGTHS[episode] <= begin[o] or first >= begin[o + 1] for o in range(3) if o != episode) and 0 <= first <= begin[-1] - LENGTHS[episode]
+    fits = (
+        all(
+            first + LENGTHS[episode] <= begin[o] or first >= begin[o + 1]
+            for o in range(3)
+            if o != episode
+        )
+        and 0 <= first <= begin[-1] - LENGTHS[episode]
+    )
     if not fits and abs(first + noise) > .5:
-        with pytest.raises(InputError) as e: LeRobotDataset(folder).frames(episode, "top", range(LENGTHS[episode]))
+        with pytest.raises(InputError) as e:
+            LeRobotDataset(folder).frames(episode, "top", range(LENGTHS[episode]))
         assert str(folder) in str(e.value) and f"pisode {episode}" in str(e.value)
     if shift == 0:
-        seen = LeRobotDataset(folder).frames(episode, "top", range(LENGTHS[episode])).mean((1, 2, 3))
+        seen = (
+            LeRobotDataset(folder).frames(episode, "top", range(LENGTHS[episode])).mean((1, 2, 3))
+        )
         assert np.abs(seen - (40 + 70 * episode + 5 * np.arange(LENGTHS[episode]))).max() < 3
 
 
 @FEW
-@given(st.sampled_from(["meta/info.json", "meta/tasks.parquet", "meta/episodes/chunk-000/file-000.parquet", "data/chunk-000/file-000.parquet"]),
-       st.floats(0, 1), st.binary(max_size=40), st.booleans())
+@given(
+    st.sampled_from([
+        "meta/info.json",
+        "meta/tasks.parquet",
+        "meta/episodes/chunk-000/file-000.parquet",
+        "data/chunk-000/file-000.parquet",
+    ]),
+    st.floats(0, 1),
+    st.binary(max_size=40),
+    st.booleans(),
+)
 def test_damaged_bytes(v3, name, where, garbage, cut):
     folder = with_metadata(v3, lambda c: c)
     content = (folder / name).read_bytes()
     at = math.floor(where * len(content))
     (folder / name).unlink()
-    (folder / name).write_bytes(content[:at] if cut else content[:at] + garbage + content[at + len(garbage):])
+    (folder / name).write_bytes(
+        content[:at] if cut else content[:at] + garbage + content[at + len(garbage) :]
+    )
     try: look(folder)
     except AssertionError:
         # garbage inside a data page may be numbers of its own: parquet has no checksum there
         if name.startswith("meta/") or cut: raise
 
 
-@pytest.mark.parametrize("name, column", [("meta/tasks.parquet", b"task_index"), ("meta/episodes/chunk-000/file-000.parquet", b"length"), ("data/chunk-000/file-000.parquet", b"action")])
+@pytest.mark.parametrize(
+    "name, column",
+    [
+        ("meta/tasks.parquet", b"task_index"),
+        ("meta/episodes/chunk-000/file-000.parquet", b"length"),
+        ("data/chunk-000/file-000.parquet", b"action"),
+    ],
+)
 def test_damaged_column_name(v3, name, column):
     "pyarrow fails in its own way where the name of a column is no text any more."
     folder = with_metadata(v3, lambda c: c)
     content = (folder / name).read_bytes()
     (folder / name).unlink()
     (folder / name).write_bytes(content.replace(column, b"\x80" + column[1:]))
-    with pytest.raises(InputError, match="cannot be read") as e: LeRobotDataset(folder).column(0, "action")
+    with pytest.raises(InputError, match="cannot be read") as e:
+        LeRobotDataset(folder).column(0, "action")
     assert str(folder / name) in str(e.value)

@@ -15,16 +15,33 @@ ROOT = Path(__file__).resolve().parents[1]
 def exported(tmp_path_factory) -> Path:
     "A copy of what export reads, exported afresh."
     copy = tmp_path_factory.mktemp("checkout")
-    for name in ("nbs", "gr00t_nb", "scripts", "docs"): shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("settings.ini", "pyproject.toml", "README.md", "export.py"): shutil.copy(ROOT / name, copy / name)
-    if (ROOT / "README_files").exists(): shutil.copytree(ROOT / "README_files", copy / "README_files")
+    for name in ("nbs", "gr00t_nb", "scripts", "docs"):
+        shutil.copytree(
+            ROOT / name,
+            copy / name,
+            ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"),
+        )
+    for name in ("settings.ini", "pyproject.toml", "README.md", "export.py"):
+        shutil.copy(ROOT / name, copy / name)
+    if (ROOT / "README_files").exists():
+        shutil.copytree(ROOT / "README_files", copy / "README_files")
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
-    subprocess.run([sys.executable, copy / "export.py", copy], check=True, cwd=copy, env=env, capture_output=True)
+    subprocess.run(
+        [sys.executable, copy / "export.py", copy],
+        check=True,
+        cwd=copy,
+        env=env,
+        capture_output=True,
+    )
     return copy
 
 
 def files(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts and ".ipynb_checkpoints" not in p.parts}
+    return {
+        str(p.relative_to(folder))
+        for p in folder.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts and ".ipynb_checkpoints" not in p.parts
+    }
 
 
 @pytest.mark.parametrize("name", ["gr00t_nb", "scripts", "README_files"])
@@ -37,12 +54,20 @@ def test_generated_folders(exported, name):
 
 
 def test_readme(exported):
-    assert (ROOT / "README.md").read_text() == (exported / "README.md").read_text(), "run make export"
+    assert (ROOT / "README.md").read_text() == (
+        exported / "README.md"
+    ).read_text(), "run make export"
 
 
 def test_notebooks_are_clean(exported):
-    before = {p: (exported / "nbs" / p).read_bytes() for p in files(exported / "nbs") if p.endswith(".ipynb")}
-    subprocess.run([Path(sys.executable).parent / "nbdev_clean"], check=True, cwd=exported, capture_output=True)
+    before = {
+        p: (exported / "nbs" / p).read_bytes()
+        for p in files(exported / "nbs")
+        if p.endswith(".ipynb")
+    }
+    subprocess.run(
+        [Path(sys.executable).parent / "nbdev_clean"], check=True, cwd=exported, capture_output=True
+    )
     dirty = [p for p, data in before.items() if (exported / "nbs" / p).read_bytes() != data]
     assert not dirty, f"not clean: {dirty}; run nbdev_clean"
 
@@ -54,11 +79,23 @@ def test_notebooks_are_small_and_executed():
         assert path.stat().st_size <= 600 * 1024, f"{path} is larger than 600 KB"
         nb = json.loads(path.read_text())
         assert "widgets" not in nb["metadata"], f"{path} holds widget state"
-        errors = [o for c in nb["cells"] for o in c.get("outputs", []) if o["output_type"] == "error"]
+        errors = [
+            o for c in nb["cells"] for o in c.get("outputs", []) if o["output_type"] == "error"
+        ]
         assert not errors, f"{path} was committed with an error"
-        live = [o for c in nb["cells"] for o in c.get("outputs", []) if any(k.startswith("application/vnd.jupyter.widget") for k in o.get("data", {}))]
-        assert not live, f"{path} was committed with a live widget, which is an error message without its kernel; run make export"
-        assert any(c.get("outputs") for c in nb["cells"]) or path.stem == "30_script", f"{path} was committed without outputs"
+        live = [
+            o
+            for c in nb["cells"]
+            for o in c.get("outputs", [])
+            if any(k.startswith("application/vnd.jupyter.widget") for k in o.get("data", {}))
+        ]
+        assert not live, (
+            f"{path} was committed with a live widget, which is an error message without its"
+            " kernel; run make export"
+        )
+        assert (
+            any(c.get("outputs") for c in nb["cells"]) or path.stem == "30_script"
+        ), f"{path} was committed without outputs"
 
 
 def test_live_widgets_are_taken_out(tmp_path):
@@ -67,17 +104,42 @@ def test_live_widgets_are_taken_out(tmp_path):
     sys.path.insert(0, str(ROOT))
     from export import strip_widgets
     view = "application/vnd.jupyter.widget-view+json"
-    output = lambda **data: {"data": data, "execution_count": None, "metadata": {}, "output_type": "execute_result"}
-    cell = {"cell_type": "code", "execution_count": None, "id": "0a", "metadata": {}, "source": ["viewer"]}
-    nb = {"cells": [{**cell, "outputs": [output(**{view: {"model_id": "1"}, "image/png": "aGk=", "text/plain": ["viewer"]}),
-                                         output(**{view: {"model_id": "2"}, "text/plain": ["open loop:   0%|          | 0/4 [00:00<?, ?episode/s]"]})]}], "metadata": {"widgets": {view: {}}},
-          "nbformat": 4, "nbformat_minor": 5}
+    output = lambda **data: {
+        "data": data,
+        "execution_count": None,
+        "metadata": {},
+        "output_type": "execute_result",
+    }
+    cell = {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": "0a",
+        "metadata": {},
+        "source": ["viewer"],
+    }
+    nb = {
+        "cells": [{
+            **cell,
+            "outputs": [
+                output(**{view: {"model_id": "1"}, "image/png": "aGk=", "text/plain": ["viewer"]}),
+                output(**{
+                    view: {"model_id": "2"},
+                    "text/plain": ["open loop:   0%|          | 0/4 [00:00<?, ?episode/s]"],
+                }),
+            ],
+        }],
+        "metadata": {"widgets": {view: {}}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
     (tmp_path / "nbs").mkdir()
     file = tmp_path / "nbs" / "a.ipynb"
     file.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     strip_widgets(tmp_path)
     stripped = json.loads(file.read_text())
-    assert stripped["cells"][0]["outputs"] == [output(**{"image/png": "aGk=", "text/plain": ["viewer"]})]
+    assert stripped["cells"][0]["outputs"] == [
+        output(**{"image/png": "aGk=", "text/plain": ["viewer"]})
+    ]
     assert "widgets" not in stripped["metadata"] and stripped["cells"][0]["source"] == ["viewer"]
     before = file.read_bytes()
     strip_widgets(tmp_path)
@@ -100,4 +162,7 @@ def test_nothing_imports_upward():
             target = ".".join([*base, name])
             if target == "viz.plots": continue
             assert order[target] < place, f"{module} imports {target}, which stands above it"
-            assert {module.split(".")[0], target.split(".")[0]} != {"data", "model"}, f"{module} imports {target}: data and model must not know each other"
+            assert {module.split(".")[0], target.split(".")[0]} != {
+                "data",
+                "model",
+            }, f"{module} imports {target}: data and model must not know each other"

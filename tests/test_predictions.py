@@ -19,13 +19,19 @@ from gr00t_nb.viz.prediction_figures import plot_prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = ROOT.parent / "shared" / "reference" / "datasets" / "gr1.PickNPlace"
-pytestmark = pytest.mark.skipif(not DATASET.exists(), reason=f"the data set gr1.PickNPlace is not at {DATASET}")
+pytestmark = pytest.mark.skipif(
+    not DATASET.exists(), reason=f"the data set gr1.PickNPlace is not at {DATASET}"
+)
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory) -> Gr00tPolicy:
     "A policy of the small size with random weights, which knows the humanoid's groups and statistics."
-    folder, base, config = tmp_path_factory.mktemp("gr1"), resolve_base_model("tiny"), MODALITY_CONFIGS["gr1"]
+    folder, base, config = (
+        tmp_path_factory.mktemp("gr1"),
+        resolve_base_model("tiny"),
+        MODALITY_CONFIGS["gr1"],
+    )
     processor = Gr00tProcessor.from_pretrained(base)
     processor.set_embodiment("gr1", config, embodiment_statistics(LeRobotDataset(DATASET), config))
     processor.save_pretrained(folder)
@@ -35,25 +41,49 @@ def policy(tmp_path_factory) -> Gr00tPolicy:
 
 def test_many_dimensions(policy, tmp_path):
     ds = LeRobotDataset(DATASET)
-    viewer = PredictionViewer({"random weights": policy}, ds, episode=2, step=100, samples=2, survey=False)
+    viewer = PredictionViewer(
+        {"random weights": policy}, ds, episode=2, step=100, samples=2, survey=False
+    )
     p = viewer.predictions
-    assert p.width == 29 and list(p.columns) == ["left_arm", "right_arm", "left_hand", "right_hand", "waist"]
+    assert p.width == 29 and list(p.columns) == [
+        "left_arm",
+        "right_arm",
+        "left_hand",
+        "right_hand",
+        "waist",
+    ]
     reach = np.ptp(p.truth(2), axis=0)
     assert len(viewer.chosen) == 12 and min(reach[viewer.chosen]) >= np.sort(reach)[-12]  # those that move most
-    assert viewer.which.value == "moving most" and viewer.prompt.value == p.instruction(2, 100) != ""
+    assert (
+        viewer.which.value == "moving most" and viewer.prompt.value == p.instruction(2, 100) != ""
+    )
     viewer.which.value = "waist"
-    assert [a.get_title(loc="left") for a in viewer._fan.fan.axes] == [n for n in p.names() if n.startswith("waist")] and len(viewer.chosen) == 3
+    assert [a.get_title(loc="left") for a in viewer._fan.fan.axes] == [
+        n for n in p.names() if n.startswith("waist")
+    ] and len(viewer.chosen) == 3
     viewer.episode.value = 4
-    assert viewer.length == ds.length(4) and viewer.facts.value.count("error") == 2  # of the policy, and of holding the state
+    assert (
+        viewer.length == ds.length(4) and viewer.facts.value.count("error") == 2
+    )  # of the policy, and of holding the state
     list(p.survey(4, stride=100))
-    assert np.isfinite(p.errors("random weights", 4)).sum() == len(range(0, ds.length(4), 100)) + 1 * (0 not in range(0, ds.length(4), 100))
-    assert np.nanmean(p.errors("random weights", 4)) > np.nanmean(p.errors(HOLD, 4))  # random weights are worse than holding still
-    assert save_figure(plot_prediction(p, 4, 100, dims="right_arm", strip=False), tmp_path / "gr1.png").stat().st_size > 20_000
+    assert np.isfinite(p.errors("random weights", 4)).sum() == len(
+        range(0, ds.length(4), 100)
+    ) + 1 * (0 not in range(0, ds.length(4), 100))
+    assert np.nanmean(p.errors("random weights", 4)) > np.nanmean(
+        p.errors(HOLD, 4)
+    )  # random weights are worse than holding still
+    assert (
+        save_figure(plot_prediction(p, 4, 100, dims="right_arm", strip=False), tmp_path / "gr1.png")
+        .stat()
+        .st_size
+        > 20_000
+    )
     viewer.cameras.store.close()
 
 
 def test_another_robot_is_refused(policy):
-    with pytest.raises(InputError) as refused: Predictions(policy, ROOT / "data_samples" / "cube_to_bowl")
+    with pytest.raises(InputError) as refused:
+        Predictions(policy, ROOT / "data_samples" / "cube_to_bowl")
     lines = str(refused.value).splitlines()
     assert "does not fit" in lines[0] and all(w in lines[0] for w in ("video", "state", "action"))
     row = next(l for l in lines if "left_arm (7)" in l)

@@ -30,7 +30,9 @@ def folder(tmp_path):
     "A copy of the first three episodes of the sample."
     out = tmp_path / "arm"
     for file in sorted(SAMPLE.rglob("*")):
-        if file.is_file() and (file.parent.name == "meta" or any(f"episode_00000{i}." in file.name for i in range(3))):
+        if file.is_file() and (
+            file.parent.name == "meta" or any(f"episode_00000{i}." in file.name for i in range(3))
+        ):
             (out / file.relative_to(SAMPLE)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, out / file.relative_to(SAMPLE))
     lines = (out / "meta/episodes.jsonl").read_text().splitlines()[:3]
@@ -41,9 +43,12 @@ def folder(tmp_path):
 def config_of(ds, horizon=16):
     "All views and groups of a data set."
     relative = [ActionConfig("RELATIVE")] * len(ds.modality["action"])
-    return dict(video=ModalityConfig([0], list(ds.modality["video"])), state=ModalityConfig([0], list(ds.modality["state"])),
-                action=ModalityConfig(range(horizon), list(ds.modality["action"]), action_configs=relative),
-                language=ModalityConfig([0], ["annotation." + next(iter(ds.modality["annotation"]))]))
+    return dict(
+        video=ModalityConfig([0], list(ds.modality["video"])),
+        state=ModalityConfig([0], list(ds.modality["state"])),
+        action=ModalityConfig(range(horizon), list(ds.modality["action"]), action_configs=relative),
+        language=ModalityConfig([0], ["annotation." + next(iter(ds.modality["annotation"]))]),
+    )
 
 
 class Plain:
@@ -51,7 +56,11 @@ class Plain:
 
     def __call__(self, step, embodiment, training, rng):
         state = np.concatenate([v[-1] for k, v in step.items() if k.startswith("state.")])
-        return {"state": state, "image": next(v for k, v in step.items() if k.startswith("video."))[-1], "draw": rng.random()}
+        return {
+            "state": state,
+            "image": next(v for k, v in step.items() if k.startswith("video."))[-1],
+            "draw": rng.random(),
+        }
 
     def collate(self, samples):
         return {k: torch.from_numpy(np.stack([s[k] for s in samples])) for k in samples[0]}
@@ -108,8 +117,13 @@ def test_missing_tasks(folder):
 def test_modality_can_be_proposed_and_kept(folder):
     (folder / "meta/modality.json").unlink()
     info = json.loads((folder / "meta/info.json").read_text())
-    with pytest.warns(UserWarning, match="has no meta/modality.json(.|\n)*save_modality") as shown: ds = LeRobotDataset(folder)
-    assert ds.proposed and len(shown) == 1 and ds.modality == LeRobotDataset(folder, modality=propose_modality(info)).modality
+    with pytest.warns(UserWarning, match="has no meta/modality.json(.|\n)*save_modality") as shown:
+        ds = LeRobotDataset(folder)
+    assert (
+        ds.proposed
+        and len(shown) == 1
+        and ds.modality == LeRobotDataset(folder, modality=propose_modality(info)).modality
+    )
     assert not (folder / "meta/modality.json").exists()
     ds.check_config(config_of(ds))
     save_modality(ds, folder / "meta/modality.json")
@@ -181,7 +195,9 @@ def test_garbage_in_the_middle_of_a_video(folder):
     view = next(iter(ds.modality["video"]))
     file = ds.layout.frames(ds.episodes[0], original_key(ds.modality, "video", view)).path
     content = bytearray(file.read_bytes())
-    content[len(content) // 3:2 * len(content) // 3] = np.random.default_rng(0).bytes(2 * len(content) // 3 - len(content) // 3)
+    content[len(content) // 3 : 2 * len(content) // 3] = np.random.default_rng(0).bytes(
+        2 * len(content) // 3 - len(content) // 3
+    )
     file.write_bytes(content)
     with pytest.raises(InputError) as e: ds.frames(0, view, range(ds.length(0)))
     sentence(e, "Episode 0", file)
@@ -205,8 +221,13 @@ def test_workers_read_the_same(folder, method):
     data.__getitems__([0, 1, 2, 3])  # the parent has open decoders and rows when it forks
 
     def batches(workers):
-        loader = DataLoader(data, batch_sampler=GlobalBatches(6), num_workers=workers, collate_fn=data.collate,
-                            multiprocessing_context=method if workers else None)
+        loader = DataLoader(
+            data,
+            batch_sampler=GlobalBatches(6),
+            num_workers=workers,
+            collate_fn=data.collate,
+            multiprocessing_context=method if workers else None,
+        )
         return list(islice(loader, 3))
     for a, b in zip(batches(0), batches(2)):
         assert a.keys() == b.keys() and a["sample_index"].dtype == torch.int64
@@ -217,9 +238,17 @@ def test_workers_read_the_same(folder, method):
 def test_error_of_a_worker_is_a_sentence(folder, method):
     data = steps_of(folder)
     ds = data.sources[0].dataset
-    file = ds.layout.frames(ds.episodes[1], original_key(ds.modality, "video", next(iter(ds.modality["video"])))).path
+    file = ds.layout.frames(
+        ds.episodes[1], original_key(ds.modality, "video", next(iter(ds.modality["video"])))
+    ).path
     file.write_bytes(b"")
-    loader = DataLoader(data, batch_sampler=GlobalBatches(32), num_workers=1, collate_fn=data.collate, multiprocessing_context=method)
+    loader = DataLoader(
+        data,
+        batch_sampler=GlobalBatches(32),
+        num_workers=1,
+        collate_fn=data.collate,
+        multiprocessing_context=method,
+    )
     with pytest.raises(InputError) as e: next(iter(loader))
     assert "Traceback" not in sentence(e, "Episode 1", file, "is empty")
 
@@ -253,7 +282,13 @@ def test_permuted_is_a_permutation(n, seed, epoch):
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=4), st.integers(0, 2**31))
 def test_every_source_is_covered_evenly(ratios, seed):
     ds = LeRobotDataset(SAMPLE)
-    order = StepOrder([DataSource(ds, "x", config_of(ds), episodes=[i, i + 5], ratio=r) for i, r in enumerate(ratios)], seed)
+    order = StepOrder(
+        [
+            DataSource(ds, "x", config_of(ds), episodes=[i, i + 5], ratio=r)
+            for i, r in enumerate(ratios)
+        ],
+        seed,
+    )
     where = order(np.arange(4 * order.block))
     for s, n in enumerate(order.sizes):
         _, counts = np.unique(where[where[:, 0] == s][:, 1:], axis=0, return_counts=True)
@@ -267,7 +302,9 @@ def test_every_source_is_covered_evenly(ratios, seed):
 # ------------------------------------------------------------------------------------------------------------ side effects, speed
 def digest(folder):
     files = sorted(p for p in folder.rglob("*"))
-    return hashlib.sha256(b"".join(str(p).encode() + (p.read_bytes() if p.is_file() else b"") for p in files)).hexdigest()
+    return hashlib.sha256(
+        b"".join(str(p).encode() + (p.read_bytes() if p.is_file() else b"") for p in files)
+    ).hexdigest()
 
 
 def test_dataset_is_left_unchanged(folder, tmp_path, monkeypatch):
@@ -287,7 +324,12 @@ def test_dataset_is_left_unchanged(folder, tmp_path, monkeypatch):
 
 
 def test_ten_thousand_episodes_open_quickly(folder):
-    lines = [json.dumps({"episode_index": i, "tasks": ["put the red cube in the bowl"], "length": 250 + i % 100}) for i in range(10_000)]
+    lines = [
+        json.dumps(
+            {"episode_index": i, "tasks": ["put the red cube in the bowl"], "length": 250 + i % 100}
+        )
+        for i in range(10_000)
+    ]
     (folder / "meta/episodes.jsonl").write_text("\n".join(lines))
     start = time.perf_counter()
     ds = LeRobotDataset(folder)
@@ -312,19 +354,32 @@ def test_training_samples_do_not_depend_on_workers(folder, method):
     from gr00t_nb.processing.prompts import train_tokenizer
     ds = LeRobotDataset(folder)
     config = config_of(ds)
-    processor = Gr00tProcessor({"new_embodiment": config}, {"new_embodiment": embodiment_statistics(ds, config)}, tokenizer=train_tokenizer(ds.tasks.values(), 400),
-                               shortest_image_edge=84, use_albumentations=True, random_rotation_angle=5, use_relative_action=True)
+    processor = Gr00tProcessor(
+        {"new_embodiment": config},
+        {"new_embodiment": embodiment_statistics(ds, config)},
+        tokenizer=train_tokenizer(ds.tasks.values(), 400),
+        shortest_image_edge=84,
+        use_albumentations=True,
+        random_rotation_angle=5,
+        use_relative_action=True,
+    )
     data = StepDataset([DataSource(ds, "new_embodiment", config)], processor, seed=7)
 
     def batches(workers, start=0):
-        loader = DataLoader(data, batch_sampler=GlobalBatches(4, start=start), num_workers=workers, collate_fn=data.collate,
-                            multiprocessing_context=method if workers else None)
+        loader = DataLoader(
+            data,
+            batch_sampler=GlobalBatches(4, start=start),
+            num_workers=workers,
+            collate_fn=data.collate,
+            multiprocessing_context=method if workers else None,
+        )
         return list(islice(loader, 3 - start))
     whole = batches(0)
     for start in (0, 1):
         for a, b in zip(whole[start:], batches(2, start)):
             assert a.keys() == b.keys() and "action_mask" in a
             for k in a:
-                for x, y in zip(*(v if isinstance(v, list) else [v] for v in (a[k], b[k]))): assert torch.equal(x, y), k
+                for x, y in zip(*(v if isinstance(v, list) else [v] for v in (a[k], b[k]))):
+                    assert torch.equal(x, y), k
     other = StepDataset([DataSource(ds, "new_embodiment", config)], processor, seed=8)
     assert not np.array_equal(data[0]["images"][0], other[0]["images"][0])

@@ -15,7 +15,20 @@ pytest.importorskip("mujoco", reason="mujoco (of the dev requirements) is not in
 
 
 def make(out, *options):
-    return subprocess.run([sys.executable, str(SCRIPT), "--out", str(out), "--no-render", "--episodes", "2", *options], capture_output=True, text=True)
+    return subprocess.run(
+        [
+            sys.executable,
+            str(SCRIPT),
+            "--out",
+            str(out),
+            "--no-render",
+            "--episodes",
+            "2",
+            *options,
+        ],
+        capture_output=True,
+        text=True,
+    )
 
 
 def lines(name):
@@ -41,7 +54,9 @@ def twice(tmp_path_factory):
 
 
 def test_one_seed_one_data_set(twice):
-    a, b = ({p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} for out in twice)
+    a, b = (
+        {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} for out in twice
+    )
     assert len([p for p in a if p.suffix == ".parquet"]) == 2
     assert a == b
 
@@ -63,7 +78,9 @@ def test_existing_folder_is_left_alone_unless_told(twice):
 
 def test_no_render_leaves_cameras_out(twice):
     info = json.loads((twice[0] / "meta/info.json").read_text())
-    assert info["total_videos"] == 0 and not any(f["dtype"] == "video" for f in info["features"].values())
+    assert info["total_videos"] == 0 and not any(
+        f["dtype"] == "video" for f in info["features"].values()
+    )
     assert json.loads((twice[0] / "meta/modality.json").read_text())["video"] == {}
 
 
@@ -107,7 +124,13 @@ def test_stored_actions_replayed_in_the_simulator_succeed():
 def test_totals_agree(info):
     episodes, tasks = lines("episodes.jsonl"), lines("tasks.jsonl")
     assert info["codebase_version"] == "v2.1" and info["fps"] == 20
-    assert info["total_episodes"] == len(episodes) == len(lines("episodes_stats.jsonl")) == len(list(SAMPLE.glob("data/*/*.parquet"))) >= 30
+    assert (
+        info["total_episodes"]
+        == len(episodes)
+        == len(lines("episodes_stats.jsonl"))
+        == len(list(SAMPLE.glob("data/*/*.parquet")))
+        >= 30
+    )
     assert info["total_frames"] == sum(e["length"] for e in episodes)
     assert info["total_videos"] == len(list(SAMPLE.glob("videos/*/*/*.mp4"))) == 2 * len(episodes)
     assert info["total_tasks"] == len(tasks) >= 2
@@ -123,7 +146,9 @@ def test_rows_agree_with_the_listing(info):
     for episode in lines("episodes.jsonl"):
         table, n = rows(episode["episode_index"]), episode["length"]
         assert table.column_names == expected and table.num_rows == n
-        assert (table["index"].to_numpy() == start + np.arange(n)).all() and (table["frame_index"].to_numpy() == np.arange(n)).all()
+        assert (table["index"].to_numpy() == start + np.arange(n)).all() and (
+            table["frame_index"].to_numpy() == np.arange(n)
+        ).all()
         assert np.allclose(table["timestamp"].to_numpy(), np.arange(n) / 20)
         assert [tasks[i] for i in table["task_index"].unique().to_pylist()] == episode["tasks"]
         for name in ("observation.state", "action"):
@@ -137,19 +162,29 @@ def test_statistics_of_an_episode_are_those_of_its_rows():
     for line in lines("episodes_stats.jsonl")[::9]:
         x = np.stack(rows(line["episode_index"])["action"].to_numpy())
         stats = line["stats"]["action"]
-        for name, value in {"min": x.min(0), "max": x.max(0), "mean": x.astype(np.float64).mean(0), "std": x.astype(np.float64).std(0)}.items():
+        for name, value in {
+            "min": x.min(0),
+            "max": x.max(0),
+            "mean": x.astype(np.float64).mean(0),
+            "std": x.astype(np.float64).std(0),
+        }.items():
             np.testing.assert_allclose(stats[name], value, rtol=1e-6, atol=1e-7)
         assert stats["count"] == [len(x)]
         for camera in ("front", "wrist"):
             image = line["stats"][f"observation.images.{camera}"]
-            assert np.shape(image["mean"]) == (3, 1, 1) and 0 <= np.min(image["min"]) < np.max(image["max"]) <= 1
+            assert (
+                np.shape(image["mean"]) == (3, 1, 1)
+                and 0 <= np.min(image["min"]) < np.max(image["max"]) <= 1
+            )
 
 
 def test_targets_lead_the_state():
     "The servos follow: the state a little later resembles the target now more than the state now does."
     for episode in range(4):
         table = rows(episode)
-        state, action = (np.stack(table[name].to_numpy())[:, :6] for name in ("observation.state", "action"))
+        state, action = (
+            np.stack(table[name].to_numpy())[:, :6] for name in ("observation.state", "action")
+        )
         lag = [np.abs(action[:-8] - state[k:len(state) - 8 + k]).mean() for k in range(8)]
         assert 1 <= int(np.argmin(lag)) <= 6, lag
 
@@ -159,11 +194,17 @@ def test_videos_have_a_frame_for_every_row(info, episode):
     from torchcodec.decoders import VideoDecoder
     listing = lines("episodes.jsonl")[episode]
     for name in (n for n, f in info["features"].items() if f["dtype"] == "video"):
-        path = SAMPLE / info["video_path"].format(episode_chunk=0, video_key=name, episode_index=listing["episode_index"])
+        path = SAMPLE / info["video_path"].format(
+            episode_chunk=0, video_key=name, episode_index=listing["episode_index"]
+        )
         video = VideoDecoder(str(path))
         described = info["features"][name]["info"]
         assert len(video) == listing["length"] and video.metadata.average_fps == 20
-        assert (video.metadata.codec, video.metadata.height, video.metadata.width) == ("h264", described["video.height"], described["video.width"])
+        assert (video.metadata.codec, video.metadata.height, video.metadata.width) == (
+            "h264",
+            described["video.height"],
+            described["video.width"],
+        )
         assert tuple(video[len(video) - 1].shape) == (3, 240, 320)
 
 
@@ -182,7 +223,9 @@ def test_configuration_names_what_the_data_set_has():
         modality = json.loads((SAMPLE / "meta/modality.json").read_text())
         for kind in ("video", "state", "action"):
             assert config[kind].modality_keys == list(modality[kind])
-        assert config["language"].modality_keys == ["annotation." + key for key in modality["annotation"]]
+        assert config["language"].modality_keys == [
+            "annotation." + key for key in modality["annotation"]
+        ]
         assert config["action"].delta_indices == list(range(16))
     finally:
         MODALITY_CONFIGS.pop("new_embodiment", None)

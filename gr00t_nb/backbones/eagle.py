@@ -15,8 +15,11 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import Qwen3Config, Siglip2VisionConfig
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
-from transformers.models.siglip2.modeling_siglip2 import (Siglip2EncoderLayer, Siglip2MultiheadAttentionPoolingHead,
-                                                          Siglip2VisionEmbeddings)
+from transformers.models.siglip2.modeling_siglip2 import (
+    Siglip2EncoderLayer,
+    Siglip2MultiheadAttentionPoolingHead,
+    Siglip2VisionEmbeddings,
+)
 
 from ..errors import InputError
 from ..model.layers import ATTENTION, init_linear_layers, run_block
@@ -29,23 +32,61 @@ def eagle_config(
 ) -> dict:
     "A configuration in the form of NVIDIA's Eagle 3 files."
     return {
-        "model_type": "eagle_3_vl", "architectures": ["Eagle3_VLForConditionalGeneration"], "image_token_index": image_token_index,
-        "select_layer": -1, "use_pixel_shuffle": True, "downsample_ratio": 0.5, "mlp_connector_layers": 2, "dynamic_image_size": False,
-        "vision_config": {"model_type": "siglip2_vision_model", "num_channels": 3, "patch_size": 14, "num_patches": 256, "attention_dropout": 0.0,
-                          "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "use_windows_attn": False, "use_rope": False, **vision},
-        "text_config": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_act": "silu", "rms_norm_eps": 1e-6,
-                        "rope_theta": 1000000, "rope_scaling": None, "attention_bias": False, "attention_dropout": 0.0,
-                        "max_position_embeddings": 40960, "tie_word_embeddings": True, **text},
+        "model_type": "eagle_3_vl",
+        "architectures": ["Eagle3_VLForConditionalGeneration"],
+        "image_token_index": image_token_index,
+        "select_layer": -1,
+        "use_pixel_shuffle": True,
+        "downsample_ratio": 0.5,
+        "mlp_connector_layers": 2,
+        "dynamic_image_size": False,
+        "vision_config": {
+            "model_type": "siglip2_vision_model",
+            "num_channels": 3,
+            "patch_size": 14,
+            "num_patches": 256,
+            "attention_dropout": 0.0,
+            "layer_norm_eps": 1e-6,
+            "hidden_act": "gelu_pytorch_tanh",
+            "use_windows_attn": False,
+            "use_rope": False,
+            **vision,
+        },
+        "text_config": {
+            "model_type": "qwen3",
+            "architectures": ["Qwen3ForCausalLM"],
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000,
+            "rope_scaling": None,
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "max_position_embeddings": 40960,
+            "tie_word_embeddings": True,
+            **text,
+        },
     }
 
 # %% ../../nbs/backbones/00_eagle.ipynb #ea538cab
 def official_eagle_config() -> dict:
     "nvidia/Eagle-Block2A-2B-v2, the backbone of GR00T-N1.6-3B."
     return eagle_config(
-        dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16),
-        dict(hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
-             vocab_size=151680, bos_token_id=151643, eos_token_id=151645),
-        image_token_index=151669)
+        dict(
+            hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16
+        ),
+        dict(
+            hidden_size=2048,
+            intermediate_size=6144,
+            num_hidden_layers=28,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            head_dim=128,
+            vocab_size=151680,
+            bos_token_id=151643,
+            eos_token_id=151645,
+        ),
+        image_token_index=151669,
+    )
 
 # %% ../../nbs/backbones/00_eagle.ipynb #148bcb35
 def tiny_eagle_config(
@@ -54,19 +95,44 @@ def tiny_eagle_config(
 ) -> dict:
     "Eyes of 4 layers x 160, language of 2 layers x 160."
     return eagle_config(
-        dict(hidden_size=160, intermediate_size=480, num_hidden_layers=4, num_attention_heads=4, num_patches=36),
-        dict(hidden_size=160, intermediate_size=480, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=40,
-             vocab_size=vocab_size), image_token_index)
+        dict(
+            hidden_size=160,
+            intermediate_size=480,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_patches=36,
+        ),
+        dict(
+            hidden_size=160,
+            intermediate_size=480,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=40,
+            vocab_size=vocab_size,
+        ),
+        image_token_index,
+    )
 
 # %% ../../nbs/backbones/00_eagle.ipynb #1bcb07b5
 def check_eagle_config(config: dict):
     "`InputError` for an Eagle variant whose rules this module does not follow."
-    wanted = {"select_layer": -1, "use_pixel_shuffle": True, "downsample_ratio": 0.5, "mlp_connector_layers": 2}
-    found = {k: config.get(k, v) for k, v in wanted.items()} | {k: config["vision_config"].get(k, False) for k in ("use_windows_attn", "use_rope")}
+    wanted = {
+        "select_layer": -1,
+        "use_pixel_shuffle": True,
+        "downsample_ratio": 0.5,
+        "mlp_connector_layers": 2,
+    }
+    found = {k: config.get(k, v) for k, v in wanted.items()} | {
+        k: config["vision_config"].get(k, False) for k in ("use_windows_attn", "use_rope")
+    }
     for key, value in found.items():
         if value != wanted.get(key, False):
-            raise InputError(f"The vision-language configuration has {key} = {value!r}; this kit knows {wanted.get(key, False)!r}, as in "
-                             "Eagle-Block2A-2B-v2, the backbone of GR00T N1.6.")
+            raise InputError(
+                f"The vision-language configuration has {key} = {value!r}; this kit knows"
+                f" {wanted.get(key, False)!r}, as in Eagle-Block2A-2B-v2, the backbone of GR00T"
+                " N1.6."
+            )
 
 # %% ../../nbs/backbones/00_eagle.ipynb #84952fd6
 def patchify(
@@ -76,8 +142,16 @@ def patchify(
     "Squares of `patch` pixels, each flattened as (row, column, colour)."
     n, c, height, width = images.shape
     if height % (2 * patch) or width % (2 * patch):
-        raise InputError(f"An image is {height}x{width}; both sides must be multiples of {2 * patch} (2x2 patches of {patch} make one token).")
-    x = images.reshape(n, c, height // patch, patch, width // patch, patch).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        raise InputError(
+            f"An image is {height}x{width}; both sides must be multiples of {2 * patch} (2x2"
+            f" patches of {patch} make one token)."
+        )
+    x = (
+        images.reshape(n, c, height // patch, patch, width // patch, patch)
+        .permute(0, 2, 4, 3, 5, 1)
+        .flatten(3)
+        .flatten(1, 2)
+    )
     return (x.float() / 255 - 0.5) / 0.5 if x.dtype == torch.uint8 else x
 
 # %% ../../nbs/backbones/00_eagle.ipynb #102de125
@@ -90,7 +164,9 @@ def position_table(
     side = math.isqrt(table.shape[0])
     if (rows, columns) == (side, side): return table
     grid = table.float().view(side, side, -1).permute(2, 0, 1)[None]
-    grid = F.interpolate(grid, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
+    grid = F.interpolate(
+        grid, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True
+    )
     return grid[0].flatten(1).T.to(table.dtype)
 
 # %% ../../nbs/backbones/00_eagle.ipynb #78fc8b0f
@@ -99,22 +175,43 @@ class VisionTower(nn.Module):
 
     def __init__(self, config: dict):
         super().__init__()
-        known = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "patch_size", "num_patches",
-                 "layer_norm_eps", "hidden_act", "attention_dropout")
-        config = Siglip2VisionConfig(**{k: config[k] for k in known if k in config}, attn_implementation=ATTENTION)
+        known = (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_channels",
+            "patch_size",
+            "num_patches",
+            "layer_norm_eps",
+            "hidden_act",
+            "attention_dropout",
+        )
+        config = Siglip2VisionConfig(
+            **{k: config[k] for k in known if k in config}, attn_implementation=ATTENTION
+        )
         self.embeddings = Siglip2VisionEmbeddings(config)
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Siglip2EncoderLayer(config) for _ in range(config.num_hidden_layers))})
+        self.encoder = nn.ModuleDict({
+            "layers": nn.ModuleList(
+                Siglip2EncoderLayer(config) for _ in range(config.num_hidden_layers)
+            )
+        })
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = Siglip2MultiheadAttentionPoolingHead(config)
         self.gradient_checkpointing = False
 
-    def embed(self, patches: Tensor, rows: int, columns: int) -> Tensor:  # [n, rows*columns, 588] -> [n, rows*columns, width]
+    def embed(
+        self, patches: Tensor, rows: int, columns: int
+    ) -> Tensor:  # [n, rows*columns, 588] -> [n, rows*columns, width]
         linear = self.embeddings.patch_embedding
-        return linear(patches.to(linear.weight.dtype)) + position_table(self.embeddings.position_embedding.weight, rows, columns)
+        return linear(patches.to(linear.weight.dtype)) + position_table(
+            self.embeddings.position_embedding.weight, rows, columns
+        )
 
     def forward(self, patches: Tensor, rows: int, columns: int) -> Tensor:
         x = self.embed(patches, rows, columns)
-        for layer in self.encoder["layers"]: x = run_block(layer, x, None, recompute=self.gradient_checkpointing)
+        for layer in self.encoder["layers"]:
+            x = run_block(layer, x, None, recompute=self.gradient_checkpointing)
         return self.post_layernorm(x)
 
 # %% ../../nbs/backbones/00_eagle.ipynb #3f654c84
@@ -133,9 +230,24 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: dict, num_layers: int):
         super().__init__()
-        known = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act",
-                 "rms_norm_eps", "attention_bias", "attention_dropout", "max_position_embeddings")
-        settings = Qwen3Config(**{k: config[k] for k in known if k in config}, num_hidden_layers=num_layers, attn_implementation=ATTENTION)
+        known = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "hidden_act",
+            "rms_norm_eps",
+            "attention_bias",
+            "attention_dropout",
+            "max_position_embeddings",
+        )
+        settings = Qwen3Config(
+            **{k: config[k] for k in known if k in config},
+            num_hidden_layers=num_layers,
+            attn_implementation=ATTENTION
+        )
         self.head_dim, self.rope_theta = settings.head_dim, config.get("rope_theta", 1000000)
         self.embed_tokens = nn.Embedding(settings.vocab_size, settings.hidden_size)
         self.layers = nn.ModuleList(Qwen3DecoderLayer(settings, i) for i in range(num_layers))
@@ -149,8 +261,13 @@ def rotary(
     x: Tensor,  # [B, N, width]: only its length, device and dtype matter
 ) -> tuple[Tensor, Tensor]:  # cos and sin, [1, N, head_dim]
     "Angles position * theta^(-2i/head_dim) of the rotary position code."
-    exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=x.device) / self.head_dim
-    angle = torch.arange(x.shape[1], dtype=torch.float32, device=x.device)[:, None] / self.rope_theta ** exponent
+    exponent = (
+        torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=x.device) / self.head_dim
+    )
+    angle = (
+        torch.arange(x.shape[1], dtype=torch.float32, device=x.device)[:, None]
+        / self.rope_theta**exponent
+    )
     angle = torch.cat([angle, angle], -1)[None]
     return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
 
@@ -165,7 +282,13 @@ def forward(
     causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
     mask = causal & attention_mask[:, None, None]
     for layer in self.layers:
-        x = run_block(layer, x, attention_mask=mask, position_embeddings=position, recompute=self.gradient_checkpointing)
+        x = run_block(
+            layer,
+            x,
+            attention_mask=mask,
+            position_embeddings=position,
+            recompute=self.gradient_checkpointing,
+        )
     return self.norm(x)
 
 # %% ../../nbs/backbones/00_eagle.ipynb #243a8865
@@ -177,14 +300,19 @@ class Eagle(nn.Module):
         check_eagle_config(config)
         vision, text = config["vision_config"], config["text_config"]
         if num_layers > text["num_hidden_layers"]:
-            raise InputError(f"select_layer is {num_layers}, but the language model of the vision-language configuration has only "
-                             f"{text['num_hidden_layers']} layers; choose at most that many.")
+            raise InputError(
+                f"select_layer is {num_layers}, but the language model of the vision-language"
+                f" configuration has only {text['num_hidden_layers']} layers; choose at most that"
+                " many."
+            )
         self.image_token_index = config["image_token_index"]
         self.patch = vision.get("patch_size", 14)
         self.vision_model = nn.ModuleDict({"vision_model": VisionTower(vision)})
         self.language_model = nn.ModuleDict({"model": LanguageModel(text, num_layers)})
         wide, width = 4 * vision["hidden_size"], text["hidden_size"]
-        self.mlp1 = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, width), nn.GELU(), nn.Linear(width, width))
+        self.mlp1 = nn.Sequential(
+            nn.LayerNorm(wide), nn.Linear(wide, width), nn.GELU(), nn.Linear(width, width)
+        )
 
 # %% ../../nbs/backbones/00_eagle.ipynb #42152d96
 @patch
@@ -201,7 +329,8 @@ def unshuffled_patches(
         x = self.vision_model["vision_model"](patchify(same_size, self.patch), rows, columns)
         x = pixel_unshuffle(x, rows, columns)
         if len(by_size) == 1: return x.flatten(0, 1)
-        for i, part in zip(where, x.split([len(images[i]) for i in where])): parts[i] = part.flatten(0, 1)
+        for i, part in zip(where, x.split([len(images[i]) for i in where])):
+            parts[i] = part.flatten(0, 1)
     return torch.cat(parts)
 
 # %% ../../nbs/backbones/00_eagle.ipynb #73434341
@@ -227,7 +356,11 @@ def forward(
     "backbone_features [B, N, width], backbone_attention_mask and image_mask (bool [B, N])."
     mask = attention_mask == 1
     features = self.language_model["model"](self.embed_tokens(input_ids, images), mask)
-    return {"backbone_features": features, "backbone_attention_mask": mask, "image_mask": input_ids == self.image_token_index}
+    return {
+        "backbone_features": features,
+        "backbone_attention_mask": mask,
+        "image_mask": input_ids == self.image_token_index,
+    }
 
 # %% ../../nbs/backbones/00_eagle.ipynb #03e8380e
 def check_image_tokens(
@@ -237,12 +370,17 @@ def check_image_tokens(
     patch: int = 14,
 ):
     "`InputError` unless the prompts hold exactly one place holder per image token."
-    needed = sum(len(x) * (x.shape[-2] // (2 * patch)) * (x.shape[-1] // (2 * patch)) for x in images)
+    needed = sum(
+        len(x) * (x.shape[-2] // (2 * patch)) * (x.shape[-1] // (2 * patch)) for x in images
+    )
     found = int((input_ids == image_token_index).sum())
     if needed != found:
         sizes = sorted({tuple(x.shape[-2:]) for x in images})
-        raise InputError(f"The prompts hold {found} image place holders (id {image_token_index}), but the {sum(map(len, images))} images of "
-                         f"size {sizes} make {needed} tokens; make prompts and images with one and the same processor.")
+        raise InputError(
+            f"The prompts hold {found} image place holders (id {image_token_index}), but the"
+            f" {sum(map(len, images))} images of size {sizes} make {needed} tokens; make prompts"
+            " and images with one and the same processor."
+        )
 
 # %% ../../nbs/backbones/00_eagle.ipynb #dcba8f42
 @torch.no_grad()

@@ -20,24 +20,62 @@ import numpy as np
 
 from ..data.lerobot import original_key
 from ..data.modality import depth_reason
-from .metadata import Metadata, Used, check_extra_files, check_fit, check_slices, check_totals, dimensions, exclude, json_lines, number, read_metadata, used_columns, width
+from gr00t_nb.checkup.metadata import (
+    Metadata,
+    Used,
+    check_extra_files,
+    check_fit,
+    check_slices,
+    check_totals,
+    dimensions,
+    exclude,
+    json_lines,
+    number,
+    read_metadata,
+    used_columns,
+    width,
+)
 from .problems import Report
-from .recording import Findings, Known, Moments, check_episode, column_numbers, read_table
+from gr00t_nb.checkup.recording import (
+    Findings,
+    Known,
+    Moments,
+    check_episode,
+    column_numbers,
+    read_table,
+)
 from .signals import ordinary
 from ..data.video import check_ffmpeg
-from ..embodiments import MODALITY_CONFIGS, ModalityConfig, check_modality_config, embodiment_value, load_modality_config
+from gr00t_nb.embodiments import (
+    MODALITY_CONFIGS,
+    ModalityConfig,
+    check_modality_config,
+    embodiment_value,
+    load_modality_config,
+)
 from ..errors import InputError, command
 from ..files import read_json
 
 # %% ../../nbs/checkup/40_checkup.ipynb #4ad6b88a
 def _known(m: Metadata, used: Used) -> Known:
     "Scales of the used columns from some episodes, and shipped extremes."
-    chosen = [m.episodes[i] for i in sorted({int(i) for i in np.linspace(0, len(m.episodes) - 1, min(100, len(m.episodes)))})] if m.episodes else []
+    chosen = (
+        [
+            m.episodes[i]
+            for i in sorted(
+                {int(i) for i in np.linspace(0, len(m.episodes) - 1, min(100, len(m.episodes)))}
+            )
+        ]
+        if m.episodes
+        else []
+    )
     arrays = {c: [] for c in used.dims}
     for e in chosen:
         place = m.layout.rows(e)
-        try: table = read_table(place)
-        except (OSError, ValueError, OverflowError, MemoryError, RuntimeError, TypeError, KeyError): continue  # pyarrow's errors are among these; the episode's own check says which
+        try:
+            table = read_table(place)
+        except (OSError, ValueError, OverflowError, MemoryError, RuntimeError, TypeError, KeyError):
+            continue  # pyarrow's errors are among these; the episode's own check says which
         for c in used.dims:
             x = column_numbers(table[c])[0] if table.column_names.count(c) == 1 else None
             if x is not None and len(x) and x.shape[1] == width(m, c): arrays[c].append(x)
@@ -51,7 +89,14 @@ def _stats_file(m: Metadata, name: str) -> dict:
     try: found = read_json(file)
     except (InputError, RecursionError): found = None
     if isinstance(found, dict): return found
-    m.add("error", "statistics_broken", f"meta/{name}", "no JSON object", "statistics by column", "remove the file: they are computed from the data then")
+    m.add(
+        "error",
+        "statistics_broken",
+        f"meta/{name}",
+        "no JSON object",
+        "statistics by column",
+        "remove the file: they are computed from the data then",
+    )
     return {}
 
 
@@ -74,13 +119,26 @@ def _bounds(m: Metadata, used: Used) -> dict[str, tuple[np.ndarray, np.ndarray]]
         if not stats or c not in m.info["features"]: continue
         if why := _sound(stats.get(c), (width(m, c),)):
             fatal = "NaN" in why or "above" in why or "negative" in why
-            m.add("error" if fatal else "warning", "statistics_broken", "meta/stats.json", f"the statistics of '{c}' cannot be used: {why}", f"mean, std, min, max, q01, q99 of {width(m, c)} finite numbers each",
-                  "remove the file: they are computed from the data then", about=c)
+            m.add(
+                "error" if fatal else "warning",
+                "statistics_broken",
+                "meta/stats.json",
+                f"the statistics of '{c}' cannot be used: {why}",
+                f"mean, std, min, max, q01, q99 of {width(m, c)} finite numbers each",
+                "remove the file: they are computed from the data then",
+                about=c,
+            )
         else: out[c] = np.asarray(stats[c]["min"], np.float64), np.asarray(stats[c]["max"], np.float64)
     return out
 
 # %% ../../nbs/checkup/40_checkup.ipynb #364a2309
-def _statistics(m: Metadata, used: Used, known: Known, moments: dict[str, Moments], outside: dict[str, np.ndarray]):
+def _statistics(
+    m: Metadata,
+    used: Used,
+    known: Known,
+    moments: dict[str, Moments],
+    outside: dict[str, np.ndarray],
+):
     "Shipped statistics against the data."
     shipped = _stats_file(m, "stats.json") if known.bounds else {}
     for c, (low, high) in known.bounds.items():
@@ -89,13 +147,37 @@ def _statistics(m: Metadata, used: Used, known: Known, moments: dict[str, Moment
         beyond = outside[c][dims] / x.count
         far = dims[beyond > 0.001]
         if len(far):
-            m.add("warning", "statistics_misfit", "meta/stats.json", f"'{c}' lies beyond min and max in up to {beyond.max():.0%} of the rows, in dimensions {dimensions(m, c, far)}: such values are clipped",
-                  "extremes that hold the data", "remove the file, so that statistics are computed from this data, unless a checkpoint was trained with them", about=c)
-        mean, std = np.asarray(shipped[c]["mean"], np.float64), np.asarray(shipped[c]["std"], np.float64)
+            m.add(
+                "warning",
+                "statistics_misfit",
+                "meta/stats.json",
+                f"'{c}' lies beyond min and max in up to {beyond.max():.0%} of the rows, in"
+                f" dimensions {dimensions(m, c, far)}: such values are clipped",
+                "extremes that hold the data",
+                "remove the file, so that statistics are computed from this data, unless a"
+                " checkpoint was trained with them",
+                about=c,
+            )
+        mean, std = np.asarray(shipped[c]["mean"], np.float64), np.asarray(
+            shipped[c]["std"], np.float64
+        )
         rest = np.setdiff1d(dims, far)
-        off = rest[(np.abs(x.mean - mean) > 0.25 * std + 1e-4)[rest] | ((x.high - x.low) < 0.5 * (high - low) - 1e-4)[rest]]
-        if len(off): m.add("info", "statistics_other", "meta/stats.json", f"'{c}' has another mean, or fills less than half of the range, in dimensions {dimensions(m, c, off)}",
-                           "statistics of this data", "nothing, if the file describes a larger collection of which this is a part; else remove it", about=c)
+        off = rest[
+            (np.abs(x.mean - mean) > 0.25 * std + 1e-4)[rest]
+            | ((x.high - x.low) < 0.5 * (high - low) - 1e-4)[rest]
+        ]
+        if len(off):
+            m.add(
+                "info",
+                "statistics_other",
+                "meta/stats.json",
+                f"'{c}' has another mean, or fills less than half of the range, in dimensions"
+                f" {dimensions(m, c, off)}",
+                "statistics of this data",
+                "nothing, if the file describes a larger collection of which this is a part; else"
+                " remove it",
+                about=c,
+            )
 
 # %% ../../nbs/checkup/40_checkup.ipynb #6fbddf6f
 def _relative(m: Metadata, config: dict[str, ModalityConfig] | None):
@@ -104,14 +186,25 @@ def _relative(m: Metadata, config: dict[str, ModalityConfig] | None):
     for g, entries in stats.items():
         e = m.modality["action"].get(g)
         if e is None: continue
-        n = len(config["action"].delta_indices) if config is not None and "action" in config and g in config["action"].modality_keys else None
+        n = (
+            len(config["action"].delta_indices)
+            if config is not None and "action" in config and g in config["action"].modality_keys
+            else None
+        )
         if n is None:
             if config is not None: continue
             first = entries.get("min") if isinstance(entries, dict) else None
             n = len(first) if isinstance(first, list) else 1
         if why := _sound(entries, (n, e["end"] - e["start"])):
-            m.add("error" if "NaN" in why or "above" in why else "warning", "statistics_broken", "meta/relative_stats.json", f"the statistics of '{g}' cannot be used: {why}",
-                  f"the shape {(n, e['end'] - e['start'])}: horizon, dimensions", "remove the file: they are computed from the data then", about=g)
+            m.add(
+                "error" if "NaN" in why or "above" in why else "warning",
+                "statistics_broken",
+                "meta/relative_stats.json",
+                f"the statistics of '{g}' cannot be used: {why}",
+                f"the shape {(n, e['end'] - e['start'])}: horizon, dimensions",
+                "remove the file: they are computed from the data then",
+                about=g,
+            )
 
 # %% ../../nbs/checkup/40_checkup.ipynb #f2644c3e
 def _episode_statistics(m: Metadata, used: Used, findings: list[Findings]):
@@ -124,48 +217,120 @@ def _episode_statistics(m: Metadata, used: Used, findings: list[Findings]):
         for c in used.dims if f is not None and isinstance(stats, dict) else ():
             if c not in f.moments or not f.moments[c].count or c not in stats: continue
             x = f.moments[c]
-            try: low, high, mean = (np.asarray(stats[c][k], np.float64).reshape(-1) for k in ("min", "max", "mean"))
-            except (KeyError, TypeError, ValueError, OverflowError): low = high = mean = np.zeros(0)
+            try:
+                low, high, mean = (
+                    np.asarray(stats[c][k], np.float64).reshape(-1) for k in ("min", "max", "mean")
+                )
+            except (KeyError, TypeError, ValueError, OverflowError):
+                low = high = mean = np.zeros(0)
             fits = low.shape == x.low.shape == high.shape == mean.shape
             slack = 1e-3 * (x.high - x.low) + 1e-6
-            wrong = np.flatnonzero(~((np.abs(low - x.low) <= slack) & (np.abs(high - x.high) <= slack) & (np.abs(mean - x.mean) <= 10 * slack))) if fits else [0]
+            wrong = (
+                np.flatnonzero(
+                    ~(
+                        (np.abs(low - x.low) <= slack)
+                        & (np.abs(high - x.high) <= slack)
+                        & (np.abs(mean - x.mean) <= 10 * slack)
+                    )
+                )
+                if fits
+                else [0]
+            )
             if len(wrong):
-                m.add("warning", "statistics_misfit", file, f"minimum, maximum and mean of '{c}' are not those of the rows" + (f", in dimensions {dimensions(m, c, wrong)}" if fits else ""),
-                      "statistics of this episode", "compute the file anew, or remove it: the table was changed after it was made", index, about=c)
+                m.add(
+                    "warning",
+                    "statistics_misfit",
+                    file,
+                    f"minimum, maximum and mean of '{c}' are not those of the rows"
+                    + (f", in dimensions {dimensions(m, c, wrong)}" if fits else ""),
+                    "statistics of this episode",
+                    "compute the file anew, or remove it: the table was changed after it was made",
+                    index,
+                    about=c,
+                )
 
 # %% ../../nbs/checkup/40_checkup.ipynb #9b3ffde4
-def _constants(m: Metadata, used: Used, known: Known, moments: dict[str, Moments], every: dict[str, list[int]]):
+def _constants(
+    m: Metadata, used: Used, known: Known, moments: dict[str, Moments], every: dict[str, list[int]]
+):
     "Dimensions that never change, or hardly."
     for c, x in moments.items():
         if c not in every or x.count < 2: continue
         reach = x.high - x.low
         span = known.scales[c].span if c in known.scales else reach
         small = 1e-3 * np.maximum(1, np.abs(x.mean))
-        for kind, dims, found in (("constant", np.flatnonzero(reach == 0), "never changes"), ("near_constant", np.flatnonzero((reach > 0) & ((reach < small) | (span == 0))), "hardly ever changes")):
+        for kind, dims, found in (
+            ("constant", np.flatnonzero(reach == 0), "never changes"),
+            (
+                "near_constant",
+                np.flatnonzero((reach > 0) & ((reach < small) | (span == 0))),
+                "hardly ever changes",
+            ),
+        ):
             for asked in (True, False):
-                chosen = [int(j) for j in dims if j in every[c] and (j in used.dims.get(c, ())) == asked]
-                if chosen: m.add("warning" if asked else "info", kind, "meta/modality.json", f"'{c}' {found} in dimensions {dimensions(m, c, chosen)}" + ("" if asked else ", which the configuration does not use"),
-                                 "values that move", "leave these dimensions out of the configuration" if asked else "nothing", about=c if asked else f"{c} (unused)")
+                chosen = [
+                    int(j) for j in dims if j in every[c] and (j in used.dims.get(c, ())) == asked
+                ]
+                if chosen:
+                    m.add(
+                        "warning" if asked else "info",
+                        kind,
+                        "meta/modality.json",
+                        f"'{c}' {found} in dimensions {dimensions(m, c, chosen)}"
+                        + ("" if asked else ", which the configuration does not use"),
+                        "values that move",
+                        "leave these dimensions out of the configuration" if asked else "nothing",
+                        about=c if asked else f"{c} (unused)",
+                    )
 
 # %% ../../nbs/checkup/40_checkup.ipynb #aaa52bfb
 def _languages(m: Metadata, used: Used, findings: list[Findings]):
     "Tasks that occur, those that are listed, and whether there is more than one."
     text = lambda v: v if isinstance(v, str) else m.tasks.get(v)
     for f in findings:
-        said, listed = {t for values in f.tasks.values() for v in values if (t := text(v)) is not None}, {*f.episode.tasks}
-        pointed = {m.tasks[v] for values in f.tasks.values() for v in values if v in m.tasks}  # texts that stand in a column of their own need no list
+        said, listed = {
+            t for values in f.tasks.values() for v in values if (t := text(v)) is not None
+        }, {*f.episode.tasks}
+        pointed = {
+            m.tasks[v] for values in f.tasks.values() for v in values if v in m.tasks
+        }  # texts that stand in a column of their own need no list
         if f.tasks and listed and (odd := sorted(listed - said) or sorted(pointed - listed)):
             never = bool(listed - said)
-            m.add("warning", "episode_tasks", m.listing("episodes"), f"'{odd[0]}' is " + ("listed for the episode, but no row points at it" if never else "what rows point at, but not listed for the episode")
-                  + f"; the rows say {_quoted(said)}", "the tasks that the rows point at", "look which is right: rows that point at the wrong text teach wrong words", f.episode.index)
+            m.add(
+                "warning",
+                "episode_tasks",
+                m.listing("episodes"),
+                f"'{odd[0]}' is "
+                + (
+                    "listed for the episode, but no row points at it"
+                    if never
+                    else "what rows point at, but not listed for the episode"
+                )
+                + f"; the rows say {_quoted(said)}",
+                "the tasks that the rows point at",
+                "look which is right: rows that point at the wrong text teach wrong words",
+                f.episode.index,
+            )
     columns = used.languages or ("task_index",)
     told = {text(v) for f in findings for c in columns for v in f.tasks.get(c, ())} - {None}
     if len(told) == 1 and findings:
-        m.add("warning", "task_single", m.listing("tasks"), f"one instruction only: '{str(*told)[:80]}'", "several", "expect a policy that ignores language; add episodes with other instructions if it should listen")
+        m.add(
+            "warning",
+            "task_single",
+            m.listing("tasks"),
+            f"one instruction only: '{str(*told)[:80]}'",
+            "several",
+            "expect a policy that ignores language; add episodes with other instructions if it"
+            " should listen",
+        )
 
 
 def _quoted(texts: set) -> str:
-    return ", ".join(f"'{t[:60]}'" for t in sorted(texts)[:3]) + (", ..." if len(texts) > 3 else "") if texts else "nothing"
+    return (
+        ", ".join(f"'{t[:60]}'" for t in sorted(texts)[:3]) + (", ..." if len(texts) > 3 else "")
+        if texts
+        else "nothing"
+    )
 
 # %% ../../nbs/checkup/40_checkup.ipynb #a43896b2
 def _cameras(m: Metadata, used: Used, config) -> tuple[str, ...]:  # columns whose videos are to be checked
@@ -176,19 +341,54 @@ def _cameras(m: Metadata, used: Used, config) -> tuple[str, ...]:  # columns who
         feature = m.info["features"].get(c, {})
         if config is not None and c not in used.cameras: continue
         if feature.get("dtype") not in ("video", "image"):
-            m.add("error", "modality_column", "meta/modality.json", f"video.{key} stands for the column '{c}', which is no video of info.json", "a video of info.json", "mend original_key, or info.json", about=f"video.{key}")
+            m.add(
+                "error",
+                "modality_column",
+                "meta/modality.json",
+                f"video.{key} stands for the column '{c}', which is no video of info.json",
+                "a video of info.json",
+                "mend original_key, or info.json",
+                about=f"video.{key}",
+            )
         elif reason := depth_reason(c, feature):
-            m.add("warning" if config is None else "error", "depth", "meta/modality.json", f"video.{key} ('{c}') is a depth map: {reason}", "colour, which the model has eyes for", "leave it out of the configuration", about=f"video.{key}")
-    with_files = [c for c in declared if any((place := m.video(e, c)) and os.path.isfile(place.path) for e in m.episodes)]
+            m.add(
+                "warning" if config is None else "error",
+                "depth",
+                "meta/modality.json",
+                f"video.{key} ('{c}') is a depth map: {reason}",
+                "colour, which the model has eyes for",
+                "leave it out of the configuration",
+                about=f"video.{key}",
+            )
+    with_files = [
+        c
+        for c in declared
+        if any((place := m.video(e, c)) and os.path.isfile(place.path) for e in m.episodes)
+    ]
     none_at_all = bool(used.cameras) and not used.cameras & {*with_files}
     for c in declared:
         said = (m.info["features"][c].get("info") or m.info["features"][c].get("video_info") or {})
         fps = number(said.get("video.fps")) if isinstance(said, dict) else 0
         if fps and m.fps and not abs(fps / m.fps - 1) <= 0.02:
-            m.add("warning", "fps_declared", "meta/info.json", f"'{c}' is said to have {fps:g} frames a second", f"{m.fps:g}, the fps of the data set", "mend the one that is wrong", about=c)
+            m.add(
+                "warning",
+                "fps_declared",
+                "meta/info.json",
+                f"'{c}' is said to have {fps:g} frames a second",
+                f"{m.fps:g}, the fps of the data set",
+                "mend the one that is wrong",
+                about=c,
+            )
         if c not in with_files and m.episodes:
-            m.add("error" if c in used.cameras and (config is not None or none_at_all) else "warning", "camera_without_files", "meta/info.json", f"'{c}' is declared, but has no file in any episode",
-                  "videos, or no such camera", "remove it from info.json and modality.json, or restore the videos", about=c)
+            m.add(
+                "error" if c in used.cameras and (config is not None or none_at_all) else "warning",
+                "camera_without_files",
+                "meta/info.json",
+                f"'{c}' is declared, but has no file in any episode",
+                "videos, or no such camera",
+                "remove it from info.json and modality.json, or restore the videos",
+                about=c,
+            )
     return tuple(with_files)
 
 # %% ../../nbs/checkup/40_checkup.ipynb #ce695515
@@ -199,7 +399,11 @@ def _config_of(embodiment, config, modality_config_path):
     if embodiment is None and not tags: return None
     value = embodiment_value(embodiment) if embodiment is not None else tags[0]
     if value not in MODALITY_CONFIGS:
-        raise InputError(f"'{value}' has no modality configuration: give the file that registers one (modality_config_path=, --modality-config-path), or one of {', '.join(MODALITY_CONFIGS)}.")
+        raise InputError(
+            f"'{value}' has no modality configuration: give the file that registers one"
+            " (modality_config_path=, --modality-config-path), or one of"
+            f" {', '.join(MODALITY_CONFIGS)}."
+        )
     return MODALITY_CONFIGS[value]
 
 # %% ../../nbs/checkup/40_checkup.ipynb #637ef105
@@ -207,10 +411,22 @@ def _all_episodes(m, used, known, cameras, thorough, workers, progress) -> list[
     "Checks the episodes in several threads."
     from tqdm.auto import tqdm
     workers = workers if workers is not None else min(8, os.cpu_count() or 1)
-    if not (isinstance(workers, int) and workers > 0): raise InputError(f"workers is {workers!r}: expected a whole number of threads above 0.")
+    if not (isinstance(workers, int) and workers > 0):
+        raise InputError(f"workers is {workers!r}: expected a whole number of threads above 0.")
     with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(lambda e: check_episode(m, used, known, e, cameras, thorough), m.episodes)
-        return list(tqdm(results, total=len(m.episodes), desc="check-up", unit=" episodes", disable=not progress, leave=False))
+        results = pool.map(
+            lambda e: check_episode(m, used, known, e, cameras, thorough), m.episodes
+        )
+        return list(
+            tqdm(
+                results,
+                total=len(m.episodes),
+                desc="check-up",
+                unit=" episodes",
+                disable=not progress,
+                leave=False,
+            )
+        )
 
 # %% ../../nbs/checkup/40_checkup.ipynb #ef41fa5d
 def _report(m, used, known, config, every, findings, thorough, start) -> Report:
@@ -226,10 +442,40 @@ def _report(m, used, known, config, every, findings, thorough, start) -> Report:
     _languages(m, used, findings)
     lengths = {f.episode.index: f.rows if f.rows is not None else 0 for f in findings}
     if lengths and max(lengths.values()) < used.horizon:
-        m.add("error", "no_training_step", m.listing("episodes"), f"the longest episode has {max(lengths.values())} rows", f"at least {used.horizon}, the action horizon", "record longer episodes, or shorten the horizon")
-    m.notes.append(("Every frame was decoded." if thorough else "Of each video the first and last frame and eight pairs between were decoded; thorough decodes all.")
-                   + ("" if config is not None else " No embodiment was given: all of modality.json counted as used, with an action horizon of 16."))
-    return Report(str(m.path), m.problems + [p for f in findings for p in f.problems], lengths, m.notes, time.perf_counter() - start, m.excluded)
+        m.add(
+            "error",
+            "no_training_step",
+            m.listing("episodes"),
+            f"the longest episode has {max(lengths.values())} rows",
+            f"at least {used.horizon}, the action horizon",
+            "record longer episodes, or shorten the horizon",
+        )
+    m.notes.append(
+        (
+            "Every frame was decoded."
+            if thorough
+            else (
+                "Of each video the first and last frame and eight pairs between were decoded;"
+                " thorough decodes all."
+            )
+        )
+        + (
+            ""
+            if config is not None
+            else (
+                " No embodiment was given: all of modality.json counted as used, with an action"
+                " horizon of 16."
+            )
+        )
+    )
+    return Report(
+        str(m.path),
+        m.problems + [p for f in findings for p in f.problems],
+        lengths,
+        m.notes,
+        time.perf_counter() - start,
+        m.excluded,
+    )
 
 # %% ../../nbs/checkup/40_checkup.ipynb #ac7d9aa4
 def check_dataset(
@@ -261,19 +507,50 @@ def check_dataset(
 @command
 def main(argv: list[str] | None = None):  # arguments; None: those of the process
     "The command `python -m gr00t_nb.checkup.checkup`."
-    parser = argparse.ArgumentParser(prog="python -m gr00t_nb.checkup.checkup", description="Checks a LeRobot data set (v2.0, v2.1, v3.0) and says what to mend. Writes nothing. "
-                                     "Exit code 0: no errors; 1: errors; 2: no data set there, or bad arguments.")
+    parser = argparse.ArgumentParser(
+        prog="python -m gr00t_nb.checkup.checkup",
+        description=(
+            "Checks a LeRobot data set (v2.0, v2.1, v3.0) and says what to mend. Writes nothing. "
+            "Exit code 0: no errors; 1: errors; 2: no data set there, or bad arguments."
+        ),
+    )
     parser.add_argument("path", help="root of the data set, the folder that holds meta/")
-    parser.add_argument("--embodiment-tag", help="check that it fits this robot, such as GR1 or NEW_EMBODIMENT")
-    parser.add_argument("--modality-config-path", help="Python file that registers a modality configuration")
+    parser.add_argument(
+        "--embodiment-tag", help="check that it fits this robot, such as GR1 or NEW_EMBODIMENT"
+    )
+    parser.add_argument(
+        "--modality-config-path", help="Python file that registers a modality configuration"
+    )
     parser.add_argument("--thorough", action="store_true", help="decode every frame of every video")
-    parser.add_argument("--workers", type=int, help="threads (default: one per processor, at most 8)")
-    parser.add_argument("--exclude-episodes", type=int, nargs="+", metavar="N", help="episodes to leave out, by their number (episode_index)")
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
+    parser.add_argument(
+        "--workers", type=int, help="threads (default: one per processor, at most 8)"
+    )
+    parser.add_argument(
+        "--exclude-episodes",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="episodes to leave out, by their number (episode_index)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON and nothing else on standard output"
+    )
     a = parser.parse_args(argv)
     with contextlib.redirect_stdout(sys.stderr):  # a configuration file may print
-        report = check_dataset(a.path, a.embodiment_tag, None, a.modality_config_path, a.thorough, a.workers, sys.stderr.isatty(), a.exclude_episodes)
-    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter still shows the rest
+        report = check_dataset(
+            a.path,
+            a.embodiment_tag,
+            None,
+            a.modality_config_path,
+            a.thorough,
+            a.workers,
+            sys.stderr.isatty(),
+            a.exclude_episodes,
+        )
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a terminal that lacks a letter still shows the rest
     print(json.dumps(report.to_json(), indent=1) if a.json else report)
     sys.exit(0 if report.ok else 1)
 

@@ -39,17 +39,36 @@ class Metadata:
     notes: list[str] = field(default_factory=list)  # what was not checked
     excluded: list[int] = field(default_factory=list)  # numbers of the episodes that are left out
 
-    def add(self, severity: str, kind: str, file: str, found: str, expected: str, mend: str, episode=None, row=None, about: str = ""):
+    def add(
+        self,
+        severity: str,
+        kind: str,
+        file: str,
+        found: str,
+        expected: str,
+        mend: str,
+        episode=None,
+        row=None,
+        about: str = "",
+    ):
         "Notes a problem."
-        self.problems.append(Problem(severity, kind, found, expected, mend, file, episode, row, about))
+        self.problems.append(
+            Problem(severity, kind, found, expected, mend, file, episode, row, about)
+        )
 
     def relative(self, file: Path) -> str:
         "A file as problems name it."
-        return file.relative_to(self.path).as_posix() if file.is_relative_to(self.path) else str(file)
+        return (
+            file.relative_to(self.path).as_posix() if file.is_relative_to(self.path) else str(file)
+        )
 
     def listing(self, what: str) -> str:
         "The file that lists the 'episodes' or the 'tasks'."
-        return f"meta/{what}.jsonl" if self.version.startswith("2") else {"episodes": "meta/episodes", "tasks": "meta/tasks.parquet"}[what]
+        return (
+            f"meta/{what}.jsonl"
+            if self.version.startswith("2")
+            else {"episodes": "meta/episodes", "tasks": "meta/tasks.parquet"}[what]
+        )
 
     def video(self, episode: Episode, column: str) -> Place | None:
         "Where the frames of an episode lie; None where version 3.0 has no offsets for them."
@@ -60,19 +79,43 @@ class Metadata:
 def json_lines(m: Metadata, name: str, what: str) -> list[tuple[int, dict]]:
     "Numbered objects of a JSON-lines file; broken lines become problems."
     file, out = m.path / "meta" / name, []
-    try: text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
     except OSError:
-        m.add("error" if name == "episodes.jsonl" else "warning", "metadata_missing", f"meta/{name}", "no such file", f"one JSON object for each {what}", "restore the file")
+        m.add(
+            "error" if name == "episodes.jsonl" else "warning",
+            "metadata_missing",
+            f"meta/{name}",
+            "no such file",
+            f"one JSON object for each {what}",
+            "restore the file",
+        )
         return out
     except UnicodeDecodeError:
-        m.add("error", "metadata_broken", f"meta/{name}", "bytes that are no UTF-8 text", f"one JSON object for each {what}", "restore the file")
+        m.add(
+            "error",
+            "metadata_broken",
+            f"meta/{name}",
+            "bytes that are no UTF-8 text",
+            f"one JSON object for each {what}",
+            "restore the file",
+        )
         return out
     for i, line in enumerate(text.split("\n"), 1):
         if not line.strip(): continue
         try: row = json.loads(line)
         except (ValueError, RecursionError): row = None
-        if isinstance(row, dict): out.append((i, row))
-        else: m.add("error", "metadata_broken", f"meta/{name}", f"line {i} is no JSON object", f"one object for each {what}", "mend or restore the line")
+        if isinstance(row, dict):
+            out.append((i, row))
+        else:
+            m.add(
+                "error",
+                "metadata_broken",
+                f"meta/{name}",
+                f"line {i} is no JSON object",
+                f"one object for each {what}",
+                "mend or restore the line",
+            )
     return out
 
 
@@ -81,21 +124,50 @@ def _whole(value) -> bool: return isinstance(value, int) and not isinstance(valu
 
 def number(value) -> float:
     "A number above 0 as JSON has it, or 0 where it is none."
-    try: return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0 else 0.0
-    except OverflowError: return 0.0
+    try:
+        return (
+            float(value)
+            if isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and value > 0
+            else 0.0
+        )
+    except OverflowError:
+        return 0.0
 
 # %% ../../nbs/checkup/10_metadata.ipynb #a11f446d
 def _info(path: Path) -> Metadata:
     "meta/info.json, or a sentence that says why this is no data set."
-    try: info = read_json(info_file(path))
-    except RecursionError: raise InputError(f"{path / 'meta/info.json'} is nested too deeply to be read: expected an object with features.") from None
+    try:
+        info = read_json(info_file(path))
+    except RecursionError:
+        raise InputError(
+            f"{path / 'meta/info.json'} is nested too deeply to be read: expected an object with"
+            " features."
+        ) from None
     if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
-        raise InputError(f"{path / 'meta/info.json'} has no 'features': expected an object with one entry for each column.")
+        raise InputError(
+            f"{path / 'meta/info.json'} has no 'features': expected an object with one entry for"
+            " each column."
+        )
     version = str(info.get("codebase_version"))
-    if not re.match(r"v?(2\.[01]|3\.0)\b", version): raise InputError(f"{path / 'meta/info.json'} says codebase_version '{version[:40]}': expected v2.0, v2.1 or v3.0.")
+    if not re.match(r"v?(2\.[01]|3\.0)\b", version):
+        raise InputError(
+            f"{path / 'meta/info.json'} says codebase_version '{version[:40]}': expected v2.0, v2.1"
+            " or v3.0."
+        )
     m = Metadata(path, dict(info), version.lstrip("v"))
     m.fps = number(info.get("fps"))
-    if not m.fps: m.add("error", "metadata_broken", "meta/info.json", f"fps is {str(info.get('fps'))[:40]}", "a number of rows a second above 0", "write the rate at which the robot was recorded")
+    if not m.fps:
+        m.add(
+            "error",
+            "metadata_broken",
+            "meta/info.json",
+            f"fps is {str(info.get('fps'))[:40]}",
+            "a number of rows a second above 0",
+            "write the rate at which the robot was recorded",
+        )
     return m
 
 
@@ -104,23 +176,55 @@ def _features(m: Metadata):
     good = {}
     for name, f in m.info["features"].items():
         shape = f.get("shape") if isinstance(f, dict) else None
-        if isinstance(f, dict) and isinstance(f.get("dtype"), str) and isinstance(shape, (list, tuple)) and all(_whole(s) and s >= 0 for s in shape) and math.prod(shape) < 10**8: good[name] = f
-        else: m.add("error", "metadata_broken", "meta/info.json", f"the feature '{name}' is {str(f)[:80]}", "a dtype and a shape of whole numbers",
-                    "describe the column as it is", about=name)
+        if (
+            isinstance(f, dict)
+            and isinstance(f.get("dtype"), str)
+            and isinstance(shape, (list, tuple))
+            and all(_whole(s) and s >= 0 for s in shape)
+            and math.prod(shape) < 10**8
+        ):
+            good[name] = f
+        else:
+            m.add(
+                "error",
+                "metadata_broken",
+                "meta/info.json",
+                f"the feature '{name}' is {str(f)[:80]}",
+                "a dtype and a shape of whole numbers",
+                "describe the column as it is",
+                about=name,
+            )
     m.info["features"] = good
-    defaults = dict(chunks_size=1000, data_path="data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-                    video_path="videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4")
+    defaults = dict(
+        chunks_size=1000,
+        data_path="data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        video_path="videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    )
     for key, default in defaults.items() if m.version.startswith("2") else ():
         value = m.info.get(key)
-        if value is None: m.info[key] = default
-        elif not (_whole(value) and value > 0 if key == "chunks_size" else isinstance(value, str) and _fills(value, m.path)):
-            m.add("error", "metadata_broken", "meta/info.json", f"{key} is {str(value)[:80]!r}", f"something like {default!r}", "write where the files lie", about=key)
+        if value is None:
+            m.info[key] = default
+        elif not (
+            _whole(value) and value > 0
+            if key == "chunks_size"
+            else isinstance(value, str) and _fills(value, m.path)
+        ):
+            m.add(
+                "error",
+                "metadata_broken",
+                "meta/info.json",
+                f"{key} is {str(value)[:80]!r}",
+                f"something like {default!r}",
+                "write where the files lie",
+                about=key,
+            )
             m.info[key] = default
 
 
 def _fills(pattern: str, path: Path) -> bool:
     "Whether a file name pattern can be filled in."
-    if len(pattern) > 500 or re.search(r"\d{4}", pattern): return False  # a width of a million digits would be filled in, too
+    if len(pattern) > 500 or re.search(r"\d{4}", pattern):
+        return False  # a width of a million digits would be filled in, too
     try: (path / pattern.format(episode_chunk=0, episode_index=0, video_key="v")).exists()
     except (KeyError, IndexError, ValueError, AttributeError, TypeError, OSError): return False
     return "{episode_index" in pattern
@@ -132,45 +236,128 @@ def _episodes(m: Metadata):
     for line, e in json_lines(m, "episodes.jsonl", "episode"):
         index, length = e.get("episode_index"), e.get("length")
         if not (_whole(index) and _whole(length) and 0 <= index < 10**9 and 0 <= length < 10**9):
-            m.add("error", "metadata_broken", "meta/episodes.jsonl", f"line {line} gives episode_index {index!r} and length {length!r}", "two whole numbers", "mend the line")
+            m.add(
+                "error",
+                "metadata_broken",
+                "meta/episodes.jsonl",
+                f"line {line} gives episode_index {index!r} and length {length!r}",
+                "two whole numbers",
+                "mend the line",
+            )
         elif index in seen:
-            m.add("error", "episode_twice", "meta/episodes.jsonl", f"line {line} lists the episode again (first in line {seen[index]})", "each episode once",
-                  "remove one of the two lines", index)
+            m.add(
+                "error",
+                "episode_twice",
+                "meta/episodes.jsonl",
+                f"line {line} lists the episode again (first in line {seen[index]})",
+                "each episode once",
+                "remove one of the two lines",
+                index,
+            )
         else:
             seen[index] = line
             listed = e.get("tasks")
-            m.episodes.append(Episode(index, length, tuple(t for t in listed if isinstance(t, str)) if isinstance(listed, list) else ()))
+            m.episodes.append(
+                Episode(
+                    index,
+                    length,
+                    (
+                        tuple(t for t in listed if isinstance(t, str))
+                        if isinstance(listed, list)
+                        else ()
+                    ),
+                )
+            )
     for line, t in json_lines(m, "tasks.jsonl", "task"):
         index, text = t.get("task_index"), t.get("task")
         if not (_whole(index) and isinstance(text, str)):
-            m.add("error", "metadata_broken", "meta/tasks.jsonl", f"line {line} gives task_index {index!r} and task {str(text)[:40]!r}", "a whole number and a text", "mend the line")
+            m.add(
+                "error",
+                "metadata_broken",
+                "meta/tasks.jsonl",
+                f"line {line} gives task_index {index!r} and task {str(text)[:40]!r}",
+                "a whole number and a text",
+                "mend the line",
+            )
         elif index in m.tasks: m.add("error", "task_twice", "meta/tasks.jsonl", f"line {line} gives task {index} again", "each number once", "remove one of the lines")
         else: m.tasks[index] = text
-    if not m.episodes: m.add("error", "no_episodes", "meta/episodes.jsonl", "no episodes", "at least one", "record some, or restore the file")
+    if not m.episodes:
+        m.add(
+            "error",
+            "no_episodes",
+            "meta/episodes.jsonl",
+            "no episodes",
+            "at least one",
+            "record some, or restore the file",
+        )
 
 # %% ../../nbs/checkup/10_metadata.ipynb #a0c1cc7c
 def _modality(m: Metadata):
     "meta/modality.json."
     file, raw = m.path / "meta/modality.json", None
     if not file.is_file():
-        m.add("error", "modality_missing", "meta/modality.json", "no such file", "names for the parts of state and action",
-              f"look over this proposal and write it there: {json.dumps(propose_modality(m.info))}")
+        m.add(
+            "error",
+            "modality_missing",
+            "meta/modality.json",
+            "no such file",
+            "names for the parts of state and action",
+            f"look over this proposal and write it there: {json.dumps(propose_modality(m.info))}",
+        )
     else:
-        try: raw = read_json(file)
+        try:
+            raw = read_json(file)
         except (InputError, RecursionError) as e:
-            m.add("error", "metadata_broken", "meta/modality.json", str(e).replace(str(m.path), "").strip("/")[:160], "a JSON object", "mend or restore the file")
+            m.add(
+                "error",
+                "metadata_broken",
+                "meta/modality.json",
+                str(e).replace(str(m.path), "").strip("/")[:160],
+                "a JSON object",
+                "mend or restore the file",
+            )
         if raw is not None and not isinstance(raw, dict):
-            m.add("error", "metadata_broken", "meta/modality.json", f"{type(raw).__name__}", "an object with state, action, video and annotation", "mend the file")
+            m.add(
+                "error",
+                "metadata_broken",
+                "meta/modality.json",
+                f"{type(raw).__name__}",
+                "an object with state, action, video and annotation",
+                "mend the file",
+            )
     raw = raw if isinstance(raw, dict) else propose_modality(m.info)
     for kind in ("state", "action", "video", "annotation"):
         entries, m.modality[kind] = raw.get(kind) or {}, {}
         for key, e in (entries.items() if isinstance(entries, dict) else [("*", entries)]):
             e = {} if e is None else e
-            good = isinstance(e, dict) and isinstance(e.get("original_key") or "", str) and isinstance(entries, dict)
-            slice_ = kind in ("video", "annotation") or good and _whole(e.get("start")) and _whole(e.get("end")) and 0 <= e["start"] < e["end"]
-            if good and slice_: m.modality[kind][key] = e
-            else: m.add("error", "modality_broken", "meta/modality.json", f"{kind} '{key}' is {str(e)[:80]}",
-                        "integers start and end, with 0 <= start < end" if kind in ("state", "action") else "an object, perhaps with an original_key", "mend the entry", about=f"{kind}.{key}")
+            good = (
+                isinstance(e, dict)
+                and isinstance(e.get("original_key") or "", str)
+                and isinstance(entries, dict)
+            )
+            slice_ = (
+                kind in ("video", "annotation")
+                or good
+                and _whole(e.get("start"))
+                and _whole(e.get("end"))
+                and 0 <= e["start"] < e["end"]
+            )
+            if good and slice_:
+                m.modality[kind][key] = e
+            else:
+                m.add(
+                    "error",
+                    "modality_broken",
+                    "meta/modality.json",
+                    f"{kind} '{key}' is {str(e)[:80]}",
+                    (
+                        "integers start and end, with 0 <= start < end"
+                        if kind in ("state", "action")
+                        else "an object, perhaps with an original_key"
+                    ),
+                    "mend the entry",
+                    about=f"{kind}.{key}",
+                )
 
 # %% ../../nbs/checkup/10_metadata.ipynb #62de028b
 def read_metadata(
@@ -178,33 +365,70 @@ def read_metadata(
 ) -> Metadata:
     "Reads what can be read. `InputError` where there is no data set at all, or where a version 3.0 cannot be opened."
     m = _info(dataset_folder(path))
-    _features(m); _modality(m)
+    _features(m)
+    _modality(m)
     m.layout = open_layout(m.path, m.info)
     if m.version.startswith("2"): _episodes(m)
     else: m.episodes, m.tasks = m.layout.episodes(), m.layout.tasks()  # tables, which are whole or unreadable
     for index, text in m.tasks.items():
-        if not text.strip(): m.add("warning", "task_empty", m.listing("tasks"), f"task {index} is an empty text", "an instruction", "write down what the robot was asked to do")
-    if m.version.startswith("3"): m.notes.append("Version 3.0: tables and videos shared by several episodes were checked episode by episode; line-by-line faults of the metadata tables were not looked for.")
+        if not text.strip():
+            m.add(
+                "warning",
+                "task_empty",
+                m.listing("tasks"),
+                f"task {index} is an empty text",
+                "an instruction",
+                "write down what the robot was asked to do",
+            )
+    if m.version.startswith("3"):
+        m.notes.append(
+            "Version 3.0: tables and videos shared by several episodes were checked episode by"
+            " episode; line-by-line faults of the metadata tables were not looked for."
+        )
     return m
 
 # %% ../../nbs/checkup/10_metadata.ipynb #a5109d3c
 def check_totals(m: Metadata):
     "Totals of info.json against the lists."
-    for key, n, of in (("total_episodes", len(m.episodes), "episodes"), ("total_frames", sum(e.length for e in m.episodes), "episodes"), ("total_tasks", len(m.tasks), "tasks")):
+    for key, n, of in (
+        ("total_episodes", len(m.episodes), "episodes"),
+        ("total_frames", sum(e.length for e in m.episodes), "episodes"),
+        ("total_tasks", len(m.tasks), "tasks"),
+    ):
         if key in m.info and m.info[key] != n:
-            m.add("warning", "totals", "meta/info.json", f"{key} is {str(m.info[key])[:20]}, but {m.listing(of)} gives {n}", "the same number", f"write {n}, or restore what is missing", about=key)
+            m.add(
+                "warning",
+                "totals",
+                "meta/info.json",
+                f"{key} is {str(m.info[key])[:20]}, but {m.listing(of)} gives {n}",
+                "the same number",
+                f"write {n}, or restore what is missing",
+                about=key,
+            )
 
 # %% ../../nbs/checkup/10_metadata.ipynb #d853c9f2
 def check_extra_files(m: Metadata):
     "Tables and videos in the folder that belong to no episode of the list."
     cameras = [c for c, f in m.info["features"].items() if f["dtype"] == "video"]
-    listed = {m.layout.rows(e).path for e in m.episodes} | {place.path for e in m.episodes for c in cameras if (place := m.video(e, c))}
-    for folder, ending, kind in (("data", "parquet", "table_extra"), ("videos", "mp4", "video_extra")):
+    listed = {m.layout.rows(e).path for e in m.episodes} | {
+        place.path for e in m.episodes for c in cameras if (place := m.video(e, c))
+    }
+    for folder, ending, kind in (
+        ("data", "parquet", "table_extra"),
+        ("videos", "mp4", "video_extra"),
+    ):
         for file in sorted((m.path / folder).rglob(f"*.{ending}")):
             if file not in listed:
                 number = re.search(r"episode_(\d{1,9})$", file.stem)
-                m.add("warning", kind, m.relative(file), "a file of no listed episode", "files of listed episodes and declared cameras only",
-                      "add the episode to the metadata, or remove the file", int(number[1]) if number else None)
+                m.add(
+                    "warning",
+                    kind,
+                    m.relative(file),
+                    "a file of no listed episode",
+                    "files of listed episodes and declared cameras only",
+                    "add the episode to the metadata, or remove the file",
+                    int(number[1]) if number else None,
+                )
 
 # %% ../../nbs/checkup/10_metadata.ipynb #cde0ed5a
 def exclude(
@@ -215,8 +439,15 @@ def exclude(
     m.episodes, m.excluded = leave_out(m.episodes, numbers, m.path)
     m.problems = [p for p in m.problems if p.episode not in m.excluded]
     if not m.excluded: return
-    ignored = " and ".join(f"meta/{n}" for n in ("stats.json", "relative_stats.json") if (m.path / "meta" / n).is_file())
-    m.notes.append(f"Left out: episode{'s' * (len(m.excluded) > 1)} {ranges(m.excluded)}." + (f" Not used, because what is left out is in it, too: {ignored}." if ignored else ""))
+    ignored = " and ".join(
+        f"meta/{n}"
+        for n in ("stats.json", "relative_stats.json")
+        if (m.path / "meta" / n).is_file()
+    )
+    m.notes.append(
+        f"Left out: episode{'s' * (len(m.excluded) > 1)} {ranges(m.excluded)}."
+        + (f" Not used, because what is left out is in it, too: {ignored}." if ignored else "")
+    )
 
 # %% ../../nbs/checkup/10_metadata.ipynb #854c6f28
 def width(
@@ -236,18 +467,54 @@ def check_slices(m: Metadata):
             column = original_key(m.modality, kind, key)
             size, about = min(width(m, column), 10**5), f"{kind}.{key}"
             if column not in m.info["features"]:
-                m.add("error", "modality_column", file, f"{about} stands for the column '{column}', which info.json does not have{did_you_mean(column, m.info['features'])}",
-                      "a column of info.json", "mend original_key", about=about)
+                m.add(
+                    "error",
+                    "modality_column",
+                    file,
+                    f"{about} stands for the column '{column}', which info.json does not"
+                    f" have{did_you_mean(column, m.info['features'])}",
+                    "a column of info.json",
+                    "mend original_key",
+                    about=about,
+                )
                 continue
             if e["end"] > size:
-                m.add("error", "modality_overrun", file, f"{about} ends at {e['end']}, but '{column}' has {size} values", f"an end of at most {size}", "mend end", about=about)
+                m.add(
+                    "error",
+                    "modality_overrun",
+                    file,
+                    f"{about} ends at {e['end']}, but '{column}' has {size} values",
+                    f"an end of at most {size}",
+                    "mend end",
+                    about=about,
+                )
             covered.setdefault(column, Counter()).update(range(e["start"], min(e["end"], size)))
         for column, count in covered.items():
-            twice, never = [i for i, n in count.items() if n > 1], [i for i in range(min(width(m, column), 10**5)) if i not in count]
-            if twice: m.add("warning", "modality_overlap", file, f"{kind} groups share the dimensions {dimensions(m, column, twice)} of '{column}'", "each in one group",
-                            "mend start and end, unless it is meant", about=f"{kind} {column}")
-            if never: m.add("warning", "modality_gap", file, f"no {kind} group holds the dimensions {dimensions(m, column, never)} of '{column}'", "each in one group",
-                            "add a group for them, unless they are to be left out", about=f"{kind} {column}")
+            twice, never = [i for i, n in count.items() if n > 1], [
+                i for i in range(min(width(m, column), 10**5)) if i not in count
+            ]
+            if twice:
+                m.add(
+                    "warning",
+                    "modality_overlap",
+                    file,
+                    f"{kind} groups share the dimensions {dimensions(m, column, twice)} of"
+                    f" '{column}'",
+                    "each in one group",
+                    "mend start and end, unless it is meant",
+                    about=f"{kind} {column}",
+                )
+            if never:
+                m.add(
+                    "warning",
+                    "modality_gap",
+                    file,
+                    f"no {kind} group holds the dimensions {dimensions(m, column, never)} of"
+                    f" '{column}'",
+                    "each in one group",
+                    "add a group for them, unless they are to be left out",
+                    about=f"{kind} {column}",
+                )
 
 
 def dimensions(m: Metadata, column: str, dims) -> str:
@@ -269,32 +536,77 @@ def check_fit(
     if config is not None: _check_keys(m, config)
     for kind, most in (("state", MAX_STATE_DIM), ("action", MAX_ACTION_DIM)):
         chosen = config[kind] if config is not None and kind in config else None
-        entries = {k: e for k, e in m.modality[kind].items() if chosen is None and config is None or chosen is not None and k in chosen.modality_keys}
+        entries = {
+            k: e
+            for k, e in m.modality[kind].items()
+            if chosen is None and config is None or chosen is not None and k in chosen.modality_keys
+        }
         plain = sum(e["end"] - e["start"] for e in entries.values())
-        doubled = plain + sum(e["end"] - e["start"] for k, e in entries.items() if chosen is not None and k in (chosen.sin_cos_embedding_keys or ()))
+        doubled = plain + sum(
+            e["end"] - e["start"]
+            for k, e in entries.items()
+            if chosen is not None and k in (chosen.sin_cos_embedding_keys or ())
+        )
         if doubled > most:
-            m.add("error" if plain > most else "warning", "too_many_dimensions", "meta/modality.json", f"{plain} dimensions of {kind}" + (f", {doubled} with sine and cosine" if doubled > plain else ""),
-                  f"at most {most}, as GR00T N1.6 takes", "choose fewer groups", about=kind)
+            m.add(
+                "error" if plain > most else "warning",
+                "too_many_dimensions",
+                "meta/modality.json",
+                f"{plain} dimensions of {kind}"
+                + (f", {doubled} with sine and cosine" if doubled > plain else ""),
+                f"at most {most}, as GR00T N1.6 takes",
+                "choose fewer groups",
+                about=kind,
+            )
     if config is not None and "action" in config and (n := action_horizon(config)) > MAX_HORIZON:
-        m.add("error", "horizon_too_long", "meta/modality.json", f"an action horizon of {n} steps", f"at most {MAX_HORIZON}, as GR00T N1.6 takes", "choose fewer delta_indices")
+        m.add(
+            "error",
+            "horizon_too_long",
+            "meta/modality.json",
+            f"an action horizon of {n} steps",
+            f"at most {MAX_HORIZON}, as GR00T N1.6 takes",
+            "choose fewer delta_indices",
+        )
 
 
 def _check_keys(m: Metadata, config: dict[str, ModalityConfig]):
     "Every key of the configuration has an entry, and relative actions have a state of the same size."
     for kind, c in config.items():
         part, prefix = ("annotation", "annotation.") if kind == "language" else (kind, "")
-        options = [prefix + k for k in m.modality.get(part, {})] + (["task", "sub_task"] if kind == "language" else [])
+        options = [prefix + k for k in m.modality.get(part, {})] + (
+            ["task", "sub_task"] if kind == "language" else []
+        )
         for key in c.modality_keys:
             if key not in options:
-                m.add("error", "config_key", "meta/modality.json", f"no {kind} '{key}' (there is {', '.join(options) or 'none'}){did_you_mean(key, options)}",
-                      "an entry for each key of the modality configuration", "add the entry, or mend the configuration", about=f"{kind}.{key}")
+                m.add(
+                    "error",
+                    "config_key",
+                    "meta/modality.json",
+                    f"no {kind} '{key}' (there is"
+                    f" {', '.join(options) or 'none'}){did_you_mean(key, options)}",
+                    "an entry for each key of the modality configuration",
+                    "add the entry, or mend the configuration",
+                    about=f"{kind}.{key}",
+                )
     size = lambda kind, key: (e["end"] - e["start"]) if (e := m.modality[kind].get(key)) else None
     actions = config.get("action")
     for key, a in zip(actions.modality_keys, actions.action_configs or []) if actions else ():
         source = a.state_key or key
-        if a.rep is ActionRepresentation.RELATIVE and None not in (n := (size("action", key), size("state", source))) and n[0] != n[1]:
-            m.add("error", "relative_size", "meta/modality.json", f"action '{key}' has {n[0]} values, the state '{source}' that it is relative to {n[1]}", "the same number",
-                  "name another state with state_key, or make the action ABSOLUTE", about=f"action.{key}")
+        if (
+            a.rep is ActionRepresentation.RELATIVE
+            and None not in (n := (size("action", key), size("state", source)))
+            and n[0] != n[1]
+        ):
+            m.add(
+                "error",
+                "relative_size",
+                "meta/modality.json",
+                f"action '{key}' has {n[0]} values, the state '{source}' that it is relative to"
+                f" {n[1]}",
+                "the same number",
+                "name another state with state_key, or make the action ABSOLUTE",
+                about=f"action.{key}",
+            )
 
 # %% ../../nbs/checkup/10_metadata.ipynb #d9de008d
 @dataclass(frozen=True)
@@ -310,13 +622,25 @@ def used_columns(m: Metadata, config: dict[str, ModalityConfig] | None) -> Used:
     "Columns behind the keys of a configuration, or behind all of modality.json."
     keys = {k: [*m.modality[k]] for k in m.modality}
     if config is not None:
-        keys = {k: [n for n in (config[k].modality_keys if k in config else ()) if n in m.modality[k]] for k in ("video", "state", "action")}
-        asked = [n.removeprefix("annotation.") for n in (config["language"].modality_keys if "language" in config else ())]
+        keys = {
+            k: [n for n in (config[k].modality_keys if k in config else ()) if n in m.modality[k]]
+            for k in ("video", "state", "action")
+        }
+        asked = [
+            n.removeprefix("annotation.")
+            for n in (config["language"].modality_keys if "language" in config else ())
+        ]
         keys["annotation"] = [n for n in asked if n in m.modality["annotation"]]
     dims = {}
     for kind in ("state", "action"):
         for key in keys[kind]:
             column, e = original_key(m.modality, kind, key), m.modality[kind][key]
-            dims.setdefault(column, set()).update(range(e["start"], min(e["end"], width(m, column), 10**5)))
-    return Used(frozenset(original_key(m.modality, "video", k) for k in keys["video"]), {c: sorted(d) for c, d in dims.items()},
-                tuple(dict.fromkeys(original_key(m.modality, "annotation", k) for k in keys["annotation"])), action_horizon(config) if config is not None else 16)
+            dims.setdefault(column, set()).update(
+                range(e["start"], min(e["end"], width(m, column), 10**5))
+            )
+    return Used(
+        frozenset(original_key(m.modality, "video", k) for k in keys["video"]),
+        {c: sorted(d) for c, d in dims.items()},
+        tuple(dict.fromkeys(original_key(m.modality, "annotation", k) for k in keys["annotation"])),
+        action_horizon(config) if config is not None else 16,
+    )

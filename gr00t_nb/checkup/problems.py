@@ -31,7 +31,10 @@ class Problem:
 
     def to_json(self) -> dict:  # the eight fields of the command line's JSON
         "As the command line prints it."
-        return {k: getattr(self, k) for k in ("severity", "kind", "file", "episode", "row", "found", "expected", "mend")}
+        return {
+            k: getattr(self, k)
+            for k in ("severity", "kind", "file", "episode", "row", "found", "expected", "mend")
+        }
 
 # %% ../../nbs/checkup/00_problems.ipynb #941478ca
 def ranges(
@@ -58,8 +61,17 @@ class Report:
     excluded: list[int] = field(default_factory=list)  # episodes that were left out of it
 
     def __post_init__(self):
-        self.problems = sorted(self.problems, key=lambda p: (SEVERITIES.index(p.severity), p.kind, p.about, -1 if p.episode is None else p.episode,
-                                                             p.file or "", -1 if p.row is None else p.row))
+        self.problems = sorted(
+            self.problems,
+            key=lambda p: (
+                SEVERITIES.index(p.severity),
+                p.kind,
+                p.about,
+                -1 if p.episode is None else p.episode,
+                p.file or "",
+                -1 if p.row is None else p.row,
+            ),
+        )
 
     def of(self, severity: str) -> list[Problem]:
         "The problems of one severity."
@@ -76,8 +88,18 @@ class Report:
 
     def headline(self) -> str:
         "One line: counts by severity, size of the data set, time."
-        counts = ", ".join(f"{n} {s}{'s' * (n != 1 and s != 'info')}" for s in SEVERITIES if (n := len(self.of(s)))) or "no problems"
-        return f"{Path(self.path).resolve().name}: {counts} in {len(self.lengths)} episodes, {sum(self.lengths.values()):,} rows, checked in {self.seconds:.1f} s"
+        counts = (
+            ", ".join(
+                f"{n} {s}{'s' * (n != 1 and s != 'info')}"
+                for s in SEVERITIES
+                if (n := len(self.of(s)))
+            )
+            or "no problems"
+        )
+        return (
+            f"{Path(self.path).resolve().name}: {counts} in {len(self.lengths)} episodes,"
+            f" {sum(self.lengths.values()):,} rows, checked in {self.seconds:.1f} s"
+        )
 
     def to_exclude(self) -> list[int]:
         "Episodes without which the errors of single episodes are gone, those that are left out already among them; none where that would be all, or nothing new."
@@ -94,8 +116,15 @@ class Group:
     def where(self) -> str:
         "Subject, episodes, row of a single problem, and the file, or one of several."
         first, n = self.problems[0], len(self.problems)
-        episodes, files = {p.episode for p in self.problems if p.episode is not None}, {p.file for p in self.problems}
-        listed = f"episode{'s' * (len(episodes) > 1)} {ranges(episodes)}" + (f" ({len(episodes)} in all)" if len(episodes) > 2 else "") if episodes else ""
+        episodes, files = {p.episode for p in self.problems if p.episode is not None}, {
+            p.file for p in self.problems
+        }
+        listed = (
+            f"episode{'s' * (len(episodes) > 1)} {ranges(episodes)}"
+            + (f" ({len(episodes)} in all)" if len(episodes) > 2 else "")
+            if episodes
+            else ""
+        )
         row = f"row {first.row}" if first.row is not None and n == 1 else ""
         file = ("such as " if len(files) > 1 else "") + first.file if first.file else ""
         return "; ".join(part for part in (first.about, listed, row, file) if part)
@@ -104,7 +133,11 @@ class Group:
     def says(self) -> str:
         "What was found, expected, and what to do."
         first, n = self.problems[0], len(self.problems)
-        example = f" (episode {first.episode}{'' if first.row is None else f', row {first.row}'})" if n > 1 and first.episode is not None else ""
+        example = (
+            f" (episode {first.episode}{'' if first.row is None else f', row {first.row}'})"
+            if n > 1 and first.episode is not None
+            else ""
+        )
         return f"{first.found}{example}; expected {first.expected}"
 
 
@@ -126,16 +159,31 @@ def as_text(
     lines, left, middle = textwrap.wrap(report.headline(), width), 30, 38
     for g in grouped(report.problems):
         p = g.problems[0]
-        cells = [textwrap.wrap(f"{p.severity:8}{p.kind}", left - 1, subsequent_indent=" " * 8), textwrap.wrap(g.where, middle - 2),
-                 textwrap.wrap(g.says, width - left - middle) + textwrap.wrap(f"-> {p.mend}", width - left - middle, subsequent_indent="   ")]
+        cells = [
+            textwrap.wrap(f"{p.severity:8}{p.kind}", left - 1, subsequent_indent=" " * 8),
+            textwrap.wrap(g.where, middle - 2),
+            textwrap.wrap(g.says, width - left - middle)
+            + textwrap.wrap(f"-> {p.mend}", width - left - middle, subsequent_indent="   "),
+        ]
         lines.append("-" * width)
         for i in range(max(map(len, cells))):
             a, b, c = (c[i] if i < len(c) else "" for c in cells)
             lines.append(f"{a:{left}}{b:{middle}}{c}".rstrip())
-    lines += [""] * bool(report.notes) + [line for n in report.notes for line in textwrap.wrap(n, width)]
+    lines += [""] * bool(report.notes) + [
+        line for n in report.notes for line in textwrap.wrap(n, width)
+    ]
     if bad := report.to_exclude():
-        option = textwrap.wrap(f"--exclude-episodes {' '.join(map(str, bad))}", width - 6, break_on_hyphens=False)
-        lines += ["", _WITHOUT, *(f"    {part}{' ' + chr(92) if i < len(option) else ''}" for i, part in enumerate(option, 1))]  # a shell goes on after a backslash
+        option = textwrap.wrap(
+            f"--exclude-episodes {' '.join(map(str, bad))}", width - 6, break_on_hyphens=False
+        )
+        lines += [
+            "",
+            _WITHOUT,
+            *(
+                f"    {part}{' ' + chr(92) if i < len(option) else ''}"
+                for i, part in enumerate(option, 1)
+            ),
+        ]  # a shell goes on after a backslash
     return "\n".join(lines)
 
 
@@ -147,17 +195,36 @@ _COLOURS = dict(error="#D55E00", warning="#E69F00", info="#0072B2")  # Okabe-Ito
 
 def _as_html(report: Report) -> str:
     e = html.escape
-    dot = "<span style='display:inline-block;width:.65em;height:.65em;border-radius:50%;margin-right:.4em;"  # the word keeps the reader's own colour, which is readable on any ground
+    dot = (  # the word keeps the reader's own colour, which is readable on any ground
+        "<span"
+        " style='display:inline-block;width:.65em;height:.65em;border-radius:50%;margin-right:.4em;"
+    )
     rows = "".join(
-        f"<tr style='vertical-align:top'><td style='text-align:left;white-space:nowrap'>{dot}background:{_COLOURS[p.severity]}'></span><b>{p.severity}</b></td>"
-        f"<td style='text-align:left'>{e(p.kind)}</td><td style='text-align:left'>{e(g.where)}</td>"
-        f"<td style='text-align:left'>{e(g.says)}</td><td style='text-align:left'>{e(p.mend)}</td></tr>"
-        for g in grouped(report.problems) for p in g.problems[:1])
-    head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("severity", "kind", "where", "what", "how to mend it"))
+        "<tr style='vertical-align:top'><td"
+        f" style='text-align:left;white-space:nowrap'>{dot}background:{_COLOURS[p.severity]}'></span><b>{p.severity}</b></td><td"
+        f" style='text-align:left'>{e(p.kind)}</td><td style='text-align:left'>{e(g.where)}</td><td"
+        f" style='text-align:left'>{e(g.says)}</td><td"
+        f" style='text-align:left'>{e(p.mend)}</td></tr>"
+        for g in grouped(report.problems)
+        for p in g.problems[:1]
+    )
+    head = "".join(
+        f"<th style='text-align:left'>{h}</th>"
+        for h in ("severity", "kind", "where", "what", "how to mend it")
+    )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
     bad = report.to_exclude()
-    option = f"<p>{_WITHOUT} <code>exclude_episodes={bad}</code>; on the command line <code>--exclude-episodes {' '.join(map(str, bad))}</code></p>" if bad else ""
-    return f"<p><b>{e(report.headline())}</b></p>{table}" + "".join(f"<p><small>{e(n)}</small></p>" for n in report.notes) + option
+    option = (
+        f"<p>{_WITHOUT} <code>exclude_episodes={bad}</code>; on the command line"
+        f" <code>--exclude-episodes {' '.join(map(str, bad))}</code></p>"
+        if bad
+        else ""
+    )
+    return (
+        f"<p><b>{e(report.headline())}</b></p>{table}"
+        + "".join(f"<p><small>{e(n)}</small></p>" for n in report.notes)
+        + option
+    )
 
 
 Report._repr_html_ = _as_html
@@ -167,12 +234,30 @@ def plot_report(report: Report):  # a matplotlib figure
     "Lengths of the episodes in rows, and problems at the episode and row where they sit (at row 0 where they have none)."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(9, 2.2))
-    ax.bar(list(report.lengths), list(report.lengths.values()), width=1, color="#CCCCCC", edgecolor="white", linewidth=.3)
+    ax.bar(
+        list(report.lengths),
+        list(report.lengths.values()),
+        width=1,
+        color="#CCCCCC",
+        edgecolor="white",
+        linewidth=0.3,
+    )
     for s in reversed(SEVERITIES):
         at = [(p.episode, p.row or 0) for p in report.of(s) if p.episode is not None]
-        if at: ax.scatter(*zip(*at), s=14, color=_COLOURS[s], label=f"{s} ({len(at)})", zorder=3, clip_on=False)
-    ax.set_xlabel("episode"); ax.set_ylabel("rows"); ax.margins(x=.01)
-    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        if at:
+            ax.scatter(
+                *zip(*at),
+                s=14,
+                color=_COLOURS[s],
+                label=f"{s} ({len(at)})",
+                zorder=3,
+                clip_on=False,
+            )
+    ax.set_xlabel("episode")
+    ax.set_ylabel("rows")
+    ax.margins(x=0.01)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     fig.tight_layout()
     plt.close(fig)
     return fig

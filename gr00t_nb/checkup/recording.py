@@ -23,7 +23,16 @@ from ..data.lerobot import Episode, Place, _picture, original_key
 from .metadata import Metadata, Used, width
 from ..data.modality import depth_reason
 from .problems import Problem, ranges
-from .signals import Scales, alike, clock_fault, copied, frozen_run, idle_ends, jumps, thumbnails
+from gr00t_nb.checkup.signals import (
+    Scales,
+    alike,
+    clock_fault,
+    copied,
+    frozen_run,
+    idle_ends,
+    jumps,
+    thumbnails,
+)
 from ..data.video import _new_decoder, _reason
 from ..errors import InputError
 
@@ -40,10 +49,18 @@ class Moments:
     @classmethod
     def of(cls, x: np.ndarray):  # x (L, D)
         x = x[np.isfinite(x).all(1)].astype(np.float64)
-        return cls(len(x), x.min(0, initial=np.inf), x.max(0, initial=-np.inf), x.sum(0), (x * x).sum(0))
+        return cls(
+            len(x), x.min(0, initial=np.inf), x.max(0, initial=-np.inf), x.sum(0), (x * x).sum(0)
+        )
 
     def __add__(self, o: "Moments"):
-        return Moments(self.count + o.count, np.minimum(self.low, o.low), np.maximum(self.high, o.high), self.total + o.total, self.squares + o.squares)
+        return Moments(
+            self.count + o.count,
+            np.minimum(self.low, o.low),
+            np.maximum(self.high, o.high),
+            self.total + o.total,
+            self.squares + o.squares,
+        )
 
     @property
     def mean(self): return self.total / max(self.count, 1)
@@ -62,44 +79,78 @@ class Findings:
     tasks: dict[str, set] = field(default_factory=dict)  # column -> task numbers or texts that occur
     outside: dict[str, np.ndarray] = field(default_factory=dict)  # column -> (D,) rows beyond the shipped extremes
 
-    def add(self, severity: str, kind: str, file: str, found: str, expected: str, mend: str, row: int | None = None, about: str = ""):
+    def add(
+        self,
+        severity: str,
+        kind: str,
+        file: str,
+        found: str,
+        expected: str,
+        mend: str,
+        row: int | None = None,
+        about: str = "",
+    ):
         "Notes a problem of this episode."
-        self.problems.append(Problem(severity, kind, found, expected, mend, file, self.episode.index, row, about))
+        self.problems.append(
+            Problem(severity, kind, found, expected, mend, file, self.episode.index, row, about)
+        )
 
 # %% ../../nbs/checkup/20_recording.ipynb #d8df3513
 @lru_cache(maxsize=4)
 def _groups(path: str, size: int, time: int, first: int, last: int) -> pa.Table:
     "Row groups of a table; size and time of change are there to notice that the file was replaced."
-    with pq.ParquetFile(path) as file: return file.read_row_groups(list(range(first, last)), use_threads=False)
+    with pq.ParquetFile(path) as file:
+        return file.read_row_groups(list(range(first, last)), use_threads=False)
 
 
 def read_table(place: Place) -> pa.Table:
     "The rows of an episode, as the file has them."
     with pq.ParquetFile(place.path) as file:
-        ends = np.cumsum([0] + [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+        ends = np.cumsum(
+            [0] + [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        )
         schema = file.schema_arrow
     stop = ends[-1] if place.count is None else place.first + place.count
     inside = np.flatnonzero((ends[:-1] < stop) & (ends[1:] > place.first))
     if not len(inside): return schema.empty_table()
     stat = os.stat(place.path)
-    table = _groups(str(place.path), stat.st_size, stat.st_mtime_ns, int(inside[0]), int(inside[-1]) + 1)
+    table = _groups(
+        str(place.path), stat.st_size, stat.st_mtime_ns, int(inside[0]), int(inside[-1]) + 1
+    )
     return table.slice(place.first - ends[inside[0]], int(stop - place.first))
 
 # %% ../../nbs/checkup/20_recording.ipynb #e5d204ee
-def _nested(t: pa.DataType) -> bool: return pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t)
+def _nested(t: pa.DataType) -> bool:
+    return pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t)
 
 
 def _kind(t: pa.DataType) -> str:
     "What a column holds, in the words of info.json."
     while _nested(t): t = t.value_type
-    return ("float" if pa.types.is_floating(t) else "int" if pa.types.is_integer(t) else "bool" if pa.types.is_boolean(t)
-            else "string" if pa.types.is_string(t) or pa.types.is_large_string(t) else str(t))
+    return (
+        "float"
+        if pa.types.is_floating(t)
+        else (
+            "int"
+            if pa.types.is_integer(t)
+            else (
+                "bool"
+                if pa.types.is_boolean(t)
+                else "string" if pa.types.is_string(t) or pa.types.is_large_string(t) else str(t)
+            )
+        )
+    )
 
 
-def column_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray | None, str, int | None]:  # (L, D) float64; else None, what is there, and in which row
+def column_numbers(
+    column: pa.ChunkedArray,
+) -> tuple[
+    np.ndarray | None, str, int | None
+]:  # (L, D) float64; else None, what is there, and in which row
     "A column of numbers as an array."
     a = column.combine_chunks()
-    if isinstance(a, pa.ChunkedArray): a = pa.concat_arrays(a.chunks) if a.num_chunks else pa.array([], column.type)
+    if isinstance(a, pa.ChunkedArray):
+        a = pa.concat_arrays(a.chunks) if a.num_chunks else pa.array([], column.type)
     n = len(a)
     while _nested(a.type):
         sizes = pc.fill_null(pc.list_value_length(a), -1).to_numpy(zero_copy_only=False)
@@ -109,61 +160,149 @@ def column_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray | None, str, int
             if values[counts.argmax()] < 0: odd = np.array([0])
             if len(odd):
                 row, size = int(odd[0]) * n // len(sizes), int(sizes[odd[0]])
-                return None, f"{len(odd)} rows of another length than most, the first with {'nothing' if size < 0 else f'{size} values'}", row
+                return (
+                    None,
+                    (
+                        f"{len(odd)} rows of another length than most, the first with"
+                        f" {'nothing' if size < 0 else f'{size} values'}"
+                    ),
+                    row,
+                )
         a = a.flatten()
     if _kind(a.type) not in ("float", "int", "bool"): return None, f"{column.type}", None
-    x = a.cast(pa.float32() if pa.types.is_float16(a.type) else a.type).to_numpy(zero_copy_only=False)
-    x = np.array([np.nan if v is None else float(v) for v in x]) if x.dtype == object else x.astype(np.float64)
+    x = a.cast(pa.float32() if pa.types.is_float16(a.type) else a.type).to_numpy(
+        zero_copy_only=False
+    )
+    x = (
+        np.array([np.nan if v is None else float(v) for v in x])
+        if x.dtype == object
+        else x.astype(np.float64)
+    )
     return x.reshape(n, -1 if n else 0), "", None
 
 # %% ../../nbs/checkup/20_recording.ipynb #a68f5d69
-def _columns(m: Metadata, used: Used, f: Findings, table: pa.Table, file: str) -> dict[str, np.ndarray]:  # column -> (L, D)
+def _columns(
+    m: Metadata, used: Used, f: Findings, table: pa.Table, file: str
+) -> dict[str, np.ndarray]:  # column -> (L, D)
     "Checks the columns of a table and gives those that are numbers."
     needed, out = {*used.dims, *used.languages}, {}
     declared = {c: d for c, d in m.info["features"].items() if d["dtype"] not in ("video", "image")}
     for c in dict.fromkeys([*declared, *used.languages]):
         bad = "error" if c in needed else "warning"
         if table.column_names.count(c) != 1:
-            f.add(bad, "column_missing", file, f"no column '{c}'" if c not in table.column_names else f"several columns '{c}'", "the columns of info.json, each once",
-                  "write the table again from the recording", about=c)
+            f.add(
+                bad,
+                "column_missing",
+                file,
+                f"no column '{c}'" if c not in table.column_names else f"several columns '{c}'",
+                "the columns of info.json, each once",
+                "write the table again from the recording",
+                about=c,
+            )
             continue
         there, said = table[c].type, declared.get(c, {}).get("dtype", "")
         leaf = there
         while _nested(leaf): leaf = leaf.value_type
         names = dict(float="float32", double="float64", halffloat="float16")
-        if said.startswith(("float", "int", "uint", "bool", "string")) and names.get(str(leaf), str(leaf)) != said:
-            same = _kind(there) == ("int" if said.startswith("uint") else next(k for k in ("float", "int", "bool", "string") if said.startswith(k)))
-            f.add("warning" if same else bad, "dtype", file, f"'{c}' holds {there}", f"{said}, as info.json says", "write the column again, or mend its dtype in info.json", about=c)
+        if (
+            said.startswith(("float", "int", "uint", "bool", "string"))
+            and names.get(str(leaf), str(leaf)) != said
+        ):
+            same = _kind(there) == (
+                "int"
+                if said.startswith("uint")
+                else next(k for k in ("float", "int", "bool", "string") if said.startswith(k))
+            )
+            f.add(
+                "warning" if same else bad,
+                "dtype",
+                file,
+                f"'{c}' holds {there}",
+                f"{said}, as info.json says",
+                "write the column again, or mend its dtype in info.json",
+                about=c,
+            )
         if _kind(there) == "string": continue
         x, why, row = column_numbers(table[c])
-        if x is None: f.add(bad, "shape" if row is not None else "dtype", file, f"'{c}' holds {why}", "the same number of values in each row" if row is not None else "numbers",
-                            "write the table again from the recording", row, c)
+        if x is None:
+            f.add(
+                bad,
+                "shape" if row is not None else "dtype",
+                file,
+                f"'{c}' holds {why}",
+                "the same number of values in each row" if row is not None else "numbers",
+                "write the table again from the recording",
+                row,
+                c,
+            )
         elif c in declared and len(x) and x.shape[1] != width(m, c):
-            f.add(bad, "shape", file, f"'{c}' has {x.shape[1]} values in a row", f"{width(m, c)}, as info.json says", "write the column again, or mend its shape in info.json", about=c)
-        else: out[c] = x
+            f.add(
+                bad,
+                "shape",
+                file,
+                f"'{c}' has {x.shape[1]} values in a row",
+                f"{width(m, c)}, as info.json says",
+                "write the column again, or mend its shape in info.json",
+                about=c,
+            )
+        else:
+            out[c] = x
     for c in dict.fromkeys(table.column_names):
         if c not in m.info["features"] and c not in needed:
-            f.add("info", "column_extra", file, f"a column '{c}' that info.json does not describe", "described columns only", "describe it in info.json, or leave it", about=c)
+            f.add(
+                "info",
+                "column_extra",
+                file,
+                f"a column '{c}' that info.json does not describe",
+                "described columns only",
+                "describe it in info.json, or leave it",
+                about=c,
+            )
     return out
 
 # %% ../../nbs/checkup/20_recording.ipynb #8fb71bbf
-def _bookkeeping(m: Metadata, used: Used, f: Findings, table: pa.Table, x: dict[str, np.ndarray], file: str):
+def _bookkeeping(
+    m: Metadata, used: Used, f: Findings, table: pa.Table, x: dict[str, np.ndarray], file: str
+):
     "Index columns, task numbers and time stamps."
     x = {c: a for c, a in x.items() if a.shape[1:] == (1,)}
     wanted = dict(episode_index=np.full(f.rows, f.episode.index), frame_index=np.arange(f.rows))
     if "index" in x and f.rows: wanted["index"] = x["index"][0, 0] + np.arange(f.rows)
     for c, right in wanted.items():
         if c in x and len(x[c]) and (wrong := np.flatnonzero(x[c][:, 0] != right)).size:
-            f.add("warning", "numbering", file, f"{c} is {x[c][wrong[0], 0]:g}", f"{right[wrong[0]]:g}", "number the rows again", int(wrong[0]), c)
-    for c in dict.fromkeys([*used.languages, *(original_key(m.modality, "annotation", a) for a in m.modality["annotation"]), "task_index"]):
+            f.add(
+                "warning",
+                "numbering",
+                file,
+                f"{c} is {x[c][wrong[0], 0]:g}",
+                f"{right[wrong[0]]:g}",
+                "number the rows again",
+                int(wrong[0]),
+                c,
+            )
+    for c in dict.fromkeys([
+        *used.languages,
+        *(original_key(m.modality, "annotation", a) for a in m.modality["annotation"]),
+        "task_index",
+    ]):
         if c in x:
             numbers = np.unique(x[c])
-            f.tasks[c] = {int(v) if v == int(v) else v for v in numbers[np.isfinite(numbers)].tolist()}
+            f.tasks[c] = {
+                int(v) if v == int(v) else v for v in numbers[np.isfinite(numbers)].tolist()
+            }
             missing = [v for v in f.tasks[c] if v not in m.tasks]
             if missing or not np.isfinite(numbers).all():
                 row = int(np.flatnonzero(~np.isin(x[c][:, 0], list(m.tasks)))[0])
-                f.add("error" if c in used.languages else "warning", "task_unknown", file, f"{c} is {x[c][row, 0]:g}, which is no task", f"a task_index of meta/tasks ({ranges(m.tasks) or 'it has none'})",
-                      "add the task, or mend the column", row, c)
+                f.add(
+                    "error" if c in used.languages else "warning",
+                    "task_unknown",
+                    file,
+                    f"{c} is {x[c][row, 0]:g}, which is no task",
+                    f"a task_index of meta/tasks ({ranges(m.tasks) or 'it has none'})",
+                    "add the task, or mend the column",
+                    row,
+                    c,
+                )
         elif c in table.column_names and not _nested(table[c].type) and _kind(table[c].type) == "string": f.tasks[c] = {t for t in table[c].unique().to_pylist() if t is not None}
     t = x["timestamp"][:, 0] if "timestamp" in x else np.zeros(0)
     match clock_fault(t, m.fps):
@@ -172,7 +311,16 @@ def _bookkeeping(m: Metadata, used: Used, f: Findings, table: pa.Table, x: dict[
         case "drift", row, off: f.add("warning", "timestamp_drift", file, f"timestamps up to {off:+.3g} s away from row / fps, beyond half a row from this row on",
                                       f"row / {m.fps:g} s", "look for lost rows here; write the timestamps anew if none are missing", row)
     if "timestamp" in x and not np.isfinite(t).all():
-        f.add("warning", "not_finite", file, f"{(~np.isfinite(t)).sum()} timestamps that are NaN or infinite", "finite numbers", "write the timestamps anew", int(np.argmax(~np.isfinite(t))), "timestamp")
+        f.add(
+            "warning",
+            "not_finite",
+            file,
+            f"{(~np.isfinite(t)).sum()} timestamps that are NaN or infinite",
+            "finite numbers",
+            "write the timestamps anew",
+            int(np.argmax(~np.isfinite(t))),
+            "timestamp",
+        )
 
 # %% ../../nbs/checkup/20_recording.ipynb #3f44d352
 IDLE_SECONDS = 1.0  # a longer rest at either end of an episode is reported
@@ -182,10 +330,14 @@ IDLE_SECONDS = 1.0  # a longer rest at either end of an episode is reported
 class Known:
     "What is known of the whole data set when an episode is checked."
     scales: dict[str, Scales]  # by used vector column
-    bounds: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # shipped (minimum, maximum) by column
+    bounds: dict[str, tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict
+    )  # shipped (minimum, maximum) by column
 
 # %% ../../nbs/checkup/20_recording.ipynb #fd591317
-def _signals(m: Metadata, used: Used, known: Known, f: Findings, x: dict[str, np.ndarray], file: str):
+def _signals(
+    m: Metadata, used: Used, known: Known, f: Findings, x: dict[str, np.ndarray], file: str
+):
     "Faults in the numbers of the used columns."
     vectors = {c: d for c, d in used.dims.items() if c in x and c in known.scales and len(x[c])}
     for c, dims in used.dims.items():
@@ -197,25 +349,66 @@ def _signals(m: Metadata, used: Used, known: Known, f: Findings, x: dict[str, np
             f.outside[c] = ((x[c] < low - slack) | (x[c] > high + slack)).sum(0)
         if bad[:, dims].any():
             rows = np.flatnonzero(bad[:, dims].any(1))
-            f.add("error", "not_finite", file, f"NaN or infinity in {len(rows)} rows of '{c}', dimensions {ranges(np.array(dims)[bad[:, dims].any(0)].tolist())}", "finite numbers",
-                  "interpolate them, or leave the episode out (--exclude-episodes)", int(rows[0]), c)
+            f.add(
+                "error",
+                "not_finite",
+                file,
+                f"NaN or infinity in {len(rows)} rows of '{c}', dimensions"
+                f" {ranges(np.array(dims)[bad[:, dims].any(0)].tolist())}",
+                "finite numbers",
+                "interpolate them, or leave the episode out (--exclude-episodes)",
+                int(rows[0]),
+                c,
+            )
     for c, dims in vectors.items():
         by_dim = {}
         for row, j in jumps(x[c], known.scales[c]): by_dim.setdefault(j, []).append(row)
         for j in sorted(set(by_dim) & set(dims)):
             row, step = by_dim[j][0], x[c][by_dim[j][0], j] - x[c][by_dim[j][0] - 1, j]
             wrap = abs(abs(step) - 2 * np.pi) < 0.3 or abs(abs(step) - 360) < 15
-            f.add("warning", "jump", file, f"'{c}' dimension {j} changes by {step:+.4g} from one row to the next ({len(by_dim[j])} such rows), a fast change is {known.scales[c].step[j]:.3g}",
-                  "changes that a robot can make", "unwrap the angle" if wrap else "smooth or cut the rows, or leave the episode out (--exclude-episodes)", row, f"{c}[{j}]")
+            f.add(
+                "warning",
+                "jump",
+                file,
+                f"'{c}' dimension {j} changes by {step:+.4g} from one row to the next"
+                f" ({len(by_dim[j])} such rows), a fast change is {known.scales[c].step[j]:.3g}",
+                "changes that a robot can make",
+                (
+                    "unwrap the angle"
+                    if wrap
+                    else "smooth or cut the rows, or leave the episode out (--exclude-episodes)"
+                ),
+                row,
+                f"{c}[{j}]",
+            )
     if vectors and m.fps:
-        everything, span = np.hstack([x[c][:, d] for c, d in vectors.items()]), np.concatenate([known.scales[c].span[d] for c, d in vectors.items()])
+        everything, span = np.hstack([x[c][:, d] for c, d in vectors.items()]), np.concatenate(
+            [known.scales[c].span[d] for c, d in vectors.items()]
+        )
         head, tail = idle_ends(everything, span)
         if head == tail == f.rows and f.rows > IDLE_SECONDS * m.fps:
-            f.add("warning", "idle_episode", file, f"nothing moves in {f.rows} rows", "a motion", "leave the episode out (--exclude-episodes)", 0)
+            f.add(
+                "warning",
+                "idle_episode",
+                file,
+                f"nothing moves in {f.rows} rows",
+                "a motion",
+                "leave the episode out (--exclude-episodes)",
+                0,
+            )
         elif f.rows:
             for kind, n, row in (("idle_head", head, 0), ("idle_tail", tail, f.rows - tail)):
-                if n > IDLE_SECONDS * m.fps: f.add("warning", kind, file, f"nothing moves for {n / m.fps:.1f} s at the {'beginning' if row == 0 else 'end'} ({n} rows)",
-                                                  f"at most {IDLE_SECONDS:g} s", "cut these rows and frames: the policy learns to rest", row)
+                if n > IDLE_SECONDS * m.fps:
+                    f.add(
+                        "warning",
+                        kind,
+                        file,
+                        f"nothing moves for {n / m.fps:.1f} s at the"
+                        f" {'beginning' if row == 0 else 'end'} ({n} rows)",
+                        f"at most {IDLE_SECONDS:g} s",
+                        "cut these rows and frames: the policy learns to rest",
+                        row,
+                    )
     _copies(m, known, f, x, file)
 
 
@@ -223,13 +416,34 @@ def _copies(m: Metadata, known: Known, f: Findings, x: dict[str, np.ndarray], fi
     "Action groups that equal the state group of the same name."
     for g, a in m.modality["action"].items():
         s = m.modality["state"].get(g)
-        ca, cs = original_key(m.modality, "action", g), s is not None and original_key(m.modality, "state", g)
-        if s is None or ca not in x or cs not in x or cs not in known.scales or a["end"] - a["start"] != s["end"] - s["start"]: continue
+        ca, cs = original_key(m.modality, "action", g), s is not None and original_key(
+            m.modality, "state", g
+        )
+        if (
+            s is None
+            or ca not in x
+            or cs not in x
+            or cs not in known.scales
+            or a["end"] - a["start"] != s["end"] - s["start"]
+        ):
+            continue
         inside = slice(s["start"], s["end"])
         state, action = x[cs][:, inside], x[ca][:, a["start"]:a["end"]]
-        if state.shape == action.shape and (same := copied(state, action, known.scales[cs].span[inside])).any():
-            f.add("warning", "action_is_state", file, f"action '{g}' equals the state of the same row in dimensions {ranges(np.flatnonzero(same).tolist())}", "commands, which lead the state",
-                  "record what was commanded, or shift the action by a row", 0, f"action.{g}")
+        if (
+            state.shape == action.shape
+            and (same := copied(state, action, known.scales[cs].span[inside])).any()
+        ):
+            f.add(
+                "warning",
+                "action_is_state",
+                file,
+                f"action '{g}' equals the state of the same row in dimensions"
+                f" {ranges(np.flatnonzero(same).tolist())}",
+                "commands, which lead the state",
+                "record what was commanded, or shift the action by a row",
+                0,
+                f"action.{g}",
+            )
 
 # %% ../../nbs/checkup/20_recording.ipynb #aa8fc4be
 def _cut(path: Path) -> str:  # what is missing, or ''
@@ -243,9 +457,11 @@ def _cut(path: Path) -> str:  # what is missing, or ''
             if n == 1: n = int.from_bytes(head[8:16], "big")
             if n == 0: n = size - at
             if n < 8 or not name.isalnum() or len(seen) > 10_000: return ""  # no mp4: the decoder will say
-            seen.append(name); at += n
+            seen.append(name)
+            at += n
     if not seen or seen[0] != b"ftyp": return ""
-    if at > size: return f"its box '{seen[-1].decode()}' should end at byte {at:,}, the file at {size:,}"
+    if at > size:
+        return f"its box '{seen[-1].decode()}' should end at byte {at:,}, the file at {size:,}"
     return "" if b"moov" in seen or b"moof" in seen else "its index 'moov' is missing"
 
 # %% ../../nbs/checkup/20_recording.ipynb #6e4a6c61
@@ -262,7 +478,9 @@ def _decoder(path: Path):  # a torchcodec VideoDecoder that gives (n, H, W, 3)
     return kept[key]
 
 
-def _decode(decoder, frames: list[int]) -> tuple[np.ndarray | None, int | None, str]:  # frames; else None, the first that fails, and why
+def _decode(
+    decoder, frames: list[int]
+) -> tuple[np.ndarray | None, int | None, str]:  # frames; else None, the first that fails, and why
     "Frames of a video; where they cannot be had together, each is tried, to say which one fails."
     try: return decoder.get_frames_at(frames).data.numpy(), None, ""
     except Exception as error: why = error  # torchcodec raises RuntimeError, IndexError and others for the same damage
@@ -286,68 +504,216 @@ def check_video(
 ):
     "Checks the video of one camera of one episode."
     place, bad = m.video(f.episode, column), "error" if used else "warning"
-    if place is None: return f.add(bad, "video_missing", m.listing("episodes"), "no offsets for this camera", "from where to where its frames lie in a video", "restore the metadata, or leave the episode out", about=column)
+    if place is None:
+        return f.add(
+            bad,
+            "video_missing",
+            m.listing("episodes"),
+            "no offsets for this camera",
+            "from where to where its frames lie in a video",
+            "restore the metadata, or leave the episode out",
+            about=column,
+        )
     file, rows = m.relative(place.path), f.episode.length if f.rows is None else f.rows
-    say = lambda severity, kind, found, expected, mend, row=None: f.add(severity, kind, file, found, expected, mend, row, column)
+    say = lambda severity, kind, found, expected, mend, row=None: f.add(
+        severity, kind, file, found, expected, mend, row, column
+    )
     again = "restore the file, or leave the episode out (--exclude-episodes)"
-    if not os.path.isfile(place.path): return say(bad, "video_missing", "no such file", "a video of each camera for each episode", again)
+    if not os.path.isfile(place.path):
+        return say(
+            bad, "video_missing", "no such file", "a video of each camera for each episode", again
+        )
     if not place.path.stat().st_size: return say(bad, "video_empty", "0 bytes", "a video", again)
-    if cut := _cut(place.path): return say(bad, "video_truncated", f"a file that was cut: {cut}", "a whole mp4 file", again)
-    try: decoder = _decoder(place.path)
-    except Exception as e: return say(bad, "video_undecodable", f"it cannot be opened ({_reason(e, place.path)[:120]})", "a video", again)
-    there = max(0, len(decoder) - place.first) if place.count is None else min(place.count, max(0, len(decoder) - place.first))
-    if there < rows: say(bad, "video_short", f"{there} frames for {rows} rows", "a frame for each row", "leave the episode out (--exclude-episodes), or cut the rows that have no frame", there)
-    if there > rows and f.rows is not None: say("warning", "video_long", f"{there} frames for {rows} rows", "a row for each frame",
-                                                "look whether rows were lost at the beginning or between: then pictures and rows are shifted", rows)
-    fps, (height, width_) = float(decoder.metadata.average_fps or 0), _size(m.info["features"][column])
-    if m.fps and abs(fps / m.fps - 1) > 0.02: say("warning", "fps_video", f"{fps:.4g} frames a second", f"{m.fps:g}, the fps of info.json", "write the video again at that rate, or mend info.json")
+    if cut := _cut(place.path):
+        return say(bad, "video_truncated", f"a file that was cut: {cut}", "a whole mp4 file", again)
+    try:
+        decoder = _decoder(place.path)
+    except Exception as e:
+        return say(
+            bad,
+            "video_undecodable",
+            f"it cannot be opened ({_reason(e, place.path)[:120]})",
+            "a video",
+            again,
+        )
+    there = (
+        max(0, len(decoder) - place.first)
+        if place.count is None
+        else min(place.count, max(0, len(decoder) - place.first))
+    )
+    if there < rows:
+        say(
+            bad,
+            "video_short",
+            f"{there} frames for {rows} rows",
+            "a frame for each row",
+            "leave the episode out (--exclude-episodes), or cut the rows that have no frame",
+            there,
+        )
+    if there > rows and f.rows is not None:
+        say(
+            "warning",
+            "video_long",
+            f"{there} frames for {rows} rows",
+            "a row for each frame",
+            "look whether rows were lost at the beginning or between: then pictures and rows are"
+            " shifted",
+            rows,
+        )
+    fps, (height, width_) = float(decoder.metadata.average_fps or 0), _size(
+        m.info["features"][column]
+    )
+    if m.fps and abs(fps / m.fps - 1) > 0.02:
+        say(
+            "warning",
+            "fps_video",
+            f"{fps:.4g} frames a second",
+            f"{m.fps:g}, the fps of info.json",
+            "write the video again at that rate, or mend info.json",
+        )
     if height and (decoder.metadata.height, decoder.metadata.width) != (height, width_):
-        say("warning", "video_size", f"{decoder.metadata.height} x {decoder.metadata.width} pixels", f"{height} x {width_}, the shape in info.json", "mend info.json, or scale the video")
+        say(
+            "warning",
+            "video_size",
+            f"{decoder.metadata.height} x {decoder.metadata.width} pixels",
+            f"{height} x {width_}, the shape in info.json",
+            "mend info.json, or scale the video",
+        )
     _pictures(m, decoder, place.first, there, say, bad, again, state, span, thorough)
 
 
 def _size(feature: dict) -> tuple[int, int]:
     "Height and width of a camera by its entry in info.json, or zeros."
-    shape, names = feature["shape"], [str(n) for n in feature["names"]] if isinstance(feature.get("names"), list) else []
+    shape, names = feature["shape"], (
+        [str(n) for n in feature["names"]] if isinstance(feature.get("names"), list) else []
+    )
     if len(shape) != 3: return 0, 0
-    if len(names) == 3 and "height" in names and "width" in names: return shape[names.index("height")], shape[names.index("width")]
+    if len(names) == 3 and "height" in names and "width" in names:
+        return shape[names.index("height")], shape[names.index("width")]
     return tuple(shape[1:]) if shape[0] == 3 else tuple(shape[:2])
 
 # %% ../../nbs/checkup/20_recording.ipynb #da23673a
-def _pictures(m: Metadata, decoder, first: int, there: int, say, bad: str, again: str, state, span, thorough: bool):
+def _pictures(
+    m: Metadata,
+    decoder,
+    first: int,
+    there: int,
+    say,
+    bad: str,
+    again: str,
+    state,
+    span,
+    thorough: bool,
+):
     "Decodes frames of an episode, looks for damage, for nothing but one colour, and for standing pictures."
     if not there: return
-    pairs = sorted({i for k in range(PAIRS) if (i := int((k + .5) * there / PAIRS)) + APART < there})
+    pairs = sorted(
+        {i for k in range(PAIRS) if (i := int((k + 0.5) * there / PAIRS)) + APART < there}
+    )
     chosen = sorted({0, there - 1, *pairs, *(i + APART for i in pairs)})
     frames, failed, why = _decode(decoder, [first + i for i in chosen])
-    if frames is None: return say(bad, "video_undecodable", f"a frame that cannot be decoded ({why[:120]})", "frames that can be decoded", again, failed - first)
-    if frames[:, ::4, ::4].reshape(len(frames), -1).std(1).max() < 2: say("warning", "video_blank", "frames of a single colour", "pictures", "look at the camera; leave the episode out (--exclude-episodes)", 0)
+    if frames is None:
+        return say(
+            bad,
+            "video_undecodable",
+            f"a frame that cannot be decoded ({why[:120]})",
+            "frames that can be decoded",
+            again,
+            failed - first,
+        )
+    if frames[:, ::4, ::4].reshape(len(frames), -1).std(1).max() < 2:
+        say(
+            "warning",
+            "video_blank",
+            "frames of a single colour",
+            "pictures",
+            "look at the camera; leave the episode out (--exclude-episodes)",
+            0,
+        )
     small = dict(zip(chosen, thumbnails(frames)))
-    if not thorough and (state is None or not any(alike(small[i], small[i + APART]) for i in pairs)): return
+    if not thorough and (
+        state is None or not any(alike(small[i], small[i + APART]) for i in pairs)
+    ):
+        return
     small = []
     for start in range(0, there, 64):
-        block, failed, why = _decode(decoder, list(range(first + start, first + min(start + 64, there))))
-        if block is None: return say(bad, "video_undecodable", f"a frame that cannot be decoded ({why[:120]})", "frames that can be decoded", again, failed - first)
+        block, failed, why = _decode(
+            decoder, list(range(first + start, first + min(start + 64, there)))
+        )
+        if block is None:
+            return say(
+                bad,
+                "video_undecodable",
+                f"a frame that cannot be decoded ({why[:120]})",
+                "frames that can be decoded",
+                again,
+                failed - first,
+            )
         small.append(thumbnails(block))
-    run = frozen_run(np.concatenate(small), state, span, max(5, round(0.4 * m.fps))) if state is not None else None
-    if run: say("warning", "video_frozen", f"the same picture in {run[1]} frames while the robot moves", "a picture that changes with the scene", "leave the episode out (--exclude-episodes), or cut it", run[0])
+    run = (
+        frozen_run(np.concatenate(small), state, span, max(5, round(0.4 * m.fps)))
+        if state is not None
+        else None
+    )
+    if run:
+        say(
+            "warning",
+            "video_frozen",
+            f"the same picture in {run[1]} frames while the robot moves",
+            "a picture that changes with the scene",
+            "leave the episode out (--exclude-episodes), or cut it",
+            run[0],
+        )
 
 # %% ../../nbs/checkup/20_recording.ipynb #60350834
-def _table_pictures(m: Metadata, used: Used, f: Findings, table: pa.Table, file: str, thorough: bool):
+def _table_pictures(
+    m: Metadata, used: Used, f: Findings, table: pa.Table, file: str, thorough: bool
+):
     "Checks the columns of a table that hold pictures."
     for c, d in m.info["features"].items():
         if d["dtype"] != "image" or depth_reason(c, d): continue
         bad, n = "error" if c in used.cameras else "warning", len(table)
         if table.column_names.count(c) != 1:
-            f.add(bad, "column_missing", file, f"no column '{c}', or several", "the columns of info.json, each once", "write the table again from the recording", about=c)
+            f.add(
+                bad,
+                "column_missing",
+                file,
+                f"no column '{c}', or several",
+                "the columns of info.json, each once",
+                "write the table again from the recording",
+                about=c,
+            )
             continue
-        for row in range(n) if thorough else sorted({int(i) for i in np.linspace(0, n - 1, 2 * PAIRS + 2)}) if n else ():
-            try: height, width_ = _picture(table[c][row].as_py(), m.path, "it").shape[:2]
+        for row in (
+            range(n)
+            if thorough
+            else sorted({int(i) for i in np.linspace(0, n - 1, 2 * PAIRS + 2)}) if n else ()
+        ):
+            try:
+                height, width_ = _picture(table[c][row].as_py(), m.path, "it").shape[:2]
             except (InputError, OSError, TypeError, ValueError):
-                f.add(bad, "picture_undecodable", file, f"'{c}' holds no colour picture of 8 bits", "a PNG or JPEG file, or the path of one", "restore the table, or leave the episode out", row, c)
+                f.add(
+                    bad,
+                    "picture_undecodable",
+                    file,
+                    f"'{c}' holds no colour picture of 8 bits",
+                    "a PNG or JPEG file, or the path of one",
+                    "restore the table, or leave the episode out",
+                    row,
+                    c,
+                )
                 break
             if (said := _size(d)) != (height, width_) and any(said):
-                f.add("warning", "video_size", file, f"{height} x {width_} pixels", f"{said[0]} x {said[1]}, the shape in info.json", "mend info.json, or scale the pictures", row, c)
+                f.add(
+                    "warning",
+                    "video_size",
+                    file,
+                    f"{height} x {width_} pixels",
+                    f"{said[0]} x {said[1]}, the shape in info.json",
+                    "mend info.json, or scale the pictures",
+                    row,
+                    c,
+                )
                 break
 
 # %% ../../nbs/checkup/20_recording.ipynb #57d6e092
@@ -359,14 +725,49 @@ def read_columns(
     place = m.layout.rows(f.episode)
     file = m.relative(place.path)
     if not os.path.isfile(place.path):
-        f.add("error", "table_missing", file, "no such file", "a table for each episode", "restore the file, or leave the episode out (--exclude-episodes)"); return {}
-    try: table = read_table(place)
+        f.add(
+            "error",
+            "table_missing",
+            file,
+            "no such file",
+            "a table for each episode",
+            "restore the file, or leave the episode out (--exclude-episodes)",
+        )
+        return {}
+    try:
+        table = read_table(place)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as e:
-        f.add("error", "table_unreadable", file, f"{place.path.stat().st_size:,} bytes that cannot be read as a table ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__})",
-              "a parquet file", "restore the file, or leave the episode out (--exclude-episodes)"); return {}
+        f.add(
+            "error",
+            "table_unreadable",
+            file,
+            f"{place.path.stat().st_size:,} bytes that cannot be read as a table"
+            f" ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__})",
+            "a parquet file",
+            "restore the file, or leave the episode out (--exclude-episodes)",
+        )
+        return {}
     f.rows = table.num_rows
-    if f.rows < f.episode.length: f.add("error", "rows_missing", file, f"{f.rows} rows", f"{f.episode.length}, the length in the metadata", "restore the rows, or mend the length", f.rows)
-    if f.rows > f.episode.length: f.add("warning", "rows_extra", file, f"{f.rows} rows", f"{f.episode.length}, the length in the metadata", "mend the length, or cut the rows", f.episode.length)
+    if f.rows < f.episode.length:
+        f.add(
+            "error",
+            "rows_missing",
+            file,
+            f"{f.rows} rows",
+            f"{f.episode.length}, the length in the metadata",
+            "restore the rows, or mend the length",
+            f.rows,
+        )
+    if f.rows > f.episode.length:
+        f.add(
+            "warning",
+            "rows_extra",
+            file,
+            f"{f.rows} rows",
+            f"{f.episode.length}, the length in the metadata",
+            "mend the length, or cut the rows",
+            f.episode.length,
+        )
     x = _columns(m, used, f, table, file)
     _bookkeeping(m, used, f, table, x, file)
     _table_pictures(m, used, f, table, file, thorough)
@@ -383,15 +784,35 @@ def check_episode(
 ) -> Findings:
     "All checks of one episode."
     f = Findings(episode)
-    with np.errstate(all="ignore"): _inspect(m, used, known, f, cameras, thorough)  # NaN and infinity are looked for, and need no warning of numpy's
+    with np.errstate(all="ignore"):
+        _inspect(
+            m, used, known, f, cameras, thorough
+        )  # NaN and infinity are looked for, and need no warning of numpy's
     return f
 
 
-def _inspect(m: Metadata, used: Used, known: Known, f: Findings, cameras: tuple[str, ...], thorough: bool):
+def _inspect(
+    m: Metadata, used: Used, known: Known, f: Findings, cameras: tuple[str, ...], thorough: bool
+):
     episode, x = f.episode, read_columns(m, used, f, thorough)
     _signals(m, used, known, f, x, m.relative(m.layout.rows(episode).path))
     if f.rows is not None and f.rows < used.horizon:
-        f.add("warning", "episode_short", m.relative(m.layout.rows(episode).path), f"{f.rows} rows", f"at least {used.horizon}, the action horizon", "leave the episode out (--exclude-episodes): it gives no training step")
-    c = [c for c in dict.fromkeys(original_key(m.modality, "state", g) for g in m.modality["state"]) if c in x and c in known.scales]
-    state, span = (np.hstack([x[n] for n in c]), np.concatenate([known.scales[n].span for n in c])) if c else (None, None)
+        f.add(
+            "warning",
+            "episode_short",
+            m.relative(m.layout.rows(episode).path),
+            f"{f.rows} rows",
+            f"at least {used.horizon}, the action horizon",
+            "leave the episode out (--exclude-episodes): it gives no training step",
+        )
+    c = [
+        c
+        for c in dict.fromkeys(original_key(m.modality, "state", g) for g in m.modality["state"])
+        if c in x and c in known.scales
+    ]
+    state, span = (
+        (np.hstack([x[n] for n in c]), np.concatenate([known.scales[n].span for n in c]))
+        if c
+        else (None, None)
+    )
     for column in cameras: check_video(m, f, column, column in used.cameras, state, span, thorough)

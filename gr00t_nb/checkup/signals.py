@@ -37,7 +37,8 @@ def ordinary(
     everything[~np.isfinite(everything)] = np.nan
     good = np.isfinite(everything).any(0)
     span, step, steps = np.zeros(len(good)), np.zeros(len(good)), np.stack(steps)
-    if good.any(): span[good] = np.subtract(*np.nanquantile(everything[:, good], [0.99, 0.01], axis=0))
+    if good.any():
+        span[good] = np.subtract(*np.nanquantile(everything[:, good], [0.99, 0.01], axis=0))
     moved = np.isfinite(steps).any(0)
     if moved.any(): step[moved] = np.nanmedian(steps[:, moved], axis=0)
     return Scales(span, step)
@@ -53,7 +54,10 @@ def jumps(
     "Changes from one row to the next that are far beyond the ordinary."
     d = np.abs(np.diff(x.astype(np.float64), axis=0))
     limit = np.maximum(JUMP_STEPS * scales.step, JUMP_SPAN * scales.span)
-    return [(int(i) + 1, int(j)) for i, j in np.argwhere((d > limit) & np.isfinite(d) & (scales.step > 0))]
+    return [
+        (int(i) + 1, int(j))
+        for i, j in np.argwhere((d > limit) & np.isfinite(d) & (scales.step > 0))
+    ]
 
 # %% ../../nbs/checkup/05_signals.ipynb #6ad87411
 def idle_ends(
@@ -65,7 +69,9 @@ def idle_ends(
     if not len(x) or not moving.any(): return 0, 0
     away = lambda row: np.flatnonzero((np.abs(x - row) > 0.01 * span[moving]).any(1))
     head, tail = away(x[0]), away(x[-1])
-    return (int(head[0]) if len(head) else len(x)), (int(len(x) - 1 - tail[-1]) if len(tail) else len(x))
+    return (int(head[0]) if len(head) else len(x)), (
+        int(len(x) - 1 - tail[-1]) if len(tail) else len(x)
+    )
 
 # %% ../../nbs/checkup/05_signals.ipynb #25342a44
 def copied(
@@ -75,7 +81,11 @@ def copied(
 ) -> np.ndarray:  # (D,) bool
     "Dimensions that move, and whose action equals the state in at least 99 % of the rows."
     same = np.abs(state.astype(np.float64) - action) <= 1e-6 * np.maximum(span, 1e-12)
-    return (same.mean(0) >= 0.99) & (np.ptp(state, axis=0) > 0.01 * span) & (span > 0) if len(state) else np.zeros(state.shape[1], bool)
+    return (
+        (same.mean(0) >= 0.99) & (np.ptp(state, axis=0) > 0.01 * span) & (span > 0)
+        if len(state)
+        else np.zeros(state.shape[1], bool)
+    )
 
 # %% ../../nbs/checkup/05_signals.ipynb #6e0fe4ad
 def clock_fault(
@@ -126,6 +136,11 @@ def frozen_run(
     for i in range(1, len(small) + 1):
         if i < len(small) and alike(small[start], small[i]): continue
         moved = (np.ptp(x[start:i], axis=0) > 0.05 * span)[span > 0].sum() if i <= len(x) else 0
-        if i - start >= least and moved >= min(2, (span > 0).sum()) > 0 and (best is None or i - start > best[1]): best = start, i - start
+        if (
+            i - start >= least
+            and moved >= min(2, (span > 0).sum()) > 0
+            and (best is None or i - start > best[1])
+        ):
+            best = start, i - start
         start = i
     return best

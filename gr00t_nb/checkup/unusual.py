@@ -22,9 +22,19 @@ def all_numbers(
     episode: int,  # position of the episode
 ) -> tuple[np.ndarray, list[str]]:  # (L, D) float32, D names
     "State and action groups of an episode side by side. Errors as those of `ds.state`."
-    parts = [(f"{kind}.{g}", x) for kind, groups in (("state", ds.state(episode)), ("action", ds.action(episode))) for g, x in groups.items()]
-    names = [name if x.shape[1] == 1 else f"{name}[{i}]" for name, x in parts for i in range(x.shape[1])]
-    return np.concatenate([x for _, x in parts], 1) if parts else np.zeros((ds.length(episode), 0), np.float32), names
+    parts = [
+        (f"{kind}.{g}", x)
+        for kind, groups in (("state", ds.state(episode)), ("action", ds.action(episode)))
+        for g, x in groups.items()
+    ]
+    names = [
+        name if x.shape[1] == 1 else f"{name}[{i}]" for name, x in parts for i in range(x.shape[1])
+    ]
+    return (
+        np.concatenate([x for _, x in parts], 1)
+        if parts
+        else np.zeros((ds.length(episode), 0), np.float32)
+    ), names
 
 # %% ../../nbs/checkup/50_unusual.ipynb #76e43a1d
 def dataset_scales(
@@ -33,7 +43,9 @@ def dataset_scales(
 ) -> Scales | None:  # of the columns of `all_numbers`; None where no episode can be read
     "How far and how fast each number of a data set moves."
     found = []
-    for e in sorted({int(i) for i in np.linspace(0, len(ds) - 1, min(most, len(ds)))} if len(ds) else ()):
+    for e in sorted(
+        {int(i) for i in np.linspace(0, len(ds) - 1, min(most, len(ds)))} if len(ds) else ()
+    ):
         try: x = all_numbers(ds, e)[0]
         except InputError: continue
         if len(x) and (not found or x.shape[1] == found[0].shape[1]): found.append(x)
@@ -47,7 +59,9 @@ def change(
     "How much each number changes at each step; 1 is where `signals.jumps` begins."
     limit = np.maximum(JUMP_STEPS * scales.step, JUMP_SPAN * scales.span)
     d = np.abs(np.diff(x.astype(np.float64), axis=0, prepend=x[:1]))
-    return np.where(np.isfinite(d) & (scales.step > 0) & (limit > 0), d / np.where(limit > 0, limit, 1), 0)
+    return np.where(
+        np.isfinite(d) & (scales.step > 0) & (limit > 0), d / np.where(limit > 0, limit, 1), 0
+    )
 
 # %% ../../nbs/checkup/50_unusual.ipynb #306c9338
 @dataclass
@@ -71,12 +85,23 @@ def measure(
     scales: Scales,
 ) -> EpisodeScore:  # without score
     "Length, jump and idle share of an episode; where it cannot be read, the reason."
-    try: x, names = all_numbers(ds, episode)
-    except InputError as e: return EpisodeScore(episode, ds.episodes[episode].length, score=float("inf"), why=f"it cannot be read: {e}")
+    try:
+        x, names = all_numbers(ds, episode)
+    except InputError as e:
+        return EpisodeScore(
+            episode, ds.episodes[episode].length, score=float("inf"), why=f"it cannot be read: {e}"
+        )
     if not len(x): return EpisodeScore(episode, 0, score=float("inf"), why="it has no rows")
     c = change(x, scales)
     row, d = np.unravel_index(c.argmax(), c.shape) if c.size else (0, 0)
-    return EpisodeScore(episode, len(x), float(c.max(initial=0)), int(row), names[d] if names else "", min(1.0, sum(idle_ends(x, scales.span)) / len(x)))
+    return EpisodeScore(
+        episode,
+        len(x),
+        float(c.max(initial=0)),
+        int(row),
+        names[d] if names else "",
+        min(1.0, sum(idle_ends(x, scales.span)) / len(x)),
+    )
 
 # %% ../../nbs/checkup/50_unusual.ipynb #60b5af8b
 FLOORS = dict(length=0.05, jump=0.1, idle=0.03)  # of the spread: length as a share of the median
@@ -94,9 +119,16 @@ def robust_z(
 
 def _explained(s: EpisodeScore, measure: str, middle: float, fps: float) -> str:
     if measure == "length": return f"{s.length} steps, most have about {middle:.0f}"
-    if measure == "jump": return f"{s.where} changes by {s.jump:.2g} of a jump at step {s.row}, in most episodes by {middle:.2g} at most"
+    if measure == "jump":
+        return (
+            f"{s.where} changes by {s.jump:.2g} of a jump at step {s.row}, in most episodes by"
+            f" {middle:.2g} at most"
+        )
     seconds = f" ({s.idle * s.length / fps:.1f} s)" if fps else ""
-    return f"nothing moves in {s.idle:.0%} of its steps{seconds}, at the beginning and the end; in most {middle:.0%}"
+    return (
+        f"nothing moves in {s.idle:.0%} of its steps{seconds}, at the beginning and the end; in"
+        f" most {middle:.0%}"
+    )
 
 # %% ../../nbs/checkup/50_unusual.ipynb #868b87c6
 def unusual_episodes(
@@ -107,7 +139,10 @@ def unusual_episodes(
     "Episodes in the order in which they are worth a look; those that cannot be read come first."
     episodes, scales = list(range(len(ds)) if episodes is None else episodes), dataset_scales(ds)
     if scales is None: scales = Scales(np.zeros(0), np.zeros(0))
-    scores = [measure(ds, e, scales) for e in tqdm(episodes, desc="episodes", unit="episode", disable=not progress)]
+    scores = [
+        measure(ds, e, scales)
+        for e in tqdm(episodes, desc="episodes", unit="episode", disable=not progress)
+    ]
     good = [s for s in scores if np.isfinite(s.score)]
     if good:
         middle = {k: float(np.median([getattr(s, k) for s in good])) for k in FLOORS}
@@ -116,5 +151,7 @@ def unusual_episodes(
         z["length"] = np.abs(z["length"])  # short is as odd as long
         for i, s in enumerate(good):
             worst = max(FLOORS, key=lambda k: z[k][i])
-            s.score, s.why = max(0.0, float(z[worst][i])), _explained(s, worst, middle[worst], ds.fps)
+            s.score, s.why = max(0.0, float(z[worst][i])), _explained(
+                s, worst, middle[worst], ds.fps
+            )
     return sorted(scores, key=lambda s: (-s.score, s.episode))

@@ -41,8 +41,12 @@ from ..files import fingerprint, read_json, replacing, write_json, write_text
 class Recording:
     "One episode, ready to be written."
     columns: dict[str, np.ndarray | pa.ChunkedArray]  # name -> (L, D) or (L,); the book-keeping columns may be left out
-    videos: dict[str, np.ndarray | Place | Callable[[], np.ndarray]] = field(default_factory=dict)  # column -> uint8 (L, H, W, 3), its maker, or a video
-    tasks: list[str] = field(default_factory=list)  # the instruction of every step, or those of the episode where 'task_index' is among the columns
+    videos: dict[str, np.ndarray | Place | Callable[[], np.ndarray]] = field(
+        default_factory=dict
+    )  # column -> uint8 (L, H, W, 3), its maker, or a video
+    tasks: list[str] = field(
+        default_factory=list
+    )  # the instruction of every step, or those of the episode where 'task_index' is among the columns
 
     sub_tasks: list[dict] = field(default_factory=list)  # as in `Episode`, where there are any
 
@@ -54,22 +58,36 @@ def _arrow(values) -> pa.ChunkedArray | pa.Array:
     if isinstance(values, (pa.Array, pa.ChunkedArray)): return values
     values = np.ascontiguousarray(values)
     if values.ndim == 1: return pa.array(values)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), int(np.prod(values.shape[1:])))
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(values.reshape(-1)), int(np.prod(values.shape[1:]))
+    )
 
 
 def _feature(values) -> dict:
     "The entry of a column in info.json."
-    if isinstance(values, np.ndarray): return {"dtype": str(values.dtype), "shape": list(values.shape[1:]) or [1], "names": None}
+    if isinstance(values, np.ndarray):
+        return {"dtype": str(values.dtype), "shape": list(values.shape[1:]) or [1], "names": None}
     kind, size = values.type, 1
-    if pa.types.is_nested(kind) and not pa.types.is_struct(kind): kind, size = kind.value_type, len(values[0]) if len(values) and values[0].is_valid else 0
+    if pa.types.is_nested(kind) and not pa.types.is_struct(kind):
+        kind, size = kind.value_type, len(values[0]) if len(values) and values[0].is_valid else 0
     simple = pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)
-    return {"dtype": np.dtype(kind.to_pandas_dtype()).name if simple else str(kind), "shape": [size], "names": None}
+    return {
+        "dtype": np.dtype(kind.to_pandas_dtype()).name if simple else str(kind),
+        "shape": [size],
+        "names": None,
+    }
 
 # %% ../../nbs/conversion/30_convert.ipynb #38dfac75
 def _ffmpeg(*arguments: str) -> bool:
     "Runs the ffmpeg programme; False where there is none or it fails."
     program = shutil.which("ffmpeg")
-    return program is not None and subprocess.run([program, "-v", "error", "-nostdin", "-y", *arguments], capture_output=True).returncode == 0
+    return (
+        program is not None
+        and subprocess.run(
+            [program, "-v", "error", "-nostdin", "-y", *arguments], capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def _same_frames(
@@ -82,7 +100,10 @@ def _same_frames(
         begin = 0
         for p in parts:
             look = np.unique([0, p.count // 2, p.count - 1])
-            if not np.array_equal(decode_frames(path, begin + look), decode_frames(p.path, p.first + look)): return False
+            if not np.array_equal(
+                decode_frames(path, begin + look), decode_frames(p.path, p.first + look)
+            ):
+                return False
             begin += p.count
     except InputError: return False
     return True
@@ -96,14 +117,32 @@ def cut_video(
     "Writes the frames of a place to a file of their own, without a loss if that is possible."
     held = video_info(place.path).frames
     count = held - place.first if place.count is None else place.count
-    if place.first + count > held: raise InputError(f"Frames {place.first} to {place.first + count - 1} run over the end of {place.path}, which holds {held} frames.")
+    if place.first + count > held:
+        raise InputError(
+            f"Frames {place.first} to {place.first + count - 1} run over the end of {place.path},"
+            f" which holds {held} frames."
+        )
     with replacing(target) as made:
         if (place.first, count) == (0, held):
             shutil.copyfile(place.path, made)
             return "copied"
         # a quarter of a frame late, so that rounding does not seek to the frame before
-        if (_ffmpeg("-ss", f"{(place.first + .25) / fps:.6f}", "-i", str(place.path), "-frames:v", str(count), "-c", "copy", "-an",
-                    "-avoid_negative_ts", "make_zero", "-f", "mp4", str(made)) and _same_frames(made, [Place(place.path, place.first, count)])):
+        if _ffmpeg(
+            "-ss",
+            f"{(place.first + .25) / fps:.6f}",
+            "-i",
+            str(place.path),
+            "-frames:v",
+            str(count),
+            "-c",
+            "copy",
+            "-an",
+            "-avoid_negative_ts",
+            "make_zero",
+            "-f",
+            "mp4",
+            str(made),
+        ) and _same_frames(made, [Place(place.path, place.first, count)]):
             return "cut"
         write_video(made, decode_frames(place.path, range(place.first, place.first + count)), fps)
     return "encoded"
@@ -119,8 +158,22 @@ def join_videos(
         with replacing(target) as made, tempfile.TemporaryDirectory() as tmp:
             quoted = [str(p.path).replace("'", r"'\''") for p in parts]
             (Path(tmp) / "list.txt").write_text("".join(f"file '{q}'\n" for q in quoted))
-            if len(parts) == 1: shutil.copyfile(parts[0].path, made)
-            elif not _ffmpeg("-f", "concat", "-safe", "0", "-i", f"{tmp}/list.txt", "-c", "copy", "-an", "-f", "mp4", str(made)) or not _same_frames(made, parts):
+            if len(parts) == 1:
+                shutil.copyfile(parts[0].path, made)
+            elif not _ffmpeg(
+                "-f",
+                "concat",
+                "-safe",
+                "0",
+                "-i",
+                f"{tmp}/list.txt",
+                "-c",
+                "copy",
+                "-an",
+                "-f",
+                "mp4",
+                str(made),
+            ) or not _same_frames(made, parts):
                 raise InputError("not joined")
     except InputError: return False
     return True
@@ -137,11 +190,21 @@ class WriterV2:
         robot_type: str = "unknown",
         version: str = "v2.1",  # or 'v2.0'
     ):
-        self.out, self.fps, self.robot_type, self.version = Path(out), float(fps), robot_type, version
+        self.out, self.fps, self.robot_type, self.version = (
+            Path(out),
+            float(fps),
+            robot_type,
+            version,
+        )
         self.journal = self.out / "meta/conversion.jsonl"
         if self.out.exists() and any(self.out.iterdir()) and not self.journal.exists():
-            raise InputError(f"{self.out} exists and was not made by a conversion: give a folder that does not exist.")
-        self.parameters = json.loads(json.dumps({**(parameters or {}), "fps": self.fps, "version": version}))
+            raise InputError(
+                f"{self.out} exists and was not made by a conversion: give a folder that does not"
+                " exist."
+            )
+        self.parameters = json.loads(
+            json.dumps({**(parameters or {}), "fps": self.fps, "version": version})
+        )
         self.noted: set[str] = set()  # files that this and earlier runs made
         self.lines = self._read_journal()
         self.texts = {text: i for i, text in (tasks or {}).items()}
@@ -154,9 +217,15 @@ class WriterV2:
 def _read_journal(self: WriterV2) -> dict[int, dict]:
     "The last line of each episode. A line that was cut off counts as not written."
     lines = {}
-    for text in self.journal.read_text(encoding="utf-8").split("\n") if self.journal.exists() else ():
-        try: line = json.loads(text); lines[line["episode"]] = line; self.noted |= {*line["files"]}
-        except (json.JSONDecodeError, KeyError, TypeError): continue
+    for text in (
+        self.journal.read_text(encoding="utf-8").split("\n") if self.journal.exists() else ()
+    ):
+        try:
+            line = json.loads(text)
+            lines[line["episode"]] = line
+            self.noted |= {*line["files"]}
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
     return {i: line for i, line in lines.items() if line.get("parameters") == self.parameters}
 
 
@@ -167,7 +236,11 @@ def _intact(self: WriterV2, line: dict) -> bool:
         for name, size in line["files"].items():
             file = self.out / name
             if os.path.getsize(file) != size: return False
-            rows = video_info(file).frames if file.suffix == ".mp4" else pq.read_metadata(file).num_rows
+            rows = (
+                video_info(file).frames
+                if file.suffix == ".mp4"
+                else pq.read_metadata(file).num_rows
+            )
             if rows != line["length"]: return False
     except (OSError, InputError, pa.ArrowException, UnicodeDecodeError): return False
     return True
@@ -179,51 +252,112 @@ def _write(self: WriterV2, i: int, first: int, r: Recording) -> dict:
     n, e = len(r), Episode(i, len(r))
     if not n: raise InputError(f"Episode {i} has no rows: leave it out.")
     for name, values in r.columns.items():
-        if len(values) != n: raise InputError(f"Episode {i}: column '{name}' has {len(values)} rows, others {n}: expected one per step.")
+        if len(values) != n:
+            raise InputError(
+                f"Episode {i}: column '{name}' has {len(values)} rows, others {n}: expected one per"
+                " step."
+            )
     columns, features = dict(r.columns), {k: _feature(v) for k, v in r.columns.items()}
     steps = np.arange(n)
     if "task_index" not in columns:
-        columns["task_index"] = np.array([self.texts.setdefault(t, len(self.texts)) for t in r.tasks], np.int64)
+        columns["task_index"] = np.array(
+            [self.texts.setdefault(t, len(self.texts)) for t in r.tasks], np.int64
+        )
     columns.setdefault("timestamp", (steps / self.fps).astype(np.float32))
     columns |= {"frame_index": steps, "episode_index": np.full(n, i), "index": first + steps}
     files = []
     for name, value in r.videos.items():
         files.append(target := self.layout.frames(e, name).path)
         try:
-            if isinstance(value, Place): how = cut_video(value, target, self.fps)
-            else: how = "encoded"; write_video(target, value() if callable(value) else value, self.fps)
+            if isinstance(value, Place):
+                how = cut_video(value, target, self.fps)
+            else:
+                how = "encoded"
+                write_video(target, value() if callable(value) else value, self.fps)
         except InputError as err: raise InputError(f"Episode {i}, camera '{name}': {err}") from None
         self.how[how] = self.how.get(how, 0) + 1
         held = video_info(target)
-        if held.frames != n: raise InputError(f"Episode {i}: camera '{name}' has {held.frames} frames for {n} rows: expected one per step; leave the episode out.")
+        if held.frames != n:
+            raise InputError(
+                f"Episode {i}: camera '{name}' has {held.frames} frames for {n} rows: expected one"
+                " per step; leave the episode out."
+            )
         features[name] = _video_feature(held, self.fps)
     files.append(table := self.layout.rows(e).path)
-    with replacing(table) as made: pq.write_table(pa.table({k: _arrow(v) for k, v in columns.items()}), made)
-    features |= {k: {"dtype": "float32" if k == "timestamp" else "int64", "shape": [1], "names": None} for k in ("timestamp", "frame_index", "episode_index", "index", "task_index")}
-    if self.done and (differ := [k for k in {**features, **self.done[0]["features"]} if features.get(k) != self.done[0]["features"].get(k)]):
-        raise InputError(f"Episode {i} differs from episode 0 in {', '.join(differ)}: expected the same columns, sizes and cameras in all; convert them apart.")
-    return {"episode": i, "length": n, "first": first, "tasks": self.texts.copy() if i == 0 else {t: self.texts[t] for t in dict.fromkeys(r.tasks)},
-            "texts": list(dict.fromkeys(r.tasks)), "features": features, "files": {str(f.relative_to(self.out)): f.stat().st_size for f in files},
-            "stats": _episode_statistics(columns), "parameters": self.parameters} | ({"sub_tasks": r.sub_tasks} if r.sub_tasks else {})
+    with replacing(table) as made:
+        pq.write_table(pa.table({k: _arrow(v) for k, v in columns.items()}), made)
+    features |= {
+        k: {"dtype": "float32" if k == "timestamp" else "int64", "shape": [1], "names": None}
+        for k in ("timestamp", "frame_index", "episode_index", "index", "task_index")
+    }
+    if self.done and (
+        differ := [
+            k
+            for k in {**features, **self.done[0]["features"]}
+            if features.get(k) != self.done[0]["features"].get(k)
+        ]
+    ):
+        raise InputError(
+            f"Episode {i} differs from episode 0 in {', '.join(differ)}: expected the same columns,"
+            " sizes and cameras in all; convert them apart."
+        )
+    return {
+        "episode": i,
+        "length": n,
+        "first": first,
+        "tasks": (
+            self.texts.copy() if i == 0 else {t: self.texts[t] for t in dict.fromkeys(r.tasks)}
+        ),
+        "texts": list(dict.fromkeys(r.tasks)),
+        "features": features,
+        "files": {str(f.relative_to(self.out)): f.stat().st_size for f in files},
+        "stats": _episode_statistics(columns),
+        "parameters": self.parameters,
+    } | ({"sub_tasks": r.sub_tasks} if r.sub_tasks else {})
 
 
 def _video_feature(held, fps: float) -> dict:
     "The entry of a camera in info.json."
     pixels = "yuv444p" if held.height % 2 or held.width % 2 else "yuv420p"
-    return {"dtype": "video", "shape": [held.height, held.width, 3], "names": ["height", "width", "channels"],
-            "info": {"video.height": held.height, "video.width": held.width, "video.codec": held.codec, "video.pix_fmt": pixels,
-                     "video.is_depth_map": False, "video.fps": fps, "video.channels": 3, "has_audio": False}}
+    return {
+        "dtype": "video",
+        "shape": [held.height, held.width, 3],
+        "names": ["height", "width", "channels"],
+        "info": {
+            "video.height": held.height,
+            "video.width": held.width,
+            "video.codec": held.codec,
+            "video.pix_fmt": pixels,
+            "video.is_depth_map": False,
+            "video.fps": fps,
+            "video.channels": 3,
+            "has_audio": False,
+        },
+    }
 
 
 def _episode_statistics(columns: dict) -> dict:
     "min, max, mean, std, count of the columns that are numbers: a line of meta/episodes_stats.jsonl."
     out = {}
     for name, values in columns.items():
-        try: a = values if isinstance(values, np.ndarray) else _as_array(pa.chunked_array(values) if isinstance(values, pa.Array) else values, name, raw=True)
-        except InputError: continue  # pictures and texts
+        try:
+            a = (
+                values
+                if isinstance(values, np.ndarray)
+                else _as_array(
+                    pa.chunked_array(values) if isinstance(values, pa.Array) else values,
+                    name,
+                    raw=True,
+                )
+            )
+        except InputError:
+            continue  # pictures and texts
         if a.dtype.kind not in "fiub": continue
         a = a.reshape(len(a), -1).astype(np.float64)
-        out[name] = {k: f(a, axis=0).tolist() for k, f in (("min", np.min), ("max", np.max), ("mean", np.mean), ("std", np.std))} | {"count": [len(a)]}
+        out[name] = {
+            k: f(a, axis=0).tolist()
+            for k, f in (("min", np.min), ("max", np.max), ("mean", np.mean), ("std", np.std))
+        } | {"count": [len(a)]}
     return out
 
 # %% ../../nbs/conversion/30_convert.ipynb #492f327e
@@ -245,7 +379,8 @@ def add(self: WriterV2,
     cut_off = self.journal.exists() and not self.journal.read_bytes().endswith(b"\n")
     with open(self.journal, "a", encoding="utf-8") as f:
         f.write("\n" * cut_off + json.dumps(line, ensure_ascii=False) + "\n")
-        f.flush(); os.fsync(f.fileno())
+        f.flush()
+        os.fsync(f.fileno())
     self.done.append(line)
     self.noted |= {*line["files"]}
     self.made += 1
@@ -254,7 +389,8 @@ def add(self: WriterV2,
 @patch
 def _sweep(self: WriterV2):
     "Removes what earlier runs left: files of episodes that the source no longer has, and halves of files whose process was killed."
-    for name in self.noted - {name for line in self.done for name in line["files"]}: (self.out / name).unlink(missing_ok=True)
+    for name in self.noted - {name for line in self.done for name in line["files"]}:
+        (self.out / name).unlink(missing_ok=True)
     for folder in ("data", "videos"):
         for file in (self.out / folder).rglob(".*"):
             if re.match(r"\.+episode_\d+\.(mp4|parquet)\.", file.name): file.unlink()
@@ -267,36 +403,80 @@ def finish(self: WriterV2,
     shipped: dict[str, dict] | None = None,  # statistics files that the source ships: name -> content; None: stats.json is computed
 ) -> LeRobotDataset:
     "Writes the metadata, info.json last."
-    if not self.done: raise InputError(f"There is nothing to write to {self.out}: the source has no episodes.")
+    if not self.done:
+        raise InputError(f"There is nothing to write to {self.out}: the source has no episodes.")
     self._sweep()
     meta, first = self.out / "meta", self.done[0]
     lines = lambda rows: "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-    write_text(meta / "tasks.jsonl", lines({"task_index": i, "task": t} for t, i in sorted(self.texts.items(), key=lambda p: p[1])))
-    write_text(meta / "episodes.jsonl", lines({"episode_index": d["episode"], "tasks": d["texts"], "length": d["length"]} | {k: d[k] for k in ("sub_tasks",) if k in d} for d in self.done))
+    write_text(
+        meta / "tasks.jsonl",
+        lines(
+            {"task_index": i, "task": t} for t, i in sorted(self.texts.items(), key=lambda p: p[1])
+        ),
+    )
+    write_text(
+        meta / "episodes.jsonl",
+        lines(
+            {"episode_index": d["episode"], "tasks": d["texts"], "length": d["length"]}
+            | {k: d[k] for k in ("sub_tasks",) if k in d}
+            for d in self.done
+        ),
+    )
     if self.version != "v2.0":
-        write_text(meta / "episodes_stats.jsonl", lines({"episode_index": d["episode"], "stats": d["stats"]} for d in self.done))
+        write_text(
+            meta / "episodes_stats.jsonl",
+            lines({"episode_index": d["episode"], "stats": d["stats"]} for d in self.done),
+        )
     known = {k: {**f, **(features or {}).get(k, {})} for k, f in first["features"].items()}
     n, cameras = len(self.done), [k for k, f in known.items() if f["dtype"] == "video"]
-    info = {"codebase_version": self.version, "robot_type": self.robot_type, "total_episodes": n, "total_frames": sum(d["length"] for d in self.done),
-            "total_tasks": len(self.texts), "total_videos": n * len(cameras), "total_chunks": (n - 1) // self.layout.chunks_size + 1,
-            "chunks_size": self.layout.chunks_size, "fps": int(self.fps) if self.fps.is_integer() else self.fps, "splits": {"train": f"0:{n}"},
-            "data_path": self.layout.data_path, "video_path": self.layout.video_path, "features": known}
+    info = {
+        "codebase_version": self.version,
+        "robot_type": self.robot_type,
+        "total_episodes": n,
+        "total_frames": sum(d["length"] for d in self.done),
+        "total_tasks": len(self.texts),
+        "total_videos": n * len(cameras),
+        "total_chunks": (n - 1) // self.layout.chunks_size + 1,
+        "chunks_size": self.layout.chunks_size,
+        "fps": int(self.fps) if self.fps.is_integer() else self.fps,
+        "splits": {"train": f"0:{n}"},
+        "data_path": self.layout.data_path,
+        "video_path": self.layout.video_path,
+        "features": known,
+    }
     write_json(meta / "modality.json", modality or propose_modality(info), indent=4)
     write_json(meta / "info.json", info)
     ds = LeRobotDataset(self.out)
-    for name, content in (shipped or {"stats.json": dataset_statistics(ds)}).items(): write_json(meta / name, content)
+    for name, content in (shipped or {"stats.json": dataset_statistics(ds)}).items():
+        write_json(meta / name, content)
     return ds
 
 # %% ../../nbs/conversion/30_convert.ipynb #5eff9643
 _TEXTS = ("language_instruction", "language_raw", "language", "instruction", "task", "prompt")
-ALOHA_JOINTS = [f"{side}_{joint}" for side in ("left", "right")
-                for joint in ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")]
+ALOHA_JOINTS = [
+    f"{side}_{joint}"
+    for side in ("left", "right")
+    for joint in (
+        "waist",
+        "shoulder",
+        "elbow",
+        "forearm_roll",
+        "wrist_angle",
+        "wrist_rotate",
+        "gripper",
+    )
+]
 
 
 def _h5py():
     "The package h5py, or a sentence."
-    try: import h5py
-    except ImportError: raise InputError("HDF5 recordings cannot be read because the Python package h5py is not installed: run `pip install h5py`.") from None
+    try:
+        import h5py
+    except ImportError:
+        raise InputError(
+            "HDF5 recordings cannot be read because the Python package h5py is not installed: run"
+            " `pip install h5py`."
+        ) from None
     return h5py
 
 
@@ -315,7 +495,11 @@ def _jpegs(rows, where: str, bgr: bool) -> np.ndarray:
     for i, row in enumerate(rows):
         data = np.frombuffer(row, np.uint8) if isinstance(row, bytes) else np.asarray(row, np.uint8)
         picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-        if picture is None: raise InputError(f"{where}, row {i}, is no JPEG or PNG picture: expected one encoded picture per row.")
+        if picture is None:
+            raise InputError(
+                f"{where}, row {i}, is no JPEG or PNG picture: expected one encoded picture per"
+                " row."
+            )
         frames.append(picture if bgr else picture[..., ::-1])
     return np.stack(frames)
 
@@ -324,9 +508,14 @@ def _camera(path: Path, name: str, bgr: bool) -> np.ndarray:
     "The frames of a camera of an HDF5 file."
     with _h5py().File(path) as f:
         data, where = f["observations/images"][name], f"{path}: observations/images/{name}"
-        if data.ndim == 4 and data.dtype == np.uint8 and data.shape[-1] == 3: return data[()][..., ::-1] if bgr else data[()]
-        if data.ndim == 2 and data.dtype == np.uint8 or data.ndim == 1: return _jpegs(data[()], where, bgr)
-        raise InputError(f"{where} is {data.dtype} {data.shape}: expected uint8 (L, H, W, 3), or one encoded picture per row.")
+        if data.ndim == 4 and data.dtype == np.uint8 and data.shape[-1] == 3:
+            return data[()][..., ::-1] if bgr else data[()]
+        if data.ndim == 2 and data.dtype == np.uint8 or data.ndim == 1:
+            return _jpegs(data[()], where, bgr)
+        raise InputError(
+            f"{where} is {data.dtype} {data.shape}: expected uint8 (L, H, W, 3), or one encoded"
+            " picture per row."
+        )
 
 # %% ../../nbs/conversion/30_convert.ipynb #c3398bae
 def read_hdf5(
@@ -336,28 +525,70 @@ def read_hdf5(
 ) -> tuple[Recording, float | None]:  # the episode (cameras are read when they are written), and frames a second if the file says
     "Reads one recording. `InputError` names the file and what is missing."
     h5py, path = _h5py(), Path(path)
-    try: file = h5py.File(path)
-    except OSError as e: raise InputError(f"{path} cannot be opened as HDF5 ({str(e).splitlines()[0][:100]}): it is truncated or another format; restore it, or leave it out.") from None
+    try:
+        file = h5py.File(path)
+    except OSError as e:
+        raise InputError(
+            f"{path} cannot be opened as HDF5 ({str(e).splitlines()[0][:100]}): it is truncated or"
+            " another format; restore it, or leave it out."
+        ) from None
     with file as f:
         seen = f.get("observations")
-        if not isinstance(f.get("action"), h5py.Dataset) or not isinstance(seen, h5py.Group) or not isinstance(seen.get("qpos"), h5py.Dataset):
-            raise InputError(f"{path} has {', '.join(f) or 'nothing'} at the top: expected ALOHA's layout with 'action', 'observations/qpos' and 'observations/images/<camera>'.")
+        if (
+            not isinstance(f.get("action"), h5py.Dataset)
+            or not isinstance(seen, h5py.Group)
+            or not isinstance(seen.get("qpos"), h5py.Dataset)
+        ):
+            raise InputError(
+                f"{path} has {', '.join(f) or 'nothing'} at the top: expected ALOHA's layout with"
+                " 'action', 'observations/qpos' and 'observations/images/<camera>'."
+            )
         numbers = {"observation.state": seen["qpos"], "action": f["action"]}
-        numbers |= {f"observation.{k}": d for k, d in seen.items() if k != "qpos" and isinstance(d, h5py.Dataset) and d.ndim in (1, 2) and d.dtype.kind == "f"}
+        numbers |= {
+            f"observation.{k}": d
+            for k, d in seen.items()
+            if k != "qpos"
+            and isinstance(d, h5py.Dataset)
+            and d.ndim in (1, 2)
+            and d.dtype.kind == "f"
+        }
         length = len(numbers["action"])
         for name, d in numbers.items():
-            if d.dtype.kind not in "fiu" or d.ndim not in (1, 2): raise InputError(f"{path}: {d.name} is {d.dtype} {d.shape}: expected numbers (L, D).")
-            if len(d) != length: raise InputError(f"{path}: {d.name} has {len(d)} rows, but action has {length}: expected one per step.")
-        columns = {name: np.asarray(d[()], np.float32).reshape(length, -1) for name, d in numbers.items()}
+            if d.dtype.kind not in "fiu" or d.ndim not in (1, 2):
+                raise InputError(
+                    f"{path}: {d.name} is {d.dtype} {d.shape}: expected numbers (L, D)."
+                )
+            if len(d) != length:
+                raise InputError(
+                    f"{path}: {d.name} has {len(d)} rows, but action has {length}: expected one per"
+                    " step."
+                )
+        columns = {
+            name: np.asarray(d[()], np.float32).reshape(length, -1) for name, d in numbers.items()
+        }
         images = seen.get("images")
         cameras = sorted(images) if isinstance(images, h5py.Group) else []
         for c in cameras:
-            if len(images[c]) != length: raise InputError(f"{path}: observations/images/{c} has {len(images[c])} frames, but action has {length} rows: expected one per step.")
-        places = [*(f[k] for k in _TEXTS if isinstance(f.get(k), h5py.Dataset)), *(f.attrs[k] for k in _TEXTS if k in f.attrs)]
+            if len(images[c]) != length:
+                raise InputError(
+                    f"{path}: observations/images/{c} has {len(images[c])} frames, but action has"
+                    f" {length} rows: expected one per step."
+                )
+        places = [
+            *(f[k] for k in _TEXTS if isinstance(f.get(k), h5py.Dataset)),
+            *(f.attrs[k] for k in _TEXTS if k in f.attrs),
+        ]
         task = task or next(filter(None, map(_text, places)), None)
         fps = next((float(f.attrs[k]) for k in ("fps", "frequency", "hz") if k in f.attrs), None)
     if task is None: raise InputError(f"{path} holds no instruction: give one with --task.")
-    return Recording(columns, {f"observation.images.{c}": (lambda c=c: _camera(path, c, bgr)) for c in cameras}, [task] * length), fps
+    return (
+        Recording(
+            columns,
+            {f"observation.images.{c}": lambda c=c: _camera(path, c, bgr) for c in cameras},
+            [task] * length,
+        ),
+        fps,
+    )
 
 # %% ../../nbs/conversion/30_convert.ipynb #0f6c15b9
 def from_hdf5(
@@ -371,14 +602,34 @@ def from_hdf5(
 ) -> LeRobotDataset:
     "HDF5 recordings to a LeRobot 2.1 data set. An interrupted conversion goes on where it stopped."
     _h5py()
-    files = [source] if source.is_file() else sorted((p for p in source.glob("**/*") if p.suffix.lower() in (".hdf5", ".h5") and p.is_file()), key=_natural)
-    if not files: raise InputError(f"There are no .hdf5 or .h5 files in {source}: expected one per episode.")
+    files = (
+        [source]
+        if source.is_file()
+        else sorted(
+            (
+                p
+                for p in source.glob("**/*")
+                if p.suffix.lower() in (".hdf5", ".h5") and p.is_file()
+            ),
+            key=_natural,
+        )
+    )
+    if not files:
+        raise InputError(f"There are no .hdf5 or .h5 files in {source}: expected one per episode.")
     _apart(source, out)
     recording, said = read_hdf5(files[0], task, bgr)
-    if not (fps or said): raise InputError(f"{files[0]} does not say how many frames it has a second: give them with --fps.")
+    if not (fps or said):
+        raise InputError(
+            f"{files[0]} does not say how many frames it has a second: give them with --fps."
+        )
     writer = WriterV2(out, fps or said, {"task": task, "bgr": bgr}, robot_type=robot_type)
-    for path in tqdm(files, desc="episodes", unit="episode", disable=not progress): writer.add(lambda: read_hdf5(path, task, bgr)[0], fingerprint([path.resolve()]))
-    names = {k: {"names": ALOHA_JOINTS} for k in ("observation.state", "action") if recording.columns[k].shape[1] == len(ALOHA_JOINTS)}
+    for path in tqdm(files, desc="episodes", unit="episode", disable=not progress):
+        writer.add(lambda: read_hdf5(path, task, bgr)[0], fingerprint([path.resolve()]))
+    names = {
+        k: {"names": ALOHA_JOINTS}
+        for k in ("observation.state", "action")
+        if recording.columns[k].shape[1] == len(ALOHA_JOINTS)
+    }
     return _told(writer, writer.finish(names))
 
 
@@ -390,13 +641,20 @@ def _natural(path: Path) -> list:
 def _apart(source: Path, out: Path):
     "Refuses to write into the source."
     a, b = Path(source).resolve(), Path(out).resolve()
-    if a == b or a in b.parents or b in a.parents: raise InputError(f"{out} and {source} lie in each other: give another folder for the result, the source is never written to.")
+    if a == b or a in b.parents or b in a.parents:
+        raise InputError(
+            f"{out} and {source} lie in each other: give another folder for the result, the source"
+            " is never written to."
+        )
 
 
 def _told(writer: WriterV2, ds: LeRobotDataset) -> LeRobotDataset:
     "Says what was done."
     videos = ", ".join(f"{n} {how}" for how, n in sorted(writer.how.items()))
-    print(f"{ds}: {writer.made} episodes written, {len(ds) - writer.made} kept" + (f"; videos: {videos}" if videos else ""))
+    print(
+        f"{ds}: {writer.made} episodes written, {len(ds) - writer.made} kept"
+        + (f"; videos: {videos}" if videos else "")
+    )
     return ds
 
 # %% ../../nbs/conversion/30_convert.ipynb #95ef7204
@@ -405,7 +663,11 @@ def _cameras(ds: LeRobotDataset) -> list[str]:
     def there(episode, column):
         try: return ds.layout.frames(episode, column).path.exists()
         except InputError: return False
-    return [c for c, f in ds.info["features"].items() if f.get("dtype") == "video" and any(there(e, c) for e in ds.episodes)]
+    return [
+        c
+        for c, f in ds.info["features"].items()
+        if f.get("dtype") == "video" and any(there(e, c) for e in ds.episodes)
+    ]
 
 
 def _recording(ds: LeRobotDataset, episode: int, cameras: list[str]) -> Recording:
@@ -414,19 +676,35 @@ def _recording(ds: LeRobotDataset, episode: int, cameras: list[str]) -> Recordin
     names = [c for c in ds._table_columns() if c not in ("index", "episode_index", "frame_index")]
     columns = {k: v[:n] for k, v in ds._columns(episode, names, "arrow").items()}
     places = {c: ds.layout.frames(e, c) for c in cameras}
-    return Recording(columns, {c: Place(p.path, p.first, n) if p.count is None or p.count >= n else p for c, p in places.items()}, list(e.tasks), list(e.sub_tasks))
+    return Recording(
+        columns,
+        {
+            c: Place(p.path, p.first, n) if p.count is None or p.count >= n else p
+            for c, p in places.items()
+        },
+        list(e.tasks),
+        list(e.sub_tasks),
+    )
 
 
 def _shipped_files(ds: LeRobotDataset) -> dict[str, dict] | None:
     "Statistics that the source ships, to go with the copy, unless it has fewer episodes."
     if ds.excluded: return None
-    found = {n: read_json(ds.path / "meta" / n) for n in ("stats.json", "relative_stats.json") if (ds.path / "meta" / n).exists()}
+    found = {
+        n: read_json(ds.path / "meta" / n)
+        for n in ("stats.json", "relative_stats.json")
+        if (ds.path / "meta" / n).exists()
+    }
     return found if "stats.json" in found else None
 def _opened(source, out) -> LeRobotDataset:
     "The data set that is to be converted; it may be given open."
     ds = source if isinstance(source, LeRobotDataset) else LeRobotDataset(str(source))
     _apart(ds.path, out)
-    if not ds.fps > 0: raise InputError(f"{ds.path / 'meta/info.json'} gives no fps: write there how many rows a second were recorded.")
+    if not ds.fps > 0:
+        raise InputError(
+            f"{ds.path / 'meta/info.json'} gives no fps: write there how many rows a second were"
+            " recorded."
+        )
     return ds
 
 # %% ../../nbs/conversion/30_convert.ipynb #53d30bb5
@@ -438,25 +716,59 @@ def to_v2(
 ) -> LeRobotDataset:
     "A LeRobot data set to version 2.1, which has one table and one video per episode. An interrupted conversion goes on where it stopped."
     ds = _opened(source, out)
-    if version not in ("v2.0", "v2.1"): raise InputError(f"Version {version} cannot be written by to_v2: expected v2.0 or v2.1.")
+    if version not in ("v2.0", "v2.1"):
+        raise InputError(f"Version {version} cannot be written by to_v2: expected v2.0 or v2.1.")
     cameras = _cameras(ds)
-    writer = WriterV2(out, ds.fps, {"cameras": cameras}, ds.tasks, ds.info.get("robot_type") or "unknown", version)
+    writer = WriterV2(
+        out, ds.fps, {"cameras": cameras}, ds.tasks, ds.info.get("robot_type") or "unknown", version
+    )
     for i in tqdm(range(len(ds)), desc="episodes", unit="episode", disable=not progress):
-        files = [p.resolve() for p in (ds.layout.rows(ds.episodes[i]).path, *(ds.layout.frames(ds.episodes[i], c).path for c in cameras), *ds.layout.metadata)]
+        files = [
+            p.resolve()
+            for p in (
+                ds.layout.rows(ds.episodes[i]).path,
+                *(ds.layout.frames(ds.episodes[i], c).path for c in cameras),
+                *ds.layout.metadata,
+            )
+        ]
         writer.add(lambda: _recording(ds, i, cameras), fingerprint(files))
-    result = writer.finish(ds.info["features"], None if ds.proposed else ds.modality, _shipped_files(ds))
+    result = writer.finish(
+        ds.info["features"], None if ds.proposed else ds.modality, _shipped_files(ds)
+    )
     return _told(writer, result)
 
 # %% ../../nbs/conversion/30_convert.ipynb #8cb23ba0
 def _tasks_table(tasks: dict[int, str]) -> pa.Table:
     "meta/tasks.parquet as lerobot writes it: the text is a pandas index."
     texts = [tasks.get(i, "") for i in range(max(tasks, default=-1) + 1)]
-    column = lambda name, field, kind, numpy: {"name": name, "field_name": field, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
+    column = lambda name, field, kind, numpy: {
+        "name": name,
+        "field_name": field,
+        "pandas_type": kind,
+        "numpy_type": numpy,
+        "metadata": None,
+    }
     index = "__index_level_0__"
-    pandas = {"index_columns": [index], "columns": [column("task_index", "task_index", "int64", "int64"), column(None, index, "unicode", "object")],
-              "column_indexes": [{"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": {"encoding": "UTF-8"}}],
-              "attributes": {}, "creator": {"library": "pyarrow", "version": pa.__version__}, "pandas_version": "2.2.3"}
-    table = pa.table({"task_index": pa.array(range(len(texts)), pa.int64()), index: pa.array(texts, pa.string())})
+    pandas = {
+        "index_columns": [index],
+        "columns": [
+            column("task_index", "task_index", "int64", "int64"),
+            column(None, index, "unicode", "object"),
+        ],
+        "column_indexes": [{
+            "name": None,
+            "field_name": None,
+            "pandas_type": "unicode",
+            "numpy_type": "object",
+            "metadata": {"encoding": "UTF-8"},
+        }],
+        "attributes": {},
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.2.3",
+    }
+    table = pa.table(
+        {"task_index": pa.array(range(len(texts)), pa.int64()), index: pa.array(texts, pa.string())}
+    )
     return table.replace_schema_metadata({b"pandas": json.dumps(pandas).encode()})
 
 
@@ -464,55 +776,125 @@ def _runs(sizes: list[int], limit: float) -> list[range]:
     "Neighbours that together stay under a limit; one that is larger by itself stands alone."
     runs, begin, total = [], 0, 0
     for i, size in enumerate(sizes):
-        if i > begin and total + size > limit: runs.append(range(begin, i)); begin, total = i, 0
+        if i > begin and total + size > limit:
+            runs.append(range(begin, i))
+            begin, total = i, 0
         total += size
     return [*runs, range(begin, len(sizes))]
 
 # %% ../../nbs/conversion/30_convert.ipynb #05bc8f72
-def _write_rows(ds: LeRobotDataset, out: Path, info: dict, megabytes: float, progress: bool) -> dict[str, list]:
+def _write_rows(
+    ds: LeRobotDataset, out: Path, info: dict, megabytes: float, progress: bool
+) -> dict[str, list]:
     "The tables of a data set of version 3.0, one row group per episode; the episode metadata that goes with them."
     lengths = [ds.length(i) for i in range(len(ds))]
     ends = np.cumsum(lengths)
-    meta = {"episode_index": list(range(len(ds))), "tasks": [list(e.tasks) for e in ds.episodes], "length": lengths,
-            "data/chunk_index": [], "data/file_index": [], "dataset_from_index": (ends - lengths).tolist(), "dataset_to_index": ends.tolist()}
-    widths = [n * max(1, ds.layout.rows(e).path.stat().st_size // max(1, pq.read_metadata(ds.layout.rows(e).path).num_rows)) for n, e in zip(lengths, ds.episodes)]
+    meta = {
+        "episode_index": list(range(len(ds))),
+        "tasks": [list(e.tasks) for e in ds.episodes],
+        "length": lengths,
+        "data/chunk_index": [],
+        "data/file_index": [],
+        "dataset_from_index": (ends - lengths).tolist(),
+        "dataset_to_index": ends.tolist(),
+    }
+    widths = [
+        n
+        * max(
+            1,
+            ds.layout.rows(e).path.stat().st_size
+            // max(1, pq.read_metadata(ds.layout.rows(e).path).num_rows),
+        )
+        for n, e in zip(lengths, ds.episodes)
+    ]
     for k, run in enumerate(_runs(widths, megabytes * 1e6)):
         chunk, file = divmod(k, info["chunks_size"])
         target, writer = out / info["data_path"].format(chunk_index=chunk, file_index=file), None
         target.parent.mkdir(parents=True, exist_ok=True)
-        for i in tqdm(run, desc=f"rows of file {k}", unit="episode", leave=False, disable=not progress):
+        for i in tqdm(
+            run, desc=f"rows of file {k}", unit="episode", leave=False, disable=not progress
+        ):
             steps = np.arange(lengths[i])
-            columns = _recording(ds, i, []).columns | {"frame_index": steps, "episode_index": np.full(len(steps), i), "index": meta["dataset_from_index"][i] + steps}
+            columns = _recording(ds, i, []).columns | {
+                "frame_index": steps,
+                "episode_index": np.full(len(steps), i),
+                "index": meta["dataset_from_index"][i] + steps,
+            }
             table = pa.table({n: _arrow(v) for n, v in columns.items()})
             writer = writer or pq.ParquetWriter(target, table.schema)
-            if differ := [n for n in {**dict.fromkeys(table.column_names), **dict.fromkeys(writer.schema.names)} if n not in table.column_names or n not in writer.schema.names or table.schema.field(n).type != writer.schema.field(n).type]:
-                raise InputError(f"Episode {ds.episodes[i].index} differs from those before it in the columns {', '.join(differ)} or their types: version 3.0 keeps them in one table; write its table again.")
+            if differ := [
+                n
+                for n in {**dict.fromkeys(table.column_names), **dict.fromkeys(writer.schema.names)}
+                if n not in table.column_names
+                or n not in writer.schema.names
+                or table.schema.field(n).type != writer.schema.field(n).type
+            ]:
+                raise InputError(
+                    f"Episode {ds.episodes[i].index} differs from those before it in the columns"
+                    f" {', '.join(differ)} or their types: version 3.0 keeps them in one table;"
+                    " write its table again."
+                )
             writer.write_table(table, row_group_size=max(1, len(table)))
-            meta["data/chunk_index"].append(chunk); meta["data/file_index"].append(file)
+            meta["data/chunk_index"].append(chunk)
+            meta["data/file_index"].append(file)
         writer.close()
     return meta
 
 # %% ../../nbs/conversion/30_convert.ipynb #5e029ed9
-def _write_camera(ds: LeRobotDataset, out: Path, info: dict, camera: str, megabytes: float, scratch: Path, progress: bool) -> tuple[dict[str, list], dict[str, int]]:
+def _write_camera(
+    ds: LeRobotDataset,
+    out: Path,
+    info: dict,
+    camera: str,
+    megabytes: float,
+    scratch: Path,
+    progress: bool,
+) -> tuple[dict[str, list], dict[str, int]]:
     "The videos of one camera of a data set of version 3.0; the episode metadata that goes with them, and how they were made."
     clips, how, lengths = [], {}, [ds.length(i) for i in range(len(ds))]
-    for i, e in enumerate(tqdm(ds.episodes, desc=camera, unit="episode", leave=False, disable=not progress)):
+    for i, e in enumerate(
+        tqdm(ds.episodes, desc=camera, unit="episode", leave=False, disable=not progress)
+    ):
         place = ds.layout.frames(e, camera)
-        if place.first == 0 and video_info(place.path).frames == lengths[i]: clips.append(place.path)
+        if place.first == 0 and video_info(place.path).frames == lengths[i]:
+            clips.append(place.path)
         else:
             clips.append(scratch / f"{camera}-{i:06d}.mp4")
             done = cut_video(Place(place.path, place.first, lengths[i]), clips[-1], ds.fps)
             how[done] = how.get(done, 0) + 1
-    prefix, meta, k = f"videos/{camera}/", {n: [] for n in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")}, 0
+    prefix, meta, k = (
+        f"videos/{camera}/",
+        {n: [] for n in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")},
+        0,
+    )
     for run in _runs([c.stat().st_size for c in clips], megabytes * 1e6):
-        path = lambda k: out / info["video_path"].format(chunk_index=k // info["chunks_size"], file_index=k % info["chunks_size"], video_key=camera)
-        if len(run) > 1 and join_videos([clips[i] for i in run], path(k)): parts = [run]; how["joined"] = how.get("joined", 0) + len(run)
-        else: parts = [range(i, i + 1) for i in run]
+        path = lambda k: out / info["video_path"].format(
+            chunk_index=k // info["chunks_size"],
+            file_index=k % info["chunks_size"],
+            video_key=camera,
+        )
+        if len(run) > 1 and join_videos([clips[i] for i in run], path(k)):
+            parts = [run]
+            how["joined"] = how.get("joined", 0) + len(run)
+        else:
+            parts = [range(i, i + 1) for i in run]
         for part in parts:
-            if len(part) == 1: path(k).parent.mkdir(parents=True, exist_ok=True); shutil.copyfile(clips[part[0]], path(k)); how["copied"] = how.get("copied", 0) + 1
+            if len(part) == 1:
+                path(k).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(clips[part[0]], path(k))
+                how["copied"] = how.get("copied", 0) + 1
             begin = 0
             for i in part:
-                for n, v in zip(meta, (k // info["chunks_size"], k % info["chunks_size"], begin / ds.fps, (begin + lengths[i]) / ds.fps)): meta[n].append(v)
+                for n, v in zip(
+                    meta,
+                    (
+                        k // info["chunks_size"],
+                        k % info["chunks_size"],
+                        begin / ds.fps,
+                        (begin + lengths[i]) / ds.fps,
+                    ),
+                ):
+                    meta[n].append(v)
                 begin += lengths[i]
             k += 1
     return {prefix + n: v for n, v in meta.items()}, how
@@ -529,15 +911,29 @@ def to_v3(
     ds, out = _opened(source, out), Path(out)
     if out.exists(): raise InputError(f"{out} exists: give a folder that does not exist.")
     cameras = _cameras(ds)
-    features = {k: f for k, f in ds.info["features"].items() if f.get("dtype") != "video" or k in cameras}
-    info = {"codebase_version": "v3.0", "robot_type": ds.info.get("robot_type"), "total_episodes": len(ds), "total_frames": 0, "total_tasks": max(ds.tasks, default=-1) + 1,
-            "chunks_size": 1000, "data_files_size_in_mb": data_megabytes, "video_files_size_in_mb": video_megabytes, "fps": ds.info["fps"],
-            "splits": {"train": f"0:{len(ds)}"}, "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-            "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4", "features": features}
+    features = {
+        k: f for k, f in ds.info["features"].items() if f.get("dtype") != "video" or k in cameras
+    }
+    info = {
+        "codebase_version": "v3.0",
+        "robot_type": ds.info.get("robot_type"),
+        "total_episodes": len(ds),
+        "total_frames": 0,
+        "total_tasks": max(ds.tasks, default=-1) + 1,
+        "chunks_size": 1000,
+        "data_files_size_in_mb": data_megabytes,
+        "video_files_size_in_mb": video_megabytes,
+        "fps": ds.info["fps"],
+        "splits": {"train": f"0:{len(ds)}"},
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "features": features,
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as tmp:
         made, scratch, how = Path(tmp) / "made", Path(tmp) / "scratch", {}
-        (made / "meta/episodes/chunk-000").mkdir(parents=True); scratch.mkdir()
+        (made / "meta/episodes/chunk-000").mkdir(parents=True)
+        scratch.mkdir()
         meta = _write_rows(ds, made, info, data_megabytes, progress)
         for c in cameras:
             offsets, done = _write_camera(ds, made, info, c, video_megabytes, scratch, progress)
@@ -548,7 +944,8 @@ def to_v3(
         pq.write_table(pa.table(meta), made / "meta/episodes/chunk-000/file-000.parquet")
         pq.write_table(_tasks_table(ds.tasks), made / "meta/tasks.parquet")
         if not ds.proposed: write_json(made / "meta/modality.json", ds.modality, indent=4)
-        for name, content in (_shipped_files(ds) or {"stats.json": dataset_statistics(ds)}).items(): write_json(made / "meta" / name, content)
+        for name, content in (_shipped_files(ds) or {"stats.json": dataset_statistics(ds)}).items():
+            write_json(made / "meta" / name, content)
         write_json(made / "meta/info.json", info, indent=4)
         os.replace(made, out)
     result = LeRobotDataset(out, modality=ds.modality)
@@ -572,7 +969,11 @@ def main(arguments: list[str] | None = None):  # of the command line; None: thos
     "`python -m gr00t_nb.conversion.convert {hdf5,v2,v3} SOURCE OUT ...`: converts, and prints the check-up of the result."
     import tyro
     commands = {"hdf5": from_hdf5, "v2": to_v2, "v3": to_v3}
-    ds = tyro.extras.subcommand_cli_from_dict({k: _with_help(f) for k, f in commands.items()}, prog="python -m gr00t_nb.conversion.convert", args=arguments)
+    ds = tyro.extras.subcommand_cli_from_dict(
+        {k: _with_help(f) for k, f in commands.items()},
+        prog="python -m gr00t_nb.conversion.convert",
+        args=arguments,
+    )
     print(check_dataset(ds.path, progress=sys.stderr.isatty()))
 
 # %% ../../nbs/conversion/30_convert.ipynb #af0a8e96

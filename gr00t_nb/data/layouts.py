@@ -28,7 +28,11 @@ def dataset_folder(
 ) -> Path:  # a folder on this machine; it need not exist if `path` is no hub id
     "The folder of a data set: the path itself, or the hub's snapshot, from the cache if it is complete there, else downloaded."
     folder = Path(path).expanduser()
-    found = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?", str(path)) if isinstance(path, str) else None
+    found = (
+        re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?", str(path))
+        if isinstance(path, str)
+        else None
+    )
     if found is None or folder.exists() or Path(str(path).split("/")[0]).exists(): return folder
     return _hub_snapshot(*found.groups())
 
@@ -37,9 +41,15 @@ def info_file(
     path: Path,  # root of the data set
 ) -> Path:  # its meta/info.json
     "The file that makes a folder a data set; where it is missing, a sentence that names a data set nearby."
-    if not path.exists(): raise InputError(f"There is no folder {path}: expected the root of a LeRobot data set, the folder that holds meta/.")
+    if not path.exists():
+        raise InputError(
+            f"There is no folder {path}: expected the root of a LeRobot data set, the folder that"
+            " holds meta/."
+        )
     if not (path / "meta/info.json").is_file():
-        inside = sorted(p.parent.parent for p in path.glob("*/meta/info.json")) if path.is_dir() else []
+        inside = (
+            sorted(p.parent.parent for p in path.glob("*/meta/info.json")) if path.is_dir() else []
+        )
         above = [p for p in path.absolute().parents[:2] if (p / "meta/info.json").exists()]
         hint = f" Did you mean '{(inside + above)[0]}'?" if inside + above else ""
         raise InputError(f"{path} is no LeRobot data set: it holds no meta/info.json.{hint}")
@@ -53,9 +63,14 @@ def read_info(
     info = read_json(info_file(path))
     version = str(info.get("codebase_version") if isinstance(info, dict) else None)
     if not re.match(r"v?(2\.[01]|3\.0)\b", version):
-        raise InputError(f"{path / 'meta/info.json'} says codebase_version '{version}': expected v2.0, v2.1 or v3.0.")
+        raise InputError(
+            f"{path / 'meta/info.json'} says codebase_version '{version}': expected v2.0, v2.1 or"
+            " v3.0."
+        )
     if not isinstance(info.get("features"), dict):
-        raise InputError(f"{path / 'meta/info.json'} has no 'features': expected one entry per column.")
+        raise InputError(
+            f"{path / 'meta/info.json'} has no 'features': expected one entry per column."
+        )
     _check_entries(info, path / "meta/info.json")
     return info
 
@@ -64,11 +79,19 @@ def _check_entries(info: dict, file: Path):
     "`InputError` for entries that nobody could reckon with."
     for name, f in info["features"].items():
         shape = f.get("shape") if isinstance(f, dict) else ""
-        if not (shape is None or isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape)):
-            raise InputError(f"{file}: the feature '{name}' is {str(f)[:80]}: expected an object with a dtype and a shape of whole numbers.")
+        if not (
+            shape is None
+            or isinstance(shape, list)
+            and all(isinstance(n, int) and n >= 0 for n in shape)
+        ):
+            raise InputError(
+                f"{file}: the feature '{name}' is {str(f)[:80]}: expected an object with a dtype"
+                " and a shape of whole numbers."
+            )
     for key, known in (("fps", (int, float)), ("chunks_size", int)):
         value = info.get(key)
-        if value is not None and not (isinstance(value, known) and 0 <= value < 1e9): raise InputError(f"{file}: {key} is {str(value)[:40]!r}: expected a positive number.")
+        if value is not None and not (isinstance(value, known) and 0 <= value < 1e9):
+            raise InputError(f"{file}: {key} is {str(value)[:40]!r}: expected a positive number.")
 
 # %% ../../nbs/data/05_layouts.ipynb #97e3e7e0
 @dataclass(frozen=True)
@@ -94,23 +117,41 @@ def leave_out(
     path: Path,  # of the data set, for the messages
 ) -> tuple[list[Episode], list[int]]:  # those that stay, in their order, and the numbers left out, in order
     "The episodes without some of them. `InputError` for a number that none has, and where nothing stays."
-    try: asked = sorted({operator.index(n) for n in (() if numbers is None else numbers)})
-    except TypeError: raise InputError(f"exclude_episodes is {numbers!r}: expected the numbers of episodes, such as [3, 17].") from None
+    try:
+        asked = sorted({operator.index(n) for n in (() if numbers is None else numbers)})
+    except TypeError:
+        raise InputError(
+            f"exclude_episodes is {numbers!r}: expected the numbers of episodes, such as [3, 17]."
+        ) from None
     known = {e.index for e in episodes}
     if unknown := [n for n in asked if n not in known]:
-        has = f"its {len(known)} are numbered from {min(known)} to {max(known)}" if known else "it has none"
-        raise InputError(f"exclude_episodes names episode {unknown[0]}, which {path} does not have: {has}; give numbers as its metadata and file names have them (episode_index).")
+        has = (
+            f"its {len(known)} are numbered from {min(known)} to {max(known)}"
+            if known
+            else "it has none"
+        )
+        raise InputError(
+            f"exclude_episodes names episode {unknown[0]}, which {path} does not have: {has}; give"
+            " numbers as its metadata and file names have them (episode_index)."
+        )
     stay = [e for e in episodes if e.index not in asked]
-    if asked and not stay: raise InputError(f"exclude_episodes names all {len(known)} episodes of {path}: nothing would be left; keep at least one.")
+    if asked and not stay:
+        raise InputError(
+            f"exclude_episodes names all {len(known)} episodes of {path}: nothing would be left;"
+            " keep at least one."
+        )
     return stay, asked
 
 # %% ../../nbs/data/05_layouts.ipynb #61c0d4aa
 def _fill_in(layout, pattern: str, fields: str, **values) -> Path:
     "The file that a name pattern of info.json stands for."
-    try: return layout.path / pattern.format(**values)
+    try:
+        return layout.path / pattern.format(**values)
     except (KeyError, IndexError, ValueError, AttributeError) as e:
-        raise InputError(f"{layout.path / 'meta/info.json'} gives the file name pattern '{pattern}', which cannot be filled in ({e!r}): "
-                         f"expected {fields} and, for videos, {{video_key}}.") from None
+        raise InputError(
+            f"{layout.path / 'meta/info.json'} gives the file name pattern '{pattern}', which"
+            f" cannot be filled in ({e!r}): expected {fields} and, for videos, {{video_key}}."
+        ) from None
 
 # %% ../../nbs/data/05_layouts.ipynb #2eca5a9b
 class LayoutV2:
@@ -121,8 +162,14 @@ class LayoutV2:
         info: dict,  # meta/info.json
     ):
         self.path, self.info, self.chunks_size = path, info, int(info.get("chunks_size") or 1000)
-        self.data_path = info.get("data_path") or "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
-        self.video_path = info.get("video_path") or "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+        self.data_path = (
+            info.get("data_path")
+            or "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+        )
+        self.video_path = (
+            info.get("video_path")
+            or "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+        )
         self.metadata = [path / "meta/info.json", path / "meta/episodes.jsonl"]  # what the places depend on
 
     def rows(self, episode: Episode) -> Place:
@@ -134,16 +181,34 @@ class LayoutV2:
         return Place(self._file(self.video_path, episode, video_key=column))
 
     def _file(self, pattern: str, episode: Episode, **names) -> Path:
-        return _fill_in(self, pattern, "{episode_chunk}, {episode_index}", episode_chunk=episode.index // self.chunks_size, episode_index=episode.index, **names)
+        return _fill_in(
+            self,
+            pattern,
+            "{episode_chunk}, {episode_index}",
+            episode_chunk=episode.index // self.chunks_size,
+            episode_index=episode.index,
+            **names
+        )
 
     def episodes(self) -> list[Episode]:
         "meta/episodes.jsonl."
         path, found = self.path / "meta/episodes.jsonl", []
         for line, e in enumerate(read_jsonl(path), 1):
             tasks = e.get("tasks") or ()
-            try: found.append(Episode(int(e["episode_index"]), int(e["length"]), (tasks,) if isinstance(tasks, str) else tuple(tasks), tuple(e.get("sub_tasks") or ())))
+            try:
+                found.append(
+                    Episode(
+                        int(e["episode_index"]),
+                        int(e["length"]),
+                        (tasks,) if isinstance(tasks, str) else tuple(tasks),
+                        tuple(e.get("sub_tasks") or ()),
+                    )
+                )
             except (KeyError, TypeError, ValueError) as err:
-                raise InputError(f"{path}, line {line}, gives no episode ({err!r}): expected an integer 'episode_index' and 'length'.") from None
+                raise InputError(
+                    f"{path}, line {line}, gives no episode ({err!r}): expected an integer"
+                    " 'episode_index' and 'length'."
+                ) from None
         if not found: raise InputError(f"{path} lists no episodes: expected one line per episode.")
         return found
 
@@ -151,11 +216,27 @@ class LayoutV2:
         "meta/tasks.jsonl; a data set without it can still be read, but gives no language."
         path = self.path / "meta/tasks.jsonl"
         if not path.exists(): return {}
-        try: return {int(t["task_index"]): str(t["task"]) for t in read_jsonl(path) if t["task"] is not None}
-        except (KeyError, TypeError, ValueError) as e: raise InputError(f"{path} holds a line without 'task_index' and 'task' ({e!r}): mend it.") from None
+        try:
+            return {
+                int(t["task_index"]): str(t["task"])
+                for t in read_jsonl(path)
+                if t["task"] is not None
+            }
+        except (KeyError, TypeError, ValueError) as e:
+            raise InputError(
+                f"{path} holds a line without 'task_index' and 'task' ({e!r}): mend it."
+            ) from None
 
 # %% ../../nbs/data/05_layouts.ipynb #dc8a530a
-_OF_EPISODE = ("episode_index", "length", "tasks", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index")
+_OF_EPISODE = (
+    "episode_index",
+    "length",
+    "tasks",
+    "data/chunk_index",
+    "data/file_index",
+    "dataset_from_index",
+    "dataset_to_index",
+)
 _OF_VIDEO = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
 
 
@@ -166,8 +247,10 @@ def _read_parquet(path: Path, wanted) -> pa.Table:
             return file.read([n for n in file.schema_arrow.names if wanted(n)], use_threads=False)
     except FileNotFoundError: raise InputError(f"There is no file {path}: expected a parquet file there.") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:  # the last where damage hits the name of a column
-        raise InputError(f"{path} ({path.stat().st_size:,} bytes) cannot be read ({str(e).splitlines()[0][:120]}): it is truncated or no parquet file; "
-                         "restore it.") from None
+        raise InputError(
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read"
+            f" ({str(e).splitlines()[0][:120]}): it is truncated or no parquet file; restore it."
+        ) from None
 
 # %% ../../nbs/data/05_layouts.ipynb #862d84ee
 def _no_overlap(
@@ -179,22 +262,36 @@ def _no_overlap(
     full = np.flatnonzero(length > 0)
     order = full[np.lexsort((first[full], where[1][full], where[0][full]))]
     a, b = order[:-1], order[1:]
-    bad = np.flatnonzero((where[0][a] == where[0][b]) & (where[1][a] == where[1][b]) & (first[a] + length[a] > first[b]))
+    bad = np.flatnonzero(
+        (where[0][a] == where[0][b])
+        & (where[1][a] == where[1][b])
+        & (first[a] + length[a] > first[b])
+    )
     return (int(a[bad[0]]), int(b[bad[0]])) if len(bad) else None
 
 # %% ../../nbs/data/05_layouts.ipynb #23fafca6
 def _numbers(values, length: int, what: str, where) -> np.ndarray:
     "A metadata column as float64; `where(i)` names file and episode of a value that is none."
-    try: out = np.asarray(values.to_numpy(zero_copy_only=False), np.float64)
-    except (TypeError, ValueError, pa.ArrowException): raise InputError(f"{where(0)}: '{what}' is of type {values.type}: expected numbers.") from None
+    try:
+        out = np.asarray(values.to_numpy(zero_copy_only=False), np.float64)
+    except (TypeError, ValueError, pa.ArrowException):
+        raise InputError(
+            f"{where(0)}: '{what}' is of type {values.type}: expected numbers."
+        ) from None
     return out
 
 
 def _whole(values, what: str, where, least: int = 0) -> np.ndarray:
     "A metadata column of whole numbers from `least` up, as int64."
     out = _numbers(values, len(values), what, where)
-    bad = np.flatnonzero(~(np.isfinite(out) & (out == np.floor(out)) & (out >= least) & (out < 2**53)))
-    if len(bad): raise InputError(f"{where(bad[0])}: '{what}' is {values[int(bad[0])].as_py()!r}: expected a whole number from {least} up.")
+    bad = np.flatnonzero(
+        ~(np.isfinite(out) & (out == np.floor(out)) & (out >= least) & (out < 2**53))
+    )
+    if len(bad):
+        raise InputError(
+            f"{where(bad[0])}: '{what}' is {values[int(bad[0])].as_py()!r}: expected a whole number"
+            f" from {least} up."
+        )
     return out.astype(np.int64)
 
 # %% ../../nbs/data/05_layouts.ipynb #efbec8fb
@@ -208,16 +305,36 @@ class LayoutV3:
         self.path, self.info = path, info
         try: self.fps = float(info.get("fps") or 0)
         except (TypeError, ValueError): self.fps = 0.
-        if not 0 < self.fps < 1e6: raise InputError(f"{path / 'meta/info.json'} gives fps {info.get('fps')!r}: expected frames a second, a positive number.")
-        self.data_path = info.get("data_path") or "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-        self.video_path = info.get("video_path") or "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+        if not 0 < self.fps < 1e6:
+            raise InputError(
+                f"{path / 'meta/info.json'} gives fps {info.get('fps')!r}: expected frames a"
+                " second, a positive number."
+            )
+        self.data_path = (
+            info.get("data_path") or "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+        )
+        self.video_path = (
+            info.get("video_path")
+            or "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+        )
         files = sorted((path / "meta/episodes").rglob("*.parquet"))
-        if not files: raise InputError(f"There is no table of episodes under {path / 'meta/episodes'}: expected parquet files there; restore them.")
+        if not files:
+            raise InputError(
+                f"There is no table of episodes under {path / 'meta/episodes'}: expected parquet"
+                " files there; restore them."
+            )
         self.metadata = [path / "meta/info.json", *files]
-        tables = [_read_parquet(f, lambda n: n in _OF_EPISODE or n.startswith("videos/")) for f in files]
+        tables = [
+            _read_parquet(f, lambda n: n in _OF_EPISODE or n.startswith("videos/")) for f in files
+        ]
         self._files = [f for f, t in zip(files, tables) for _ in range(t.num_rows)]
-        try: table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-        except pa.ArrowException as e: raise InputError(f"The tables under {path / 'meta/episodes'} do not fit together ({str(e).splitlines()[0][:120]}): restore them.") from None
+        try:
+            table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        except pa.ArrowException as e:
+            raise InputError(
+                f"The tables under {path / 'meta/episodes'} do not fit together"
+                f" ({str(e).splitlines()[0][:120]}): restore them."
+            ) from None
         self._index(table)
 
 # %% ../../nbs/data/05_layouts.ipynb #73f908da
@@ -230,15 +347,23 @@ def _where(self: LayoutV3, i: int) -> str:
 @patch
 def _data(self: LayoutV3, i: int) -> Path:
     "The table in which the episode of a row of the metadata lies."
-    return _fill_in(self, self.data_path, "{chunk_index}, {file_index}", chunk_index=int(self.data_file[0][i]), file_index=int(self.data_file[1][i]))
+    return _fill_in(
+        self,
+        self.data_path,
+        "{chunk_index}, {file_index}",
+        chunk_index=int(self.data_file[0][i]),
+        file_index=int(self.data_file[1][i]),
+    )
 
 
 @patch
 def _overlap(self: LayoutV3, pair, file: Path, what: str, first) -> str:
     "The sentence for two episodes that overlap."
     a, b = pair
-    return (f"{self._where(a)} and episode {self.numbers[b]} overlap: both claim {what} from {first[b]} on in {file}; expected each of the {what} "
-            "in one episode, so restore the metadata.")
+    return (
+        f"{self._where(a)} and episode {self.numbers[b]} overlap: both claim {what} from {first[b]}"
+        f" on in {file}; expected each of the {what} in one episode, so restore the metadata."
+    )
 
 # %% ../../nbs/data/05_layouts.ipynb #eae3328d
 @patch
@@ -249,48 +374,97 @@ def _video(self: LayoutV3, table: pa.Table, key: str) -> dict[str, np.ndarray]:
     which = np.flatnonzero(have)
     where = lambda i: self._where(which[i])
     chunk, file = (_whole(raw[c].filter(have), f"videos/{key}/{c}", where) for c in _OF_VIDEO[:2])
-    begin, end = (_numbers(raw[c].filter(have), 0, f"videos/{key}/{c}", where) for c in _OF_VIDEO[2:])
-    bad = np.flatnonzero(~(np.isfinite(begin) & np.isfinite(end) & (begin > -.5 / self.fps) & (end >= begin) & (end < 1e9)))
+    begin, end = (
+        _numbers(raw[c].filter(have), 0, f"videos/{key}/{c}", where) for c in _OF_VIDEO[2:]
+    )
+    bad = np.flatnonzero(
+        ~(
+            np.isfinite(begin)
+            & np.isfinite(end)
+            & (begin > -0.5 / self.fps)
+            & (end >= begin)
+            & (end < 1e9)
+        )
+    )
     if len(bad):
         i = bad[0]
-        raise InputError(f"{where(i)}: video '{key}' lies from {begin[i]} s to {end[i]} s: expected two times in seconds, from 0 up, the first one first.")
-    first, count = np.rint(begin * self.fps).astype(np.int64), np.rint((end - begin) * self.fps).astype(np.int64)
+        raise InputError(
+            f"{where(i)}: video '{key}' lies from {begin[i]} s to {end[i]} s: expected two times in"
+            " seconds, from 0 up, the first one first."
+        )
+    first, count = np.rint(begin * self.fps).astype(np.int64), np.rint(
+        (end - begin) * self.fps
+    ).astype(np.int64)
     if pair := _no_overlap([chunk, file], first, np.minimum(self.length[which], count)):
-        file_name = _fill_in(self, self.video_path, "{chunk_index}, {file_index}", chunk_index=int(chunk[pair[0]]), file_index=int(file[pair[0]]), video_key=key)
-        raise InputError(self._overlap([which[i] for i in pair], file_name, "frames", dict(zip(which, first))))
+        file_name = _fill_in(
+            self,
+            self.video_path,
+            "{chunk_index}, {file_index}",
+            chunk_index=int(chunk[pair[0]]),
+            file_index=int(file[pair[0]]),
+            video_key=key,
+        )
+        raise InputError(
+            self._overlap([which[i] for i in pair], file_name, "frames", dict(zip(which, first)))
+        )
     out = {n: np.full(len(have), -1, np.int64) for n in ("chunk", "file", "first", "count")}
-    for n, v in (("chunk", chunk), ("file", file), ("first", first), ("count", count)): out[n][which] = v
+    for n, v in (("chunk", chunk), ("file", file), ("first", first), ("count", count)):
+        out[n][which] = v
     return out
 
 # %% ../../nbs/data/05_layouts.ipynb #6305e8e4
 @patch
 def _index(self: LayoutV3, table: pa.Table):
     "Takes the offsets out of the metadata table and checks them."
-    if not table.num_rows: raise InputError(f"{self.metadata[1]} lists no episodes: expected one row per episode.")
+    if not table.num_rows:
+        raise InputError(f"{self.metadata[1]} lists no episodes: expected one row per episode.")
     missing = [c for c in _OF_EPISODE if c not in table.column_names and c != "tasks"]
-    if missing: raise InputError(f"{self.metadata[1]} has no column {', '.join(missing)}: expected the episode metadata of LeRobot 3.0.")
+    if missing:
+        raise InputError(
+            f"{self.metadata[1]} has no column {', '.join(missing)}: expected the episode metadata"
+            " of LeRobot 3.0."
+        )
     line = lambda i: f"{self._files[i]}, row {i}"
     self.numbers = _whole(table["episode_index"], "episode_index", line)
     self.row_of = {int(n): i for i, n in enumerate(self.numbers)}
     if len(self.row_of) < len(self.numbers):
         seen, counts = np.unique(self.numbers, return_counts=True)
-        raise InputError(f"{self.metadata[1]} lists episode {seen[counts.argmax()]} {counts.max()} times: expected each once.")
+        raise InputError(
+            f"{self.metadata[1]} lists episode {seen[counts.argmax()]} {counts.max()} times:"
+            " expected each once."
+        )
     column = lambda name: _whole(table[name], name, self._where)
-    self.length, begin, end = column("length"), column("dataset_from_index"), column("dataset_to_index")
+    self.length, begin, end = (
+        column("length"),
+        column("dataset_from_index"),
+        column("dataset_to_index"),
+    )
     self.data_file = [column("data/chunk_index"), column("data/file_index")]
-    self.tasks_of = table["tasks"].to_pylist() if "tasks" in table.column_names else [None] * len(self.numbers)
+    self.tasks_of = (
+        table["tasks"].to_pylist() if "tasks" in table.column_names else [None] * len(self.numbers)
+    )
     bad = np.flatnonzero(end - begin != self.length)
     if len(bad):
         i = bad[0]
-        raise InputError(f"{self._where(i)}: rows {begin[i]} to {end[i]} are {end[i] - begin[i]} rows, but its length is {self.length[i]}: restore the metadata.")
-    if pair := _no_overlap(self.data_file, begin, self.length): raise InputError(self._overlap(pair, self._data(pair[0]), "rows", begin))
+        raise InputError(
+            f"{self._where(i)}: rows {begin[i]} to {end[i]} are {end[i] - begin[i]} rows, but its"
+            f" length is {self.length[i]}: restore the metadata."
+        )
+    if pair := _no_overlap(self.data_file, begin, self.length):
+        raise InputError(self._overlap(pair, self._data(pair[0]), "rows", begin))
     # offsets count over all files: a file begins with the first of its episodes
     names, inverse = np.unique(np.stack(self.data_file), axis=1, return_inverse=True)
     start = np.full(names.shape[1], np.iinfo(np.int64).max)
     np.minimum.at(start, inverse.reshape(-1), begin)
     self.first_row = begin - start[inverse.reshape(-1)]
-    keys = dict.fromkeys(c.split("/")[1] for c in table.column_names if c.startswith("videos/") and c.count("/") == 2)
-    self.videos = {k: self._video(table, k) for k in keys if all(f"videos/{k}/{c}" in table.column_names for c in _OF_VIDEO)}
+    keys = dict.fromkeys(
+        c.split("/")[1] for c in table.column_names if c.startswith("videos/") and c.count("/") == 2
+    )
+    self.videos = {
+        k: self._video(table, k)
+        for k in keys
+        if all(f"videos/{k}/{c}" in table.column_names for c in _OF_VIDEO)
+    }
 
 # %% ../../nbs/data/05_layouts.ipynb #0c11a109
 @patch
@@ -305,15 +479,27 @@ def frames(self: LayoutV3, episode: Episode, column: str) -> Place:
     "The frames of an episode; `column` as in info.json, such as 'observation.images.front'."
     i, video = self.row_of[episode.index], self.videos.get(column)
     if video is None or video["first"][i] < 0:
-        raise InputError(f"{self._where(i)}: there are no offsets for the video '{column}', only for {', '.join(self.videos) or 'none'}: restore the metadata.")
-    names = dict(chunk_index=int(video["chunk"][i]), file_index=int(video["file"][i]), video_key=column)
-    return Place(_fill_in(self, self.video_path, "{chunk_index}, {file_index}", **names), int(video["first"][i]), int(video["count"][i]))
+        raise InputError(
+            f"{self._where(i)}: there are no offsets for the video '{column}', only for"
+            f" {', '.join(self.videos) or 'none'}: restore the metadata."
+        )
+    names = dict(
+        chunk_index=int(video["chunk"][i]), file_index=int(video["file"][i]), video_key=column
+    )
+    return Place(
+        _fill_in(self, self.video_path, "{chunk_index}, {file_index}", **names),
+        int(video["first"][i]),
+        int(video["count"][i]),
+    )
 
 # %% ../../nbs/data/05_layouts.ipynb #d8f6e3be
 @patch
 def episodes(self: LayoutV3) -> list[Episode]:
     "All episodes in the order of their numbers."
-    return [Episode(int(self.numbers[i]), int(self.length[i]), tuple(map(str, self.tasks_of[i] or ()))) for i in np.argsort(self.numbers)]
+    return [
+        Episode(int(self.numbers[i]), int(self.length[i]), tuple(map(str, self.tasks_of[i] or ())))
+        for i in np.argsort(self.numbers)
+    ]
 
 
 @patch
@@ -322,12 +508,23 @@ def tasks(self: LayoutV3) -> dict[int, str]:
     path = self.path / "meta/tasks.parquet"
     if not path.exists(): return {}
     table = _read_parquet(path, lambda n: True)
-    texts = [n for n in table.column_names if pa.types.is_string(table[n].type) or pa.types.is_large_string(table[n].type)]
-    name = next((n for n in ("task", "__index_level_0__", *texts) if n in texts), None)  # lerobot writes the text as a pandas index
+    texts = [
+        n
+        for n in table.column_names
+        if pa.types.is_string(table[n].type) or pa.types.is_large_string(table[n].type)
+    ]
+    name = next(
+        (n for n in ("task", "__index_level_0__", *texts) if n in texts), None
+    )  # lerobot writes the text as a pandas index
     if name is None or "task_index" not in table.column_names:
-        raise InputError(f"{path} has the columns {', '.join(table.column_names)}: expected 'task_index' and a text.")
+        raise InputError(
+            f"{path} has the columns {', '.join(table.column_names)}: expected 'task_index' and a"
+            " text."
+        )
     numbers = _whole(table["task_index"], "task_index", lambda i: f"{path}, row {i}")
-    return {n: text for n, text in zip(numbers.tolist(), table[name].to_pylist()) if text is not None}
+    return {
+        n: text for n, text in zip(numbers.tolist(), table[name].to_pylist()) if text is not None
+    }
 
 # %% ../../nbs/data/05_layouts.ipynb #e61193de
 def open_layout(
@@ -335,30 +532,53 @@ def open_layout(
     info: dict,  # meta/info.json
 ) -> LayoutV2 | LayoutV3:
     "The layout that info.json tells."
-    return (LayoutV3 if str(info.get("codebase_version")).lstrip("v").startswith("3.") else LayoutV2)(path, info)
+    return (
+        LayoutV3 if str(info.get("codebase_version")).lstrip("v").startswith("3.") else LayoutV2
+    )(path, info)
 
 # %% ../../nbs/data/05_layouts.ipynb #a5a960fe
 def _hub_snapshot(repo: str, revision: str | None) -> Path:
     "The snapshot of a data set of the hub; `InputError` where it is neither cached nor reachable."
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-    name, wanted, found, reason = repo + (f"@{revision}" if revision else ""), dict(repo_type="dataset", revision=revision), None, ""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    name, wanted, found, reason = (
+        repo + (f"@{revision}" if revision else ""),
+        dict(repo_type="dataset", revision=revision),
+        None,
+        "",
+    )
     try:
         found = Path(snapshot_download(repo, local_files_only=True, **wanted))
         if not _missing(found): return found
     except LocalEntryNotFoundError: pass
-    try: found = Path(snapshot_download(repo, **wanted))
+    try:
+        found = Path(snapshot_download(repo, **wanted))
     except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise InputError(f"There is no folder {name}, and no data set of that name on the hub that you may read: check the spelling, or log in with "
-                         "'hf auth login'.") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, RuntimeError) as e: reason = f", and the hub cannot be reached ({type(e).__name__})"
+        raise InputError(
+            f"There is no folder {name}, and no data set of that name on the hub that you may read:"
+            " check the spelling, or log in with 'hf auth login'."
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, RuntimeError) as e:
+        reason = f", and the hub cannot be reached ({type(e).__name__})"
     lacks = _missing(found) if found else ""
     if found is None or not lacks.endswith(".mp4"):
         if found and not lacks: return found
-        state = f"its copy in the cache lacks {lacks}" if found else f"the cache has no copy of {name}"
-        raise InputError(f"There is no folder {name}, {state}{reason}: download it where there is a connection "
-                         f"('hf download {repo} --repo-type dataset'), or give a folder.")
-    warnings.warn(f"The data set {name} lacks {lacks}, here and as far as known on the hub: steps that need it will be refused.")
+        state = (
+            f"its copy in the cache lacks {lacks}" if found else f"the cache has no copy of {name}"
+        )
+        raise InputError(
+            f"There is no folder {name}, {state}{reason}: download it where there is a connection "
+            f"('hf download {repo} --repo-type dataset'), or give a folder."
+        )
+    warnings.warn(
+        f"The data set {name} lacks {lacks}, here and as far as known on the hub: steps that need"
+        " it will be refused."
+    )
     return found
 
 
@@ -367,7 +587,13 @@ def _missing(folder: Path) -> str:
     try:
         layout = open_layout(folder, read_info(folder))
         ends = [layout.episodes()[i] for i in (0, -1)]
-        videos = [c for c, f in layout.info["features"].items() if isinstance(f, dict) and f.get("dtype") == "video"]
-        places = [layout.rows(e) for e in ends] + [layout.frames(e, c) for e in ends for c in videos]
+        videos = [
+            c
+            for c, f in layout.info["features"].items()
+            if isinstance(f, dict) and f.get("dtype") == "video"
+        ]
+        places = [layout.rows(e) for e in ends] + [
+            layout.frames(e, c) for e in ends for c in videos
+        ]
     except InputError: return "metadata"
     return next((str(p.path) for p in places if not p.path.exists()), "")

@@ -17,30 +17,63 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fastcore.basics import patch
 
-from .layouts import Episode, LayoutV2, LayoutV3, Place, dataset_folder, leave_out, open_layout, read_info
-from .modality import check_modality, depth_reason, dimension_names, fixed_text, original_key, propose_modality
+from gr00t_nb.data.layouts import (
+    Episode,
+    LayoutV2,
+    LayoutV3,
+    Place,
+    dataset_folder,
+    leave_out,
+    open_layout,
+    read_info,
+)
+from gr00t_nb.data.modality import (
+    check_modality,
+    depth_reason,
+    dimension_names,
+    fixed_text,
+    original_key,
+    propose_modality,
+)
 from .video import decode_frames, video_info
 from ..embodiments import ModalityConfig
 from ..errors import InputError, did_you_mean
 from ..files import read_json, read_jsonl, write_json
 
 # %% ../../nbs/data/10_lerobot.ipynb #433f8525
-def _modality_of(path: Path, info: dict, given: dict | None, prompt: str | None) -> tuple[dict, bool]:
+def _modality_of(
+    path: Path, info: dict, given: dict | None, prompt: str | None
+) -> tuple[dict, bool]:
     "The modality that was given, or meta/modality.json, or a proposal (then True); with `prompt` as every instruction."
     file = path / "meta/modality.json"
     proposed = given is None and not file.exists()
-    if given is not None: modality = check_modality(given, "the modality that was given")
-    else: modality = check_modality(propose_modality(info) if proposed else read_json(file), str(file))
+    if given is not None:
+        modality = check_modality(given, "the modality that was given")
+    else:
+        modality = check_modality(
+            propose_modality(info) if proposed else read_json(file), str(file)
+        )
     if prompt is not None:
-        modality = {**modality, "annotation": {k: {"text": str(prompt)} for k in modality["annotation"] or ["human.task_description"]}}
+        modality = {
+            **modality,
+            "annotation": {
+                k: {"text": str(prompt)}
+                for k in modality["annotation"] or ["human.task_description"]
+            },
+        }
     return modality, proposed
 
 
 def _tell_proposal(path: Path, modality: dict):
     "Shows a proposal, one line per kind."
     lines = "".join(f'\n  "{kind}": {json.dumps(entries)}' for kind, entries in modality.items())
-    warnings.warn(f"{path} has no meta/modality.json, which names the parts of its vectors. It is read with this proposal, derived from info.json:{lines}\n"
-                  f"Look it over. save_modality(ds, '{path / 'meta/modality.json'}') keeps it; LeRobotDataset(path, modality={{...}}) gives another.", stacklevel=3)
+    warnings.warn(
+        f"{path} has no meta/modality.json, which names the parts of its vectors. It is read with"
+        f" this proposal, derived from info.json:{lines}\nLook it over. save_modality(ds,"
+        f" '{path / 'meta/modality.json'}') keeps it; LeRobotDataset(path, modality={{...}}) gives"
+        " another.",
+        stacklevel=3,
+    )
 
 # %% ../../nbs/data/10_lerobot.ipynb #4bad6b16
 class LeRobotDataset:
@@ -71,7 +104,11 @@ class LeRobotDataset:
         self.prompt = prompt
         self.modality, self.proposed = _modality_of(self.path, self.info, modality, prompt)
         if self.proposed: _tell_proposal(self.path, self.modality)
-        self.name = (self.path if self.path.name.strip(".") else self.path.resolve()).name if self.path == Path(path).expanduser() else str(path)  # '.' has no name
+        self.name = (
+            (self.path if self.path.name.strip(".") else self.path.resolve()).name
+            if self.path == Path(path).expanduser()
+            else str(path)
+        )  # '.' has no name
         self._forget()
 
     def _forget(self):
@@ -84,9 +121,18 @@ class LeRobotDataset:
 
     def __repr__(self):
         left_out = f" ({len(self.excluded)} left out)" if self.excluded else ""
-        return f"LeRobotDataset('{self.name}': {len(self)} episodes{left_out}, {self.total_steps:,} steps, {self.fps:g} fps, v{self.version})"
+        return (
+            f"LeRobotDataset('{self.name}': {len(self)} episodes{left_out}, {self.total_steps:,}"
+            f" steps, {self.fps:g} fps, v{self.version})"
+        )
 
-    def __getstate__(self): return {**self.__dict__, "_rows": OrderedDict(), "_found": {}, "_footers": {}}  # a worker process begins with an empty cache
+    def __getstate__(self):
+        return {
+            **self.__dict__,
+            "_rows": OrderedDict(),
+            "_found": {},
+            "_footers": {},
+        }  # a worker process begins with an empty cache
 
 # %% ../../nbs/data/10_lerobot.ipynb #b8832dcd
 def save_modality(
@@ -95,46 +141,78 @@ def save_modality(
     overwrite: bool = False,  # replace a file that exists
 ):
     "Writes `ds.modality` as JSON. This is the one function here that writes, and only where it is told to."
-    if Path(path).exists() and not overwrite: raise InputError(f"{path} exists already: give overwrite=True to replace it.")
+    if Path(path).exists() and not overwrite:
+        raise InputError(f"{path} exists already: give overwrite=True to replace it.")
     write_json(path, ds.modality, indent=4)
 
 # %% ../../nbs/data/10_lerobot.ipynb #9faf8ce4
 def _as_array(column: pa.ChunkedArray, where: str, raw: bool = False) -> np.ndarray:
     "A column of a parquet file: (L, D) float32 (or its own type) for lists of numbers, (L,) for scalars."
     column = column.combine_chunks()
-    if isinstance(column, pa.ChunkedArray): column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-    if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type) or pa.types.is_large_list(column.type)):
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    if not (
+        pa.types.is_list(column.type)
+        or pa.types.is_fixed_size_list(column.type)
+        or pa.types.is_large_list(column.type)
+    ):
         return column.to_numpy(zero_copy_only=False)
     values = column.flatten()
     n = len(column)
     sizes = None if pa.types.is_fixed_size_list(column.type) else np.diff(column.offsets.to_numpy())
     if column.null_count or (sizes is not None and n and (sizes != sizes[0]).any()):
-        raise InputError(f"{where} has rows of different lengths: expected the same number of values in each row.")
-    if pa.types.is_nested(values.type) or not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
+        raise InputError(
+            f"{where} has rows of different lengths: expected the same number of values in each"
+            " row."
+        )
+    if pa.types.is_nested(values.type) or not (
+        pa.types.is_floating(values.type)
+        or pa.types.is_integer(values.type)
+        or pa.types.is_boolean(values.type)
+    ):
         raise InputError(f"{where} holds {column.type}: expected lists of numbers.")
-    return np.ascontiguousarray(values.to_numpy(zero_copy_only=False), dtype=None if raw else np.float32).reshape(n, -1 if n else 0)
+    return np.ascontiguousarray(
+        values.to_numpy(zero_copy_only=False), dtype=None if raw else np.float32
+    ).reshape(n, -1 if n else 0)
 
 # %% ../../nbs/data/10_lerobot.ipynb #877ebfcd
 @patch
 def _episode(self: LeRobotDataset, episode: int) -> Episode:
     "The episode at a position, or a sentence."
     if not 0 <= episode < len(self.episodes):
-        raise InputError(f"There is no episode {episode} in {self.path}: it has {len(self)}, counted from 0.")
+        raise InputError(
+            f"There is no episode {episode} in {self.path}: it has {len(self)}, counted from 0."
+        )
     return self.episodes[episode]
 
 
 @patch
-def _read_groups(self: LeRobotDataset, e: Episode, path: Path, groups, names: list[str]) -> tuple[pq.FileMetaData, pa.Table | None, list[str]]:
+def _read_groups(
+    self: LeRobotDataset, e: Episode, path: Path, groups, names: list[str]
+) -> tuple[pq.FileMetaData, pa.Table | None, list[str]]:
     "Footer of a table, the columns `names` of some row groups (`groups(footer)`), and the names of all columns."
-    if not path.exists(): raise InputError(f"Episode {e.index}: there is no table {path}; restore it, or leave its episode out with exclude_episodes.")
+    if not path.exists():
+        raise InputError(
+            f"Episode {e.index}: there is no table {path}; restore it, or leave its episode out"
+            " with exclude_episodes."
+        )
     try:
         with pq.ParquetFile(path, metadata=self._footers.get(path)) as file:
             known = file.schema_arrow.names
             # threads would not survive a fork
-            return file.metadata, file.read_row_groups(list(groups(file.metadata)), [n for n in names if n in known], use_threads=False), known
+            return (
+                file.metadata,
+                file.read_row_groups(
+                    list(groups(file.metadata)), [n for n in names if n in known], use_threads=False
+                ),
+                known,
+            )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
-        raise InputError(f"Episode {e.index}: the table {path} ({path.stat().st_size:,} bytes) cannot be read ({str(err).splitlines()[0][:120]}): "
-                         "it is truncated or no parquet file; restore it, or leave its episode out with exclude_episodes.") from None
+        raise InputError(
+            f"Episode {e.index}: the table {path} ({path.stat().st_size:,} bytes) cannot be read"
+            f" ({str(err).splitlines()[0][:120]}): it is truncated or no parquet file; restore it,"
+            " or leave its episode out with exclude_episodes."
+        ) from None
 
 # %% ../../nbs/data/10_lerobot.ipynb #0ce7c65e
 def _groups_of(footer: pq.FileMetaData, place: Place) -> range:
@@ -146,20 +224,30 @@ def _groups_of(footer: pq.FileMetaData, place: Place) -> range:
     return range(int(first), int(last) + 1)
 
 # %% ../../nbs/data/10_lerobot.ipynb #f089b93b
-def _located(e: Episode, place: Place, footer: pq.FileMetaData, table: pa.Table) -> tuple[tuple, int, int]:
+def _located(
+    e: Episode, place: Place, footer: pq.FileMetaData, table: pa.Table
+) -> tuple[tuple, int, int]:
     "Row groups, first row in them and number of rows of an episode; `InputError` where the rows are not the episode's."
     groups = tuple(_groups_of(footer, place))
     if place.count is None: return groups, 0, footer.num_rows
     if place.first + place.count > footer.num_rows:
-        raise InputError(f"Episode {e.index}: its rows {place.first} to {place.first + place.count - 1} run over the end of {place.path}, which has "
-                         f"{footer.num_rows} rows: the offsets in meta/episodes do not fit the tables; restore both from one source.")
-    first = place.first - sum(footer.row_group(i).num_rows for i in range(groups[0])) if groups else 0
+        raise InputError(
+            f"Episode {e.index}: its rows {place.first} to {place.first + place.count - 1} run over"
+            f" the end of {place.path}, which has {footer.num_rows} rows: the offsets in"
+            " meta/episodes do not fit the tables; restore both from one source."
+        )
+    first = (
+        place.first - sum(footer.row_group(i).num_rows for i in range(groups[0])) if groups else 0
+    )
     if "episode_index" in table.column_names and groups:
         numbers = table.column("episode_index").slice(first, place.count).to_numpy()
         if (numbers != e.index).any():
             at = int(np.argmax(numbers != e.index))
-            raise InputError(f"Episode {e.index}: row {place.first + at} of {place.path} belongs to episode {numbers[at]}: the offsets in meta/episodes do "
-                             "not fit the tables; restore both from one source.")
+            raise InputError(
+                f"Episode {e.index}: row {place.first + at} of {place.path} belongs to episode"
+                f" {numbers[at]}: the offsets in meta/episodes do not fit the tables; restore both"
+                " from one source."
+            )
     return groups, first, place.count
 
 # %% ../../nbs/data/10_lerobot.ipynb #aa242f15
@@ -179,15 +267,23 @@ def _columns(self: LeRobotDataset, episode: int, names: list[str], form: str) ->
         if found is None: found = self._found[episode] = _located(e, place, footer, table)
         for n in missing:
             if n not in known:
-                raise InputError(f"Episode {e.index}: the table {place.path} has no column '{n}', only {', '.join(known)}.{did_you_mean(n, known)}")
+                raise InputError(
+                    f"Episode {e.index}: the table {place.path} has no column '{n}', only"
+                    f" {', '.join(known)}.{did_you_mean(n, known)}"
+                )
             kept[n] = table.column(n)
             if form == "arrow": continue
-            kept[n] = _as_array(kept[n], f"Episode {e.index}: column '{n}' of {place.path}", form == "raw")
+            kept[n] = _as_array(
+                kept[n], f"Episode {e.index}: column '{n}' of {place.path}", form == "raw"
+            )
             kept[n].flags.writeable = False  # it is shared by everyone who asks again
     for n in names:
         self._rows.pop(key := (place.path, found[0], n, form), None)
         self._rows[key] = kept[n]
-    while sum(a.nbytes for a in self._rows.values()) > self.cache_bytes and len(self._rows) > len(names): self._rows.popitem(last=False)
+    while sum(a.nbytes for a in self._rows.values()) > self.cache_bytes and len(self._rows) > len(
+        names
+    ):
+        self._rows.popitem(last=False)
     return {n: kept[n][found[1]:found[1] + found[2]] for n in names}
 
 # %% ../../nbs/data/10_lerobot.ipynb #51cdb735
@@ -227,20 +323,34 @@ def labels(self: LeRobotDataset,
     "`group` where it is one number, `group.name` where info.json has a name for each, else `group[i]`."
     out, known = [], self.modality[kind]
     for g in known if groups is None else groups:
-        start, end, feature = known[g]["start"], known[g]["end"], self.info["features"].get(original_key(self.modality, kind, g))
+        start, end, feature = (
+            known[g]["start"],
+            known[g]["end"],
+            self.info["features"].get(original_key(self.modality, kind, g)),
+        )
         names = [str(n) for n in dimension_names(feature or {})[start:end]]
         named = len({*names}) == end - start  # one that stands for two numbers is none
-        out += [g] if end - start == 1 else [f"{g}.{n}" for n in names] if named else [f"{g}[{i}]" for i in range(end - start)]
+        out += (
+            [g]
+            if end - start == 1
+            else [f"{g}.{n}" for n in names] if named else [f"{g}[{i}]" for i in range(end - start)]
+        )
     return out
 
 # %% ../../nbs/data/10_lerobot.ipynb #3c7ba1da
 @patch
-def _groups(self: LeRobotDataset, episode: int, kind: str, groups: Iterable[str] | None, raw: bool = False) -> dict[str, np.ndarray]:
+def _groups(
+    self: LeRobotDataset, episode: int, kind: str, groups: Iterable[str] | None, raw: bool = False
+) -> dict[str, np.ndarray]:
     "Groups of 'state' or 'action', each (L, D) float32 (or the type of the file): views into the columns, not copies."
     known = self.modality[kind]
     groups = list(known if groups is None else groups)
     for g in groups:
-        if g not in known: raise InputError(f"{self.path} has no {kind} group '{g}', only {', '.join(known) or 'none'}.{did_you_mean(g, known)}")
+        if g not in known:
+            raise InputError(
+                f"{self.path} has no {kind} group '{g}', only"
+                f" {', '.join(known) or 'none'}.{did_you_mean(g, known)}"
+            )
     columns = {g: original_key(self.modality, kind, g) for g in groups}
     arrays, n = self.rows(episode, dict.fromkeys(columns.values()), raw), self.length(episode)
     out = {}
@@ -248,7 +358,10 @@ def _groups(self: LeRobotDataset, episode: int, kind: str, groups: Iterable[str]
         a, start, end = arrays[c][:n], known[g]["start"], known[g]["end"]
         if a.ndim == 1: a = a.astype(a.dtype if raw else np.float32)[:, None]
         if end > a.shape[1]:
-            raise InputError(f"{kind} group '{g}' of {self.path} ends at {end}, but column '{c}' has {a.shape[1]} values a row: mend meta/modality.json.")
+            raise InputError(
+                f"{kind} group '{g}' of {self.path} ends at {end}, but column '{c}' has"
+                f" {a.shape[1]} values a row: mend meta/modality.json."
+            )
         out[g] = a[:, start:end]
     return out
 
@@ -291,21 +404,41 @@ def instruction(self: LeRobotDataset,
     e, name = self._episode(episode), key.removeprefix("annotation.")
     if self.prompt is not None and key in ("task", "sub_task"): return self.prompt
     if key in ("task", "sub_task"):
-        texts = list(e.tasks) if key == "task" else [s["text"] for s in e.sub_tasks if s["start"] - horizon // 2 <= step < s["end"]] or [""]
+        texts = (
+            list(e.tasks)
+            if key == "task"
+            else [s["text"] for s in e.sub_tasks if s["start"] - horizon // 2 <= step < s["end"]]
+            or [""]
+        )
         if not texts or (key == "sub_task" and not e.sub_tasks):
-            raise InputError(f"Episode {e.index} has no '{key}s' in {self.layout.metadata[1]}: add them, or take the language from an annotation.")
+            raise InputError(
+                f"Episode {e.index} has no '{key}s' in {self.layout.metadata[1]}: add them, or take"
+                " the language from an annotation."
+            )
         return texts[0 if rng is None or len(texts) == 1 else int(rng.integers(len(texts)))]
     if name not in self.modality["annotation"] or name == key:
         known = [f"annotation.{n}" for n in self.modality["annotation"]] + ["task", "sub_task"]
-        raise InputError(f"{self.path} has no language '{key}', only {', '.join(known)}.{did_you_mean(key, known)}")
+        raise InputError(
+            f"{self.path} has no language '{key}', only"
+            f" {', '.join(known)}.{did_you_mean(key, known)}"
+        )
     if (text := fixed_text(self.modality, name)) is not None: return text
     column = original_key(self.modality, "annotation", name)
     values = np.ravel(self.rows(episode, [column])[column])
-    if not 0 <= step < len(values): raise InputError(f"Episode {e.index} of {self.path} has steps 0 to {len(values) - 1}: there is no instruction at step {step}.")
+    if not 0 <= step < len(values):
+        raise InputError(
+            f"Episode {e.index} of {self.path} has steps 0 to {len(values) - 1}: there is no"
+            f" instruction at step {step}."
+        )
     if isinstance(value := values[step], str): return value
-    if not isinstance(value, Hashable) or value not in self.tasks:  # 1, 1.0 and True are the same key; 1.5, NaN, bytes and a missing value are none
-        raise InputError(f"Episode {e.index}, step {step}: column '{column}' says task {value}, but {self.path / 'meta'}/tasks.{'parquet' if self.version >= '3' else 'jsonl'} "
-                         f"holds {', '.join(map(str, list(self.tasks)[:10])) or 'no tasks'}.")
+    if (
+        not isinstance(value, Hashable) or value not in self.tasks
+    ):  # 1, 1.0 and True are the same key; 1.5, NaN, bytes and a missing value are none
+        raise InputError(
+            f"Episode {e.index}, step {step}: column '{column}' says task {value}, but"
+            f" {self.path / 'meta'}/tasks.{'parquet' if self.version >= '3' else 'jsonl'} holds"
+            f" {', '.join(map(str, list(self.tasks)[:10])) or 'no tasks'}."
+        )
     return self.tasks[value]
 
 
@@ -328,8 +461,16 @@ def frames(self: LeRobotDataset,
 ) -> np.ndarray:  # uint8 (n, H, W, 3), RGB
     "What a camera saw at some steps. `InputError` names file and episode."
     known = self.modality["video"]
-    if view not in known: raise InputError(f"{self.path} has no video '{view}', only {', '.join(known) or 'none'}.{did_you_mean(view, known)}")
-    e, column, indices = self._episode(episode), original_key(self.modality, "video", view), np.asarray(indices, np.int64).reshape(-1)
+    if view not in known:
+        raise InputError(
+            f"{self.path} has no video '{view}', only"
+            f" {', '.join(known) or 'none'}.{did_you_mean(view, known)}"
+        )
+    e, column, indices = (
+        self._episode(episode),
+        original_key(self.modality, "video", view),
+        np.asarray(indices, np.int64).reshape(-1),
+    )
     feature = self.info["features"].get(column) or {}
     if reason := depth_reason(column, feature): raise InputError(_no_depth(view, column, reason))
     try:
@@ -341,21 +482,33 @@ def frames(self: LeRobotDataset,
 
 
 def _no_depth(view: str, column: str, reason: str) -> str:
-    return f"Video '{view}' ('{column}') is a depth map ({reason}), which the model has no eyes for: leave it out of the modality configuration."
+    return (
+        f"Video '{view}' ('{column}') is a depth map ({reason}), which the model has no eyes for:"
+        " leave it out of the modality configuration."
+    )
 
 
 def _check_frames(place: Place, e: Episode, indices: np.ndarray):
     "Whether the frames of an episode lie in the joined video, and whether there is one for each row."
     if place.count < e.length:
-        raise InputError(f"The metadata gives it frames {place.first} to {place.first + place.count - 1} of {place.path}, {place.count} frames for {e.length} "
-                         "rows: restore the metadata, or leave its episode out with exclude_episodes.")
+        raise InputError(
+            f"The metadata gives it frames {place.first} to {place.first + place.count - 1} of"
+            f" {place.path}, {place.count} frames for {e.length} rows: restore the metadata, or"
+            " leave its episode out with exclude_episodes."
+        )
     held = video_info(place.path).frames
     if place.first + e.length > held:
-        raise InputError(f"Its frames {place.first} to {place.first + e.length - 1} run over the end of {place.path}, which holds {held} frames: the offsets "
-                         "in meta/episodes do not fit the video; restore both from one source.")
+        raise InputError(
+            f"Its frames {place.first} to {place.first + e.length - 1} run over the end of"
+            f" {place.path}, which holds {held} frames: the offsets in meta/episodes do not fit the"
+            " video; restore both from one source."
+        )
     if len(indices) and not (0 <= indices.min() and indices.max() < e.length):
         bad = int(indices.max() if indices.max() >= e.length else indices.min())
-        raise InputError(f"Frame {bad} of the episode was asked for, but it has {e.length} (0 to {e.length - 1}) in {place.path}.")
+        raise InputError(
+            f"Frame {bad} of the episode was asked for, but it has {e.length} (0 to {e.length - 1})"
+            f" in {place.path}."
+        )
 
 # %% ../../nbs/data/10_lerobot.ipynb #fd6e6be7
 @patch
@@ -364,10 +517,16 @@ def _images(self: LeRobotDataset, episode: int, column: str, indices: np.ndarray
     cells = self._columns(episode, [column], "arrow")[column]
     where = f"column '{column}' of {self.layout.rows(self._episode(episode)).path}"
     if len(indices) and not 0 <= indices.min() <= indices.max() < len(cells):
-        raise InputError(f"Frame {indices.max()} was asked for, but {where} has {len(cells)} (0 to {len(cells) - 1}) for the episode.")
+        raise InputError(
+            f"Frame {indices.max()} was asked for, but {where} has {len(cells)} (0 to"
+            f" {len(cells) - 1}) for the episode."
+        )
     wanted, back = np.unique(indices, return_inverse=True)
     pictures = [_picture(cells[int(i)].as_py(), self.path, f"row {i} of {where}") for i in wanted]
-    if len({p.shape for p in pictures}) > 1: raise InputError(f"The pictures in {where} are of different sizes: expected one size for the episode.")
+    if len({p.shape for p in pictures}) > 1:
+        raise InputError(
+            f"The pictures in {where} are of different sizes: expected one size for the episode."
+        )
     return np.stack(pictures)[back] if pictures else np.empty((0, 0, 0, 3), np.uint8)
 
 
@@ -377,13 +536,29 @@ def _picture(cell, root: Path, where: str) -> np.ndarray:
     data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     if data is None and path:
         file = next((f for f in (root / path, root / "images" / path) if f.is_file()), None)
-        if file is None: raise InputError(f"The picture '{path}' that {where} points to is not in {root}: restore it, or leave its episode out with exclude_episodes.")
+        if file is None:
+            raise InputError(
+                f"The picture '{path}' that {where} points to is not in {root}: restore it, or"
+                " leave its episode out with exclude_episodes."
+            )
         data = file.read_bytes()
     try: array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     except (cv2.error, TypeError): array = None
-    if array is None: raise InputError(f"The picture in {where} cannot be decoded: expected the bytes of a PNG or JPEG file; restore the table.")
-    if array.dtype != np.uint8: raise InputError(f"The picture in {where} has {array.dtype} values, as depth maps have: the model reads colour of 8 bits; leave this camera out.")
-    return np.repeat(array[..., None], 3, -1) if array.ndim == 2 else np.ascontiguousarray(array[..., 2::-1])
+    if array is None:
+        raise InputError(
+            f"The picture in {where} cannot be decoded: expected the bytes of a PNG or JPEG file;"
+            " restore the table."
+        )
+    if array.dtype != np.uint8:
+        raise InputError(
+            f"The picture in {where} has {array.dtype} values, as depth maps have: the model reads"
+            " colour of 8 bits; leave this camera out."
+        )
+    return (
+        np.repeat(array[..., None], 3, -1)
+        if array.ndim == 2
+        else np.ascontiguousarray(array[..., 2::-1])
+    )
 
 # %% ../../nbs/data/10_lerobot.ipynb #719dc0a8
 def step_indices(
@@ -397,10 +572,14 @@ def step_indices(
     indices = step + np.asarray(offsets, np.int64)
     if pad: return indices.clip(0, length - 1)
     low = -length if wrap else 0
-    if length and low <= indices.min() and indices.max() < length: return np.where(indices < 0, indices + length, indices)
+    if length and low <= indices.min() and indices.max() < length:
+        return np.where(indices < 0, indices + length, indices)
     bad = next((int(i) for i in indices if not low <= i < length), step)
-    raise InputError(f"step {step} needs step {bad}, but the episode has steps 0 to {length - 1}: choose a step whose offsets "
-                     f"{min(offsets)} to {max(offsets)} lie inside, or give pad=True to repeat the first and last step.")
+    raise InputError(
+        f"step {step} needs step {bad}, but the episode has steps 0 to {length - 1}: choose a step"
+        f" whose offsets {min(offsets)} to {max(offsets)} lie inside, or give pad=True to repeat"
+        " the first and last step."
+    )
 
 # %% ../../nbs/data/10_lerobot.ipynb #563a319d
 def usable_steps(
@@ -431,8 +610,13 @@ def steps(self: LeRobotDataset,
     "Steps of one episode; every frame is decoded once. `InputError` names file and episode."
     self.rows(episode, self._columns_of(config))  # all at once: the file is opened a single time
     length, out = self.length(episode), [{} for _ in steps]
-    try: where = {m: [step_indices(i, c.delta_indices, length, pad, wrap) for i in steps] for m, c in config.items()}
-    except InputError as e: raise InputError(f"Episode {self.episodes[episode].index} of {self.path}: {e}") from None
+    try:
+        where = {
+            m: [step_indices(i, c.delta_indices, length, pad, wrap) for i in steps]
+            for m, c in config.items()
+        }
+    except InputError as e:
+        raise InputError(f"Episode {self.episodes[episode].index} of {self.path}: {e}") from None
     for view in config["video"].modality_keys if "video" in config and len(steps) else ():
         wanted, back = np.unique(np.stack(where["video"]), return_inverse=True)
         decoded = self.frames(episode, view, wanted)
@@ -451,8 +635,18 @@ def steps(self: LeRobotDataset,
 def _columns_of(self: LeRobotDataset, config: dict[str, ModalityConfig]) -> list[str]:
     "Columns of the table that a modality configuration needs; keys that do not exist are left for the caller to stumble over."
     kinds = {"state": "state", "action": "action", "language": "annotation"}
-    keys = [(k, name.removeprefix("annotation.") if m == "language" else name) for m, k in kinds.items() if m in config for name in config[m].modality_keys]
-    keys = [(k, name) for k, name in keys if name in self.modality[k] and not (k == "annotation" and fixed_text(self.modality, name) is not None)]
+    keys = [
+        (k, name.removeprefix("annotation.") if m == "language" else name)
+        for m, k in kinds.items()
+        if m in config
+        for name in config[m].modality_keys
+    ]
+    keys = [
+        (k, name)
+        for k, name in keys
+        if name in self.modality[k]
+        and not (k == "annotation" and fixed_text(self.modality, name) is not None)
+    ]
     return list(dict.fromkeys(original_key(self.modality, k, name) for k, name in keys))
 
 
@@ -478,12 +672,19 @@ def check_config(self: LeRobotDataset,
     for kind, c in config.items():
         for key in c.modality_keys:
             if kind == "language" and key in ("task", "sub_task"): continue
-            part, name = ("annotation", key.removeprefix("annotation.")) if kind == "language" else (kind, key)
+            part, name = (
+                ("annotation", key.removeprefix("annotation."))
+                if kind == "language"
+                else (kind, key)
+            )
             prefix = "annotation." if kind == "language" else ""
             options = [prefix + n for n in self.modality.get(part, ())]
             if key not in options:
                 near = did_you_mean(key, options)
-                problems.append(f"no {kind} '{key}' in modality.json (it has {', '.join(options) or 'none'}){'.' * bool(near)}{near}")
+                problems.append(
+                    f"no {kind} '{key}' in modality.json (it has"
+                    f" {', '.join(options) or 'none'}){'.' * bool(near)}{near}"
+                )
                 continue
             if kind == "language" and fixed_text(self.modality, name) is not None: continue
             column = original_key(self.modality, part, name)
@@ -493,10 +694,20 @@ def check_config(self: LeRobotDataset,
             if column not in features and known is None: known = self._table_columns()
             if column not in features and column not in (known or ()):
                 near = did_you_mean(column, features)
-                problems.append(f"no column '{column}' in info.json, which {part} '{name}' stands for{'.' * bool(near)}{near}")
+                problems.append(
+                    f"no column '{column}' in info.json, which {part} '{name}' stands"
+                    f" for{'.' * bool(near)}{near}"
+                )
             elif kind in ("state", "action") and (size := int(np.prod(features.get(column, {}).get("shape") or [0]))) and self.modality[kind][key]["end"] > size:
-                problems.append(f"{kind} '{key}' ends at {self.modality[kind][key]['end']}, but column '{column}' has {size} values")
-    if problems: raise InputError(f"The modality configuration does not fit the data set {self.path}: " + "; ".join(problems))
+                problems.append(
+                    f"{kind} '{key}' ends at {self.modality[kind][key]['end']}, but column"
+                    f" '{column}' has {size} values"
+                )
+    if problems:
+        raise InputError(
+            f"The modality configuration does not fit the data set {self.path}: "
+            + "; ".join(problems)
+        )
 
 
 @patch
@@ -504,9 +715,18 @@ def _camera_problem(self: LeRobotDataset, view: str, column: str) -> str | None:
     "What is wrong with a camera, as far as metadata and files tell. One that some episodes lack is for the check-up to tell."
     features = self.info["features"]
     feature = features.get(column) or {}
-    if column not in features: return f"no column '{column}' in info.json, which video '{view}' stands for{'.' * bool(near := did_you_mean(column, features))}{near}"
+    if column not in features:
+        return (
+            f"no column '{column}' in info.json, which video '{view}' stands"
+            f" for{'.' * bool(near := did_you_mean(column, features))}{near}"
+        )
     if reason := depth_reason(column, feature): return _no_depth(view, column, reason).rstrip(".")
-    if feature.get("dtype") == "image": return None if column in self._table_columns() else f"no column '{column}' in the tables for '{view}'"
+    if feature.get("dtype") == "image":
+        return (
+            None
+            if column in self._table_columns()
+            else f"no column '{column}' in the tables for '{view}'"
+        )
     problem = None
     for e in self.episodes:
         try: file = self.layout.frames(e, column).path

@@ -19,7 +19,12 @@ def original_key(
     key: str,  # group, view or annotation name, a key of modality[kind]
 ) -> str:  # column of the data set
     "The column that a key of modality.json stands for, with GR00T's defaults."
-    default = {"state": "observation.state", "action": "action", "video": f"observation.images.{key}", "annotation": f"annotation.{key}"}[kind]
+    default = {
+        "state": "observation.state",
+        "action": "action",
+        "video": f"observation.images.{key}",
+        "annotation": f"annotation.{key}",
+    }[kind]
     return modality[kind][key].get("original_key") or default
 
 # %% ../../nbs/data/08_modality.ipynb #b6173bfb
@@ -36,16 +41,38 @@ def check_modality(
     where: str,  # what it is called in a message
 ) -> dict:  # the same, with all four kinds present
     "The same dict with all four kinds present; `InputError` where an entry cannot be used."
-    if not isinstance(modality, dict): raise InputError(f"{where} holds {type(modality).__name__}: expected an object with state, action, video and annotation.")
+    if not isinstance(modality, dict):
+        raise InputError(
+            f"{where} holds {type(modality).__name__}: expected an object with state, action, video"
+            " and annotation."
+        )
     kinds = ("state", "action", "video", "annotation")
     for kind in kinds:
-        if not isinstance(modality.get(kind) or {}, dict): raise InputError(f"{where}: '{kind}' holds {type(modality[kind]).__name__}: expected an object with one entry per name.")
+        if not isinstance(modality.get(kind) or {}, dict):
+            raise InputError(
+                f"{where}: '{kind}' holds {type(modality[kind]).__name__}: expected an object with"
+                " one entry per name."
+            )
         for key, e in (modality.get(kind) or {}).items():
-            if not isinstance(e or {}, dict): raise InputError(f"{where}: {kind} '{key}' is {e!r}: expected an object.")
-            if kind in ("state", "action") and not (isinstance((e or {}).get("start"), int) and isinstance(e.get("end"), int) and 0 <= e["start"] < e["end"]):
-                raise InputError(f"{where}: {kind} group '{key}' is {e}: expected integers start and end, with 0 <= start < end.")
-            if not isinstance((e or {}).get("text", ""), str): raise InputError(f"{where}: {kind} '{key}' has the text {e['text']!r}: expected a string.")
-    return {**modality, **{k: {name: e or {} for name, e in (modality.get(k) or {}).items()} for k in kinds}}
+            if not isinstance(e or {}, dict):
+                raise InputError(f"{where}: {kind} '{key}' is {e!r}: expected an object.")
+            if kind in ("state", "action") and not (
+                isinstance((e or {}).get("start"), int)
+                and isinstance(e.get("end"), int)
+                and 0 <= e["start"] < e["end"]
+            ):
+                raise InputError(
+                    f"{where}: {kind} group '{key}' is {e}: expected integers start and end, with 0"
+                    " <= start < end."
+                )
+            if not isinstance((e or {}).get("text", ""), str):
+                raise InputError(
+                    f"{where}: {kind} '{key}' has the text {e['text']!r}: expected a string."
+                )
+    return {
+        **modality,
+        **{k: {name: e or {} for name, e in (modality.get(k) or {}).items()} for k in kinds},
+    }
 
 # %% ../../nbs/data/08_modality.ipynb #f7d7d6c5
 def depth_reason(
@@ -69,8 +96,15 @@ def dimension_names(
     return names if isinstance(names, list) else []
 
 # %% ../../nbs/data/08_modality.ipynb #4a0b6053
-_PARTS = [("gripper", r"gripper|jaw"), ("hand", r"hand|finger|thumb"), ("leg", r"leg|hip|knee|ankle"), ("waist", r"waist|torso|trunk"),
-          ("neck", r"neck|head"), ("base", r"base|wheel"), ("arm", r"arm|shoulder|elbow|wrist|forearm|joint")]
+_PARTS = [
+    ("gripper", r"gripper|jaw"),
+    ("hand", r"hand|finger|thumb"),
+    ("leg", r"leg|hip|knee|ankle"),
+    ("waist", r"waist|torso|trunk"),
+    ("neck", r"neck|head"),
+    ("base", r"base|wheel"),
+    ("arm", r"arm|shoulder|elbow|wrist|forearm|joint"),
+]
 
 
 def _group_names(
@@ -80,7 +114,11 @@ def _group_names(
     found = []
     for name in names:
         words = re.sub(r"[^a-z]+", " ", str(name).lower())
-        side = "left_" if re.search(r"\b(left|l)\b", words) else "right_" if re.search(r"\b(right|r)\b", words) else ""
+        side = (
+            "left_"
+            if re.search(r"\b(left|l)\b", words)
+            else "right_" if re.search(r"\b(right|r)\b", words) else ""
+        )
         part = next((p for p, pattern in _PARTS if re.search(pattern, words)), None)
         found.append(side + part if part else None)
     if None in found: return ["joints"] * len(names)  # names like motor_7 tell nothing: one group for all
@@ -96,7 +134,11 @@ def propose_modality(
     """
     out = {"state": {}, "action": {}, "video": {}, "annotation": {}}
     for column, f in info.get("features", {}).items():
-        kind = "action" if re.match(r"actions?\b", column) else "state" if re.match(r"observation\.states?\b", column) else None
+        kind = (
+            "action"
+            if re.match(r"actions?\b", column)
+            else "state" if re.match(r"observation\.states?\b", column) else None
+        )
         if not isinstance(f, dict) or depth_reason(column, f): continue
         if f.get("dtype") in ("video", "image"):
             key = re.sub(r"^observation\.(images\.)?", "", column)
@@ -106,10 +148,15 @@ def propose_modality(
             size, names = int(np.prod(f.get("shape") or [1])), dimension_names(f)
             if len(names) != size: names = [""] * size
             main = column in ("action", "observation.state")
-            groups = _group_names(names) if main else [column.split(".", 1)[-1].removeprefix("state.").replace(".", "_")] * size
+            groups = (
+                _group_names(names)
+                if main
+                else [column.split(".", 1)[-1].removeprefix("state.").replace(".", "_")] * size
+            )
             _add_runs(out[kind], groups, {} if main else {"original_key": column})
     # the tasks of meta/tasks are the instructions in most data sets; annotation columns come first where there are any
-    if "task_index" in info.get("features", {}): out["annotation"].setdefault("human.task_description", {"original_key": "task_index"})
+    if "task_index" in info.get("features", {}):
+        out["annotation"].setdefault("human.task_description", {"original_key": "task_index"})
     return out
 
 

@@ -16,7 +16,16 @@ import numpy as np
 from .lerobot import LeRobotDataset
 from .modality import original_key
 from ..processing.rotation import POSE_SIZES
-from ..embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType, EmbodimentTag, ModalityConfig, check_modality_config, embodiment_value
+from gr00t_nb.embodiments import (
+    ActionConfig,
+    ActionFormat,
+    ActionRepresentation,
+    ActionType,
+    EmbodimentTag,
+    ModalityConfig,
+    check_modality_config,
+    embodiment_value,
+)
 from ..errors import InputError, did_you_mean
 from ..files import write_text
 
@@ -30,14 +39,24 @@ def _look(
     "Some rows of every group. `InputError` where no episode can be read."
     parts, error = [], InputError(f"{ds.path} has no episodes: there is nothing to propose from.")
     for e in np.unique(np.linspace(0, len(ds) - 1, min(episodes, len(ds))).astype(int)):
-        try: groups = {k: ds._groups(e, k, None) for k in ("state", "action")}  # both, so that their rows belong together
-        except InputError as err: error = err; continue
+        try:
+            groups = {
+                k: ds._groups(e, k, None) for k in ("state", "action")
+            }  # both, so that their rows belong together
+        except InputError as err:
+            error = err
+            continue
         parts.append({g: x[:: -(-len(x) // rows) or 1] for g, x in groups[kind].items()})
     if not parts: raise error
     return {g: np.concatenate([p[g] for p in parts]) for g in ds.modality[kind]}
 
 # %% ../../nbs/data/50_proposal.ipynb #f0ac7ad2
-_INSTRUCTIONS = [r"task_desc|instruction|prompt", r"task|language|command|goal", r"action", r""]  # what a name says, the clearest first
+_INSTRUCTIONS = [
+    r"task_desc|instruction|prompt",
+    r"task|language|command|goal",
+    r"action",
+    r"",
+]  # what a name says, the clearest first
 _JUDGEMENTS = r"valid|success|quality|reward|score|rating|done"  # about an episode, not to the robot
 
 
@@ -50,8 +69,11 @@ def _language_key(
         for n in names:
             if re.search(pattern, n): return f"annotation.{n}"
     if any(e.tasks for e in ds.episodes): return "task"
-    raise InputError(f"{ds.path} has no instruction: no annotation in modality.json, no tasks in its episodes. "
-                     "Give one for all of it, LeRobotDataset(path, prompt='what the robot was asked to do'), or record one for each episode.")
+    raise InputError(
+        f"{ds.path} has no instruction: no annotation in modality.json, no tasks in its episodes."
+        " Give one for all of it, LeRobotDataset(path, prompt='what the robot was asked to do'),"
+        " or record one for each episode."
+    )
 
 # %% ../../nbs/data/50_proposal.ipynb #6703a129
 def _horizon(
@@ -61,12 +83,26 @@ def _horizon(
     most: int,  # rows of a chunk
 ) -> tuple[int, str]:  # steps, and the reason
     "Length of the action chunk."
-    if not fps > 0: raise InputError("info.json gives no fps: write there how many rows a second were recorded.")
+    if not fps > 0:
+        raise InputError(
+            "info.json gives no fps: write there how many rows a second were recorded."
+        )
     wish, half = max(1, round(seconds * fps)), max(1, int(np.median(lengths)) // 2)
     steps = min(wish, most, half)
-    if steps == wish: return steps, f"A chunk has {steps} steps: {steps / fps:.2g} seconds at {fps:g} a second."
-    why = f"a chunk has at most {most} (max_horizon)" if steps == most else f"half of a typical episode is {half}"
-    return steps, f"A chunk has {steps} steps, {steps / fps:.2g} seconds: {seconds:g} seconds would be {wish} at {fps:g} a second, but {why}."
+    if steps == wish:
+        return steps, f"A chunk has {steps} steps: {steps / fps:.2g} seconds at {fps:g} a second."
+    why = (
+        f"a chunk has at most {most} (max_horizon)"
+        if steps == most
+        else f"half of a typical episode is {half}"
+    )
+    return (
+        steps,
+        (
+            f"A chunk has {steps} steps, {steps / fps:.2g} seconds: {seconds:g} seconds would be"
+            f" {wish} at {fps:g} a second, but {why}."
+        ),
+    )
 
 # %% ../../nbs/data/50_proposal.ipynb #d4e64963
 def _spreads(
@@ -74,7 +110,10 @@ def _spreads(
     state: np.ndarray,  # (N, D)
 ) -> tuple[float, float]:  # standard deviation of the action, and of its difference to the state; both over all dimensions
     "How much the numbers vary as recorded, and how much relative to the state."
-    return tuple(float(np.sqrt(x.var(0).mean())) for x in (action.astype(np.float64), action.astype(np.float64) - state))
+    return tuple(
+        float(np.sqrt(x.var(0).mean()))
+        for x in (action.astype(np.float64), action.astype(np.float64) - state)
+    )
 
 # %% ../../nbs/data/50_proposal.ipynb #0ee7d4d2
 _GRIPPER = r"gripper|jaw|hand|finger|thumb"
@@ -90,8 +129,12 @@ def _pose_format(
     if not re.search(_POSE, group.lower()): return None
     if x.shape[1] == POSE_SIZES[ActionFormat.XYZ_ROT6D]:
         rows = x[:, 3:].reshape(-1, 2, 3).astype(np.float64)
-        if np.allclose(rows @ rows.swapaxes(1, 2), np.eye(2), atol=0.02): return ActionFormat.XYZ_ROT6D
-    if x.shape[1] == POSE_SIZES[ActionFormat.XYZ_ROTVEC] and re.search(r"rot_?vec|axis_?angle", group.lower()): return ActionFormat.XYZ_ROTVEC
+        if np.allclose(rows @ rows.swapaxes(1, 2), np.eye(2), atol=0.02):
+            return ActionFormat.XYZ_ROT6D
+    if x.shape[1] == POSE_SIZES[ActionFormat.XYZ_ROTVEC] and re.search(
+        r"rot_?vec|axis_?angle", group.lower()
+    ):
+        return ActionFormat.XYZ_ROTVEC
     return None
 
 # %% ../../nbs/data/50_proposal.ipynb #5dad39f2
@@ -103,20 +146,65 @@ def _action_config(
     "Relative or absolute, joints or pose."
     absolute, pose = ActionConfig(ActionRepresentation.ABSOLUTE), _pose_format(group, action)
     if pose is None and re.search(_GRIPPER, group.lower()) and not re.search(_POSE, group.lower()):
-        return absolute, f"{group} is ABSOLUTE: how far to open or close is commanded whatever the fingers hold."
-    if pose is None and action.shape[1] > 1 and re.search(f"{_ROTATION}|{_POSE}", group.lower()) and not re.search(r"pos(ition)?$", group.lower()):
-        return absolute, f"{group} is ABSOLUTE: it seems to hold a rotation, which cannot be subtracted number by number, in a form that is not certain (a pose is 9 numbers, position and 6-D rotation, or has 'rotvec' in its name)."
-    if state is None: return absolute, f"{group} is ABSOLUTE: the state has no group of that name to be relative to."
-    if state.shape != action.shape: return absolute, f"{group} is ABSOLUTE: the state group of that name has {state.shape[1]} numbers, the action {action.shape[1]}."
+        return (
+            absolute,
+            (
+                f"{group} is ABSOLUTE: how far to open or close is commanded whatever the fingers"
+                " hold."
+            ),
+        )
+    if (
+        pose is None
+        and action.shape[1] > 1
+        and re.search(f"{_ROTATION}|{_POSE}", group.lower())
+        and not re.search(r"pos(ition)?$", group.lower())
+    ):
+        return (
+            absolute,
+            (
+                f"{group} is ABSOLUTE: it seems to hold a rotation, which cannot be subtracted"
+                " number by number, in a form that is not certain (a pose is 9 numbers, position"
+                " and 6-D rotation, or has 'rotvec' in its name)."
+            ),
+        )
+    if state is None:
+        return (
+            absolute,
+            f"{group} is ABSOLUTE: the state has no group of that name to be relative to.",
+        )
+    if state.shape != action.shape:
+        return (
+            absolute,
+            (
+                f"{group} is ABSOLUTE: the state group of that name has {state.shape[1]} numbers,"
+                f" the action {action.shape[1]}."
+            ),
+        )
     recorded, relative = _spreads(*(x[:, :3] if pose else x for x in (action, state)))
     if not relative < recorded:
-        return absolute, f"{group} is ABSOLUTE: the commands do not follow the state (they vary by {recorded:.2g}, their difference to it by {relative:.2g}); they may be velocities, or differences already."
+        return (
+            absolute,
+            (
+                f"{group} is ABSOLUTE: the commands do not follow the state (they vary by"
+                f" {recorded:.2g}, their difference to it by {relative:.2g}); they may be"
+                " velocities, or differences already."
+            ),
+        )
     why = f"seen from the state the commands vary by {relative:.2g}, as recorded by {recorded:.2g}"
-    if pose is None: return ActionConfig(ActionRepresentation.RELATIVE), f"{group} is RELATIVE: {why}."
-    return ActionConfig(ActionRepresentation.RELATIVE, ActionType.EEF, pose), f"{group} is a RELATIVE pose of format {pose.name}: {why} (positions)."
+    if pose is None:
+        return ActionConfig(ActionRepresentation.RELATIVE), f"{group} is RELATIVE: {why}."
+    return (
+        ActionConfig(ActionRepresentation.RELATIVE, ActionType.EEF, pose),
+        f"{group} is a RELATIVE pose of format {pose.name}: {why} (positions).",
+    )
 
 # %% ../../nbs/data/50_proposal.ipynb #8190c8a0
-_SPARE = [r"leg|hip|knee|ankle|foot", r"neck|head", r"base|wheel|mobile", r"waist|torso|trunk"]  # what a manipulation task needs least comes first
+_SPARE = [
+    r"leg|hip|knee|ankle|foot",
+    r"neck|head",
+    r"base|wheel|mobile",
+    r"waist|torso|trunk",
+]  # what a manipulation task needs least comes first
 
 
 def _fitting(
@@ -127,15 +215,23 @@ def _fitting(
 ) -> list[str]:  # groups that are left out
     "Groups to leave out so that the others fit. `InputError` where legs and neck are not enough."
     order, out = [g for p in _SPARE[:2] for g in widths if re.search(p, g.lower())], []
-    while sum(n for g, n in widths.items() if g not in out) > most and order: out.append(order.pop(0))
+    while sum(n for g, n in widths.items() if g not in out) > most and order:
+        out.append(order.pop(0))
     if (total := sum(n for g, n in widths.items() if g not in out)) <= most: return out
-    said = f"The {kind} groups of {where} have {sum(widths.values())} numbers ({', '.join(f'{g} {n}' for g, n in widths.items())}), and the model takes at most {most} (max_{kind}_dim)"
+    said = (
+        f"The {kind} groups of {where} have {sum(widths.values())} numbers"
+        f" ({', '.join(f'{g} {n}' for g, n in widths.items())}), and the model takes at most {most}"
+        f" (max_{kind}_dim)"
+    )
     rest = [g for p in [*_SPARE, ""] for g in reversed(widths) if re.search(p, g.lower())]
     drop = []
     for g in dict.fromkeys(rest):
         if sum(n for h, n in widths.items() if h not in drop) > most: drop.append(g)
-    if len(drop) == len(widths): raise InputError(f"{said}: split the group in modality.json and leave a part out.")
-    raise InputError(f"{said}: leave some out, such as without={drop}, or train a base that takes more.")
+    if len(drop) == len(widths):
+        raise InputError(f"{said}: split the group in modality.json and leave a part out.")
+    raise InputError(
+        f"{said}: leave some out, such as without={drop}, or train a base that takes more."
+    )
 
 # %% ../../nbs/data/50_proposal.ipynb #ad0a7cb9
 class Proposal(NamedTuple):
@@ -146,24 +242,53 @@ class Proposal(NamedTuple):
     def __repr__(self): return "\n".join(f"- {r}" for r in self.reasons)
 
 # %% ../../nbs/data/50_proposal.ipynb #96fb7abb
-def _groups(ds: LeRobotDataset, kind: str, most: int, without: Iterable[str], reasons: list[str]) -> dict[str, np.ndarray]:
+def _groups(
+    ds: LeRobotDataset, kind: str, most: int, without: Iterable[str], reasons: list[str]
+) -> dict[str, np.ndarray]:
     "Rows of the groups of 'state' or 'action' that are taken; what is left out goes to the reasons."
-    if not ds.modality[kind]: raise InputError(f"{ds.path} has no {kind} groups in modality.json (columns of info.json: {', '.join(ds.info['features'])}): "
-                                               f"name the parts of the {kind} there, with start and end.")
+    if not ds.modality[kind]:
+        raise InputError(
+            f"{ds.path} has no {kind} groups in modality.json (columns of info.json:"
+            f" {', '.join(ds.info['features'])}): name the parts of the {kind} there, with start"
+            " and end."
+        )
     rows = {g: x for g, x in _look(ds, kind).items() if g not in without}
-    if not rows: raise InputError(f"Without {', '.join(ds.modality[kind])} no {kind} group is left: keep at least one.")
+    if not rows:
+        raise InputError(
+            f"Without {', '.join(ds.modality[kind])} no {kind} group is left: keep at least one."
+        )
     out = _fitting(kind, {g: x.shape[1] for g, x in rows.items()}, most, str(ds.path))
-    if out: reasons.append(f"{', '.join(out)} {'is' if len(out) == 1 else 'are'} left out of the {kind}: with {'it' if len(out) == 1 else 'them'} there would be {sum(x.shape[1] for x in rows.values())} numbers, and the model takes {most} (max_{kind}_dim).")
+    if out:
+        reasons.append(
+            f"{', '.join(out)} {'is' if len(out) == 1 else 'are'} left out of the {kind}: with"
+            f" {'it' if len(out) == 1 else 'them'} there would be"
+            f" {sum(x.shape[1] for x in rows.values())} numbers, and the model takes {most}"
+            f" (max_{kind}_dim)."
+        )
     return {g: x for g, x in rows.items() if g not in out}
 
 
 def _views(ds: LeRobotDataset, without: Iterable[str], reasons: list[str]) -> list[str]:
     "Cameras that are taken; what is left out goes to the reasons."
-    why = {v: ds._camera_problem(v, original_key(ds.modality, "video", v)) for v in ds.modality["video"] if v not in without}
-    views, bad = [v for v, r in why.items() if r is None], {v: r for v, r in why.items() if r is not None}
+    why = {
+        v: ds._camera_problem(v, original_key(ds.modality, "video", v))
+        for v in ds.modality["video"]
+        if v not in without
+    }
+    views, bad = [v for v, r in why.items() if r is None], {
+        v: r for v, r in why.items() if r is not None
+    }
     reasons += [f"The camera {v} is left out: {r.rstrip('.')}." for v, r in bad.items()]
-    if not why: raise InputError(f"{ds.path} has no camera {'left' if ds.modality['video'] else 'in modality.json'}: the model needs at least one.")
-    if not views: raise InputError(f"{ds.path} has no camera that can be used ({'; '.join(bad.values())}): the model needs at least one; restore its files, or mend modality.json.")
+    if not why:
+        raise InputError(
+            f"{ds.path} has no camera {'left' if ds.modality['video'] else 'in modality.json'}: the"
+            " model needs at least one."
+        )
+    if not views:
+        raise InputError(
+            f"{ds.path} has no camera that can be used ({'; '.join(bad.values())}): the model needs"
+            " at least one; restore its files, or mend modality.json."
+        )
     return views
 
 # %% ../../nbs/data/50_proposal.ipynb #045f40dd
@@ -178,17 +303,36 @@ def propose_config(
     "A modality configuration for `ds`, to begin with. `InputError` where there is no state, action, camera or instruction, or more numbers than the model takes."
     known = [n for kind in ("video", "state", "action") for n in ds.modality[kind]]
     for n in (without := [without] if isinstance(without, str) else list(without)):
-        if n not in known: raise InputError(f"{ds.path} has no camera or group '{n}' that could be left out, only {', '.join(dict.fromkeys(known))}.{did_you_mean(n, known)}")
+        if n not in known:
+            raise InputError(
+                f"{ds.path} has no camera or group '{n}' that could be left out, only"
+                f" {', '.join(dict.fromkeys(known))}.{did_you_mean(n, known)}"
+            )
     reasons = []
-    states, actions = (_groups(ds, k, most, without, reasons) for k, most in (("state", max_state_dim), ("action", max_action_dim)))
+    states, actions = (
+        _groups(ds, k, most, without, reasons)
+        for k, most in (("state", max_state_dim), ("action", max_action_dim))
+    )
     views, language = _views(ds, without, reasons), _language_key(ds)
     steps, why = _horizon(ds.fps, [e.length for e in ds.episodes], seconds, max_horizon)
     forms = {g: _action_config(g, x, states.get(g)) for g, x in actions.items()}
-    config = dict(video=ModalityConfig([0], views), state=ModalityConfig([0], list(states)),
-                  action=ModalityConfig(range(steps), list(actions), action_configs=[c for c, _ in forms.values()]), language=ModalityConfig([0], [language]))
+    config = dict(
+        video=ModalityConfig([0], views),
+        state=ModalityConfig([0], list(states)),
+        action=ModalityConfig(
+            range(steps), list(actions), action_configs=[c for c, _ in forms.values()]
+        ),
+        language=ModalityConfig([0], [language]),
+    )
     sized = lambda groups: ", ".join(f"{g} ({x.shape[1]})" for g, x in groups.items())
-    said = [f"The camera{'s are' if len(views) > 1 else ' is'} {', '.join(views)}.", f"The state is {sized(states)}.", f"The action is {sized(actions)}.", why,
-            *(r for _, r in forms.values()), f"The instruction is {language}, such as “{ds.instruction(0, 0, language)}”."]
+    said = [
+        f"The camera{'s are' if len(views) > 1 else ' is'} {', '.join(views)}.",
+        f"The state is {sized(states)}.",
+        f"The action is {sized(actions)}.",
+        why,
+        *(r for _, r in forms.values()),
+        f"The instruction is {language}, such as “{ds.instruction(0, 0, language)}”.",
+    ]
     return Proposal(check_modality_config(config), reasons + said)
 
 # %% ../../nbs/data/50_proposal.ipynb #36566070
@@ -199,13 +343,31 @@ def config_source(
 ) -> str:  # Python
     "The Python file that registers `config` for `tag`."
     config, member = check_modality_config(config), EmbodimentTag(embodiment_value(tag)).name
-    steps = lambda d: f"list(range({len(d)}))" if len(d) > 1 and d == list(range(len(d))) else str(d)
+    steps = lambda d: (
+        f"list(range({len(d)}))" if len(d) > 1 and d == list(range(len(d))) else str(d)
+    )
     lines = []
     for modality, c in config.items():
-        extra = "".join(f", {k}={v!r}" for k in ("sin_cos_embedding_keys", "mean_std_embedding_keys") if (v := getattr(c, k)) is not None)
-        head = f'    "{modality}": ModalityConfig(delta_indices={steps(c.delta_indices)}, modality_keys={c.modality_keys!r}{extra}'
-        if c.action_configs is None: lines.append(f"{head}),"); continue
-        lines += [f"{head}, action_configs=[", *(f"        {_action_source(a)},  # {k}" for k, a in zip(c.modality_keys, c.action_configs)), "    ]),"]
+        extra = "".join(
+            f", {k}={v!r}"
+            for k in ("sin_cos_embedding_keys", "mean_std_embedding_keys")
+            if (v := getattr(c, k)) is not None
+        )
+        head = (
+            f'    "{modality}": ModalityConfig(delta_indices={steps(c.delta_indices)},'
+            f' modality_keys={c.modality_keys!r}{extra}'
+        )
+        if c.action_configs is None:
+            lines.append(f"{head}),")
+            continue
+        lines += [
+            f"{head}, action_configs=[",
+            *(
+                f"        {_action_source(a)},  # {k}"
+                for k, a in zip(c.modality_keys, c.action_configs)
+            ),
+            "    ]),",
+        ]
     said = "".join(f"\n{r}" for r in reasons).replace("\\", "\\\\").replace('"""', "'''")
     return (f'"""What this robot is to the model.{chr(10) * bool(said)}{said}{chr(10) * bool(said)}"""\n'
             "from gr00t_nb.embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType, EmbodimentTag, ModalityConfig, register_modality_config\n\n"
@@ -227,7 +389,14 @@ def save_config(
 ) -> Path:  # the file, for `modality_config_path`
     "Writes the file that registers `config`: for `FinetuneConfig(modality_config_path=...)`, `check_dataset(modality_config_path=...)` and the flags of that name."
     path = Path(path)
-    if path.suffix != ".py": raise InputError(f"{path} does not end in .py: a modality configuration is a Python file; give such a name.")
-    if path.exists() and not overwrite: raise InputError(f"{path} exists already: give another name, or overwrite=True to replace it.")
+    if path.suffix != ".py":
+        raise InputError(
+            f"{path} does not end in .py: a modality configuration is a Python file; give such a"
+            " name."
+        )
+    if path.exists() and not overwrite:
+        raise InputError(
+            f"{path} exists already: give another name, or overwrite=True to replace it."
+        )
     write_text(path, config_source(config, tag, reasons))
     return path

@@ -28,32 +28,49 @@ def _import_failure(
     "Says why torchcodec cannot be loaded and which command mends it."
     text = str(error)
     if isinstance(error, ModuleNotFoundError) and "torchcodec" in text:
-        return "Videos cannot be read because the Python package torchcodec is not installed: run `pip install torchcodec`."
-    linux, mac = r"(lib[\w+-]+\.so[.\d]*): cannot open shared object", r"Library not loaded: (?:@rpath/)?(\S+)"
+        return (
+            "Videos cannot be read because the Python package torchcodec is not installed: run `pip"
+            " install torchcodec`."
+        )
+    linux, mac = (
+        r"(lib[\w+-]+\.so[.\d]*): cannot open shared object",
+        r"Library not loaded: (?:@rpath/)?(\S+)",
+    )
     names = sorted({*re.findall(linux, text), *re.findall(mac, text)})
     other = [n for n in names if not re.match(r"lib(av|sw)", n)]
     if other:
-        return (f"Videos cannot be read because torchcodec does not find {', '.join(other)}: a wheel made for CUDA needs it; "
-                "run `pip install torchcodec --index-url https://download.pytorch.org/whl/cpu`, or install that library.")
+        return (
+            f"Videos cannot be read because torchcodec does not find {', '.join(other)}: a wheel"
+            " made for CUDA needs it; run `pip install torchcodec --index-url"
+            " https://download.pytorch.org/whl/cpu`, or install that library."
+        )
     if "undefined symbol" in text and not names:
         return ("Videos cannot be read because torchcodec was built for another version of torch: "
                 "run `pip install --upgrade torch torchcodec` so that both fit.")
-    return (f"Videos cannot be read because torchcodec does not find FFmpeg's libraries ({', '.join(names) or 'libavcodec, libavformat, libavutil'}): "
-            "run `apt-get install ffmpeg` (Debian, Ubuntu), `conda install -c conda-forge ffmpeg` or `brew install ffmpeg`, versions 4 to 8.")
+    return (
+        "Videos cannot be read because torchcodec does not find FFmpeg's libraries"
+        f" ({', '.join(names) or 'libavcodec, libavformat, libavutil'}): run `apt-get install"
+        " ffmpeg` (Debian, Ubuntu), `conda install -c conda-forge ffmpeg` or `brew install"
+        " ffmpeg`, versions 4 to 8."
+    )
 
 # %% ../../nbs/data/00_video.ipynb #f85d45b2
 def check_ffmpeg() -> str:  # version of the FFmpeg that torchcodec loaded, such as '5.1.9'
     "Loads torchcodec and FFmpeg; an `InputError` names the missing library and the command that installs it."
     try:
         importlib.import_module("torchcodec.decoders")
-        return importlib.import_module("torchcodec._core").get_ffmpeg_library_versions()["ffmpeg_version"]
+        return importlib.import_module("torchcodec._core").get_ffmpeg_library_versions()[
+            "ffmpeg_version"
+        ]
     except (ImportError, OSError, RuntimeError) as e: raise InputError(_import_failure(e)) from None
 
 # %% ../../nbs/data/00_video.ipynb #d7183848
 OPEN_BYTES = 256 * 2**20  # memory that open decoders may take, by estimate, per process
 
 # %% ../../nbs/data/00_video.ipynb #0dcc642b
-_OPEN: OrderedDict[tuple, tuple[object, int]] = OrderedDict()  # (path, size, time of change) -> (decoder, its cost), the last used one last
+_OPEN: OrderedDict[tuple, tuple[object, int]] = (
+    OrderedDict()
+)  # (path, size, time of change) -> (decoder, its cost), the last used one last
 _LOCK = threading.Lock()
 
 
@@ -72,7 +89,11 @@ def _cost(decoder) -> int:
 
 def _reason(error: Exception, path="") -> str:
     "What FFmpeg said, without torchcodec's source location."
-    said = [line.strip() for line in str(error).splitlines() if line.strip() and "report an issue" not in line and "://" not in line]
+    said = [
+        line.strip()
+        for line in str(error).splitlines()
+        if line.strip() and "report an issue" not in line and "://" not in line
+    ]
     last = said[-1] if said else type(error).__name__
     return re.sub(r"^.*?\.cpp:\d+,\s*", "", last).replace(f": {path}", ":").rstrip(".")
 
@@ -85,12 +106,19 @@ def _new_decoder(path):  # a torchcodec VideoDecoder that gives (n, H, W, 3)
 
 def _open(path, size: int):
     "Opens a decoder that gives (n, H, W, 3); `InputError` where the file is empty or no video."
-    if not size: raise InputError(f"The video file {path} is empty (0 bytes): restore it, or leave its episode out with exclude_episodes.")
+    if not size:
+        raise InputError(
+            f"The video file {path} is empty (0 bytes): restore it, or leave its episode out with"
+            " exclude_episodes."
+        )
     check_ffmpeg()
-    try: return _new_decoder(path)
+    try:
+        return _new_decoder(path)
     except Exception as e:
-        raise InputError(f"The video file {path} ({size:,} bytes) cannot be opened ({_reason(e, path)}): it is truncated or no video; "
-                         "restore it, or leave its episode out with exclude_episodes.") from None
+        raise InputError(
+            f"The video file {path} ({size:,} bytes) cannot be opened ({_reason(e, path)}): it is"
+            " truncated or no video; restore it, or leave its episode out with exclude_episodes."
+        ) from None
 
 
 @contextmanager
@@ -98,8 +126,13 @@ def _lent(
     path: str | Path,  # a video file
 ) -> Iterator:  # an open `torchcodec.decoders.VideoDecoder` that nobody else has
     "The open decoder of `path`, for the length of a block; after an error in the block it is not kept. `InputError` where the file is missing or broken."
-    try: stat = os.stat(path)
-    except OSError: raise InputError(f"There is no video file {path}: expected an mp4 there; restore it, or leave its episode out with exclude_episodes.") from None
+    try:
+        stat = os.stat(path)
+    except OSError:
+        raise InputError(
+            f"There is no video file {path}: expected an mp4 there; restore it, or leave its"
+            " episode out with exclude_episodes."
+        ) from None
     key = (str(path), stat.st_size, stat.st_mtime_ns)
     with _LOCK: decoder, cost = _OPEN.pop(key, (None, 0))
     if decoder is None:
@@ -108,7 +141,8 @@ def _lent(
     yield decoder
     with _LOCK:
         _OPEN[key] = decoder, cost
-        while len(_OPEN) > 1 and sum(c for _, c in _OPEN.values()) > OPEN_BYTES: _OPEN.popitem(last=False)
+        while len(_OPEN) > 1 and sum(c for _, c in _OPEN.values()) > OPEN_BYTES:
+            _OPEN.popitem(last=False)
 
 # %% ../../nbs/data/00_video.ipynb #8476f1e0
 @dataclass(frozen=True)
@@ -126,7 +160,9 @@ def video_info(
 ) -> VideoInfo:  # frame count, size, rate, codec
     "Reads frame count, size, rate and codec of a video without decoding it. Errors as in `decode_frames`."
     with _lent(path) as decoder: m = decoder.metadata
-    return VideoInfo(int(m.num_frames or 0), int(m.height), int(m.width), float(m.average_fps or 0), str(m.codec))
+    return VideoInfo(
+        int(m.num_frames or 0), int(m.height), int(m.width), float(m.average_fps or 0), str(m.codec)
+    )
 
 # %% ../../nbs/data/00_video.ipynb #d3e5c569
 def decode_frames(
@@ -136,17 +172,30 @@ def decode_frames(
     "Decodes frames of a video by index. `InputError` names the file where it is missing, broken, or shorter than an index."
     with _lent(path) as decoder:
         n = len(decoder)
-        indices = np.arange(n) if indices is None else np.asarray(indices, dtype=np.int64).reshape(-1)
-        if not len(indices): return np.empty((0, decoder.metadata.height, decoder.metadata.width, 3), np.uint8)
+        indices = (
+            np.arange(n) if indices is None else np.asarray(indices, dtype=np.int64).reshape(-1)
+        )
+        if not len(indices):
+            return np.empty((0, decoder.metadata.height, decoder.metadata.width, 3), np.uint8)
         wanted, back = np.unique(indices, return_inverse=True)
-        if wanted[0] < 0: raise InputError(f"Frame {wanted[0]} of {path} was asked for: frames are counted from 0.")
+        if wanted[0] < 0:
+            raise InputError(
+                f"Frame {wanted[0]} of {path} was asked for: frames are counted from 0."
+            )
         if wanted[-1] >= n:
-            raise InputError(f"Frame {wanted[-1]} of {path} was asked for, but the video holds {n} frames (0 to {n - 1}): it is shorter than its table; "
-                             "restore it, or leave its episode out with exclude_episodes.")
-        try: frames = decoder.get_frames_at(wanted.tolist()).data.numpy()
+            raise InputError(
+                f"Frame {wanted[-1]} of {path} was asked for, but the video holds {n} frames (0 to"
+                f" {n - 1}): it is shorter than its table; restore it, or leave its episode out"
+                " with exclude_episodes."
+            )
+        try:
+            frames = decoder.get_frames_at(wanted.tolist()).data.numpy()
         except Exception as e:
-            raise InputError(f"Frames {wanted[0]} to {wanted[-1]} of {path} cannot be decoded ({_reason(e, path)}): the file is damaged; "
-                             "restore it, or leave its episode out with exclude_episodes.") from None
+            raise InputError(
+                f"Frames {wanted[0]} to {wanted[-1]} of {path} cannot be decoded"
+                f" ({_reason(e, path)}): the file is damaged; restore it, or leave its episode out"
+                " with exclude_episodes."
+            ) from None
     return frames if len(back) == len(wanted) and (back[1:] > back[:-1]).all() else frames[back]
 
 # %% ../../nbs/data/00_video.ipynb #53a4a3b3
@@ -160,13 +209,29 @@ def write_video(
     "Writes an H.264 video. The same frames give the same picture, on the same FFmpeg; nearly always the same bytes."
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise InputError(f"A video is made of uint8 frames (n, H, W, 3), at least one; got {frames.dtype} {frames.shape}.")
+        raise InputError(
+            f"A video is made of uint8 frames (n, H, W, 3), at least one; got {frames.dtype}"
+            f" {frames.shape}."
+        )
     check_ffmpeg()
     import torch
     from torchcodec.encoders import VideoEncoder
-    encoder = VideoEncoder(torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))), frame_rate=float(fps))
+    encoder = VideoEncoder(
+        torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))), frame_rate=float(fps)
+    )
     with replacing(path) as temporary:
         # colour is kept at half the resolution, as every player expects; pictures of odd sides have no half
         pixels = "yuv444p" if frames.shape[1] % 2 or frames.shape[2] % 2 else "yuv420p"
-        try: encoder.to_file(str(temporary), codec="libx264", pixel_format=pixels, crf=crf, extra_options={"g": str(gop), "bf": "0", "threads": "1"})
-        except RuntimeError as e: raise InputError(f"{path} cannot be written as H.264 ({_reason(e, path)}): this FFmpeg may lack libx264.") from None
+        try:
+            encoder.to_file(
+                str(temporary),
+                codec="libx264",
+                pixel_format=pixels,
+                crf=crf,
+                extra_options={"g": str(gop), "bf": "0", "threads": "1"},
+            )
+        except RuntimeError as e:
+            raise InputError(
+                f"{path} cannot be written as H.264 ({_reason(e, path)}): this FFmpeg may lack"
+                " libx264."
+            ) from None

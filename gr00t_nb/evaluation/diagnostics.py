@@ -23,9 +23,29 @@ from ..processing.rotation import absolute_pose, relative_pose
 from ..checkup.signals import idle_ends, ordinary
 from ..embodiments import ActionRepresentation, ActionType
 from ..errors import InputError, command
-from .measures import (Estimate, Timing, action_spread, estimate, gripper_dimensions, in_spreads, match_switches, motion_sums, seam_sums,
-                                      switches, tremble_sums)
-from .open_loop import EpisodeResult, OpenLoopResult, ask, check_fit, episodes_to_ask, evaluate_open_loop, held_out_episodes, recorded_chunks
+from gr00t_nb.evaluation.measures import (
+    Estimate,
+    Timing,
+    action_spread,
+    estimate,
+    gripper_dimensions,
+    in_spreads,
+    match_switches,
+    motion_sums,
+    seam_sums,
+    switches,
+    tremble_sums,
+)
+from gr00t_nb.evaluation.open_loop import (
+    EpisodeResult,
+    OpenLoopResult,
+    ask,
+    check_fit,
+    episodes_to_ask,
+    evaluate_open_loop,
+    held_out_episodes,
+    recorded_chunks,
+)
 from ..policy.policy import Gr00tPolicy
 from ..plots.actions import COLOURS, Plot, _styled, save_figure
 
@@ -46,7 +66,9 @@ class Recording:
     @property
     def arms(self) -> np.ndarray:  # (D,)
         "The spread without the grippers."
-        return np.where(np.isin(np.arange(len(self.spread)), list(self.grippers)), np.nan, self.spread)
+        return np.where(
+            np.isin(np.arange(len(self.spread)), list(self.grippers)), np.nan, self.spread
+        )
 
 
 def evenly(
@@ -54,7 +76,11 @@ def evenly(
     most: int,  # how many are wanted
 ) -> list[int]:  # positions
     "At most so many positions, spread over all."
-    return sorted({int(i) for i in np.linspace(0, count - 1, min(most, count)).round()}) if count else []
+    return (
+        sorted({int(i) for i in np.linspace(0, count - 1, min(most, count)).round()})
+        if count
+        else []
+    )
 
 
 def know_recording(
@@ -64,13 +90,22 @@ def know_recording(
     "Learns from some episodes what is ordinary."
     groups, key = config["action"].modality_keys, config["language"].modality_keys[0]
     chosen = [e for e in evenly(len(dataset), KNOWN_FROM) if dataset.length(e)]
-    if not chosen: raise InputError(f"{dataset.path} has no episode with steps: there is nothing to ask a policy about.")
+    if not chosen:
+        raise InputError(
+            f"{dataset.path} has no episode with steps: there is nothing to ask a policy about."
+        )
     states = [dataset.state(e, config["state"].modality_keys) for e in chosen]
     actions = [np.concatenate(list(dataset.action(e, groups).values()), 1) for e in chosen]
     names = dataset.labels("action", groups)
     both = [np.concatenate([*s.values(), a], 1) for s, a in zip(states, actions)]
-    return Recording(names, action_spread(actions), ordinary(both).span, gripper_dimensions(actions, names),
-                     sorted({dataset.instruction(e, 0, key) for e in chosen}), {g: np.concatenate([s[g] for s in states]).mean(0) for g in states[0]})
+    return Recording(
+        names,
+        action_spread(actions),
+        ordinary(both).span,
+        gripper_dimensions(actions, names),
+        sorted({dataset.instruction(e, 0, key) for e in chosen}),
+        {g: np.concatenate([s[g] for s in states]).mean(0) for g in states[0]},
+    )
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #27ac23c0
 def borrowed(
@@ -81,7 +116,14 @@ def borrowed(
 ) -> dict:  # a flat step; the given one stays as it is
     "A step with some of its inputs from another moment, or blank."
     if recording is None: return {**step, **{k: donor[k] for k in keys}}
-    blank = {k: np.zeros_like(step[k]) if k.startswith("video.") else np.broadcast_to(recording.mean_state[k[6:]], step[k].shape).astype(np.float32) for k in keys}
+    blank = {
+        k: (
+            np.zeros_like(step[k])
+            if k.startswith("video.")
+            else np.broadcast_to(recording.mean_state[k[6:]], step[k].shape).astype(np.float32)
+        )
+        for k in keys
+    }
     return {**step, **blank}
 
 
@@ -99,8 +141,17 @@ def carried_over(
     for group, c in zip(action.modality_keys, action.action_configs or []):
         part, start = slice(start, start + widths[group]), start + widths[group]
         if c.rep is not ActionRepresentation.RELATIVE: continue
-        old, new = (np.stack([np.asarray(s[f"state.{c.state_key or group}"], np.float64)[-1:] for s in steps]) for steps in (given, true))
-        out[..., part] = out[..., part] - old + new if c.type is ActionType.NON_EEF else absolute_pose(relative_pose(out[..., part], old, c.format), new, c.format)
+        old, new = (
+            np.stack(
+                [np.asarray(s[f"state.{c.state_key or group}"], np.float64)[-1:] for s in steps]
+            )
+            for steps in (given, true)
+        )
+        out[..., part] = (
+            out[..., part] - old + new
+            if c.type is ActionType.NON_EEF
+            else absolute_pose(relative_pose(out[..., part], old, c.format), new, c.format)
+        )
     return out
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #9f0b525d
@@ -121,7 +172,10 @@ def changes_to_try(
     "The inputs that are taken away, one after the other."
     views = config["video"].modality_keys if "video" in config else []
     out = [Change("state", "the state", [f"state.{g}" for g in config["state"].modality_keys])]
-    out += [Change("camera" if len(views) > 1 else "cameras", f"the camera {v}", [f"video.{v}"]) for v in views]
+    out += [
+        Change("camera" if len(views) > 1 else "cameras", f"the camera {v}", [f"video.{v}"])
+        for v in views
+    ]
     if len(views) > 1: out.append(Change("cameras", "all cameras", [f"video.{v}" for v in views]))
     language = config["language"].modality_keys
     if len(recording.prompts) > 1: out.append(Change("prompt", "another task's prompt", language))
@@ -142,7 +196,9 @@ def changed_steps(
     if change.kind == "prompt":
         others = [[p for p in recording.prompts if p != s[key]] for s in steps]
         return [{**s, key: o[int(pick * len(o))]} for s, o, pick in zip(steps, others, picks)]
-    return [borrowed(s, change.keys, d, recording if blank else None) for s, d in zip(steps, donors)]
+    return [
+        borrowed(s, change.keys, d, recording if blank else None) for s, d in zip(steps, donors)
+    ]
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #f65a44aa
 @dataclass
@@ -167,7 +223,9 @@ class Diagnosis:
     questions: int = 0  # moments of an episode at which inputs were taken away, at most
     draws: int = 1  # draws of the noise
     changes: list[Change] = field(default_factory=list)
-    unchanged: list[np.ndarray] = field(default_factory=list)  # an episode each, (H,): error at the same questions, in spreads
+    unchanged: list[np.ndarray] = field(
+        default_factory=list
+    )  # an episode each, (H,): error at the same questions, in spreads
     apart: list[np.ndarray] = field(default_factory=list)  # an episode each, (H,): distance of the answers of two draws
     drawn_error: list[np.ndarray] = field(default_factory=list)  # an episode each, (H,): error of all draws
     starts: list[Start] = field(default_factory=list)
@@ -182,46 +240,94 @@ def _curve(
 ) -> np.ndarray:  # (H,) mean over questions, in spreads
     d = in_spreads(difference, spread)
     known = np.isfinite(d)
-    return np.where(known, d, 0).sum(0) / np.maximum(known.sum(0), 1) + np.where(known.any(0), 0, np.nan)
+    return np.where(known, d, 0).sum(0) / np.maximum(known.sum(0), 1) + np.where(
+        known.any(0), 0, np.nan
+    )
 
 
-def _take_inputs_away(d: Diagnosis, policy, dataset: LeRobotDataset, e: EpisodeResult, noises: list, batch_size: int, rng: np.random.Generator, bar):
+def _take_inputs_away(
+    d: Diagnosis,
+    policy,
+    dataset: LeRobotDataset,
+    e: EpisodeResult,
+    noises: list,
+    batch_size: int,
+    rng: np.random.Generator,
+    bar,
+):
     "Asks at some moments of one episode, with the noise drawn anew and with each input replaced; adds what came out to `d`."
     horizon, groups = d.open_loop.action_horizon, d.open_loop.groups
     config = {m: c for m, c in policy.get_modality_config().items() if m != "action"}
     moments = evenly(max(1, len(e.truth) - horizon + 1), d.questions)
     others = [i for i in range(len(dataset)) if i != e.episode and dataset.length(i)] or [e.episode]
     other = int(rng.choice(others))
-    far, picks = rng.integers(0, dataset.length(other), len(moments)), rng.random(len(moments))  # drawn before there are batches: their size must not matter
+    far, picks = rng.integers(0, dataset.length(other), len(moments)), rng.random(
+        len(moments)
+    )  # drawn before there are batches: their size must not matter
     answers = {k: [] for k in ["truth", *range(len(noises)), *(c.name for c in d.changes)]}
     for i in range(0, len(moments), batch_size):
         block = moments[i:i + batch_size]
         chosen = picks[i:i + batch_size]
         steps = dataset.steps(e.episode, block, config, pad=True)
         donors = dataset.steps(other, far[i:i + batch_size].tolist(), config, pad=True)
-        asked = lambda given, noise: (bar.update(len(given)), carried_over(ask(policy, given, noise, batch_size), given, steps, policy, groups)[:, :horizon])[1]
+        asked = lambda given, noise: (
+            bar.update(len(given)),
+            carried_over(ask(policy, given, noise, batch_size), given, steps, policy, groups)[
+                :, :horizon
+            ],
+        )[1]
         answers["truth"].append(recorded_chunks(e.truth, block, horizon))
         for k, noise in enumerate(noises): answers[k].append(asked(steps, noise))
-        for c in d.changes: answers[c.name].append(asked(changed_steps(c, steps, donors, d.recording, d.blank, chosen), noises[0]))
+        for c in d.changes:
+            answers[c.name].append(
+                asked(changed_steps(c, steps, donors, d.recording, d.blank, chosen), noises[0])
+            )
     answers, spread = {k: np.concatenate(a) for k, a in answers.items()}, d.recording.spread
     d.unchanged.append(_curve(answers["truth"] - answers[0], spread))
     for c in d.changes:
-        c.moved.append(_curve(answers[c.name] - answers[0], spread)); c.error.append(_curve(answers["truth"] - answers[c.name], spread))
+        c.moved.append(_curve(answers[c.name] - answers[0], spread))
+        c.error.append(_curve(answers["truth"] - answers[c.name], spread))
     pairs = [(a, b) for a in range(len(noises)) for b in range(a)]
-    d.apart.append(np.mean([_curve(answers[a] - answers[b], spread) for a, b in pairs], 0) if pairs else np.full(horizon, np.nan))
-    d.drawn_error.append(np.mean([_curve(answers["truth"] - answers[k], spread) for k in range(len(noises))], 0))
+    d.apart.append(
+        np.mean([_curve(answers[a] - answers[b], spread) for a, b in pairs], 0)
+        if pairs
+        else np.full(horizon, np.nan)
+    )
+    d.drawn_error.append(
+        np.mean([_curve(answers["truth"] - answers[k], spread) for k in range(len(noises))], 0)
+    )
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #0555ecdd
 def _ask_start(d: Diagnosis, policy, dataset: LeRobotDataset, e: EpisodeResult, noise, bar):
     "Asks at the end of the rest at the beginning of one episode; adds what came out to `d`."
     config = policy.get_modality_config()
-    both = np.concatenate([*dataset.state(e.episode, config["state"].modality_keys).values(), *dataset.action(e.episode, config["action"].modality_keys).values()], 1)
+    both = np.concatenate(
+        [
+            *dataset.state(e.episode, config["state"].modality_keys).values(),
+            *dataset.action(e.episode, config["action"].modality_keys).values(),
+        ],
+        1,
+    )
     head = min(idle_ends(both, d.recording.span)[0], len(e.truth))
     step = max(head - 1, 0)
-    answer = ask(policy, dataset.steps(e.episode, [step], {m: c for m, c in config.items() if m != "action"}, pad=True), noise)[:, :d.open_loop.action_horizon].astype(np.float64)
+    answer = ask(
+        policy,
+        dataset.steps(
+            e.episode, [step], {m: c for m, c in config.items() if m != "action"}, pad=True
+        ),
+        noise,
+    )[:, : d.open_loop.action_horizon].astype(np.float64)
     bar.update(1)
     true, here = recorded_chunks(e.truth, [step], answer.shape[1]), e.truth[step].astype(np.float64)
-    d.starts.append(Start(e.episode, head, _curve(answer - here, d.recording.spread), _curve(true - here, d.recording.spread), *motion_sums(answer, true, here, d.recording.spread)))
+    d.starts.append(
+        Start(
+            e.episode,
+            head,
+            _curve(answer - here, d.recording.spread),
+            _curve(true - here, d.recording.spread),
+            *motion_sums(answer, true, here, d.recording.spread)
+        )
+    )
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #0da59d22
 def diagnose(
@@ -239,27 +345,69 @@ def diagnose(
 ) -> Diagnosis:
     "Asks a policy along recorded episodes in the ways that show why it would fail."
     dataset = dataset if isinstance(dataset, LeRobotDataset) else LeRobotDataset(dataset)
-    for name, value in dict(questions=questions, draws=draws, batch_size=batch_size, steps=1 if steps is None else steps).items():
+    for name, value in dict(
+        questions=questions, draws=draws, batch_size=batch_size, steps=1 if steps is None else steps
+    ).items():
         if value < 1: raise InputError(f"{name} is {value}: expected at least 1.")
-    if replace not in ("other", "blank"): raise InputError(f"replace is {replace!r}: expected 'other' (the input of another moment) or 'blank' (black pictures, the mean state).")
+    if replace not in ("other", "blank"):
+        raise InputError(
+            f"replace is {replace!r}: expected 'other' (the input of another moment) or 'blank'"
+            " (black pictures, the mean state)."
+        )
     check_fit(policy, dataset)
-    if not len(dataset): raise InputError(f"{dataset.path} has no episodes: there is nothing to ask the policy about.")
+    if not len(dataset):
+        raise InputError(
+            f"{dataset.path} has no episodes: there is nothing to ask the policy about."
+        )
     episodes = evenly(len(dataset), 10) if episodes is None else list(dict.fromkeys(episodes))
     if not episodes: raise InputError("There is no episode to look at: name at least one.")
-    config, noises, rng = policy.get_modality_config(), [policy.draw_noise(seed + i) for i in range(draws)], np.random.default_rng(seed)
+    config, noises, rng = (
+        policy.get_modality_config(),
+        [policy.draw_noise(seed + i) for i in range(draws)],
+        np.random.default_rng(seed),
+    )
     recording = know_recording(dataset, config)
     d, bar = None, tqdm(desc="diagnose", unit="question", disable=not progress)
     with bar:
         for e in episodes:
-            one = evaluate_open_loop(policy, dataset, [e], steps, action_horizon, noise=noises[0], batch_size=batch_size, progress=False)
+            one = evaluate_open_loop(
+                policy,
+                dataset,
+                [e],
+                steps,
+                action_horizon,
+                noise=noises[0],
+                batch_size=batch_size,
+                progress=False,
+            )
             if d is None:
-                d = Diagnosis(dataset.name, dataset.fps, recording, OpenLoopResult(one.groups, one.action_horizon, labels=one.labels), replace == "blank", questions, draws, changes_to_try(config, recording))
-                bar.reset(len(episodes) * (1 + len(one.episodes[0].steps) + min(questions, max(1, len(one.episodes[0].truth) - one.action_horizon + 1)) * (draws + len(d.changes))))
+                d = Diagnosis(
+                    dataset.name,
+                    dataset.fps,
+                    recording,
+                    OpenLoopResult(one.groups, one.action_horizon, labels=one.labels),
+                    replace == "blank",
+                    questions,
+                    draws,
+                    changes_to_try(config, recording),
+                )
+                bar.reset(
+                    len(episodes)
+                    * (
+                        1
+                        + len(one.episodes[0].steps)
+                        + min(
+                            questions, max(1, len(one.episodes[0].truth) - one.action_horizon + 1)
+                        )
+                        * (draws + len(d.changes))
+                    )
+                )
             d.episodes.append(one.episodes[0])
             bar.update(len(one.episodes[0].steps))
             _take_inputs_away(d, policy, dataset, one.episodes[0], noises, batch_size, rng, bar)
             _ask_start(d, policy, dataset, one.episodes[0], noises[0], bar)
-        bar.total = bar.n; bar.refresh()  # episodes are not of one length
+        bar.total = bar.n
+        bar.refresh()  # episodes are not of one length
     return d
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #37763578
@@ -273,25 +421,42 @@ def beside(self: Diagnosis,
            ) -> tuple[Estimate, Estimate, Estimate]:  # the policy's error, the baseline's, both in spreads, and their ratio
     "The error beside a baseline's."
     columns, start = {}, 0
-    for g, w in self.open_loop.groups.items(): columns[g] = range(start, start + w); start += w
+    for g, w in self.open_loop.groups.items():
+        columns[g] = range(start, start + w)
+        start += w
     inside = np.isin(np.arange(start), list(columns[group]) if group else range(start))
     ours, theirs, count = [], [], []
     for e in self.episodes:
         errors = e.errors()
-        spread = np.where(inside & np.isfinite(errors[baseline][0, 0]), self.recording.spread, np.nan)
+        spread = np.where(
+            inside & np.isfinite(errors[baseline][0, 0]), self.recording.spread, np.nan
+        )
         a, b = (in_spreads(errors[k], spread) for k in ("policy", baseline))
-        ours.append(np.nansum(a)); theirs.append(np.nansum(b)); count.append(np.isfinite(a).sum())
+        ours.append(np.nansum(a))
+        theirs.append(np.nansum(b))
+        count.append(np.isfinite(a).sum())
     return estimate(ours, count), estimate(theirs, count), estimate(ours, theirs)
 
 
 @patch
-def by_horizon(self: Diagnosis) -> dict[str, list[Estimate]]:  # policy and baselines that are defined: H figures in spreads
+def by_horizon(
+    self: Diagnosis,
+) -> dict[str, list[Estimate]]:  # policy and baselines that are defined: H figures in spreads
     "Error of the prediction h steps ahead."
     out = {}
     for who in ("policy", *BASELINES):
-        per = [in_spreads(e.errors()[who], np.where(np.isfinite(e.errors()[who][0, 0]), self.recording.spread, np.nan)) for e in self.episodes]
+        per = [
+            in_spreads(
+                e.errors()[who],
+                np.where(np.isfinite(e.errors()[who][0, 0]), self.recording.spread, np.nan),
+            )
+            for e in self.episodes
+        ]
         sums, counts = [np.nansum(p, 0) for p in per], [np.isfinite(p).sum(0) for p in per]
-        curve = [estimate([a[h] for a in sums], [c[h] for c in counts]) for h in range(self.open_loop.action_horizon)]
+        curve = [
+            estimate([a[h] for a in sums], [c[h] for c in counts])
+            for h in range(self.open_loop.action_horizon)
+        ]
         if any(np.isfinite(x.value) for x in curve): out[who] = curve
     return out
 
@@ -322,21 +487,37 @@ def seams(self: Diagnosis) -> Estimate:
 @patch
 def tremble(self: Diagnosis) -> Estimate:
     "How many ordinary changes the changes inside a chunk are; grippers left out."
-    return estimate(*zip(*[tremble_sums(e.chunks, e.truth, self.recording.arms) for e in self.episodes]))
+    return estimate(
+        *zip(*[tremble_sums(e.chunks, e.truth, self.recording.arms) for e in self.episodes])
+    )
 
 
 @patch
 def noise(self: Diagnosis) -> tuple[Estimate, Estimate]:  # distance of two draws in spreads; and over the error
     "How far the answers from two draws of the noise are apart."
-    apart, error = [np.nanmean(a) if np.isfinite(a).any() else np.nan for a in self.apart], [np.nanmean(a) for a in self.drawn_error]
+    apart, error = [np.nanmean(a) if np.isfinite(a).any() else np.nan for a in self.apart], [
+        np.nanmean(a) for a in self.drawn_error
+    ]
     return estimate(apart), estimate(apart, error)
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #f5e3ca71
 @patch
-def taken_away(self: Diagnosis) -> dict[str, dict]:  # by name: kind, moved, error (Estimates in spreads), grown (Estimate of the difference)
+def taken_away(
+    self: Diagnosis,
+) -> dict[
+    str, dict
+]:  # by name: kind, moved, error (Estimates in spreads), grown (Estimate of the difference)
     "How far the answer moves when an input is replaced, what the error is then, and by how much it has grown."
     mean = lambda curves: np.array([np.nanmean(c) for c in curves])
-    return {c.name: dict(kind=c.kind, moved=estimate(mean(c.moved)), error=estimate(mean(c.error)), grown=estimate(mean(c.error) - mean(self.unchanged))) for c in self.changes}
+    return {
+        c.name: dict(
+            kind=c.kind,
+            moved=estimate(mean(c.moved)),
+            error=estimate(mean(c.error)),
+            grown=estimate(mean(c.error) - mean(self.unchanged)),
+        )
+        for c in self.changes
+    }
 
 
 @patch
@@ -344,7 +525,13 @@ def gripper_switches(self: Diagnosis,
                      dimension: int,  # one of `recording.grippers`
                      ) -> list[tuple[list, list]]:  # an episode each: recorded and predicted (step, direction)
     "When a gripper goes over to its other level."
-    return [tuple(switches(x[:, dimension], *self.recording.grippers[dimension]) for x in (e.truth, e.predicted)) for e in self.episodes]
+    return [
+        tuple(
+            switches(x[:, dimension], *self.recording.grippers[dimension])
+            for x in (e.truth, e.predicted)
+        )
+        for e in self.episodes
+    ]
 
 
 @patch
@@ -352,7 +539,9 @@ def gripper_timing(self: Diagnosis) -> dict[str, Timing]:  # by gripper dimensio
     "Recorded switches beside predicted ones; pairs are at most a chunk, or a second, apart."
     window, out = max(self.open_loop.action_horizon, round(self.fps)), {}
     for d in self.recording.grippers:
-        out[self.recording.names[d]] = sum((match_switches(*pair, window) for pair in self.gripper_switches(d)), Timing())
+        out[self.recording.names[d]] = sum(
+            (match_switches(*pair, window) for pair in self.gripper_switches(d)), Timing()
+        )
     return out
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #35d688d9
@@ -363,7 +552,10 @@ class Limits:
     hardly: float = 0.05  # one that moves it by less is hardly used
     motion: tuple[float, float] = (0.3, 0.6)  # shares of the recorded motion below which it is a problem, or a warning
     start: tuple[float, float] = (0.25, 0.5)  # the same at the start
-    seams: tuple[float, float] = (5.0, 2.5)  # jumps at the seams, in recorded changes from step to step, above which it is a problem, or a warning
+    seams: tuple[float, float] = (
+        5.0,
+        2.5,
+    )  # jumps at the seams, in recorded changes from step to step, above which it is a problem, or a warning
     tremble: tuple[float, float] = (5.0, 2.5)  # the same for changes inside a chunk
     missed: tuple[float, float] = (0.5, 0.1)  # shares of the gripper's switches that are missed
     spurious: float = 0.1  # predicted switches that were not recorded, beside the recorded ones
@@ -394,7 +586,11 @@ def _graded(
     bad: float,  # the limit of a warning; on which side of `worst` it lies says whether large or small values are bad
 ) -> str:  # severity
     sign = 1 if worst >= bad else -1
-    return "problem" if sign * value > sign * worst else "warning" if sign * value > sign * bad else "good"
+    return (
+        "problem"
+        if sign * value > sign * worst
+        else "warning" if sign * value > sign * bad else "good"
+    )
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #01b157d8
 @patch
@@ -404,34 +600,101 @@ def _baseline_findings(self: Diagnosis, limits: Limits) -> list[Finding]:
     best = max(ratios, key=lambda k: ratios[k].value)
     r, name = ratios[best], BASELINES[best]
     severity = "problem" if r.value >= 1 else "warning" if r.high >= 1 else "good"
-    word = {"problem": "no better than", "warning": "perhaps no better than", "good": "better than"}[severity]
-    out = [Finding(severity, "baseline", f"The policy is {word} {name}: its error is {r:.0%} of that.", r,
-                   "" if severity == "good" else "Train longer, or on more data; look at the loss, the statistics and the action configuration.")]
+    word = {
+        "problem": "no better than",
+        "warning": "perhaps no better than",
+        "good": "better than",
+    }[severity]
+    out = [
+        Finding(
+            severity,
+            "baseline",
+            f"The policy is {word} {name}: its error is {r:.0%} of that.",
+            r,
+            (
+                ""
+                if severity == "good"
+                else (
+                    "Train longer, or on more data; look at the loss, the statistics and the action"
+                    " configuration."
+                )
+            ),
+        )
+    ]
     if severity == "problem": return out
-    worse = {g: (BASELINES[k], x) for g in self.open_loop.groups for k in BASELINES if len(self.open_loop.groups) > 1 and (x := self.beside(k, g)[2]).value >= 1}
-    return out + [Finding("warning", "group", f"For the group {g}, {k} is better: the policy's error is {x:.0%} of that.", x,
-                          "See whether these dimensions hardly move (then no policy beats standing still), are normalized by outliers, or should be relative.") for g, (k, x) in worse.items()]
+    worse = {
+        g: (BASELINES[k], x)
+        for g in self.open_loop.groups
+        for k in BASELINES
+        if len(self.open_loop.groups) > 1 and (x := self.beside(k, g)[2]).value >= 1
+    }
+    return out + [
+        Finding(
+            "warning",
+            "group",
+            f"For the group {g}, {k} is better: the policy's error is {x:.0%} of that.",
+            x,
+            "See whether these dimensions hardly move (then no policy beats standing still), are"
+            " normalized by outliers, or should be relative.",
+        )
+        for g, (k, x) in worse.items()
+    ]
 
 
 @patch
 def _motion_findings(self: Diagnosis, limits: Limits) -> list[Finding]:
     m = self.motion()
     severity = _graded(m.value, *limits.motion)
-    text = {"problem": f"It hardly moves: of the recorded motion it predicts {m:.0%}.", "warning": f"It moves too little: of the recorded motion it predicts {m:.0%}.",
-            "good": f"Along the recorded motion it goes {m:.0%} of the way."}[severity]
+    text = {
+        "problem": f"It hardly moves: of the recorded motion it predicts {m:.0%}.",
+        "warning": f"It moves too little: of the recorded motion it predicts {m:.0%}.",
+        "good": f"Along the recorded motion it goes {m:.0%} of the way.",
+    }[severity]
     curve = self.by_horizon()["policy"]
     first, last = curve[0].value, curve[-1].value
-    aging = Finding("note", "horizon", f"Its error grows from {Estimate(first):.1%} of the spread at the first step of a chunk to {Estimate(last):.1%} at the last ({len(curve)} steps).", curve[-1],
-                    "If the end of a chunk is much worse than its beginning, let the robot ask more often (a smaller action_horizon).")
-    return [Finding(severity, "motion", text, m, "" if severity == "good" else "Answers near the mean are what too short a training gives, and inputs that do not say what comes next."),
-            *([aging] if len(curve) > 1 and np.isfinite(last) else [])]
+    aging = Finding(
+        "note",
+        "horizon",
+        f"Its error grows from {Estimate(first):.1%} of the spread at the first step of a chunk to"
+        f" {Estimate(last):.1%} at the last ({len(curve)} steps).",
+        curve[-1],
+        "If the end of a chunk is much worse than its beginning, let the robot ask more often (a"
+        " smaller action_horizon).",
+    )
+    return [
+        Finding(
+            severity,
+            "motion",
+            text,
+            m,
+            (
+                ""
+                if severity == "good"
+                else (
+                    "Answers near the mean are what too short a training gives, and inputs that do"
+                    " not say what comes next."
+                )
+            ),
+        ),
+        *([aging] if len(curve) > 1 and np.isfinite(last) else []),
+    ]
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #38c58e59
 _INPUT_ADVICE = dict(
     state="Nothing has to be done if the pictures show where the robot is.",
-    camera="See whether it was in focus, lit and pointed at the work in training; if the other cameras show as much, leave it out.",
-    cameras="It plays back motions by the state alone: vary where things lie, train the visual part, or set state_dropout_prob so that it has to look.",
-    prompt="Record the tasks with the same scene, so that only the sentence tells them apart; train the language part; balance the tasks. If the scene tells the task, it is harmless.")
+    camera=(
+        "See whether it was in focus, lit and pointed at the work in training; if the other cameras"
+        " show as much, leave it out."
+    ),
+    cameras=(
+        "It plays back motions by the state alone: vary where things lie, train the visual part, or"
+        " set state_dropout_prob so that it has to look."
+    ),
+    prompt=(
+        "Record the tasks with the same scene, so that only the sentence tells them apart; train"
+        " the language part; balance the tasks. If the scene tells the task, it is harmless."
+    ),
+)
 
 
 @patch
@@ -441,31 +704,103 @@ def _input_findings(self: Diagnosis, limits: Limits) -> list[Finding]:
         kind, moved, grown = c["kind"], c["moved"], c["grown"]
         if kind == "empty": continue  # said together with the swapped prompt
         what = name if kind != "prompt" else "the prompt"
-        used = "ignored" if moved.value < limits.ignored else "hardly" if moved.value < limits.hardly else "used"
-        severity = {"state": dict(ignored="note", hardly="note"), "camera": dict(ignored="warning", hardly="note"), "cameras": dict(ignored="problem", hardly="warning"),
-                    "prompt": dict(ignored="problem", hardly="warning")}[kind].get(used, "good")
+        used = (
+            "ignored"
+            if moved.value < limits.ignored
+            else "hardly" if moved.value < limits.hardly else "used"
+        )
+        severity = {
+            "state": dict(ignored="note", hardly="note"),
+            "camera": dict(ignored="warning", hardly="note"),
+            "cameras": dict(ignored="problem", hardly="warning"),
+            "prompt": dict(ignored="problem", hardly="warning"),
+        }[kind].get(used, "good")
         verb = dict(ignored="ignores", hardly="hardly uses", used="uses")[used]
-        how = {"prompt": "naming another task", "cameras": "taking them all away" if name == "all cameras" else "taking it away"}.get(kind, "taking it away")
-        text = f"The policy {verb} {what}: {how} moves the actions by {moved:.1%} of their spread, and the error goes from {Estimate(unchanged.value):.1%} to {Estimate(c['error'].value):.1%}."
-        if kind == "prompt": text = text[:-1] + f"; an empty prompt moves them by {self.taken_away()['an empty prompt']['moved']:.1%}."
+        how = {
+            "prompt": "naming another task",
+            "cameras": "taking them all away" if name == "all cameras" else "taking it away",
+        }.get(kind, "taking it away")
+        text = (
+            f"The policy {verb} {what}: {how} moves the actions by {moved:.1%} of their spread, and"
+            f" the error goes from {Estimate(unchanged.value):.1%} to"
+            f" {Estimate(c['error'].value):.1%}."
+        )
+        if kind == "prompt":
+            text = (
+                text[:-1]
+                + "; an empty prompt moves them by"
+                f" {self.taken_away()['an empty prompt']['moved']:.1%}."
+            )
         if used == "used" and not grown.value > 0:
             severity, text = "note", text[:-1] + ": it reacts to it without gain."
-        out.append(Finding(severity, kind if kind != "camera" else f"camera {name.split()[-1]}", text, moved, "" if severity == "good" else _INPUT_ADVICE[kind]))
+        out.append(
+            Finding(
+                severity,
+                kind if kind != "camera" else f"camera {name.split()[-1]}",
+                text,
+                moved,
+                "" if severity == "good" else _INPUT_ADVICE[kind],
+            )
+        )
     if not any(c.kind == "prompt" for c in self.changes):
-        out.append(Finding("note", "prompt", f"Whether the policy listens cannot be seen: the data set knows one task only, “{self.recording.prompts[0]}”.", None,
-                           "Such a policy does its one task whatever it is told."))
+        out.append(
+            Finding(
+                "note",
+                "prompt",
+                "Whether the policy listens cannot be seen: the data set knows one task only,"
+                f" “{self.recording.prompts[0]}”.",
+                None,
+                "Such a policy does its one task whatever it is told.",
+            )
+        )
     return out
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #1a3b1467
 @patch
 def _noise_findings(self: Diagnosis, limits: Limits) -> list[Finding]:
     apart, ratio = self.noise()
-    if not np.isfinite(apart.value): return [Finding("note", "noise", "Whether the noise matters was not asked: it needs at least two draws.", None, "Give draws=2 or more.")]
-    if not np.isfinite(ratio.value): return [Finding("good", "noise", "The noise does not matter: all draws give the recorded actions.", apart)]
-    text = f"Two draws of the noise give answers {apart:.1%} of the spread apart, {ratio.value:.2f} of the error"
+    if not np.isfinite(apart.value):
+        return [
+            Finding(
+                "note",
+                "noise",
+                "Whether the noise matters was not asked: it needs at least two draws.",
+                None,
+                "Give draws=2 or more.",
+            )
+        ]
+    if not np.isfinite(ratio.value):
+        return [
+            Finding(
+                "good",
+                "noise",
+                "The noise does not matter: all draws give the recorded actions.",
+                apart,
+            )
+        ]
+    text = (
+        f"Two draws of the noise give answers {apart:.1%} of the spread apart, {ratio.value:.2f} of"
+        " the error"
+    )
     if ratio.value > limits.scatter:
-        return [Finding("warning", "noise", text + ": it scatters around the recorded actions.", ratio, "Train longer, or take the mean of several answers.")]
-    return [Finding("note", "noise", text + (": its errors are much the same in every draw." if ratio.value < 0.5 else "."), ratio, "")]
+        return [
+            Finding(
+                "warning",
+                "noise",
+                text + ": it scatters around the recorded actions.",
+                ratio,
+                "Train longer, or take the mean of several answers.",
+            )
+        ]
+    return [
+        Finding(
+            "note",
+            "noise",
+            text + (": its errors are much the same in every draw." if ratio.value < 0.5 else "."),
+            ratio,
+            "",
+        )
+    ]
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #ccaa3796
 @patch
@@ -473,21 +808,81 @@ def _movement_findings(self: Diagnosis, limits: Limits) -> list[Finding]:
     seams, start, tremble, out = self.seams(), self.start(), self.tremble(), []
     if np.isfinite(tremble.value):
         severity = _graded(tremble.value, *limits.tremble)
-        out.append(Finding(severity, "tremble", f"Inside a chunk the predicted actions change {tremble:.1f} times as much from step to step as the recorded ones" + (": they tremble." if severity != "good" else "."),
-                           tremble, "" if severity == "good" else "Train longer; take the mean of several answers; smooth the chunk before it goes to the robot."))
+        out.append(
+            Finding(
+                severity,
+                "tremble",
+                f"Inside a chunk the predicted actions change {tremble:.1f} times as much from step"
+                " to step as the recorded ones"
+                + (": they tremble." if severity != "good" else "."),
+                tremble,
+                (
+                    ""
+                    if severity == "good"
+                    else (
+                        "Train longer; take the mean of several answers; smooth the chunk before it"
+                        " goes to the robot."
+                    )
+                ),
+            )
+        )
     if np.isfinite(seams.value):
         severity = _graded(seams.value, *limits.seams)
-        text = f"From one chunk to the next the predicted actions jump by {seams:.1f} times the recorded change from step to step"
-        out.append(Finding(severity, "seams", text + (": expect jerks." if severity != "good" else "."), seams,
-                           "" if severity == "good" else "Blend overlapping chunks, ask more often, or train longer; look at how the error grows along a chunk."))
+        text = (
+            f"From one chunk to the next the predicted actions jump by {seams:.1f} times the"
+            " recorded change from step to step"
+        )
+        out.append(
+            Finding(
+                severity,
+                "seams",
+                text + (": expect jerks." if severity != "good" else "."),
+                seams,
+                (
+                    ""
+                    if severity == "good"
+                    else (
+                        "Blend overlapping chunks, ask more often, or train longer; look at how the"
+                        " error grows along a chunk."
+                    )
+                ),
+            )
+        )
     rest = float(np.median([s.head for s in self.starts])) / self.fps if self.fps else 0.0
     if np.isfinite(start.value):
         severity = _graded(start.value, *limits.start)
         word = dict(problem="never starts", warning="starts hesitantly", good="starts")[severity]
-        text = f"The policy {word}: asked at the last moment of the initial rest, it predicts {start:.0%} of the motion that follows."
-        out.append(Finding(severity, "start", text, start, "" if severity == "good" else "Cut the rest at the beginning of the episodes before training; on the robot, nothing changes until it moves."))
+        text = (
+            f"The policy {word}: asked at the last moment of the initial rest, it predicts"
+            f" {start:.0%} of the motion that follows."
+        )
+        out.append(
+            Finding(
+                severity,
+                "start",
+                text,
+                start,
+                (
+                    ""
+                    if severity == "good"
+                    else (
+                        "Cut the rest at the beginning of the episodes before training; on the"
+                        " robot, nothing changes until it moves."
+                    )
+                ),
+            )
+        )
     if rest > limits.idle:
-        out.append(Finding("warning", "idle", f"The recorded robot rests for {rest:.1f} s before it moves (median of the episodes).", Estimate(rest), "Cut these rows and frames: the policy learns to wait."))
+        out.append(
+            Finding(
+                "warning",
+                "idle",
+                f"The recorded robot rests for {rest:.1f} s before it moves (median of the"
+                " episodes).",
+                Estimate(rest),
+                "Cut these rows and frames: the policy learns to wait.",
+            )
+        )
     return out
 
 
@@ -496,16 +891,57 @@ def _gripper_findings(self: Diagnosis, limits: Limits) -> list[Finding]:
     out = []
     for name, t in self.gripper_timing().items():
         if not t.recorded and not t.spurious: continue
-        missed, late = len(t.missed) / max(t.recorded, 1), float(np.mean(t.delays)) / self.fps if t.delays else 0.0
-        severity = max(_graded(missed, *limits.missed), "warning" if abs(late) > limits.late or len(t.spurious) > limits.spurious * max(t.recorded, 1) else "good",
-                       key=lambda s: -SEVERITIES.index(s))
+        missed, late = len(t.missed) / max(t.recorded, 1), (
+            float(np.mean(t.delays)) / self.fps if t.delays else 0.0
+        )
+        severity = max(
+            _graded(missed, *limits.missed),
+            (
+                "warning"
+                if abs(late) > limits.late or len(t.spurious) > limits.spurious * max(t.recorded, 1)
+                else "good"
+            ),
+            key=lambda s: -SEVERITIES.index(s),
+        )
         parts = [f"of {t.recorded} recorded switches {len(t.delays)} are predicted"]
-        if t.delays: parts.append(f"{abs(late):.2f} s ({abs(np.mean(t.delays)):.1f} steps) too {'late' if late > 0 else 'early'} in the mean" if round(abs(late), 2) else "in time")
-        if t.missed: parts.append(f"{sum(w > 0 for _, w in t.missed)} going up and {sum(w < 0 for _, w in t.missed)} going down are missed")
+        if t.delays:
+            parts.append(
+                f"{abs(late):.2f} s ({abs(np.mean(t.delays)):.1f} steps) too"
+                f" {'late' if late > 0 else 'early'} in the mean"
+                if round(abs(late), 2)
+                else "in time"
+            )
+        if t.missed:
+            parts.append(
+                f"{sum(w > 0 for _, w in t.missed)} going up and {sum(w < 0 for _, w in t.missed)}"
+                " going down are missed"
+            )
         if t.spurious: parts.append(f"{len(t.spurious)} more are made up")
-        out.append(Finding(severity, "gripper", f"{name}: {', '.join(parts)}.", Estimate(late), "" if severity == "good" else
-                           "See which camera shows the grasp, and how many steps of each episode the gripper moves in; ask more often, so that a switch is not put off to the next chunk."))
-    return out or [Finding("note", "gripper", "No gripper was found among the actions, or none that switched: no dimension is called so or keeps to two levels.")]
+        out.append(
+            Finding(
+                severity,
+                "gripper",
+                f"{name}: {', '.join(parts)}.",
+                Estimate(late),
+                (
+                    ""
+                    if severity == "good"
+                    else (
+                        "See which camera shows the grasp, and how many steps of each episode the"
+                        " gripper moves in; ask more often, so that a switch is not put off to the"
+                        " next chunk."
+                    )
+                ),
+            )
+        )
+    return out or [
+        Finding(
+            "note",
+            "gripper",
+            "No gripper was found among the actions, or none that switched: no dimension is called"
+            " so or keeps to two levels.",
+        )
+    ]
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #643064e6
 @patch
@@ -513,11 +949,30 @@ def findings(self: Diagnosis,
              limits: Limits = Limits(),  # where figures become findings
              ) -> list[Finding]:  # worst first
     "What there is to say."
-    out = [f for part in ("baseline", "motion", "movement", "gripper", "input", "noise") for f in getattr(self, f"_{part}_findings")(limits)]
+    out = [
+        f
+        for part in ("baseline", "motion", "movement", "gripper", "input", "noise")
+        for f in getattr(self, f"_{part}_findings")(limits)
+    ]
     n = len(self.episodes)
     if n < limits.episodes:
-        out.append(Finding("note", "episodes", "There is one episode only: nothing can be said about others, and there are no intervals." if n == 1 else
-                           f"There are {n} episodes: from fewer than {limits.episodes} the intervals are narrower than they should be.", None, "Hold out more episodes."))
+        out.append(
+            Finding(
+                "note",
+                "episodes",
+                (
+                    "There is one episode only: nothing can be said about others, and there are no"
+                    " intervals."
+                    if n == 1
+                    else (
+                        f"There are {n} episodes: from fewer than {limits.episodes} the intervals"
+                        " are narrower than they should be."
+                    )
+                ),
+                None,
+                "Hold out more episodes.",
+            )
+        )
     return sorted(out, key=lambda f: SEVERITIES.index(f.severity))
 
 
@@ -528,28 +983,46 @@ def verdict(self: Diagnosis,
             ) -> str:
     "The findings in sentences, worst first."
     found = self.findings(limits)
-    return "\n".join([self._headline(found), *(str(f) + (f"\n{'':8} -> {f.advice}" if advice and f.advice else "") for f in found)])
+    return "\n".join([
+        self._headline(found),
+        *(str(f) + (f"\n{'':8} -> {f.advice}" if advice and f.advice else "") for f in found),
+    ])
 
 
 @patch
 def _headline(self: Diagnosis, found: list[Finding]) -> str:
     count = [sum(f.severity == s for f in found) for s in SEVERITIES[:2]]
     words = [f"{n or 'no'} {s}{'' if n == 1 else 's'}" for n, s in zip(count, SEVERITIES)]
-    return f"{' and '.join(words)}; {len(self.episodes)} episode{'s' * (len(self.episodes) > 1)} of {self.dataset}, chunks of {self.open_loop.action_horizon} steps"
+    return (
+        f"{' and '.join(words)}; {len(self.episodes)} episode{'s' * (len(self.episodes) > 1)} of"
+        f" {self.dataset}, chunks of {self.open_loop.action_horizon} steps"
+    )
 
 
 @patch
 def __repr__(self: Diagnosis) -> str: return self.verdict()
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #244f04f1
-_PAINT = {"policy": COLOURS["blue"], "hold state": COLOURS["orange"], "repeat action": COLOURS["green"]}
+_PAINT = {
+    "policy": COLOURS["blue"],
+    "hold state": COLOURS["orange"],
+    "repeat action": COLOURS["green"],
+}
 
 
 def _above(ax, columns: int = 3):
     "A legend over the panel, under its title, where there is no data."
     title = ax.get_title(loc="left")
     ax.set_title(title, pad=16)
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=columns, handlelength=1.3, columnspacing=1.0, borderpad=0, fontsize=7)
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 0.98),
+        ncols=columns,
+        handlelength=1.3,
+        columnspacing=1.0,
+        borderpad=0,
+        fontsize=7,
+    )
 
 
 def _short(name: str, most: int = 22) -> str:  # a label that leaves room for the panel
@@ -566,12 +1039,27 @@ def _draw_horizon(self: Diagnosis, ax):
     "Error by how far ahead, with bands, and how far two draws of the noise are apart."
     for who, curve in self.by_horizon().items():
         x = np.arange(len(curve))
-        ax.plot(x, [c.value for c in curve], color=_PAINT[who], lw=2 if who == "policy" else 1.2, label=who)
-        ax.fill_between(x, [c.low for c in curve], [c.high for c in curve], color=_PAINT[who], alpha=0.15, lw=0)
+        ax.plot(
+            x,
+            [c.value for c in curve],
+            color=_PAINT[who],
+            lw=2 if who == "policy" else 1.2,
+            label=who,
+        )
+        ax.fill_between(
+            x, [c.low for c in curve], [c.high for c in curve], color=_PAINT[who], alpha=0.15, lw=0
+        )
     apart = np.nanmean(self.apart, 0) if np.isfinite(self.apart).any() else None
-    if apart is not None: ax.plot(apart, color=COLOURS["purple"], ls=(0, (3, 2)), label="two draws of noise")
-    ax.set(title="Error by how far ahead, in spreads", xlabel="steps ahead", ylim=(0, None), xlim=(0, None))
-    _percent(ax.yaxis); _above(ax, 4)
+    if apart is not None:
+        ax.plot(apart, color=COLOURS["purple"], ls=(0, (3, 2)), label="two draws of noise")
+    ax.set(
+        title="Error by how far ahead, in spreads",
+        xlabel="steps ahead",
+        ylim=(0, None),
+        xlim=(0, None),
+    )
+    _percent(ax.yaxis)
+    _above(ax, 4)
 
 
 @patch
@@ -580,14 +1068,30 @@ def _draw_groups(self: Diagnosis, ax):
     groups = [*self.open_loop.groups] if len(self.open_loop.groups) > 1 else []
     rows = [*groups, None]
     for k, who in enumerate(_PAINT):
-        figures = [self.beside(who if who != "policy" else "repeat action", g)[who != "policy"] for g in rows]
+        figures = [
+            self.beside(who if who != "policy" else "repeat action", g)[who != "policy"]
+            for g in rows
+        ]
         y = np.arange(len(rows))[::-1] + 0.25 * (1 - k)
         value = np.array([f.value for f in figures])
         ax.barh(y, np.nan_to_num(value), 0.22, color=_PAINT[who], label=who)
-        ax.errorbar(value, y, xerr=np.abs([[f.value - f.low for f in figures], [f.high - f.value for f in figures]]), fmt="none", ecolor="#333333", elinewidth=0.9)
-    ax.set(title="Error by action group, in spreads", yticks=np.arange(len(rows))[::-1], ylim=(-0.5, len(rows) - 0.5))
-    ax.set_yticklabels([_short(g) for g in [*groups, "all"]]); ax.grid(axis="y", visible=False)
-    _percent(ax.xaxis); _above(ax)
+        ax.errorbar(
+            value,
+            y,
+            xerr=np.abs([[f.value - f.low for f in figures], [f.high - f.value for f in figures]]),
+            fmt="none",
+            ecolor="#333333",
+            elinewidth=0.9,
+        )
+    ax.set(
+        title="Error by action group, in spreads",
+        yticks=np.arange(len(rows))[::-1],
+        ylim=(-0.5, len(rows) - 0.5),
+    )
+    ax.set_yticklabels([_short(g) for g in [*groups, "all"]])
+    ax.grid(axis="y", visible=False)
+    _percent(ax.xaxis)
+    _above(ax)
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #cb5aca9d
 @patch
@@ -595,15 +1099,50 @@ def _draw_inputs(self: Diagnosis, left, right, limits: Limits = Limits()):
     "How far the answer moves without an input, and the error then."
     taken = self.taken_away()
     y = np.arange(len(taken))[::-1]
-    for ax, key, title in ((left, "moved", "Inputs replaced: how far the answer moves"), (right, "error", "... and the error then")):
+    for ax, key, title in (
+        (left, "moved", "Inputs replaced: how far the answer moves"),
+        (right, "error", "... and the error then"),
+    ):
         figures = [c[key] for c in taken.values()]
-        ax.barh(y, [f.value for f in figures], 0.6, color=COLOURS["sky" if key == "moved" else "blue"])
-        ax.errorbar([f.value for f in figures], y, xerr=np.abs([[f.value - f.low for f in figures], [f.high - f.value for f in figures]]), fmt="none", ecolor="#333333", elinewidth=0.9)
-        ax.set(title=title, yticks=y, xlim=(0, max(1.08 * max((np.nanmax([f.value, f.high]) for f in figures), default=0), 1.4 * limits.hardly)))
-        ax.grid(axis="y", visible=False); _percent(ax.xaxis)
-    left.set_yticklabels([_short(n) for n in taken]); right.set_yticklabels([])
-    left.axvline(limits.hardly, color=COLOURS["vermilion"], lw=1, ls=(0, (3, 2)), label=f"hardly used ({limits.hardly:.0%})")
-    right.axvline(np.mean([np.nanmean(c) for c in self.unchanged]), color=COLOURS["black"], lw=1.2, label="with all inputs in place")
+        ax.barh(
+            y, [f.value for f in figures], 0.6, color=COLOURS["sky" if key == "moved" else "blue"]
+        )
+        ax.errorbar(
+            [f.value for f in figures],
+            y,
+            xerr=np.abs([[f.value - f.low for f in figures], [f.high - f.value for f in figures]]),
+            fmt="none",
+            ecolor="#333333",
+            elinewidth=0.9,
+        )
+        ax.set(
+            title=title,
+            yticks=y,
+            xlim=(
+                0,
+                max(
+                    1.08 * max((np.nanmax([f.value, f.high]) for f in figures), default=0),
+                    1.4 * limits.hardly,
+                ),
+            ),
+        )
+        ax.grid(axis="y", visible=False)
+        _percent(ax.xaxis)
+    left.set_yticklabels([_short(n) for n in taken])
+    right.set_yticklabels([])
+    left.axvline(
+        limits.hardly,
+        color=COLOURS["vermilion"],
+        lw=1,
+        ls=(0, (3, 2)),
+        label=f"hardly used ({limits.hardly:.0%})",
+    )
+    right.axvline(
+        np.mean([np.nanmean(c) for c in self.unchanged]),
+        color=COLOURS["black"],
+        lw=1.2,
+        label="with all inputs in place",
+    )
     for ax in (left, right): _above(ax, 1)
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #6706620a
@@ -611,16 +1150,41 @@ def _draw_inputs(self: Diagnosis, left, right, limits: Limits = Limits()):
 def _draw_seams(self: Diagnosis, ax):
     "Changes inside chunks and jumps at seams beside recorded changes, by dimension."
     rows = self._seam_rows()
-    seams = np.concatenate([e.predicted[e.steps[1:]] - e.predicted[e.steps[1:] - 1] for e in self.episodes])
-    inner = np.concatenate([np.diff(e.chunks, axis=1).reshape(-1, len(self.recording.spread)) for e in self.episodes])
-    changes, y = np.concatenate([np.diff(e.truth, axis=0) for e in self.episodes]), np.arange(len(rows))[::-1]
-    for x, label, marker, size, colour in ((inner, "inside a chunk", "D", 4, "sky"), (changes, "recorded", "|", 9, "black"), (seams, "from chunk to chunk", "o", 5, "blue")):
+    seams = np.concatenate(
+        [e.predicted[e.steps[1:]] - e.predicted[e.steps[1:] - 1] for e in self.episodes]
+    )
+    inner = np.concatenate(
+        [np.diff(e.chunks, axis=1).reshape(-1, len(self.recording.spread)) for e in self.episodes]
+    )
+    changes, y = (
+        np.concatenate([np.diff(e.truth, axis=0) for e in self.episodes]),
+        np.arange(len(rows))[::-1],
+    )
+    for x, label, marker, size, colour in (
+        (inner, "inside a chunk", "D", 4, "sky"),
+        (changes, "recorded", "|", 9, "black"),
+        (seams, "from chunk to chunk", "o", 5, "blue"),
+    ):
         if not len(x): continue
         mean = np.abs(x).mean(0) / self.recording.spread
-        ax.plot([mean[d].mean() for d in rows.values()], y, marker, color=COLOURS[colour], ms=size, mew=1.8 if marker == "|" else 0, label=label)
-    ax.set(title="Changes from step to step, mean, in spreads", xlim=(0, None), ylim=(-0.6, len(rows) - 0.4), yticks=y)
+        ax.plot(
+            [mean[d].mean() for d in rows.values()],
+            y,
+            marker,
+            color=COLOURS[colour],
+            ms=size,
+            mew=1.8 if marker == "|" else 0,
+            label=label,
+        )
+    ax.set(
+        title="Changes from step to step, mean, in spreads",
+        xlim=(0, None),
+        ylim=(-0.6, len(rows) - 0.4),
+        yticks=y,
+    )
     ax.set_yticklabels([_short(n) for n in rows])
-    _percent(ax.xaxis); _above(ax, 3)
+    _percent(ax.xaxis)
+    _above(ax, 3)
 
 
 @patch
@@ -628,9 +1192,14 @@ def _seam_rows(self: Diagnosis) -> dict[str, list[int]]:  # label -> dimensions
     "A row for each dimension that moves, or, where these are many, for each group."
     moving = np.isfinite(self.recording.spread)
     last = [n.split(".")[-1] for n in self.recording.names]
-    if moving.sum() <= 14: return {last[d] if last.count(last[d]) == 1 else self.recording.names[d]: [d] for d in np.flatnonzero(moving)}
+    if moving.sum() <= 14:
+        return {
+            last[d] if last.count(last[d]) == 1 else self.recording.names[d]: [d]
+            for d in np.flatnonzero(moving)
+        }
     rows, start = {}, 0
-    for g, w in self.open_loop.groups.items(): rows[g], start = [d for d in range(start, start + w) if moving[d]], start + w
+    for g, w in self.open_loop.groups.items():
+        rows[g], start = [d for d in range(start, start + w) if moving[d]], start + w
     return {g: d for g, d in rows.items() if d}
 
 
@@ -639,10 +1208,25 @@ def _draw_start(self: Diagnosis, ax):
     "How far answer and recording go from the initial rest."
     for key, colour in (("recorded", "black"), ("predicted", "blue")):
         curves = [getattr(s, key) for s in self.starts]
-        for k, c in enumerate(curves): ax.plot(np.arange(len(c)) / (self.fps or 1), c, color=COLOURS[colour], lw=0.6, alpha=0.35)
-        ax.plot(np.arange(len(curves[0])) / (self.fps or 1), np.nanmean(curves, 0), color=COLOURS[colour], lw=2, label=f"{key}, mean")
-    ax.set(title="The start: distance from the initial rest, in spreads", xlabel="seconds after the last moment of rest" if self.fps else "steps", ylim=(0, None), xlim=(0, None))
-    _percent(ax.yaxis); _above(ax, 2)
+        for k, c in enumerate(curves):
+            ax.plot(
+                np.arange(len(c)) / (self.fps or 1), c, color=COLOURS[colour], lw=0.6, alpha=0.35
+            )
+        ax.plot(
+            np.arange(len(curves[0])) / (self.fps or 1),
+            np.nanmean(curves, 0),
+            color=COLOURS[colour],
+            lw=2,
+            label=f"{key}, mean",
+        )
+    ax.set(
+        title="The start: distance from the initial rest, in spreads",
+        xlabel="seconds after the last moment of rest" if self.fps else "steps",
+        ylim=(0, None),
+        xlim=(0, None),
+    )
+    _percent(ax.yaxis)
+    _above(ax, 2)
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #2e144e43
 MOST_ROWS = 12  # lines of the gripper panel
@@ -653,21 +1237,51 @@ def _draw_grippers(self: Diagnosis, ax):
     "Recorded and predicted switches over time."
     rows = [(d, k) for d in self.recording.grippers for k in range(len(self.episodes))]
     rows = rows if len(rows) <= MOST_ROWS else [rows[i] for i in evenly(len(rows), MOST_ROWS)]
-    window, time, several = max(self.open_loop.action_horizon, round(self.fps)), 1 / (self.fps or 1), len(self.recording.grippers) > 1
+    window, time, several = (
+        max(self.open_loop.action_horizon, round(self.fps)),
+        1 / (self.fps or 1),
+        len(self.recording.grippers) > 1,
+    )
     for y, (d, k) in zip(range(len(rows) - 1, -1, -1), rows):
         true, predicted = self.gripper_switches(d)[k]
         timing = match_switches(true, predicted, window)
         ax.plot([0, len(self.episodes[k].truth) * time], [y, y], color="#CCCCCC", lw=1, zorder=1)
-        for a, b in timing.pairs: ax.plot([a * time, b * time], [y - 0.16, y + 0.2], color=COLOURS["sky"], lw=1.2, zorder=1.5)
-        for t, way in true: ax.plot(t * time, y - 0.16, "^" if way > 0 else "v", color=COLOURS["black"], ms=6, mew=0)
-        for t, way in predicted: ax.plot(t * time, y + 0.2, "^" if way > 0 else "v", color=COLOURS["blue"], ms=6, mew=0)
-        for t, _ in timing.missed: ax.plot(t * time, y - 0.16, "o", mfc="none", mec=COLOURS["vermilion"], ms=11, mew=1.4)
-        for t, _ in timing.spurious: ax.plot(t * time, y + 0.2, "s", mfc="none", mec=COLOURS["vermilion"], ms=11, mew=1.2)
-    for marker, colour, label in (("^", "black", "recorded, up"), ("v", "black", "recorded, down"), ("^", "blue", "predicted, up"), ("v", "blue", "predicted, down")):
+        for a, b in timing.pairs:
+            ax.plot(
+                [a * time, b * time], [y - 0.16, y + 0.2], color=COLOURS["sky"], lw=1.2, zorder=1.5
+            )
+        for t, way in true:
+            ax.plot(
+                t * time, y - 0.16, "^" if way > 0 else "v", color=COLOURS["black"], ms=6, mew=0
+            )
+        for t, way in predicted:
+            ax.plot(t * time, y + 0.2, "^" if way > 0 else "v", color=COLOURS["blue"], ms=6, mew=0)
+        for t, _ in timing.missed:
+            ax.plot(t * time, y - 0.16, "o", mfc="none", mec=COLOURS["vermilion"], ms=11, mew=1.4)
+        for t, _ in timing.spurious:
+            ax.plot(t * time, y + 0.2, "s", mfc="none", mec=COLOURS["vermilion"], ms=11, mew=1.2)
+    for marker, colour, label in (
+        ("^", "black", "recorded, up"),
+        ("v", "black", "recorded, down"),
+        ("^", "blue", "predicted, up"),
+        ("v", "blue", "predicted, down"),
+    ):
         ax.plot([], [], marker, color=COLOURS[colour], ms=6, mew=0, label=label)
-    ax.plot([], [], "o", mfc="none", mec=COLOURS["vermilion"], ms=9, mew=1.4, label="missed"); ax.plot([], [], "s", mfc="none", mec=COLOURS["vermilion"], ms=9, mew=1.2, label="made up")
-    ax.set(title="Grippers: when they switch", xlabel="seconds" if self.fps else "step", ylim=(-0.6, len(rows) - 0.4), yticks=np.arange(len(rows))[::-1], xlim=(0, None))
-    ax.set_yticklabels([f"{self.recording.names[d].split('.')[-1]}, " * several + f"episode {self.episodes[k].episode}" for d, k in rows]); ax.grid(axis="y", visible=False)
+    ax.plot([], [], "o", mfc="none", mec=COLOURS["vermilion"], ms=9, mew=1.4, label="missed")
+    ax.plot([], [], "s", mfc="none", mec=COLOURS["vermilion"], ms=9, mew=1.2, label="made up")
+    ax.set(
+        title="Grippers: when they switch",
+        xlabel="seconds" if self.fps else "step",
+        ylim=(-0.6, len(rows) - 0.4),
+        yticks=np.arange(len(rows))[::-1],
+        xlim=(0, None),
+    )
+    ax.set_yticklabels([
+        f"{self.recording.names[d].split('.')[-1]}, " * several
+        + f"episode {self.episodes[k].episode}"
+        for d, k in rows
+    ])
+    ax.grid(axis="y", visible=False)
     _above(ax, 6)
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #3eaefe71
@@ -683,18 +1297,32 @@ def plot(self: Diagnosis,
 def _page(d: Diagnosis, title: str) -> Plot:
     lines = min(MOST_ROWS, len(d.recording.grippers) * len(d.episodes))
     groups, rows = len(d.open_loop.groups), len(d._seam_rows())
-    heights = [max(2.0, 0.4 * groups + 1.1), 0.26 * len(d.changes) + 0.75, max(2.1, 0.14 * rows + 0.9), *([0.26 * lines + 0.85] if lines else [])]
+    heights = [
+        max(2.0, 0.4 * groups + 1.1),
+        0.26 * len(d.changes) + 0.75,
+        max(2.1, 0.14 * rows + 0.9),
+        *([0.26 * lines + 0.85] if lines else []),
+    ]
     fig = Plot(9, sum(heights) + 0.4)
     fig.get_layout_engine().set(hspace=0.06, wspace=0.05)
     grid = fig.add_gridspec(len(heights), 2, height_ratios=heights)
     cells = [fig.add_subplot(grid[i, j]) for i in range(3) for j in range(2)]
-    d._draw_horizon(cells[0]); d._draw_groups(cells[1]); d._draw_inputs(cells[2], cells[3]); d._draw_seams(cells[4]); d._draw_start(cells[5])
+    d._draw_horizon(cells[0])
+    d._draw_groups(cells[1])
+    d._draw_inputs(cells[2], cells[3])
+    d._draw_seams(cells[4])
+    d._draw_start(cells[5])
     if lines: d._draw_grippers(fig.add_subplot(grid[3, :]))
     fig.suptitle(title, x=0.01, ha="left")
     return fig
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #5bc7bd13
-_BADGES = {"problem": COLOURS["vermilion"], "warning": "#B07700", "note": "#6A6A6A", "good": COLOURS["green"]}  # the colour only repeats the word
+_BADGES = {
+    "problem": COLOURS["vermilion"],
+    "warning": "#B07700",
+    "note": "#6A6A6A",
+    "good": COLOURS["green"],
+}  # the colour only repeats the word
 
 
 @patch
@@ -702,8 +1330,14 @@ def _html(self: Diagnosis) -> str:
     "The verdict as a table."
     from html import escape
     found = self.findings()
-    rows = "".join(f"<tr><td style='text-align:left;vertical-align:top;color:{_BADGES[f.severity]}'><b>{f.severity}</b></td><td style='text-align:left'>{escape(f.sentence)}"
-                   + (f"<br><i>{escape(f.advice)}</i>" if f.advice else "") + "</td></tr>" for f in found)
+    rows = "".join(
+        "<tr><td"
+        f" style='text-align:left;vertical-align:top;color:{_BADGES[f.severity]}'><b>{f.severity}</b></td><td"
+        f" style='text-align:left'>{escape(f.sentence)}"
+        + (f"<br><i>{escape(f.advice)}</i>" if f.advice else "")
+        + "</td></tr>"
+        for f in found
+    )
     return f"<p><b>{escape(self._headline(found))}</b></p><table><tbody>{rows}</tbody></table>"
 
 
@@ -723,14 +1357,41 @@ def to_dict(self: Diagnosis,
     figure = lambda e: None if e is None else {k: number(v) for k, v in asdict(e).items()}
     found, baselines = self.findings(limits), {k: self.beside(k) for k in BASELINES}
     return dict(
-        headline=self._headline(found), dataset=self.dataset, episodes=[e.episode for e in self.episodes], action_horizon=self.open_loop.action_horizon, limits=asdict(limits),
-        findings=[dict(severity=f.severity, kind=f.kind, sentence=f.sentence, advice=f.advice, figure=figure(f.figure)) for f in found],
-        mse=self.open_loop.mse, mae=self.open_loop.mae, spread={n: number(s) for n, s in zip(self.recording.names, self.recording.spread)},
-        beside={k: dict(policy=figure(p), baseline=figure(b), ratio=figure(r)) for k, (p, b, r) in baselines.items()},
+        headline=self._headline(found),
+        dataset=self.dataset,
+        episodes=[e.episode for e in self.episodes],
+        action_horizon=self.open_loop.action_horizon,
+        limits=asdict(limits),
+        findings=[
+            dict(
+                severity=f.severity,
+                kind=f.kind,
+                sentence=f.sentence,
+                advice=f.advice,
+                figure=figure(f.figure),
+            )
+            for f in found
+        ],
+        mse=self.open_loop.mse,
+        mae=self.open_loop.mae,
+        spread={n: number(s) for n, s in zip(self.recording.names, self.recording.spread)},
+        beside={
+            k: dict(policy=figure(p), baseline=figure(b), ratio=figure(r))
+            for k, (p, b, r) in baselines.items()
+        },
         by_horizon={k: [figure(e) for e in curve] for k, curve in self.by_horizon().items()},
-        inputs={k: {f: v if f == "kind" else figure(v) for f, v in c.items()} for k, c in self.taken_away().items()},
-        motion=figure(self.motion()), tremble=figure(self.tremble()), start=figure(self.start()), rest=[s.head for s in self.starts], seams=figure(self.seams()),
-        noise=dict(zip(("apart", "over_error"), map(figure, self.noise()))), grippers={k: asdict(t) for k, t in self.gripper_timing().items()})
+        inputs={
+            k: {f: v if f == "kind" else figure(v) for f, v in c.items()}
+            for k, c in self.taken_away().items()
+        },
+        motion=figure(self.motion()),
+        tremble=figure(self.tremble()),
+        start=figure(self.start()),
+        rest=[s.head for s in self.starts],
+        seams=figure(self.seams()),
+        noise=dict(zip(("apart", "over_error"), map(figure, self.noise()))),
+        grippers={k: asdict(t) for k, t in self.gripper_timing().items()},
+    )
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #1a339022
 @dataclass
@@ -760,15 +1421,23 @@ def main(args: list[str] | None = None):
     import tyro
     c = tyro.cli(DiagnosticsConfig, args=args)
     page = Path(c.save_plot_path or Path(c.model_path) / "diagnosis.png")
-    if page.suffix.lower() != ".png": raise InputError(f"--save-plot-path is {page}: expected a file that ends in .png.")
-    policy = Gr00tPolicy(c.embodiment_tag, c.model_path, device=c.device, tokenizer_path=c.tokenizer_path)
+    if page.suffix.lower() != ".png":
+        raise InputError(f"--save-plot-path is {page}: expected a file that ends in .png.")
+    policy = Gr00tPolicy(
+        c.embodiment_tag, c.model_path, device=c.device, tokenizer_path=c.tokenizer_path
+    )
     if c.denoising_steps: policy.model.config.num_inference_timesteps = c.denoising_steps
     dataset = LeRobotDataset(c.dataset_path)
     asked = c.traj_ids if c.traj_ids is not None else episodes_to_ask(c.model_path, dataset)
-    if c.traj_ids is None and not held_out_episodes(c.model_path): asked = [asked[i] for i in evenly(len(asked), 10)]
-    d = diagnose(policy, dataset, asked, c.steps, c.action_horizon, c.questions, c.draws, c.replace, c.seed)
+    if c.traj_ids is None and not held_out_episodes(c.model_path):
+        asked = [asked[i] for i in evenly(len(asked), 10)]
+    d = diagnose(
+        policy, dataset, asked, c.steps, c.action_horizon, c.questions, c.draws, c.replace, c.seed
+    )
     save_figure(d.plot(), page)
-    print(json.dumps(d.to_dict(), indent=2) if c.json else f"{d.verdict(advice=True)}\n\npage: {page}")
+    print(
+        json.dumps(d.to_dict(), indent=2) if c.json else f"{d.verdict(advice=True)}\n\npage: {page}"
+    )
     if c.require_sound and any(f.severity == "problem" for f in d.findings()): raise SystemExit(1)
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #335ccd96

@@ -27,7 +27,11 @@ class Estimate:
     def __format__(self, spec: str) -> str:  # of each number; with '%' the unit is written once
         percent = spec.endswith("%")
         f = lambda x: format(100 * x if percent else x, spec[:-1] + "f" if percent else spec)
-        interval = f" ({f(self.low)} to {f(self.high)})" if np.isfinite(self.low) and np.isfinite(self.high) else ""
+        interval = (
+            f" ({f(self.low)} to {f(self.high)})"
+            if np.isfinite(self.low) and np.isfinite(self.high)
+            else ""
+        )
         return f"{f(self.value)}{' %' if percent else ''}{interval}"
 
 
@@ -46,7 +50,8 @@ def estimate(
     value = float(above.sum() / below.sum())
     if len(above) < 2: return Estimate(value)
     drawn = np.random.default_rng(seed).integers(0, len(above), (draws, len(above)))
-    with np.errstate(divide="ignore", invalid="ignore"): ratios = above[drawn].sum(1) / below[drawn].sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = above[drawn].sum(1) / below[drawn].sum(1)
     low, high = np.nanquantile(ratios, [0.025, 0.975])
     return Estimate(value, float(low), float(high))
 
@@ -68,7 +73,11 @@ def in_spreads(
 ) -> np.ndarray:  # (...,) mean absolute difference over the dimensions that move, 1 = one spread
     "How far apart two actions are."
     moving = np.isfinite(spread)
-    return np.abs(difference[..., moving] / spread[moving]).mean(-1) if moving.any() else np.full(difference.shape[:-1], np.nan)
+    return (
+        np.abs(difference[..., moving] / spread[moving]).mean(-1)
+        if moving.any()
+        else np.full(difference.shape[:-1], np.nan)
+    )
 
 # %% ../../nbs/evaluation/00_measures.ipynb #e5e80791
 def motion_sums(
@@ -93,7 +102,11 @@ def seam_sums(
     seams = np.asarray(steps)[1:]
     jumps = in_spreads(predicted[seams] - predicted[seams - 1], spread)
     ordinary = in_spreads(np.diff(recorded, axis=0), spread)
-    return float(jumps.sum()), float(len(seams) * ordinary.mean()) if len(ordinary) else 0.0, len(seams)
+    return (
+        float(jumps.sum()),
+        float(len(seams) * ordinary.mean()) if len(ordinary) else 0.0,
+        len(seams),
+    )
 
 # %% ../../nbs/evaluation/00_measures.ipynb #a33158a2
 def tremble_sums(
@@ -103,12 +116,19 @@ def tremble_sums(
 ) -> tuple[float, float]:  # changes from step to step inside the chunks, and ordinary ones, both summed over the chunks
     "How much the steps of a chunk differ, and the recorded ones."
     if chunks.shape[1] < 2 or len(recorded) < 2: return 0.0, 0.0
-    inside, ordinary = in_spreads(np.diff(chunks, axis=1), spread).mean(), in_spreads(np.diff(recorded, axis=0), spread).mean()
+    inside, ordinary = (
+        in_spreads(np.diff(chunks, axis=1), spread).mean(),
+        in_spreads(np.diff(recorded, axis=0), spread).mean(),
+    )
     return float(len(chunks) * inside), float(len(chunks) * ordinary)
 
 # %% ../../nbs/evaluation/00_measures.ipynb #bfb8b70b
 GRIPPER_WORDS = re.compile(r"gripper|grasp|claw|jaw|finger|pinch", re.I)
-NEAR, TIME_AT_LEVELS, TIME_AT_EACH = 0.15, 0.8, 0.1  # near: within this share of the range; shares of the time at both levels together, and at each
+NEAR, TIME_AT_LEVELS, TIME_AT_EACH = (
+    0.15,
+    0.8,
+    0.1,
+)  # near: within this share of the range; shares of the time at both levels together, and at each
 
 
 def gripper_dimensions(
@@ -120,8 +140,13 @@ def gripper_dimensions(
     for d, name in enumerate(names):
         low, high = np.quantile(x[:, d], [0.01, 0.99])
         if high - low < STILL_RANGE: continue
-        near = [(x[:, d] < low + NEAR * (high - low)).mean(), (x[:, d] > high - NEAR * (high - low)).mean()]
-        if GRIPPER_WORDS.search(name) or (sum(near) >= TIME_AT_LEVELS and min(near) >= TIME_AT_EACH):
+        near = [
+            (x[:, d] < low + NEAR * (high - low)).mean(),
+            (x[:, d] > high - NEAR * (high - low)).mean(),
+        ]
+        if GRIPPER_WORDS.search(name) or (
+            sum(near) >= TIME_AT_LEVELS and min(near) >= TIME_AT_EACH
+        ):
             found[d] = tuple(float(q) for q in np.quantile(x[:, d], [0.05, 0.95]))
     return found
 
@@ -138,15 +163,21 @@ def switches(
     middle, band, found = (low + high) / 2, BAND * (high - low), []
     up = bool(len(x)) and x[0] > middle
     for t, value in enumerate(x):
-        if value > middle + band and not up: up = True; found.append((t, 1))
-        elif value < middle - band and up: up = False; found.append((t, -1))
+        if value > middle + band and not up:
+            up = True
+            found.append((t, 1))
+        elif value < middle - band and up:
+            up = False
+            found.append((t, -1))
     return found
 
 # %% ../../nbs/evaluation/00_measures.ipynb #82f549c6
 @dataclass
 class Timing:
     "Recorded switches of one dimension beside predicted ones."
-    pairs: list[tuple[int, int]] = field(default_factory=list)  # steps of a recorded switch and the predicted one that belongs to it
+    pairs: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # steps of a recorded switch and the predicted one that belongs to it
     missed: list[tuple[int, int]] = field(default_factory=list)  # recorded (step, direction) without a predicted one
     spurious: list[tuple[int, int]] = field(default_factory=list)  # predicted ones without a recorded one
 
@@ -156,7 +187,8 @@ class Timing:
     @property
     def delays(self) -> list[int]: return [p - r for r, p in self.pairs]  # steps, positive: predicted too late
 
-    def __add__(self, o: "Timing") -> "Timing": return Timing(self.pairs + o.pairs, self.missed + o.missed, self.spurious + o.spurious)
+    def __add__(self, o: "Timing") -> "Timing":
+        return Timing(self.pairs + o.pairs, self.missed + o.missed, self.spurious + o.spurious)
 
 
 def match_switches(
@@ -165,11 +197,20 @@ def match_switches(
     window: int,  # steps that a pair may be apart
 ) -> Timing:
     "Pairs recorded with predicted switches."
-    pairs = sorted((abs(p - r), i, j) for i, (r, a) in enumerate(recorded) for j, (p, b) in enumerate(predicted) if a == b and abs(p - r) <= window)
+    pairs = sorted(
+        (abs(p - r), i, j)
+        for i, (r, a) in enumerate(recorded)
+        for j, (p, b) in enumerate(predicted)
+        if a == b and abs(p - r) <= window
+    )
     left, right, timing = set(range(len(recorded))), set(range(len(predicted))), Timing()
     for _, i, j in pairs:
         if i in left and j in right:
-            left.remove(i); right.remove(j); timing.pairs.append((recorded[i][0], predicted[j][0]))
+            left.remove(i)
+            right.remove(j)
+            timing.pairs.append((recorded[i][0], predicted[j][0]))
     timing.pairs.sort()
-    timing.missed, timing.spurious = [recorded[i] for i in sorted(left)], [predicted[j] for j in sorted(right)]
+    timing.missed, timing.spurious = [recorded[i] for i in sorted(left)], [
+        predicted[j] for j in sorted(right)
+    ]
     return timing

@@ -35,7 +35,9 @@ def hold_state(
     for i, key in enumerate(action.modality_keys):
         source = (action.action_configs[i].state_key if action.action_configs else None) or key
         fits = source in state and state[source].shape[1] == widths[key]
-        rows.append(state[source][steps] if fits else np.full((len(steps), widths[key]), np.nan, np.float32))
+        rows.append(
+            state[source][steps] if fits else np.full((len(steps), widths[key]), np.nan, np.float32)
+        )
     return np.concatenate(rows, 1)
 
 
@@ -54,7 +56,9 @@ def recorded_chunks(
 ) -> np.ndarray:  # float64 (N, horizon, D), NaN behind the end
     "The recorded chunk at each step."
     rows = np.asarray(steps)[:, None] + np.arange(horizon)
-    return np.where((rows < len(truth))[..., None], truth[np.minimum(rows, len(truth) - 1)], np.nan).astype(np.float64)
+    return np.where(
+        (rows < len(truth))[..., None], truth[np.minimum(rows, len(truth) - 1)], np.nan
+    ).astype(np.float64)
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #9ba7c036
 @dataclass
@@ -69,10 +73,18 @@ class EpisodeResult:
     repeat: np.ndarray  # float32 (N, D)
     state: np.ndarray | None  # float32 (L, D) where the action groups have states
 
-    def errors(self) -> dict[str, np.ndarray]:  # by predictor, float64 (M, H, D): true minus predicted, NaN behind the episode's end
+    def errors(
+        self,
+    ) -> dict[
+        str, np.ndarray
+    ]:  # by predictor, float64 (M, H, D): true minus predicted, NaN behind the episode's end
         "Differences of every predictor over every horizon step, of chunks that reach at most to the end of the evaluated part."
         true = recorded_chunks(self.truth, self.steps, self.chunks.shape[1])
-        return {"policy": true - self.chunks, "hold state": true - self.hold[:, None], "repeat action": true - self.repeat[:, None]}
+        return {
+            "policy": true - self.chunks,
+            "hold state": true - self.hold[:, None],
+            "repeat action": true - self.repeat[:, None],
+        }
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #539e8419
 @dataclass(repr=False)
@@ -84,28 +96,53 @@ class OpenLoopResult:
     labels: list[str] = field(default_factory=list)  # what the columns are called
 
     @property
-    def mse(self) -> float: return float(np.mean([np.mean((e.truth - e.predicted) ** 2) for e in self.episodes]))
+    def mse(self) -> float:
+        return float(np.mean([np.mean((e.truth - e.predicted) ** 2) for e in self.episodes]))
     @property
-    def mae(self) -> float: return float(np.mean([np.mean(np.abs(e.truth - e.predicted)) for e in self.episodes]))
+    def mae(self) -> float:
+        return float(np.mean([np.mean(np.abs(e.truth - e.predicted)) for e in self.episodes]))
 
     def errors(self) -> dict[str, np.ndarray]:  # by predictor, (M, H, D)
-        return {k: np.concatenate([e.errors()[k] for e in self.episodes]) for k in ("policy", "hold state", "repeat action")}
+        return {
+            k: np.concatenate([e.errors()[k] for e in self.episodes])
+            for k in ("policy", "hold state", "repeat action")
+        }
 
     def by_horizon(self) -> dict[str, np.ndarray]:  # by predictor, (H,) mean absolute error
-        with np.errstate(invalid="ignore"): return {k: np.nanmean(np.abs(e), axis=(0, 2)) for k, e in self.errors().items()}
+        with np.errstate(invalid="ignore"):
+            return {k: np.nanmean(np.abs(e), axis=(0, 2)) for k, e in self.errors().items()}
 
     def table(self) -> list[dict]:  # a row for each group, and one for all
         "Mean squared and absolute error of the policy and of the baselines, by action group."
         errors, spans, start = self.errors(), {}, 0
-        for group, width in self.groups.items(): spans[group] = slice(start, start + width); start += width
+        for group, width in self.groups.items():
+            spans[group] = slice(start, start + width)
+            start += width
         spans["all"] = slice(0, start)
-        return [dict(group=g, **{f"{m} {k}": float(np.nanmean(f(e[..., s]))) if np.isfinite(e[..., s]).any() else float("nan")
-                                 for m, f in (("mse", np.square), ("mae", np.abs)) for k, e in errors.items()}) for g, s in spans.items()]
+        return [
+            dict(
+                group=g,
+                **{
+                    f"{m} {k}": (
+                        float(np.nanmean(f(e[..., s])))
+                        if np.isfinite(e[..., s]).any()
+                        else float("nan")
+                    )
+                    for m, f in (("mse", np.square), ("mae", np.abs))
+                    for k, e in errors.items()
+                },
+            )
+            for g, s in spans.items()
+        ]
 
     def better_than_baselines(self) -> bool:
         "Whether the policy's errors, squared and absolute, over all groups are below both baselines'."
         row = self.table()[-1]
-        return all(not row[f"{m} {k}"] <= row[f"{m} policy"] for m in ("mse", "mae") for k in ("hold state", "repeat action"))
+        return all(
+            not row[f"{m} {k}"] <= row[f"{m} policy"]
+            for m in ("mse", "mae")
+            for k in ("hold state", "repeat action")
+        )
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #b8d9eb7c
 from fastcore.basics import patch
@@ -115,28 +152,58 @@ _COLUMNS = [f"{m} {k}" for m in ("mse", "mae") for k in ("policy", "hold state",
 
 @patch
 def __repr__(self: OpenLoopResult) -> str:
-    head = f"{'':16}{'mean squared error':^42}  {'mean absolute error':^42}\n{'group':16}" + "  ".join(f"{c.split(' ', 1)[1]:>12}" for c in _COLUMNS)
-    rows = [f"{r['group']:16}" + "  ".join(f"{r[c]:12.5f}" if np.isfinite(r[c]) else f"{'none':>12}" for c in _COLUMNS) for r in self.table()]
+    head = (
+        f"{'':16}{'mean squared error':^42}  {'mean absolute error':^42}\n{'group':16}"
+        + "  ".join(f"{c.split(' ', 1)[1]:>12}" for c in _COLUMNS)
+    )
+    rows = [
+        f"{r['group']:16}"
+        + "  ".join(f"{r[c]:12.5f}" if np.isfinite(r[c]) else f"{'none':>12}" for c in _COLUMNS)
+        for r in self.table()
+    ]
     return "\n".join([head, *rows])
 
 
 @patch
 def _repr_html_(self: OpenLoopResult) -> str:
     head = "".join(f"<th>{c.split(' ', 1)[1]}</th>" for c in _COLUMNS)
-    rows = "".join(f"<tr><td>{r['group']}</td>" + "".join(f"<td>{r[c]:.5f}</td>" if np.isfinite(r[c]) else "<td>none</td>" for c in _COLUMNS) + "</tr>" for r in self.table())
-    return (f"<table><thead><tr><th></th><th colspan=3>mean squared error</th><th colspan=3>mean absolute error</th></tr><tr><th>group</th>{head}</tr></thead>"
-            f"<tbody>{rows}</tbody></table>")
+    rows = "".join(
+        f"<tr><td>{r['group']}</td>"
+        + "".join(
+            f"<td>{r[c]:.5f}</td>" if np.isfinite(r[c]) else "<td>none</td>" for c in _COLUMNS
+        )
+        + "</tr>"
+        for r in self.table()
+    )
+    return (
+        "<table><thead><tr><th></th><th colspan=3>mean squared error</th><th colspan=3>mean"
+        " absolute"
+        f" error</th></tr><tr><th>group</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    )
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #41922045
 def _wants_and_has(policy, dataset: LeRobotDataset) -> dict[str, tuple[list[str], list[str]]]:
     "What a policy asks for and what a data set offers, by modality; groups with their width, if the policy knows it."
-    config, m, processor = policy.get_modality_config(), dataset.modality, getattr(policy, "processor", None) if hasattr(policy, "tag") else None
+    config, m, processor = (
+        policy.get_modality_config(),
+        dataset.modality,
+        getattr(policy, "processor", None) if hasattr(policy, "tag") else None,
+    )
     wide = lambda group, width: group if processor is None else f"{group} ({width()})"
-    has = dict(video=list(m["video"]), language=[*(f"annotation.{k}" for k in m["annotation"]), "task"])
-    wants = {kind: list(config[kind].modality_keys) for kind in ("video", "state", "action", "language") if kind in config}
+    has = dict(
+        video=list(m["video"]), language=[*(f"annotation.{k}" for k in m["annotation"]), "task"]
+    )
+    wants = {
+        kind: list(config[kind].modality_keys)
+        for kind in ("video", "state", "action", "language")
+        if kind in config
+    }
     for kind in ("state", "action"):
         has[kind] = [wide(k, lambda: e["end"] - e["start"]) for k, e in m[kind].items()]
-        wants[kind] = [wide(k, lambda: processor.state_action.group_width(policy.tag, kind, k)) for k in wants[kind]]
+        wants[kind] = [
+            wide(k, lambda: processor.state_action.group_width(policy.tag, kind, k))
+            for k in wants[kind]
+        ]
     return {kind: (keys, has[kind]) for kind, keys in wants.items()}
 
 
@@ -147,16 +214,37 @@ def check_fit(
 ):
     "`InputError` with what the policy wants beside what the data set has, unless it has all of it."
     table = _wants_and_has(policy, dataset)
-    wrong = {kind for kind, (wants, has) in table.items() if not set(wants) <= {*has, *(["sub_task"] if kind == "language" else [])}}
+    wrong = {
+        kind
+        for kind, (wants, has) in table.items()
+        if not set(wants) <= {*has, *(["sub_task"] if kind == "language" else [])}
+    }
     if not wrong: return dataset.check_config(policy.get_modality_config())
-    rows = [("", f"{name or 'the policy'} wants", f"{dataset.name} has"), ("robot", getattr(policy, "tag", "not named"), str(dataset.info.get("robot_type") or "not named"))]
+    rows = [
+        ("", f"{name or 'the policy'} wants", f"{dataset.name} has"),
+        (
+            "robot",
+            getattr(policy, "tag", "not named"),
+            str(dataset.info.get("robot_type") or "not named"),
+        ),
+    ]
     for kind, (wants, has) in table.items():
-        rows += [(kind if i == 0 else "", f"{'  ' if a is None or a in has else '! '}{a or ''}", b or "") for i, (a, b) in enumerate(zip_longest(wants, has))]
+        rows += [
+            (kind if i == 0 else "", f"{'  ' if a is None or a in has else '! '}{a or ''}", b or "")
+            for i, (a, b) in enumerate(zip_longest(wants, has))
+        ]
     left, middle = (max(len(r[i]) for r in rows) + 2 for i in (0, 1))
-    lines = "\n".join(f"  {a:{left}}{b if b[:2] in ('  ', '! ') else '  ' + b:{middle + 2}}{c}".rstrip() for a, b, c in rows)
+    lines = "\n".join(
+        f"  {a:{left}}{b if b[:2] in ('  ', '! ') else '  ' + b:{middle + 2}}{c}".rstrip()
+        for a, b, c in rows
+    )
     called = f"The policy '{name}'" if name else "The policy"
-    raise InputError(f"{called} does not fit the data set {dataset.path} in {' and '.join(k for k in table if k in wrong)}:\n{lines}\n"
-                     "Give a policy that was fine-tuned on this robot, or name the data set's columns as the policy does: LeRobotDataset(path, modality={...}).")
+    raise InputError(
+        f"{called} does not fit the data set {dataset.path} in"
+        f" {' and '.join(k for k in table if k in wrong)}:\n{lines}\nGive a policy that was"
+        " fine-tuned on this robot, or name the data set's columns as the policy does:"
+        " LeRobotDataset(path, modality={...})."
+    )
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #28a72196
 def ask(
@@ -167,7 +255,9 @@ def ask(
 ) -> np.ndarray:  # float32 (len(steps), chunk, D), action groups side by side
     "Whole chunks for any number of steps."
     keys = policy.get_modality_config()["action"].modality_keys
-    answers = [policy.predict(steps[i:i + batch_size], noise) for i in range(0, len(steps), batch_size)]
+    answers = [
+        policy.predict(steps[i : i + batch_size], noise) for i in range(0, len(steps), batch_size)
+    ]
     return np.concatenate([np.concatenate([a[k] for k in keys], 2) for a in answers])
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #7e37c98b
@@ -188,35 +278,90 @@ def evaluate_open_loop(
     config = policy.get_modality_config()
     chunk = len(config["action"].delta_indices)
     horizon = action_horizon or chunk
-    if not 1 <= horizon <= chunk: raise InputError(f"action_horizon is {horizon}, but the policy answers with chunks of {chunk} steps: choose 1 to {chunk}.")
+    if not 1 <= horizon <= chunk:
+        raise InputError(
+            f"action_horizon is {horizon}, but the policy answers with chunks of {chunk} steps:"
+            f" choose 1 to {chunk}."
+        )
     if episodes is None: episodes = list(range(len(dataset)))
     if not len(episodes): raise InputError("There is no episode to evaluate: name at least one.")
     wrong = [e for e in episodes if not 0 <= e < len(dataset)]
-    if wrong: raise InputError(f"There is no episode {wrong[0]} in {dataset.path}: it has {len(dataset)}, numbered from 0.")
+    if wrong:
+        raise InputError(
+            f"There is no episode {wrong[0]} in {dataset.path}: it has {len(dataset)}, numbered"
+            " from 0."
+        )
     noise = policy.draw_noise(seed) if noise is None else noise
-    result = OpenLoopResult({k: dataset.modality["action"][k]["end"] - dataset.modality["action"][k]["start"] for k in config["action"].modality_keys}, horizon, labels=dataset.labels("action", config["action"].modality_keys))
-    for e in tqdm(episodes, desc="open loop", unit="episode", disable=not progress or len(episodes) < 2):
-        result.episodes.append(_evaluate_episode(policy, dataset, e, steps, result, noise, batch_size))
+    result = OpenLoopResult(
+        {
+            k: dataset.modality["action"][k]["end"] - dataset.modality["action"][k]["start"]
+            for k in config["action"].modality_keys
+        },
+        horizon,
+        labels=dataset.labels("action", config["action"].modality_keys),
+    )
+    for e in tqdm(
+        episodes, desc="open loop", unit="episode", disable=not progress or len(episodes) < 2
+    ):
+        result.episodes.append(
+            _evaluate_episode(policy, dataset, e, steps, result, noise, batch_size)
+        )
     return result
 
 
-def _evaluate_episode(policy, dataset: LeRobotDataset, episode: int, steps: int | None, result: OpenLoopResult, noise, batch_size: int) -> EpisodeResult:
+def _evaluate_episode(
+    policy,
+    dataset: LeRobotDataset,
+    episode: int,
+    steps: int | None,
+    result: OpenLoopResult,
+    noise,
+    batch_size: int,
+) -> EpisodeResult:
     "One episode; frames are held for one batch of questions at a time."
     config = policy.get_modality_config()
-    questions = {m: c for m, c in config.items() if m != "action"}  # without the actions, so that chunks may reach over the end
-    action, state = dataset.action(episode, config["action"].modality_keys), dataset.state(episode, config["state"].modality_keys)
+    questions = {
+        m: c for m, c in config.items() if m != "action"
+    }  # without the actions, so that chunks may reach over the end
+    action, state = dataset.action(episode, config["action"].modality_keys), dataset.state(
+        episode, config["state"].modality_keys
+    )
     truth = np.concatenate(list(action.values()), 1)
     length = min(len(truth), steps or len(truth))
-    if not length: raise InputError(f"Episode {dataset.episodes[episode].index} of {dataset.path} has no steps: leave it out.")
+    if not length:
+        raise InputError(
+            f"Episode {dataset.episodes[episode].index} of {dataset.path} has no steps: leave it"
+            " out."
+        )
     asked = np.arange(0, length, result.action_horizon)
-    chunks = np.concatenate([ask(policy, dataset.steps(episode, asked[i:i + batch_size].tolist(), questions, pad=True), noise, batch_size) for i in range(0, len(asked), batch_size)])
+    chunks = np.concatenate([
+        ask(
+            policy,
+            dataset.steps(episode, asked[i : i + batch_size].tolist(), questions, pad=True),
+            noise,
+            batch_size,
+        )
+        for i in range(0, len(asked), batch_size)
+    ])
     if chunks.shape[2] != truth.shape[1]:
-        raise InputError(f"The policy answers with {chunks.shape[2]} numbers a step, but the groups {', '.join(f'{k} ({w})' for k, w in result.groups.items())} of {dataset.path} "
-                         f"have {truth.shape[1]}: they belong to different robots; ask it along the data that it was made for.")
+        raise InputError(
+            f"The policy answers with {chunks.shape[2]} numbers a step, but the groups"
+            f" {', '.join(f'{k} ({w})' for k, w in result.groups.items())} of {dataset.path} have"
+            f" {truth.shape[1]}: they belong to different robots; ask it along the data that it was"
+            " made for."
+        )
     chunks = chunks[:, :result.action_horizon]
     hold = hold_state(state, config, result.groups, np.arange(len(truth)))
-    return EpisodeResult(episode, asked, truth[:length], chunks.reshape(-1, truth.shape[1])[:length], chunks, hold[asked], repeat_action(truth, asked),
-                         hold[:length] if np.isfinite(hold).all() else None)
+    return EpisodeResult(
+        episode,
+        asked,
+        truth[:length],
+        chunks.reshape(-1, truth.shape[1])[:length],
+        chunks,
+        hold[asked],
+        repeat_action(truth, asked),
+        hold[:length] if np.isfinite(hold).all() else None,
+    )
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #716e8d46
 def held_out_episodes(
@@ -226,7 +371,11 @@ def held_out_episodes(
     "The episodes that the checkpoint held out of training."
     record = Path(model_path) / "experiment_cfg" / "finetune.json"
     found = (read_json(record)["val_episodes"] or None) if record.exists() else None
-    return found if found is None or dataset is None else [i for i, whole in enumerate(dataset.positions) if whole in found]
+    return (
+        found
+        if found is None or dataset is None
+        else [i for i, whole in enumerate(dataset.positions) if whole in found]
+    )
 
 
 def episodes_to_ask(
@@ -236,7 +385,9 @@ def episodes_to_ask(
     "What a checkpoint is asked along where nobody names episodes: those held out of training, else all but those left out of it with `exclude_episodes`."
     if held := held_out_episodes(model_path, dataset): return held
     record = Path(model_path) / "experiment_cfg" / "finetune.json"
-    left_out = (read_json(record)["config"].get("exclude_episodes") or []) if record.exists() else []
+    left_out = (
+        (read_json(record)["config"].get("exclude_episodes") or []) if record.exists() else []
+    )
     return [i for i, e in enumerate(dataset.episodes) if e.index not in left_out]
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #f52e04c1
@@ -246,13 +397,23 @@ def plot(self: OpenLoopResult,
          title: str | None = None):  # matplotlib figure
     "Predicted over true actions of one episode."
     e = self.episodes[i]
-    return plot_open_loop(e.truth, e.predicted, e.steps, self.labels, state=e.state, title=title or f"episode {e.episode}: predicted over recorded actions")
+    return plot_open_loop(
+        e.truth,
+        e.predicted,
+        e.steps,
+        self.labels,
+        state=e.state,
+        title=title or f"episode {e.episode}: predicted over recorded actions",
+    )
 
 
 @patch
 def plot_by_horizon(self: OpenLoopResult):  # matplotlib figure
     "Mean absolute error by horizon step, beside the baselines'."
-    return plot_error_by_horizon({k: v for k, v in self.by_horizon().items() if np.isfinite(v).any()}, ylabel="mean absolute error")
+    return plot_error_by_horizon(
+        {k: v for k, v in self.by_horizon().items() if np.isfinite(v).any()},
+        ylabel="mean absolute error",
+    )
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #a57c5cba
 @dataclass
@@ -277,16 +438,36 @@ def main(args: list[str] | None = None):
     "Command line of this module."
     import tyro
     config = tyro.cli(OpenLoopConfig, args=args)
-    policy = Gr00tPolicy(config.embodiment_tag, config.model_path, device=config.device, tokenizer_path=config.tokenizer_path)
+    policy = Gr00tPolicy(
+        config.embodiment_tag,
+        config.model_path,
+        device=config.device,
+        tokenizer_path=config.tokenizer_path,
+    )
     if config.denoising_steps: policy.model.config.num_inference_timesteps = config.denoising_steps
     dataset = LeRobotDataset(config.dataset_path)
-    episodes = config.traj_ids if config.traj_ids is not None else episodes_to_ask(config.model_path, dataset)
-    result = evaluate_open_loop(policy, dataset, episodes, config.steps, config.action_horizon, config.seed)
+    episodes = (
+        config.traj_ids
+        if config.traj_ids is not None
+        else episodes_to_ask(config.model_path, dataset)
+    )
+    result = evaluate_open_loop(
+        policy, dataset, episodes, config.steps, config.action_horizon, config.seed
+    )
     folder = Path(config.save_plot_path or Path(config.model_path) / "open_loop")
-    for i, e in enumerate(result.episodes): save_figure(result.plot(i), folder / f"traj_{e.episode}.png")
+    for i, e in enumerate(result.episodes):
+        save_figure(result.plot(i), folder / f"traj_{e.episode}.png")
     save_figure(result.plot_by_horizon(), folder / "error_by_horizon.png")
-    kind = "held-out episodes" if config.traj_ids is None and held_out_episodes(config.model_path) else "episodes"
-    print(f"plots: {folder / f'traj_{result.episodes[0].episode}.png'} and {len(result.episodes)} more\n\nopen loop on {len(result.episodes)} {kind}, chunks of {result.action_horizon} steps:\n{result}")
+    kind = (
+        "held-out episodes"
+        if config.traj_ids is None and held_out_episodes(config.model_path)
+        else "episodes"
+    )
+    print(
+        f"plots: {folder / f'traj_{result.episodes[0].episode}.png'} and {len(result.episodes)}"
+        f" more\n\nopen loop on {len(result.episodes)} {kind}, chunks of {result.action_horizon}"
+        f" steps:\n{result}"
+    )
     if config.require_better and not result.better_than_baselines():
         raise SystemExit(1)
 

@@ -27,14 +27,31 @@ def named_policies(
 ) -> dict:  # name -> policy, in the given order
     "Policies by the names under which they are asked."
     several = policies if isinstance(policies, (dict, list, tuple)) else [policies]
-    if not several: raise InputError("There is no policy to look at: give one, several as {name: policy}, or a list.")
+    if not several:
+        raise InputError(
+            "There is no policy to look at: give one, several as {name: policy}, or a list."
+        )
     for p in several.values() if isinstance(several, dict) else several:
-        if not hasattr(p, "predict"): raise InputError(f"{type(p).__name__} {str(p)[:60]!r} is no policy: load one, Gr00tPolicy(embodiment_tag, checkpoint_folder).")
+        if not hasattr(p, "predict"):
+            raise InputError(
+                f"{type(p).__name__} {str(p)[:60]!r} is no policy: load one,"
+                " Gr00tPolicy(embodiment_tag, checkpoint_folder)."
+            )
     if isinstance(several, dict): return {str(k): p for k, p in several.items()}
     parts = [Path(getattr(p, "model_path", "policy")).resolve().parts for p in several]
-    depth = next((d for d in range(1, max(map(len, parts)) + 1) if len({p[-d:] for p in parts}) == len(parts)), 1)
+    depth = next(
+        (
+            d
+            for d in range(1, max(map(len, parts)) + 1)
+            if len({p[-d:] for p in parts}) == len(parts)
+        ),
+        1,
+    )
     names = ["/".join(p[-depth:]) for p in parts]
-    return {n if names.count(n) == 1 else f"{n} ({names[:i].count(n) + 1})": p for i, (n, p) in enumerate(zip(names, several))}
+    return {
+        n if names.count(n) == 1 else f"{n} ({names[:i].count(n) + 1})": p
+        for i, (n, p) in enumerate(zip(names, several))
+    }
 
 # %% ../../nbs/evaluation/30_predictions.ipynb #f94b369d
 class Predictions:
@@ -52,22 +69,50 @@ class Predictions:
         self.policies = named_policies(policies)
         self.dataset = dataset if isinstance(dataset, LeRobotDataset) else LeRobotDataset(dataset)
         for name, p in self.policies.items(): check_fit(p, self.dataset, name)
-        for what, n in (("samples", samples), ("batch_size", batch_size), ("denoising_steps", 1 if denoising_steps is None else denoising_steps)):
+        for what, n in (
+            ("samples", samples),
+            ("batch_size", batch_size),
+            ("denoising_steps", 1 if denoising_steps is None else denoising_steps),
+        ):
             if n < 1: raise InputError(f"{what} is {n}: expected at least 1.")
-        self.samples, self.seed, self.denoising_steps, self.batch_size, self.cache_bytes = samples, seed, denoising_steps, batch_size, int(cache_bytes)
-        keys = dict.fromkeys(k for p in self.policies.values() for k in p.get_modality_config()["action"].modality_keys)
-        ends = np.cumsum([self.dataset.modality["action"][k]["end"] - self.dataset.modality["action"][k]["start"] for k in keys])
-        self.columns = {k: slice(int(a), int(b)) for k, a, b in zip(keys, [0, *ends[:-1]], ends)}  # action group -> where it lies in a row
+        self.samples, self.seed, self.denoising_steps, self.batch_size, self.cache_bytes = (
+            samples,
+            seed,
+            denoising_steps,
+            batch_size,
+            int(cache_bytes),
+        )
+        keys = dict.fromkeys(
+            k
+            for p in self.policies.values()
+            for k in p.get_modality_config()["action"].modality_keys
+        )
+        ends = np.cumsum([
+            self.dataset.modality["action"][k]["end"] - self.dataset.modality["action"][k]["start"]
+            for k in keys
+        ])
+        self.columns = {
+            k: slice(int(a), int(b)) for k, a, b in zip(keys, [0, *ends[:-1]], ends)
+        }  # action group -> where it lies in a row
         self.width = int(ends[-1])
-        self.offsets = {n: np.asarray(p.get_modality_config()["action"].delta_indices) for n, p in self.policies.items()}  # which step each row of a chunk is for
+        self.offsets = {
+            n: np.asarray(p.get_modality_config()["action"].delta_indices)
+            for n, p in self.policies.items()
+        }  # which step each row of a chunk is for
         self._kept: OrderedDict[tuple, np.ndarray | str] = OrderedDict()  # answers, the last used last
         self._size, self._own = 0, threading.local()
-        self._lock, self._model = threading.Lock(), threading.Lock()  # of what is kept; of the network, which answers one at a time
+        self._lock, self._model = (
+            threading.Lock(),
+            threading.Lock(),
+        )  # of what is kept; of the network, which answers one at a time
         self._errors: OrderedDict[tuple, np.ndarray] = OrderedDict()  # (policy, episode, ...) -> (L, D)
 
     def __repr__(self):
         what = f"{', '.join(self.policies)} on {self.dataset.name}"
-        return f"Predictions({what}: {self.samples} sample{'s' * (self.samples > 1)} a step, {len(self._kept)} answers kept, {self._size / 2**20:.2f} MiB)"
+        return (
+            f"Predictions({what}: {self.samples} sample{'s' * (self.samples > 1)} a step,"
+            f" {len(self._kept)} answers kept, {self._size / 2**20:.2f} MiB)"
+        )
 
 # %% ../../nbs/evaluation/30_predictions.ipynb #8b962cfe
 @patch
@@ -92,9 +137,17 @@ def hold(self: Predictions,
     out = np.full_like(self.truth(episode), np.nan)
     for p in self.policies.values():
         config = p.get_modality_config()
-        widths = {k: self.columns[k].stop - self.columns[k].start for k in config["action"].modality_keys}
-        held = hold_state(self._data().state(episode, config["state"].modality_keys), config, widths, np.arange(len(out)))
-        for k, part in zip(widths, np.split(held, np.cumsum(list(widths.values()))[:-1], 1)): out[:, self.columns[k]] = part
+        widths = {
+            k: self.columns[k].stop - self.columns[k].start for k in config["action"].modality_keys
+        }
+        held = hold_state(
+            self._data().state(episode, config["state"].modality_keys),
+            config,
+            widths,
+            np.arange(len(out)),
+        )
+        for k, part in zip(widths, np.split(held, np.cumsum(list(widths.values()))[:-1], 1)):
+            out[:, self.columns[k]] = part
     return out
 
 
@@ -109,7 +162,13 @@ def _data(self: Predictions) -> LeRobotDataset:
 @patch
 def views(self: Predictions) -> list[str]:
     "The cameras that the policies look through."
-    return list(dict.fromkeys(v for p in self.policies.values() for v in p.get_modality_config()["video"].modality_keys))
+    return list(
+        dict.fromkeys(
+            v
+            for p in self.policies.values()
+            for v in p.get_modality_config()["video"].modality_keys
+        )
+    )
 
 
 @patch
@@ -137,19 +196,29 @@ def instruction(self: Predictions,
 
 # %% ../../nbs/evaluation/30_predictions.ipynb #e695865d
 @patch
-def _questions(self: Predictions, name: str, episode: int, steps: Sequence[int], prompt: str | None) -> dict[int, dict | str]:
+def _questions(
+    self: Predictions, name: str, episode: int, steps: Sequence[int], prompt: str | None
+) -> dict[int, dict | str]:
     "What the policy is shown at each step, or what is wrong there."
-    config = {m: c for m, c in self.policies[name].get_modality_config().items() if m != "action"}  # chunks may reach over the end
+    config = {
+        m: c for m, c in self.policies[name].get_modality_config().items() if m != "action"
+    }  # chunks may reach over the end
     try: read = self._data().steps(episode, steps, config, pad=True)
     except InputError as e:
         if len(steps) == 1: return {steps[0]: str(e)}
         return {k: q for s in steps for k, q in self._questions(name, episode, [s], prompt).items()}
-    if prompt is not None: read = [q | {k: prompt for k in config["language"].modality_keys} for q in read]
+    if prompt is not None:
+        read = [q | {k: prompt for k in config["language"].modality_keys} for q in read]
     return dict(zip(steps, read))
 
 
 @patch
-def how(self: Predictions) -> tuple[int, int, int | None]: return self.samples, self.seed, self.denoising_steps  # a thread may ask while somebody changes them
+def how(self: Predictions) -> tuple[int, int, int | None]:
+    return (
+        self.samples,
+        self.seed,
+        self.denoising_steps,
+    )  # a thread may ask while somebody changes them
 
 
 @patch
@@ -181,11 +250,14 @@ def _keep(self: Predictions, key: tuple, answer: np.ndarray | str):
         if (old := self._kept.pop(key, None)) is not None: self._size -= size(old)
         self._kept[key] = answer
         self._size += size(answer)
-        while self._size > self.cache_bytes and len(self._kept) > 1: self._size -= size(self._kept.popitem(last=False)[1])
+        while self._size > self.cache_bytes and len(self._kept) > 1:
+            self._size -= size(self._kept.popitem(last=False)[1])
 
 # %% ../../nbs/evaluation/30_predictions.ipynb #4ec8624a
 @patch
-def _note_errors(self: Predictions, name: str, episode: int, answers: dict[int, np.ndarray | str], how: tuple):
+def _note_errors(
+    self: Predictions, name: str, episode: int, answers: dict[int, np.ndarray | str], how: tuple
+):
     "Keeps the errors of answers; of the last 64 episodes."
     truth, key = self.truth(episode), (name, episode, how)
     with self._lock:
@@ -193,7 +265,12 @@ def _note_errors(self: Predictions, name: str, episode: int, answers: dict[int, 
         self._errors.move_to_end(key)
         while len(self._errors) > 64: self._errors.popitem(last=False)
     for s, a in answers.items():
-        if np.isnan(table[s]).all(): table[s] = np.inf if isinstance(a, str) else chunk_error(np.median(a, 0)[None], truth, np.array([s]), self.offsets[name])[0]
+        if np.isnan(table[s]).all():
+            table[s] = (
+                np.inf
+                if isinstance(a, str)
+                else chunk_error(np.median(a, 0)[None], truth, np.array([s]), self.offsets[name])[0]
+            )
 
 
 def chunk_error(
@@ -206,7 +283,8 @@ def chunk_error(
     rows = steps[:, None] + offsets
     inside = ((rows >= 0) & (rows < len(truth)))[..., None]
     gap = np.where(inside, np.abs(chunks - truth[rows.clip(0, len(truth) - 1)]), 0)
-    with np.errstate(invalid="ignore"): return gap.sum(1) / np.where(inside.any(1), inside.sum(1), np.nan)
+    with np.errstate(invalid="ignore"):
+        return gap.sum(1) / np.where(inside.any(1), inside.sum(1), np.nan)
 
 # %% ../../nbs/evaluation/30_predictions.ipynb #9776fcb9
 @patch
@@ -217,15 +295,22 @@ def ask(self: Predictions,
     prompt: str | None = None,  # in place of the recorded instruction
 ) -> dict[int, np.ndarray | str]:  # step -> float32 (S, H, D) in the robot's units; or what is wrong there, in a sentence
     "Answers of a policy. What is known is not asked again."
-    if name not in self.policies: raise InputError(f"There is no policy '{name}', only {', '.join(self.policies)}.{did_you_mean(name, self.policies)}")
+    if name not in self.policies:
+        raise InputError(
+            f"There is no policy '{name}', only"
+            f" {', '.join(self.policies)}.{did_you_mean(name, self.policies)}"
+        )
     length, wanted = self._data().length(episode), list(dict.fromkeys(int(s) for s in steps))
-    if outside := [s for s in wanted if not 0 <= s < length]: raise InputError(f"Episode {episode} has the steps 0 to {length - 1}, not {outside[0]}.")
+    if outside := [s for s in wanted if not 0 <= s < length]:
+        raise InputError(f"Episode {episode} has the steps 0 to {length - 1}, not {outside[0]}.")
     how = self.how()
     key = lambda s: ("chunk", name, episode, s, prompt, how)
     found = {s: self._look_up(key(s)) for s in wanted}
     missing = [s for s in wanted if found[s] is None]
     for i in range(0, len(missing), self.batch_size):
-        for s, answer in self._answers(name, episode, missing[i:i + self.batch_size], prompt, how).items():
+        for s, answer in self._answers(
+            name, episode, missing[i : i + self.batch_size], prompt, how
+        ).items():
             found[s] = answer
             self._keep(key(s), answer)
     if prompt is None: self._note_errors(name, episode, found, how)
@@ -233,15 +318,32 @@ def ask(self: Predictions,
 
 
 @patch
-def _answers(self: Predictions, name: str, episode: int, steps: list[int], prompt: str | None, how: tuple) -> dict[int, np.ndarray | str]:
+def _answers(
+    self: Predictions, name: str, episode: int, steps: list[int], prompt: str | None, how: tuple
+) -> dict[int, np.ndarray | str]:
     questions = self._questions(name, episode, steps, prompt)
     good = [s for s in steps if not isinstance(questions[s], str)]
     if good:
-        with self._model: answer = self._flat(self.policies[name].predict([questions[s] for s in good], self._noise(name, how), how[2]))
-        predicted = np.concatenate([np.r_[self.columns[k]] for k in self.policies[name].get_modality_config()["action"].modality_keys])
+        with self._model:
+            answer = self._flat(
+                self.policies[name].predict(
+                    [questions[s] for s in good], self._noise(name, how), how[2]
+                )
+            )
+        predicted = np.concatenate([
+            np.r_[self.columns[k]]
+            for k in self.policies[name].get_modality_config()["action"].modality_keys
+        ])
         for i, s in enumerate(good):
             whole = np.isfinite(answer[:, i][..., predicted]).all()
-            questions[s] = answer[:, i].copy() if whole else f"Episode {episode}, step {s}: the answer of '{name}' holds values that are not finite; the state at this step, or the checkpoint, is broken."
+            questions[s] = (
+                answer[:, i].copy()
+                if whole
+                else (
+                    f"Episode {episode}, step {s}: the answer of '{name}' holds values that are not"
+                    " finite; the state at this step, or the checkpoint, is broken."
+                )
+            )
     return questions
 
 # %% ../../nbs/evaluation/30_predictions.ipynb #e5526124
@@ -318,15 +420,24 @@ def dims(self: Predictions,
     if which is None:
         if self.width <= most: return list(range(self.width))
         truth = self.truth(episode)
-        return sorted(np.argsort(-(np.nanmax(truth, 0) - np.nanmin(truth, 0)), kind="stable")[:most].tolist())
+        return sorted(
+            np.argsort(-(np.nanmax(truth, 0) - np.nanmin(truth, 0)), kind="stable")[:most].tolist()
+        )
     out = []
     for w in [which] if isinstance(which, (str, int, np.integer)) else which:
         short = [i for i, n in enumerate(names) if w in (n, n.split(".", 1)[-1])]
-        if w in self.columns: out += range(self.width)[self.columns[w]]
-        elif isinstance(w, (int, np.integer)) and 0 <= w < self.width: out.append(int(w))
-        elif short: out += short
-        else: raise InputError(f"There is no action {w!r}: expected a group ({', '.join(self.columns)}), a name ({', '.join(names[:8])}{', ...' * (len(names) > 8)}) or a "
-                               f"place from 0 to {self.width - 1}.{did_you_mean(w, [*self.columns, *names])}")
+        if w in self.columns:
+            out += range(self.width)[self.columns[w]]
+        elif isinstance(w, (int, np.integer)) and 0 <= w < self.width:
+            out.append(int(w))
+        elif short:
+            out += short
+        else:
+            raise InputError(
+                f"There is no action {w!r}: expected a group ({', '.join(self.columns)}), a name"
+                f" ({', '.join(names[:8])}{', ...' * (len(names) > 8)}) or a place from 0 to"
+                f" {self.width - 1}.{did_you_mean(w, [*self.columns, *names])}"
+            )
     return sorted(set(out))
 
 # %% ../../nbs/evaluation/30_predictions.ipynb #28c76791
@@ -339,14 +450,21 @@ def denoising(self: Predictions,
     prompt: str | None = None,  # in place of the recorded instruction
 ) -> tuple[np.ndarray, np.ndarray] | str:  # points (N+1, H, D) from the noise to the answer, headings (N, H, D); or what is wrong, in a sentence
     "How an answer comes about, in the robot's units."
-    if not 0 <= sample < self.samples: raise InputError(f"There is no sample {sample}: {self.samples} {'is' if self.samples == 1 else 'are'} drawn, counted from 0.")
+    if not 0 <= sample < self.samples:
+        raise InputError(
+            f"There is no sample {sample}: {self.samples} {'is' if self.samples == 1 else 'are'}"
+            " drawn, counted from 0."
+        )
     answer = self.ask(name, episode, [step], prompt)[step]
     if isinstance(answer, str): return answer
     key = ("path", name, episode, step, prompt, how := self.how())
     both = self._look_up(key)
     if both is None:
         question = self._questions(name, episode, [step], prompt)[step]
-        with self._model: points, headings = self.policies[name].denoise([question], self._noise(name, how), how[2])
+        with self._model:
+            points, headings = self.policies[name].denoise(
+                [question], self._noise(name, how), how[2]
+            )
         both = np.concatenate([self._flat(points), self._flat(headings)])[:, :, 0]
         self._keep(key, both)
     return both[:len(both) // 2 + 1, sample], both[len(both) // 2 + 1:, sample]
@@ -358,7 +476,11 @@ def pose_groups(self: Predictions) -> dict[str, ActionFormat]:  # by action grou
     out = {}
     for p in self.policies.values():
         config = p.get_modality_config()["action"]
-        out |= {k: a.format for k, a in zip(config.modality_keys, config.action_configs or []) if a.type is ActionType.EEF}
+        out |= {
+            k: a.format
+            for k, a in zip(config.modality_keys, config.action_configs or [])
+            if a.type is ActionType.EEF
+        }
     return out
 
 
@@ -368,4 +490,6 @@ def pose_gap(
 ) -> tuple[np.ndarray, np.ndarray]:  # distance, in the unit of the poses; angle in degrees
     "How far poses are from others."
     turn = np.swapaxes(truth[..., :3, :3], -1, -2) @ poses[..., :3, :3]
-    return np.linalg.norm(poses[..., :3, 3] - truth[..., :3, 3], axis=-1), np.degrees(np.linalg.norm(matrix_to_rotvec(turn), axis=-1))
+    return np.linalg.norm(poses[..., :3, 3] - truth[..., :3, 3], axis=-1), np.degrees(
+        np.linalg.norm(matrix_to_rotvec(turn), axis=-1)
+    )

@@ -21,8 +21,16 @@ from ..files import cache_dir, read_json
 from .n1d6 import Gr00tN1d6, Gr00tN1d6Config
 
 # %% ../../nbs/families/90_base_models.ipynb #7728c05d
-TINY_SENTENCES = ["put the red cube in the bowl", "put the blue cube in the bowl", "pick up the cup and place it on the plate", "open the drawer",
-                  "close the gripper", "move the left arm to the right", "You are a helpful assistant.", "system user assistant"]
+TINY_SENTENCES = [
+    "put the red cube in the bowl",
+    "put the blue cube in the bowl",
+    "pick up the cup and place it on the plate",
+    "open the drawer",
+    "close the gripper",
+    "move the left arm to the right",
+    "You are a helpful assistant.",
+    "system user assistant",
+]
 
 # %% ../../nbs/families/90_base_models.ipynb #05c8c9c1
 def tiny_base(
@@ -30,15 +38,30 @@ def tiny_base(
 ) -> Path:  # a checkpoint folder in the cache
     "The small base model, made on first use."
     tokenizer = train_tokenizer(TINY_SENTENCES)
-    config, eagle = Gr00tN1d6Config.size("tiny", len(tokenizer), tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
-    digest = hashlib.sha256(json.dumps([config.to_dict(), eagle, seed, tokenizer.get_vocab()], sort_keys=True).encode()).hexdigest()[:12]
+    config, eagle = Gr00tN1d6Config.size(
+        "tiny", len(tokenizer), tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    )
+    digest = hashlib.sha256(
+        json.dumps([config.to_dict(), eagle, seed, tokenizer.get_vocab()], sort_keys=True).encode()
+    ).hexdigest()[:12]
     place = cache_dir() / "base" / f"tiny-{digest}"
     if (place / "config.json").exists(): return place
     place.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=place.parent, prefix=".tiny-"))
     Gr00tN1d6.from_config(config, eagle, seed=seed).save_pretrained(made)
-    Gr00tProcessor({}, {}, tokenizer=tokenizer, use_albumentations=True, shortest_image_edge=84, crop_fraction=0.95, max_state_dim=config.max_state_dim,
-                   max_action_dim=config.max_action_dim, max_action_horizon=config.action_horizon, apply_sincos_state_encoding=True, use_relative_action=True).save_pretrained(made)
+    Gr00tProcessor(
+        {},
+        {},
+        tokenizer=tokenizer,
+        use_albumentations=True,
+        shortest_image_edge=84,
+        crop_fraction=0.95,
+        max_state_dim=config.max_state_dim,
+        max_action_dim=config.max_action_dim,
+        max_action_horizon=config.action_horizon,
+        apply_sincos_state_encoding=True,
+        use_relative_action=True,
+    ).save_pretrained(made)
     try: os.replace(made, place)
     except OSError: shutil.rmtree(made)  # another process was quicker
     return place
@@ -50,26 +73,46 @@ def resolve_base_model(
     "The folder of the base model; `InputError` where there is none."
     if str(name) == "tiny": return tiny_base()
     path = Path(name).expanduser()
-    if not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)): path = _from_hub(str(name))
-    if not path.is_dir(): raise InputError(f"There is no base model at {name}: give a checkpoint folder, a hub id such as nvidia/GR00T-N1.6-3B, or 'tiny', with --base-model-path.")
+    if not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        path = _from_hub(str(name))
+    if not path.is_dir():
+        raise InputError(
+            f"There is no base model at {name}: give a checkpoint folder, a hub id such as"
+            " nvidia/GR00T-N1.6-3B, or 'tiny', with --base-model-path."
+        )
     if not (path / "config.json").is_file():
         inside = sorted(path.glob("checkpoint-*/config.json"))
         hint = f" Did you mean {inside[-1].parent}?" if inside else ""
-        raise InputError(f"{path} holds no config.json: expected a checkpoint folder with config.json and safetensors weights.{hint}")
+        raise InputError(
+            f"{path} holds no config.json: expected a checkpoint folder with config.json and"
+            f" safetensors weights.{hint}"
+        )
     return path
 
 # %% ../../nbs/families/90_base_models.ipynb #56a371f0
 def _from_hub(repo: str) -> Path:  # e.g. nvidia/GR00T-N1.6-3B
     "The local snapshot of a model on the hub: from the cache, else downloaded."
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
     wanted = dict(allow_patterns=["*.json", "*.safetensors", "*.txt", "experiment_cfg/*"])
     try: return Path(snapshot_download(repo, local_files_only=True, **wanted))
     except LocalEntryNotFoundError: pass
-    try: return Path(snapshot_download(repo, **wanted))
-    except RepositoryNotFoundError: raise InputError(f"There is no folder {repo}, and no model of that name on the hub that you may read: check the spelling, or log in with 'hf auth login'.") from None
+    try:
+        return Path(snapshot_download(repo, **wanted))
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"There is no folder {repo}, and no model of that name on the hub that you may read:"
+            " check the spelling, or log in with 'hf auth login'."
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        raise InputError(f"There is no folder {repo}, and the hub cannot be reached for it ({type(e).__name__}): download it first on a machine with a connection, and give its folder.") from None
+        raise InputError(
+            f"There is no folder {repo}, and the hub cannot be reached for it ({type(e).__name__}):"
+            " download it first on a machine with a connection, and give its folder."
+        ) from None
 
 # %% ../../nbs/families/90_base_models.ipynb #b178b71a
 def base_limits(
@@ -77,6 +120,14 @@ def base_limits(
 ) -> dict[str, int]:  # max_horizon, max_state_dim, max_action_dim: arguments of `propose_config`
     "What the base model takes at most, as its processor says: `propose_config(ds, **base_limits(base))`."
     said = read_json(resolve_base_model(name) / "processor_config.json").get("processor_kwargs", {})
-    names = dict(max_horizon="max_action_horizon", max_state_dim="max_state_dim", max_action_dim="max_action_dim")
-    if missing := [n for n in names.values() if n not in said]: raise InputError(f"The processor_config.json of {name} does not say {', '.join(missing)}: restore the file from the checkpoint it belongs to.")
+    names = dict(
+        max_horizon="max_action_horizon",
+        max_state_dim="max_state_dim",
+        max_action_dim="max_action_dim",
+    )
+    if missing := [n for n in names.values() if n not in said]:
+        raise InputError(
+            f"The processor_config.json of {name} does not say {', '.join(missing)}: restore the"
+            " file from the checkpoint it belongs to."
+        )
     return {k: int(said[n]) for k, n in names.items()}

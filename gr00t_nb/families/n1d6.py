@@ -20,7 +20,13 @@ from ..errors import InputError
 from ..files import read_json, write_json
 from ..model.action_head import ActionHead, init_action_head
 from ..model.checkpoints import load_weights, save_weights
-from ..backbones.eagle import Eagle, check_image_tokens, init_eagle, official_eagle_config, tiny_eagle_config
+from gr00t_nb.backbones.eagle import (
+    Eagle,
+    check_image_tokens,
+    init_eagle,
+    official_eagle_config,
+    tiny_eagle_config,
+)
 from ..model.layers import CategorySpecificLinear, train_all_rows, train_embodiment_rows
 
 # %% ../../nbs/families/10_n1d6.ipynb #8d277468
@@ -83,8 +89,17 @@ class Gr00tN1d6Config:
     extra: dict = field(default_factory=dict, repr=False)
     given: tuple = field(default=(), repr=False)  # names that the file set, in its order
 
-DIFFUSION_DEFAULTS = dict(positional_embeddings=None, num_layers=32, num_attention_heads=32, attention_head_dim=48, norm_type="ada_norm", dropout=0.2,
-                          final_dropout=True, output_dim=1024, interleave_self_attention=True)
+DIFFUSION_DEFAULTS = dict(
+    positional_embeddings=None,
+    num_layers=32,
+    num_attention_heads=32,
+    attention_head_dim=48,
+    norm_type="ada_norm",
+    dropout=0.2,
+    final_dropout=True,
+    output_dim=1024,
+    interleave_self_attention=True,
+)
 
 # %% ../../nbs/families/10_n1d6.ipynb #ef52c415
 @patch(cls_method=True)
@@ -95,11 +110,20 @@ def from_dict(
     "Known keys become fields, unknown ones are kept in `extra`."
     known = {f.name for f in fields(cls)} - {"extra", "given"}
     if (kind := values.get("model_type", "Gr00tN1d6")) != "Gr00tN1d6":
-        raise InputError(f"The configuration is of a model of type {kind!r}; expected 'Gr00tN1d6', a GR00T N1.6 checkpoint.")
+        raise InputError(
+            f"The configuration is of a model of type {kind!r}; expected 'Gr00tN1d6', a GR00T N1.6"
+            " checkpoint."
+        )
     own = {k: v for k, v in values.items() if k in known}
-    if "collator_overwrite_image_inputs" in own: own.setdefault("eagle_collator", own["collator_overwrite_image_inputs"])
-    if "diffusion_model_cfg" in own: own["diffusion_model_cfg"] = DIFFUSION_DEFAULTS | own["diffusion_model_cfg"]
-    return cls(**own, extra={k: v for k, v in values.items() if k not in known}, given=tuple(k for k in values if k in known))
+    if "collator_overwrite_image_inputs" in own:
+        own.setdefault("eagle_collator", own["collator_overwrite_image_inputs"])
+    if "diffusion_model_cfg" in own:
+        own["diffusion_model_cfg"] = DIFFUSION_DEFAULTS | own["diffusion_model_cfg"]
+    return cls(
+        **own,
+        extra={k: v for k, v in values.items() if k not in known},
+        given=tuple(k for k in values if k in known)
+    )
 
 @patch
 def to_dict(self: Gr00tN1d6Config) -> dict:
@@ -107,7 +131,11 @@ def to_dict(self: Gr00tN1d6Config) -> dict:
     default = Gr00tN1d6Config()
     own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("extra", "given")}
     own = {k: v for k, v in own.items() if k in self.given or v != getattr(default, k)}
-    return dict(sorted(({"model_type": "Gr00tN1d6", "architectures": ["Gr00tN1d6"]} | self.extra | own).items()))
+    return dict(
+        sorted(
+            ({"model_type": "Gr00tN1d6", "architectures": ["Gr00tN1d6"]} | self.extra | own).items()
+        )
+    )
 
 # %% ../../nbs/families/10_n1d6.ipynb #bc53ec3a
 @patch
@@ -120,13 +148,36 @@ def check(
     inner = dit["num_attention_heads"] * dit["attention_head_dim"]
     width = eagle_config["text_config"]["hidden_size"]
     for what, found, rule, expected in [
-        ("input_embedding_dim", self.input_embedding_dim, "num_attention_heads x attention_head_dim of diffusion_model_cfg", inner),
+        (
+            "input_embedding_dim",
+            self.input_embedding_dim,
+            "num_attention_heads x attention_head_dim of diffusion_model_cfg",
+            inner,
+        ),
         ("hidden_size", self.hidden_size, "output_dim of diffusion_model_cfg", dit["output_dim"]),
-        ("backbone_embedding_dim", self.backbone_embedding_dim, "hidden_size of the language model", width),
-        ("reproject_vision", self.reproject_vision, "what this kit and the released model know", False)]:
-        if found != expected: raise InputError(f"config.json has {what} = {found}, but {rule} is {expected}; the two must be equal.")
+        (
+            "backbone_embedding_dim",
+            self.backbone_embedding_dim,
+            "hidden_size of the language model",
+            width,
+        ),
+        (
+            "reproject_vision",
+            self.reproject_vision,
+            "what this kit and the released model know",
+            False,
+        ),
+    ]:
+        if found != expected:
+            raise InputError(
+                f"config.json has {what} = {found}, but {rule} is {expected}; the two must be"
+                " equal."
+            )
     if self.action_horizon > self.max_seq_len:
-        raise InputError(f"config.json has action_horizon = {self.action_horizon}, but the position table has only {self.max_seq_len} rows (max_seq_len).")
+        raise InputError(
+            f"config.json has action_horizon = {self.action_horizon}, but the position table has"
+            f" only {self.max_seq_len} rows (max_seq_len)."
+        )
 
 # %% ../../nbs/families/10_n1d6.ipynb #18aefa74
 @patch(cls_method=True)
@@ -138,13 +189,39 @@ def size(
 ) -> tuple[Gr00tN1d6Config, dict]:  # configuration, Eagle configuration
     "A ready pair of configurations."
     if name == "3b":
-        return cls(max_state_dim=128, max_action_dim=128, action_horizon=50, apply_sincos_state_encoding=True, use_relative_action=True), official_eagle_config()
+        return (
+            cls(
+                max_state_dim=128,
+                max_action_dim=128,
+                action_horizon=50,
+                apply_sincos_state_encoding=True,
+                use_relative_action=True,
+            ),
+            official_eagle_config(),
+        )
     if name != "tiny": raise InputError(f"There is no size {name!r}; expected '3b' or 'tiny'.")
-    dit = DIFFUSION_DEFAULTS | dict(num_layers=6, num_attention_heads=6, attention_head_dim=24, output_dim=96, dropout=0.1)
+    dit = DIFFUSION_DEFAULTS | dict(
+        num_layers=6, num_attention_heads=6, attention_head_dim=24, output_dim=96, dropout=0.1
+    )
     return cls(
-        model_dtype="float32", model_name="tiny", load_bf16=False, backbone_embedding_dim=160, select_layer=2, tune_llm=True, tune_visual=True,
-        tune_top_llm_layers=0, shortest_image_edge=84, apply_sincos_state_encoding=True, use_relative_action=True, max_state_dim=64, max_action_dim=32,
-        hidden_size=96, input_embedding_dim=144, max_seq_len=64, diffusion_model_cfg=dit), tiny_eagle_config(vocab_size, image_token_index)
+        model_dtype="float32",
+        model_name="tiny",
+        load_bf16=False,
+        backbone_embedding_dim=160,
+        select_layer=2,
+        tune_llm=True,
+        tune_visual=True,
+        tune_top_llm_layers=0,
+        shortest_image_edge=84,
+        apply_sincos_state_encoding=True,
+        use_relative_action=True,
+        max_state_dim=64,
+        max_action_dim=32,
+        hidden_size=96,
+        input_embedding_dim=144,
+        max_seq_len=64,
+        diffusion_model_cfg=dit,
+    ), tiny_eagle_config(vocab_size, image_token_index)
 
 # %% ../../nbs/families/10_n1d6.ipynb #d7883320
 class Gr00tN1d6(nn.Module):
@@ -190,7 +267,8 @@ def set_trainable(
     if not c.tune_llm:
         eagle.language_model.requires_grad_(False)
         layers = eagle.language_model["model"].layers
-        for layer in layers[max(0, len(layers) - c.tune_top_llm_layers):]: layer.requires_grad_(True)
+        for layer in layers[max(0, len(layers) - c.tune_top_llm_layers) :]:
+            layer.requires_grad_(True)
     for frozen in self._frozen_parts():
         if frozen is not eagle.language_model: frozen.requires_grad_(False)
     eagle.vision_model["vision_model"].head.requires_grad_(False)
@@ -204,14 +282,24 @@ def _frozen_parts(self: Gr00tN1d6) -> list[nn.Module]:
     parts = [] if c.tune_llm else [eagle.language_model]  # even when its top layers train
     if not c.tune_visual: parts += [eagle.vision_model, eagle.mlp1]
     if not c.tune_projector:
-        parts += [head.state_encoder, head.action_encoder, head.action_decoder] + ([head.position_embedding] if c.add_pos_embed else [])
+        parts += [head.state_encoder, head.action_encoder, head.action_decoder] + (
+            [head.position_embedding] if c.add_pos_embed else []
+        )
     if not c.tune_diffusion_model: parts += [head.model]
     return parts
 
 # %% ../../nbs/families/10_n1d6.ipynb #fae1f98f
-PARTS = {"vision tower": "backbone.model.vision_model.", "connector": "backbone.model.mlp1.", "word embeddings": "backbone.model.language_model.model.embed",
-         "language layers": "backbone.model.language_model.", "DiT": "action_head.model.", "state encoder": "action_head.state_encoder.",
-         "action encoder": "action_head.action_encoder.", "action decoder": "action_head.action_decoder.", "other": "action_head."}
+PARTS = {
+    "vision tower": "backbone.model.vision_model.",
+    "connector": "backbone.model.mlp1.",
+    "word embeddings": "backbone.model.language_model.model.embed",
+    "language layers": "backbone.model.language_model.",
+    "DiT": "action_head.model.",
+    "state encoder": "action_head.state_encoder.",
+    "action encoder": "action_head.action_encoder.",
+    "action decoder": "action_head.action_decoder.",
+    "other": "action_head.",
+}
 
 def count_parameters(
     model: Gr00tN1d6,
@@ -235,12 +323,30 @@ def prepare(
     device, dtype = self.device, self.dtype
     images = batch["pixel_values"]
     if isinstance(images, Tensor): images = [images]
-    if batch["input_ids"].device.type == "cpu": check_image_tokens(batch["input_ids"], images, self.backbone.model.image_token_index, self.backbone.model.patch)
+    if batch["input_ids"].device.type == "cpu":
+        check_image_tokens(
+            batch["input_ids"],
+            images,
+            self.backbone.model.image_token_index,
+            self.backbone.model.patch,
+        )
     # H.7: state, action, noise and time take the dtype of the first parameter, which is bfloat16 with a bfloat16 backbone
-    moved = {k: batch[k].to(device, dtype, non_blocking=True) for k in ("state", "action", "noise", "time") if batch.get(k) is not None}
-    moved |= {k: batch[k].to(device, non_blocking=True) for k in ("input_ids", "attention_mask", "action_mask", "state_dropout") if batch.get(k) is not None}
-    stacks = [list(group) for _, group in groupby(images, key=lambda x: (x.shape[1:], x.dtype))]  # one transfer for images of one size in a row
-    moved["pixel_values"] = [(s[0] if len(s) == 1 else torch.cat(s)).to(device, non_blocking=True) for s in stacks]
+    moved = {
+        k: batch[k].to(device, dtype, non_blocking=True)
+        for k in ("state", "action", "noise", "time")
+        if batch.get(k) is not None
+    }
+    moved |= {
+        k: batch[k].to(device, non_blocking=True)
+        for k in ("input_ids", "attention_mask", "action_mask", "state_dropout")
+        if batch.get(k) is not None
+    }
+    stacks = [
+        list(group) for _, group in groupby(images, key=lambda x: (x.shape[1:], x.dtype))
+    ]  # one transfer for images of one size in a row
+    moved["pixel_values"] = [
+        (s[0] if len(s) == 1 else torch.cat(s)).to(device, non_blocking=True) for s in stacks
+    ]
     return moved | {"embodiment_id": self._embodiment(batch["embodiment_id"])}
 
 @patch
@@ -251,8 +357,17 @@ def _embodiment(self: Gr00tN1d6, ids: Tensor | int) -> Tensor | int:
     rows = self.action_head.state_encoder.layer1.rows
     slots = range(self.config.max_num_embodiments) if rows is None else rows
     if wrong := [e for e in found if e not in slots]:
-        raise InputError(f"embodiment_id holds {wrong[0]}, but " + (f"the model has slots 0 to {slots[-1]}." if rows is None else
-                         f"only the rows of {rows} are held for training; call train_all_rows(model) first."))
+        raise InputError(
+            f"embodiment_id holds {wrong[0]}, but "
+            + (
+                f"the model has slots 0 to {slots[-1]}."
+                if rows is None
+                else (
+                    f"only the rows of {rows} are held for training; call train_all_rows(model)"
+                    " first."
+                )
+            )
+        )
     return found[0] if len(found) == 1 else ids.to(self.device)
 
 # %% ../../nbs/families/10_n1d6.ipynb #d7845db1
@@ -272,7 +387,10 @@ def forward(
     if self.training:
         for part in self._frozen_parts(): part.eval()
     batch = self.prepare(batch)
-    return self.action_head(self.backbone.model(batch["input_ids"], batch["attention_mask"], batch["pixel_values"]), batch)
+    return self.action_head(
+        self.backbone.model(batch["input_ids"], batch["attention_mask"], batch["pixel_values"]),
+        batch,
+    )
 
 @patch
 @torch.no_grad()
@@ -285,17 +403,35 @@ def get_action(
 ) -> dict:  # action_pred [B, action_horizon, max_action_dim], normalised; [S, B, ...] if the noise is
     "Sample an action chunk, or S of them, for every sample."
     batch = self.prepare(batch)
-    backbone = self.backbone.model(batch["input_ids"], batch["attention_mask"], batch["pixel_values"])
+    backbone = self.backbone.model(
+        batch["input_ids"], batch["attention_mask"], batch["pixel_values"]
+    )
     many = noise is not None and noise.dim() == 4
-    if many: backbone, batch = _repeated(backbone, len(noise)), _repeated({k: batch[k] for k in ("state", "embodiment_id")}, len(noise))
-    out = self.action_head.get_action(backbone, batch, None if noise is None else (noise.flatten(0, 1) if many else noise).to(self.device),
-                                      num_inference_timesteps, keep_path)
-    if many: out |= {k: out[k].unflatten(-3, noise.shape[:2]) for k in ("action_pred", "action_path") if k in out}
+    if many:
+        backbone, batch = _repeated(backbone, len(noise)), _repeated(
+            {k: batch[k] for k in ("state", "embodiment_id")}, len(noise)
+        )
+    out = self.action_head.get_action(
+        backbone,
+        batch,
+        None if noise is None else (noise.flatten(0, 1) if many else noise).to(self.device),
+        num_inference_timesteps,
+        keep_path,
+    )
+    if many:
+        out |= {
+            k: out[k].unflatten(-3, noise.shape[:2])
+            for k in ("action_pred", "action_path")
+            if k in out
+        }
     return out
 
 def _repeated(rows: dict, times: int) -> dict:
     "Every tensor `times` times along its first dimension; what is no tensor holds for all rows."
-    return {k: v.repeat(times, *[1] * (v.dim() - 1)) if isinstance(v, Tensor) else v for k, v in rows.items()}
+    return {
+        k: v.repeat(times, *[1] * (v.dim() - 1)) if isinstance(v, Tensor) else v
+        for k, v in rows.items()
+    }
 
 # %% ../../nbs/families/10_n1d6.ipynb #726d1c9e
 @patch(cls_method=True)
@@ -315,7 +451,12 @@ def from_config(
 def gradient_checkpointing_enable(self: Gr00tN1d6, on: bool = True):
     "Recompute the inside of every transformer block in the backward pass instead of keeping it."
     eagle = self.backbone.model
-    for part in (eagle.vision_model["vision_model"], eagle.language_model["model"], self.action_head.model): part.gradient_checkpointing = on
+    for part in (
+        eagle.vision_model["vision_model"],
+        eagle.language_model["model"],
+        self.action_head.model,
+    ):
+        part.gradient_checkpointing = on
 
 @patch
 def gradient_checkpointing_disable(self: Gr00tN1d6):
@@ -327,8 +468,17 @@ def decayed_parameter_names(
     model: nn.Module,
 ) -> list[str]:  # in the order of named_parameters
     "Names of the parameters to which weight decay applies, by the rule of the official trainer."
-    norms = {f"{name}.{p}" for name, m in model.named_modules() if isinstance(m, nn.LayerNorm) for p, _ in m.named_parameters()}
-    return [n for n, _ in model.named_parameters() if n not in norms and not re.search("bias|layernorm|rmsnorm", n.lower())]
+    norms = {
+        f"{name}.{p}"
+        for name, m in model.named_modules()
+        if isinstance(m, nn.LayerNorm)
+        for p, _ in m.named_parameters()
+    }
+    return [
+        n
+        for n, _ in model.named_parameters()
+        if n not in norms and not re.search("bias|layernorm|rmsnorm", n.lower())
+    ]
 
 # %% ../../nbs/families/10_n1d6.ipynb #5ae23ec1
 @patch
@@ -343,8 +493,16 @@ def save_pretrained(
     write_json(Path(path) / "config.json", self.config.to_dict())
 
 # %% ../../nbs/families/10_n1d6.ipynb #b7d2188f
-TUNING = ("tune_llm", "tune_visual", "tune_top_llm_layers", "tune_projector", "tune_diffusion_model", "tune_vlln", "state_dropout_prob",
-          "backbone_trainable_params_fp32")
+TUNING = (
+    "tune_llm",
+    "tune_visual",
+    "tune_top_llm_layers",
+    "tune_projector",
+    "tune_diffusion_model",
+    "tune_vlln",
+    "state_dropout_prob",
+    "backbone_trainable_params_fp32",
+)
 SIZES = ("max_state_dim", "max_action_dim", "action_horizon")
 
 def _changed_config(path: Path, widen: bool, changes: dict) -> Gr00tN1d6Config:
@@ -353,9 +511,15 @@ def _changed_config(path: Path, widen: bool, changes: dict) -> Gr00tN1d6Config:
     for name, value in changes.items():
         if value is None: continue
         old = getattr(config, name, None)
-        if name not in TUNING + SIZES: raise InputError(f"{name} cannot be changed on loading; {', '.join(TUNING + SIZES)} can.")
+        if name not in TUNING + SIZES:
+            raise InputError(
+                f"{name} cannot be changed on loading; {', '.join(TUNING + SIZES)} can."
+            )
         if name in SIZES and value != old and not (widen and value > old):
-            raise InputError(f"The checkpoint has {name} = {old} and {value} was asked for; pass widen=True to copy it into a larger model, or leave it out.")
+            raise InputError(
+                f"The checkpoint has {name} = {old} and {value} was asked for; pass widen=True to"
+                " copy it into a larger model, or leave it out."
+            )
         setattr(config, name, value)
     return config
 
@@ -374,15 +538,31 @@ def from_pretrained(
     "Load a checkpoint, official or our own, reading each tensor straight into its place."
     path = Path(path)
     config = _changed_config(path, widen, changes)
-    if eagle_config is None and (path / "eagle_config.json").exists(): eagle_config = read_json(path / "eagle_config.json")
+    if eagle_config is None and (path / "eagle_config.json").exists():
+        eagle_config = read_json(path / "eagle_config.json")
     with torch.device("meta"): model = cls(config, eagle_config)
     wanted = {n: p.dtype for n, p in model.named_parameters()}
     known = {"action_head.mask_token"} if config.state_dropout_prob > 0 else set()
-    def fresh(name, shape=None): return torch.zeros(shape) if name.endswith(".b") else 0.02 * torch.randn(shape)
+    def fresh(name, shape=None):
+        return torch.zeros(shape) if name.endswith(".b") else 0.02 * torch.randn(shape)
     load_weights(
-        model, path, device=device,
-        dtype=lambda name, stored: stored if dtype is None else wanted[name] if dtype == "config" else dtype,
-        ignore=lambda name: name.endswith("lm_head.weight") or name == "action_head.mask_token" and name not in known,
-        initial=lambda name: 0.02 * torch.randn(1, 1, config.input_embedding_dim) if name in known else None,
-        overlap=lambda name, shape: fresh(name, shape) if widen and re.search(r"state_encoder.layer1|action_encoder.W1|action_decoder.layer2", name) else None)
+        model,
+        path,
+        device=device,
+        dtype=lambda name, stored: (
+            stored if dtype is None else wanted[name] if dtype == "config" else dtype
+        ),
+        ignore=lambda name: name.endswith("lm_head.weight")
+        or name == "action_head.mask_token"
+        and name not in known,
+        initial=lambda name: (
+            0.02 * torch.randn(1, 1, config.input_embedding_dim) if name in known else None
+        ),
+        overlap=lambda name, shape: (
+            fresh(name, shape)
+            if widen
+            and re.search(r"state_encoder.layer1|action_encoder.W1|action_decoder.layer2", name)
+            else None
+        ),
+    )
     return model.eval()

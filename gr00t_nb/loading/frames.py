@@ -53,20 +53,39 @@ class FrameCache:
         **settings,  # of `data.images.image_sizes`
     ):
         side = prepared_side(**settings)
-        if side is None: raise InputError("Images that are scaled to a rectangle cannot be cached: give a square image_target_size, or train without a cache.")
+        if side is None:
+            raise InputError(
+                "Images that are scaled to a rectangle cannot be cached: give a square"
+                " image_target_size, or train without a cache."
+            )
         self.settings, self.side, self.fill, self.max_bytes = settings, side, fill, int(max_bytes)
         self.folder = Path(folder).expanduser() if folder is not None else cache_dir() / "frames"
-        self._files: dict[Path, tuple] = {}  # what is known of files that were read: length, offset, which frames were verified
-        self._broken: set[Path] = set()  # files that cannot be made, because a video does not decode to its end, or cannot be removed
+        self._files: dict[Path, tuple] = (
+            {}
+        )  # what is known of files that were read: length, offset, which frames were verified
+        self._broken: set[Path] = (
+            set()
+        )  # files that cannot be made, because a video does not decode to its end, or cannot be removed
 
-    def __getstate__(self): return {**self.__dict__, "_files": {}, "_broken": set()}  # another process finds out for itself
+    def __getstate__(self):
+        return {
+            **self.__dict__,
+            "_files": {},
+            "_broken": set(),
+        }  # another process finds out for itself
 
-    def __repr__(self): return f"FrameCache({self.side}x{self.side}, {self.bytes() / 2**30:.2f} of at most {self.max_bytes / 2**30:.2f} GiB, {self.folder})"
+    def __repr__(self):
+        return (
+            f"FrameCache({self.side}x{self.side}, {self.bytes() / 2**30:.2f} of at most"
+            f" {self.max_bytes / 2**30:.2f} GiB, {self.folder})"
+        )
 
     def bytes(self) -> int:
         "What all files of the folder take at the moment, of this and other data sets and settings."
-        try: return sum(e.stat().st_size for e in os.scandir(self.folder) if e.name.endswith(".npy"))
-        except (FileNotFoundError, NotADirectoryError): return 0
+        try:
+            return sum(e.stat().st_size for e in os.scandir(self.folder) if e.name.endswith(".npy"))
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
 
 # %% ../../nbs/loading/00_frames.ipynb #986eb658
 def stored_as_images(
@@ -74,7 +93,9 @@ def stored_as_images(
     view: str,  # camera name of modality.json
 ) -> bool:
     "Whether the pictures of a camera stand in the tables instead of a video. Tables are read by one thread at a time."
-    return (ds.info["features"].get(original_key(ds.modality, "video", view)) or {}).get("dtype") == "image"
+    return (ds.info["features"].get(original_key(ds.modality, "video", view)) or {}).get(
+        "dtype"
+    ) == "image"
 
 # %% ../../nbs/loading/00_frames.ipynb #07fdf101
 @patch
@@ -85,11 +106,18 @@ def path(self: FrameCache,
 ) -> Path:  # there or not
     "The file of an episode and a camera."
     known = ds.modality["video"]
-    if view not in known: raise InputError(f"{ds.path} has no video '{view}', only {', '.join(known) or 'none'}.{did_you_mean(view, known)}")
+    if view not in known:
+        raise InputError(
+            f"{ds.path} has no video '{view}', only"
+            f" {', '.join(known) or 'none'}.{did_you_mean(view, known)}"
+        )
     e, column = ds.episodes[episode], original_key(ds.modality, "video", view)
     place = ds.layout.rows(e) if stored_as_images(ds, view) else ds.layout.frames(e, column)
     kind = "area" if self.settings.get("use_albumentations", True) else "bilinear"
-    key = f"1 {fingerprint([place.path.resolve()])} {column} {place.first} {ds.length(episode)} {kind} {self.side}"  # 1: the version of this format
+    key = (  # 1: the version of this format
+        f"1 {fingerprint([place.path.resolve()])} {column} {place.first} {ds.length(episode)}"
+        f" {kind} {self.side}"
+    )
     return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
 @patch
@@ -100,7 +128,11 @@ def estimate(self: FrameCache,
 ) -> int:  # bytes
     "What files of some episodes take, by the lengths in the metadata."
     views = list(ds.modality["video"] if views is None else views)
-    return sum(ds.episodes[e].length for e in (range(len(ds)) if episodes is None else episodes)) * len(views) * frame_record(self.side).itemsize
+    return (
+        sum(ds.episodes[e].length for e in (range(len(ds)) if episodes is None else episodes))
+        * len(views)
+        * frame_record(self.side).itemsize
+    )
 
 # %% ../../nbs/loading/00_frames.ipynb #be88e920
 @contextmanager
@@ -117,23 +149,40 @@ def _alone(path: Path) -> Iterator[bool]:
 
 # %% ../../nbs/loading/00_frames.ipynb #82516261
 @patch
-def _make(self: FrameCache, ds: LeRobotDataset, episode: int, view: str, path: Path, piece: int = 64) -> bool:
+def _make(
+    self: FrameCache, ds: LeRobotDataset, episode: int, view: str, path: Path, piece: int = 64
+) -> bool:
     "Decodes and writes one file; False where there is no room or somebody else is at it. `InputError` from decoding, OSError from the disk."
     n, dtype = ds.length(episode), frame_record(self.side)
     self.folder.mkdir(parents=True, exist_ok=True)
     size = n * dtype.itemsize
-    if self.bytes() + size > self.max_bytes or shutil.disk_usage(self.folder).free < size + self.keep_free: return False
+    if (
+        self.bytes() + size > self.max_bytes
+        or shutil.disk_usage(self.folder).free < size + self.keep_free
+    ):
+        return False
     with _alone(path) as alone:
         if path.exists(): return True
         if not alone: return False
-        for half in self.folder.glob(f".{path.name}.*") if fcntl else (): half.unlink()  # of a process that was killed while it wrote
+        for half in self.folder.glob(f".{path.name}.*") if fcntl else ():
+            half.unlink()  # of a process that was killed while it wrote
         with replacing(path) as temporary:
             with open(temporary, "wb") as f:
-                np.lib.format.write_array_header_1_0(f, dict(descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=(n,)))
+                np.lib.format.write_array_header_1_0(
+                    f,
+                    dict(
+                        descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=(n,)
+                    ),
+                )
                 for start in range(0, n, piece):
-                    pixels = prepare(ds.frames(episode, view, range(start, min(n, start + piece))), **self.settings)
+                    pixels = prepare(
+                        ds.frames(episode, view, range(start, min(n, start + piece))),
+                        **self.settings
+                    )
                     rows = np.empty(len(pixels), dtype)
-                    rows["pixels"], rows["crc"] = pixels, [zlib.crc32(np.ascontiguousarray(p)) for p in pixels]
+                    rows["pixels"], rows["crc"] = pixels, [
+                        zlib.crc32(np.ascontiguousarray(p)) for p in pixels
+                    ]
                     f.write(rows.tobytes())
     return True
 
@@ -147,7 +196,11 @@ def frames(self: FrameCache,
 ) -> np.ndarray:  # (n, side, side, 3) uint8
     "Prepared frames: from the file, which is made if it is absent and there is room, else from the video. Errors as those of `ds.frames`."
     path, indices = self.path(ds, episode, view), np.asarray(indices, np.int64)
-    if path not in self._broken and (path in self._files or path.exists() or (self.fill and self._can_make(ds, episode, view, path))):
+    if path not in self._broken and (
+        path in self._files
+        or path.exists()
+        or (self.fill and self._can_make(ds, episode, view, path))
+    ):
         if (found := self._read(path, indices)) is not None: return found
     return prepare(ds.frames(episode, view, indices), **self.settings)
 
@@ -155,11 +208,16 @@ def frames(self: FrameCache,
 @patch
 def _can_make(self: FrameCache, ds: LeRobotDataset, episode: int, view: str, path: Path) -> bool:
     "Makes a file, once; where the video breaks off there is none, and decoding says which frames can be had."
-    try: return self._make(ds, episode, view, path)
-    except InputError: self._broken.add(path)
+    try:
+        return self._make(ds, episode, view, path)
+    except InputError:
+        self._broken.add(path)
     except OSError as e:
         self.fill = False
-        warnings.warn(f"The frame cache in {self.folder} cannot be written ({e.strerror}): frames are decoded as without it; make room, or give another folder.")
+        warnings.warn(
+            f"The frame cache in {self.folder} cannot be written ({e.strerror}): frames are decoded"
+            " as without it; make room, or give another folder."
+        )
     return False
 
 
@@ -172,19 +230,24 @@ def _read(self: FrameCache, path: Path, indices: np.ndarray) -> np.ndarray | Non
             with open(path, "rb") as f:
                 np.lib.format.read_magic(f)
                 shape, _, found = np.lib.format.read_array_header_1_0(f)
-                if found != dtype or len(shape) != 1: raise ValueError(f"it holds {found} of shape {shape}")
+                if found != dtype or len(shape) != 1:
+                    raise ValueError(f"it holds {found} of shape {shape}")
                 self._files[path] = shape[0], f.tell(), np.zeros(shape, bool)
         n, offset, verified = self._files[path]
         if len(indices) and not (0 <= indices.min() and indices.max() < n): return None  # decoding says what is wrong
         mapped = np.memmap(path, dtype, "r", offset, n)
         out, new = mapped["pixels"][indices], np.flatnonzero(~verified[indices])
         for i in new:
-            if zlib.crc32(out[i]) != mapped["crc"][indices[i]]: raise ValueError(f"frame {indices[i]} does not have its checksum")
+            if zlib.crc32(out[i]) != mapped["crc"][indices[i]]:
+                raise ValueError(f"frame {indices[i]} does not have its checksum")
         verified[indices] = True
         return out
     except FileNotFoundError: self._files.pop(path, None)  # somebody has emptied the cache
     except (OSError, ValueError) as e:
-        warnings.warn(f"The frame cache file {path} is broken ({e}): it is removed, and its frames are decoded from the video.")
+        warnings.warn(
+            f"The frame cache file {path} is broken ({e}): it is removed, and its frames are"
+            " decoded from the video."
+        )
         self._files.pop(path, None)
         try: path.unlink(missing_ok=True)
         except OSError: self._broken.add(path)  # a folder that is only read: it stays, and is not asked again
@@ -208,18 +271,33 @@ def build(self: FrameCache,
     threads: int | None = None,  # None: one for each core
 ) -> BuildReport:
     "Makes the files of some episodes. A broken video is reported and passed over."
-    episodes, views = list(range(len(ds)) if episodes is None else episodes), list(ds.modality["video"] if views is None else views)
+    episodes, views = list(range(len(ds)) if episodes is None else episodes), list(
+        ds.modality["video"] if views is None else views
+    )
     counts, broken, lock = dict(made=0, present=0, without_room=0), [], threading.Lock()
     size = self.estimate(ds, episodes, views)
-    try: self.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise InputError(f"The frame cache cannot be made in {self.folder} ({e.strerror}): give another folder.") from None
+    try:
+        self.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(
+            f"The frame cache cannot be made in {self.folder} ({e.strerror}): give another folder."
+        ) from None
     room = min(self.max_bytes - self.bytes(), shutil.disk_usage(self.folder).free - self.keep_free)
-    bar = tqdm(total=sum(ds.episodes[e].length for e in episodes) * len(views), unit="frame", disable=not progress,
-               desc=f"frame cache, {size / 2**30:.2f} GiB" + ("" if size <= room else f" ({max(0, room) / 2**30:.2f} GiB of room)"))
+    bar = tqdm(
+        total=sum(ds.episodes[e].length for e in episodes) * len(views),
+        unit="frame",
+        disable=not progress,
+        desc=f"frame cache, {size / 2**30:.2f} GiB"
+        + ("" if size <= room else f" ({max(0, room) / 2**30:.2f} GiB of room)"),
+    )
     def one(job):
         try:
             path = self.path(ds, *job)
-            what = "present" if path.exists() else "made" if self._make(ds, *job, path) else "without_room"
+            what = (
+                "present"
+                if path.exists()
+                else "made" if self._make(ds, *job, path) else "without_room"
+            )
         except InputError as e: what = str(e)
         except OSError as e: raise InputError(f"The frame cache in {self.folder} cannot be written ({e.strerror}): make room, or give another folder.") from None
         with lock:
@@ -227,7 +305,9 @@ def build(self: FrameCache,
             else: broken.append(what)
             bar.update(ds.episodes[job[0]].length)
     for e in episodes: ds.length(e)  # reads a table where that is not known yet, which threads must not do
-    in_threads(one, [(e, v) for e in episodes for v in views if not stored_as_images(ds, v)], threads)
+    in_threads(
+        one, [(e, v) for e in episodes for v in views if not stored_as_images(ds, v)], threads
+    )
     for job in [(e, v) for e in episodes for v in views if stored_as_images(ds, v)]: one(job)
     bar.close()
     return BuildReport(**counts, broken=tuple(sorted(broken)))

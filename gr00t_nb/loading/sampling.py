@@ -35,10 +35,17 @@ def shard_episodes(
 ) -> list[list[tuple[int, np.ndarray]]]:  # shards, each a list of pieces: (episode position, its steps in order)
     "How GR00T N1.6 distributes the steps of a data set over shards."
     if not (0 < episode_sampling_rate <= 1 and shard_size >= 1):
-        raise InputError(f"episode_sampling_rate is {episode_sampling_rate} and shard_size {shard_size}: expected a rate above 0 and up to 1, and at least one step in a shard.")
+        raise InputError(
+            f"episode_sampling_rate is {episode_sampling_rate} and shard_size {shard_size}:"
+            " expected a rate above 0 and up to 1, and at least one step in a shard."
+        )
     rng = np.random.default_rng(seed)
     effective = [max(0, n - horizon + 1) for n in lengths]
-    if not sum(effective): raise InputError(f"None of {len(lengths)} episodes has the {horizon} steps of an action chunk: shorten the action horizon, or record longer ones.")
+    if not sum(effective):
+        raise InputError(
+            f"None of {len(lengths)} episodes has the {horizon} steps of an action chunk: shorten"
+            " the action horizon, or record longer ones."
+        )
     order, pieces = rng.permutation(len(lengths)), int(1 / episode_sampling_rate)
     shards = [[] for _ in range(math.ceil(sum(effective) / shard_size))]
     filled = np.zeros(len(shards), np.int64)
@@ -50,8 +57,11 @@ def shard_episodes(
             shards[s].append((int(episode), steps[i::pieces]))
             filled[s] += len(steps[i::pieces])
     if not filled.all():
-        raise InputError(f"{sum(effective)} steps in {len(lengths)} episodes of {pieces} pieces cannot fill {len(shards)} shards of {shard_size}: "
-                         "give a larger shard_size or a smaller episode_sampling_rate.")
+        raise InputError(
+            f"{sum(effective)} steps in {len(lengths)} episodes of {pieces} pieces cannot fill"
+            f" {len(shards)} shards of {shard_size}: give a larger shard_size or a smaller"
+            " episode_sampling_rate."
+        )
     return shards
 
 # %% ../../nbs/loading/10_sampling.ipynb #7243ac70
@@ -178,15 +188,21 @@ class StepOrder:
         if not sources: raise InputError("There are no data sources: give at least one.")
         self.seed, self._episodes, self._first, self._starts = int(seed), [], [], []
         for s in sources:
-            positions = np.asarray(range(len(s.dataset)) if s.episodes is None else s.episodes, np.int64).reshape(-1)
+            positions = np.asarray(
+                range(len(s.dataset)) if s.episodes is None else s.episodes, np.int64
+            ).reshape(-1)
             if len(positions) and not (0 <= positions.min() and positions.max() < len(s.dataset)):
-                raise InputError(f"Episodes {positions.min()} to {positions.max()} of {s.dataset.path} were asked for, "
-                                 f"but it has {len(s.dataset)}, counted from 0.")
+                raise InputError(
+                    f"Episodes {positions.min()} to {positions.max()} of {s.dataset.path} were"
+                    f" asked for, but it has {len(s.dataset)}, counted from 0."
+                )
             usable = [usable_steps(s.dataset.episodes[e].length, s.config, pad) for e in positions]
             starts = np.cumsum([0] + [len(u) for u in usable])
             if not starts[-1]:
-                raise InputError(f"{s.dataset.path} has no step to train on in {len(positions)} episodes: none is long enough for the "
-                                 "configured offsets; shorten the action horizon.")
+                raise InputError(
+                    f"{s.dataset.path} has no step to train on in {len(positions)} episodes: none"
+                    " is long enough for the configured offsets; shorten the action horizon."
+                )
             self._episodes.append(positions)
             self._first.append(np.array([u.start for u in usable]))
             self._starts.append(starts)
@@ -202,7 +218,9 @@ class StepOrder:
         g = np.atleast_1d(np.asarray(positions, np.int64))
         source, number = self._source(g)
         out = np.empty((len(g), 3), np.int64)
-        for s, epoch in sorted(set(zip(source.tolist(), (number // np.take(self.sizes, source)).tolist()))):
+        for s, epoch in sorted(
+            set(zip(source.tolist(), (number // np.take(self.sizes, source)).tolist()))
+        ):
             n = self.sizes[s]
             here = (source == s) & (number // n == epoch)
             out[here] = self._steps(s, permuted(number[here] % n, n, self.seed, s, epoch))
@@ -211,13 +229,21 @@ class StepOrder:
     def _steps(self, s: int, flat: np.ndarray) -> np.ndarray:
         "(source, episode, step) of the usable steps of a source by their number."
         e = np.searchsorted(self._starts[s], flat, side="right") - 1
-        return np.stack([np.full(len(flat), s), self._episodes[s][e], self._first[s][e] + flat - self._starts[s][e]], 1)
+        return np.stack(
+            [
+                np.full(len(flat), s),
+                self._episodes[s][e],
+                self._first[s][e] + flat - self._starts[s][e],
+            ],
+            1,
+        )
 
     def _source(self, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "The source of each position, and the number of the sample within it."
         if len(self.sizes) == 1: return np.zeros_like(g), g
         block, slot = g // self.block, g % self.block
-        for b in np.unique(block): slot[block == b] = permuted(slot[block == b], self.block, self.seed, -1, int(b))
+        for b in np.unique(block):
+            slot[block == b] = permuted(slot[block == b], self.block, self.seed, -1, int(b))
         source = np.searchsorted(self._slots, slot, side="right") - 1
         return source, block * np.diff(self._slots)[source] + slot - self._slots[source]
 
@@ -225,7 +251,9 @@ class StepOrder:
 def _slots(ratios: Sequence[float], block: int) -> list[int]:
     "Slots of a block for each source: its share, rounded so that the sum is right; at least one."
     if min(ratios) <= 0 or not np.isfinite(ratios).all() or len(ratios) > block:
-        raise InputError(f"The ratios of the data sources are {list(ratios)}: expected positive numbers.")
+        raise InputError(
+            f"The ratios of the data sources are {list(ratios)}: expected positive numbers."
+        )
     share = np.array(ratios, np.float64) / sum(ratios) * block
     slots = np.maximum(1, np.floor(share)).astype(int)
     for i in np.argsort(slots - share, kind="stable")[:max(0, block - slots.sum())]: slots[i] += 1
@@ -257,9 +285,21 @@ class GlobalBatches(Sampler):
         start: int = 0,  # global batches that were trained already
     ):
         if batch_size < 1 or batch_size % world_size:
-            raise InputError(f"A global batch of {batch_size} samples cannot be shared equally by {world_size} processes: choose a multiple of {world_size}.")
-        if not 0 <= rank < world_size: raise InputError(f"Rank {rank} does not exist among {world_size} processes: expected 0 to {world_size - 1}.")
-        self.batch_size, self.rank, self.world_size, self.start = batch_size, rank, world_size, start
+            raise InputError(
+                f"A global batch of {batch_size} samples cannot be shared equally by {world_size}"
+                f" processes: choose a multiple of {world_size}."
+            )
+        if not 0 <= rank < world_size:
+            raise InputError(
+                f"Rank {rank} does not exist among {world_size} processes: expected 0 to"
+                f" {world_size - 1}."
+            )
+        self.batch_size, self.rank, self.world_size, self.start = (
+            batch_size,
+            rank,
+            world_size,
+            start,
+        )
 
     def __iter__(self) -> Iterator[list[int]]:
         part = self.batch_size // self.world_size
@@ -275,9 +315,17 @@ def split_episodes(
 ) -> tuple[list[int], list[int]]:  # positions for training, positions for validation
     "Splits a data set by episode; the same seed always keeps the same ones."
     n = len(ds)
-    if not 0 <= fraction < 1: raise InputError(f"The validation fraction is {fraction}: expected a number from 0 up to, not including, 1.")
+    if not 0 <= fraction < 1:
+        raise InputError(
+            f"The validation fraction is {fraction}: expected a number from 0 up to, not"
+            " including, 1."
+        )
     held = min(max(1, round(n * fraction)), n - 1) if fraction else 0
-    if fraction and n < 2: raise InputError(f"{ds.path} has a single episode, which cannot be split: use fraction=0, or record more.")
+    if fraction and n < 2:
+        raise InputError(
+            f"{ds.path} has a single episode, which cannot be split: use fraction=0, or record"
+            " more."
+        )
     order = permuted(range(n), n, seed, -2).tolist()
     return sorted(order[held:]), sorted(order[:held])
 
@@ -295,7 +343,9 @@ def sample_generator(
     position: int,  # of the sample
 ) -> np.random.Generator:
     "The generator of everything random in one sample: a counter-based one, so that no sample depends on another."
-    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position % 2**64], np.uint64)))
+    return np.random.Generator(
+        np.random.Philox(key=np.array([seed % 2**64, position % 2**64], np.uint64))
+    )
 
 # %% ../../nbs/loading/10_sampling.ipynb #5e63474c
 def _name(source: DataSource, episode: int) -> str:
@@ -303,7 +353,9 @@ def _name(source: DataSource, episode: int) -> str:
     return f"Episode {source.dataset.episodes[episode].index} of {source.dataset.path}"
 
 
-def _indices(source: DataSource, episode: int, steps: Sequence[int], modality: str, pad: bool) -> np.ndarray:  # int (n, T)
+def _indices(
+    source: DataSource, episode: int, steps: Sequence[int], modality: str, pad: bool
+) -> np.ndarray:  # int (n, T)
     "Which rows or frames some steps of an episode need. `InputError` where one does not exist."
     length, offsets = source.dataset.length(episode), source.config[modality].delta_indices
     indices = np.asarray(steps, np.int64)[:, None] + np.asarray(offsets, np.int64)
@@ -313,10 +365,20 @@ def _indices(source: DataSource, episode: int, steps: Sequence[int], modality: s
     return indices
 
 
-def _numbers(source: DataSource, episode: int, steps: Sequence[int], rngs: Sequence[np.random.Generator], pad: bool) -> list[dict]:
+def _numbers(
+    source: DataSource,
+    episode: int,
+    steps: Sequence[int],
+    rngs: Sequence[np.random.Generator],
+    pad: bool,
+) -> list[dict]:
     "`steps` of the data set without frames, each modality in one go."
-    ds, views = source.dataset, source.config["video"].modality_keys if "video" in source.config else ()
-    out = [dict.fromkeys(f"video.{v}" for v in views) for _ in steps]  # frames come first, in this order, whichever thread is done first
+    ds, views = source.dataset, (
+        source.config["video"].modality_keys if "video" in source.config else ()
+    )
+    out = [
+        dict.fromkeys(f"video.{v}" for v in views) for _ in steps
+    ]  # frames come first, in this order, whichever thread is done first
     ds.rows(episode, ds._columns_of(source.config))  # all at once: the file is opened a single time
     for kind, read in (("state", ds.state), ("action", ds.action)):
         if kind not in source.config: continue
@@ -324,11 +386,17 @@ def _numbers(source: DataSource, episode: int, steps: Sequence[int], rngs: Seque
         for group, array in read(episode, source.config[kind].modality_keys).items():
             if not np.isfinite(rows := array[where]).all():
                 row = where[~np.isfinite(rows).all(-1)][0]
-                raise InputError(f"row {row} of {kind} '{group}' holds NaN or infinity, which would spoil the weights: mend it, or leave the episode out.")
+                raise InputError(
+                    f"row {row} of {kind} '{group}' holds NaN or infinity, which would spoil the"
+                    " weights: mend it, or leave the episode out."
+                )
             for d, x in zip(out, rows): d[f"{kind}.{group}"] = x
     for key in source.config["language"].modality_keys if "language" in source.config else ():
-        first, horizon = _indices(source, episode, steps, "language", pad)[:, 0].tolist(), action_horizon(source.config)
-        for d, i, rng in zip(out, first, rngs): d[key] = ds.instruction(episode, i, key, rng, horizon)
+        first, horizon = _indices(source, episode, steps, "language", pad)[
+            :, 0
+        ].tolist(), action_horizon(source.config)
+        for d, i, rng in zip(out, first, rngs):
+            d[key] = ds.instruction(episode, i, key, rng, horizon)
     return out
 
 # %% ../../nbs/loading/10_sampling.ipynb #a2a9f162
@@ -348,23 +416,35 @@ def _read_steps(
         try:
             read = _numbers(source, episode, own, [rngs[i] for i in slots], pad)
             if "video" in source.config:
-                wanted, back = np.unique(_indices(source, episode, own, "video", pad), return_inverse=True)
+                wanted, back = np.unique(
+                    _indices(source, episode, own, "video", pad), return_inverse=True
+                )
                 views = source.config["video"].modality_keys
-                jobs += [(s, episode, view, wanted, back.reshape(len(slots), -1), read) for view in views]
+                jobs += [
+                    (s, episode, view, wanted, back.reshape(len(slots), -1), read) for view in views
+                ]
         except InputError as e: raise SampleError(str(e) if str(source.dataset.path) in str(e) else f"{_name(source, episode)}: {e}") from None
         for i, step in zip(slots, read): steps[i] = step
     def see(job):
         s, episode, view, wanted, back, read = job
-        try: seen = frames(s, episode, view, wanted)
+        try:
+            seen = frames(s, episode, view, wanted)
         except InputError as e:
-            raise SampleError(str(e) if str(sources[s].dataset.path) in str(e) else f"{_name(sources[s], episode)}: {e}") from None
+            raise SampleError(
+                str(e)
+                if str(sources[s].dataset.path) in str(e)
+                else f"{_name(sources[s], episode)}: {e}"
+            ) from None
         # one frame is a view, several are copied together
-        for step, b in zip(read, back): step[f"video.{view}"] = seen[b[0]:b[0] + 1] if len(b) == 1 else seen[b]
+        for step, b in zip(read, back):
+            step[f"video.{view}"] = seen[b[0] : b[0] + 1] if len(b) == 1 else seen[b]
     _in_threads(see, jobs, sources, threads)
     return steps
 
 
-def _in_threads(see: Callable, jobs: Sequence[tuple], sources: Sequence[DataSource], threads: int | None):
+def _in_threads(
+    see: Callable, jobs: Sequence[tuple], sources: Sequence[DataSource], threads: int | None
+):
     "Videos in threads; pictures that stand in tables one after the other, because tables are read by one thread."
     tables = [stored_as_images(sources[s].dataset, view) for s, _, view, *_ in jobs]
     in_threads(see, [j for j, t in zip(jobs, tables) if not t], threads)
@@ -375,11 +455,21 @@ def _check_cache(cache: FrameCache | None, processor):
     "`InputError` for a frame cache that was made for another image path than the processor's."
     if cache is None: return
     ours = getattr(processor, "image_settings", None)
-    if ours is None: raise InputError(f"A frame cache was given, but {type(processor).__name__} does not say how it scales images: train without a cache.")
-    kinds = [("area" if c.get("use_albumentations", True) else "bilinear", prepared_side(**c)) for c in (cache.settings, ours)]
-    if kinds[0] != kinds[1]: raise InputError(
-        f"The frame cache holds frames of side {kinds[0][1]} scaled by {kinds[0][0]} interpolation, and the processor needs {kinds[1][1]}, {kinds[1][0]}: "
-        "make it with FrameCache(**processor.image_settings).")
+    if ours is None:
+        raise InputError(
+            f"A frame cache was given, but {type(processor).__name__} does not say how it scales"
+            " images: train without a cache."
+        )
+    kinds = [
+        ("area" if c.get("use_albumentations", True) else "bilinear", prepared_side(**c))
+        for c in (cache.settings, ours)
+    ]
+    if kinds[0] != kinds[1]:
+        raise InputError(
+            f"The frame cache holds frames of side {kinds[0][1]} scaled by {kinds[0][0]}"
+            f" interpolation, and the processor needs {kinds[1][1]}, {kinds[1][0]}: make it with"
+            " FrameCache(**processor.image_settings)."
+        )
 
 # %% ../../nbs/loading/10_sampling.ipynb #aa483b6e
 class StepDataset(Dataset):
@@ -400,7 +490,13 @@ class StepDataset(Dataset):
         threads: int | None = None,  # in which frames and images are made; None: the process' share of the cores, one in a loader process
         skip_broken: bool = False,  # go on with another step where one cannot be read
     ):
-        self.sources, self.processor, self.seed, self.training, self.pad = list(sources), processor, int(seed), training, pad
+        self.sources, self.processor, self.seed, self.training, self.pad = (
+            list(sources),
+            processor,
+            int(seed),
+            training,
+            pad,
+        )
         self.cache, self.threads, self.skip_broken = cache, threads, skip_broken
         for s in self.sources: s.dataset.check_config(s.config)
         _check_cache(cache, processor)
@@ -437,7 +533,10 @@ class StepDataset(Dataset):
     ) -> dict:  # the processor's batch, with 'sample_index' int64 (B,)
         "The processor's `collate`, and the positions of the samples."
         bare = [{k: v for k, v in s.items() if k != "sample_index"} for s in samples]
-        return {**self.processor.collate(bare), "sample_index": torch.tensor([int(s["sample_index"]) for s in samples])}
+        return {
+            **self.processor.collate(bare),
+            "sample_index": torch.tensor([int(s["sample_index"]) for s in samples]),
+        }
 
 # %% ../../nbs/loading/10_sampling.ipynb #4ddc5836
 def _make_samples(
@@ -450,17 +549,36 @@ def _make_samples(
     "Hands steps to the processor, all of a source at once; `SampleError` names the step that does not work."
     samples, many = [None] * len(steps), getattr(loader.processor, "many", None)
     def alone(i):
-        try: return loader.processor(steps[i], loader.sources[where[i, 0]].embodiment, loader.training, rngs[i])
-        except InputError as e: raise SampleError(f"{_name(loader.sources[where[i, 0]], where[i, 1])}, step {where[i, 2]}: {e}") from None
+        try:
+            return loader.processor(
+                steps[i], loader.sources[where[i, 0]].embodiment, loader.training, rngs[i]
+            )
+        except InputError as e:
+            raise SampleError(
+                f"{_name(loader.sources[where[i, 0]], where[i, 1])}, step {where[i, 2]}: {e}"
+            ) from None
     for s in np.unique(where[:, 0]):
         slots = np.flatnonzero(where[:, 0] == s)
-        try: made = [alone(i) for i in slots] if many is None else many(
-            [steps[i] for i in slots], loader.sources[s].embodiment, loader.training, [rngs[i] for i in slots], loader.threads)
-        except SampleError: raise
+        try:
+            made = (
+                [alone(i) for i in slots]
+                if many is None
+                else many(
+                    [steps[i] for i in slots],
+                    loader.sources[s].embodiment,
+                    loader.training,
+                    [rngs[i] for i in slots],
+                    loader.threads,
+                )
+            )
+        except SampleError:
+            raise
         except InputError as e:
-            for i in slots: alone(i)  # one of them says which it is
+            for i in slots:
+                alone(i)  # one of them says which it is
             raise SampleError(f"{loader.sources[s].dataset.path}: {e}") from None
-        for i, sample in zip(slots, made): samples[i] = {**sample, "sample_index": np.int64(indices[i])}
+        for i, sample in zip(slots, made):
+            samples[i] = {**sample, "sample_index": np.int64(indices[i])}
     return samples
 
 # %% ../../nbs/loading/10_sampling.ipynb #7bf60116
@@ -471,8 +589,13 @@ def _made_or_replaced(self: StepDataset, position: int, attempts: int = 64) -> d
     except SampleError as e: error, (s, episode, _) = e, self.order([position])[0].tolist()
     for k in range(1, attempts + 1):
         with contextlib.suppress(SampleError):
-            return self._made(self.order.instead(position, k), [position])[0] | {"skipped": (_name(self.sources[s], episode), str(error))}
-    raise SampleError(f"{error} None of {attempts} steps drawn in its place can be read either: mend the data set.") from None
+            return self._made(self.order.instead(position, k), [position])[0] | {
+                "skipped": (_name(self.sources[s], episode), str(error))
+            }
+    raise SampleError(
+        f"{error} None of {attempts} steps drawn in its place can be read either: mend the data"
+        " set."
+    ) from None
 
 # %% ../../nbs/loading/10_sampling.ipynb #d17b3ee4
 class OfficialStream(IterableDataset):
@@ -495,16 +618,36 @@ class OfficialStream(IterableDataset):
         cache: FrameCache | None = None,  # prepared frames on disk
         threads: int | None = None,  # as in `StepDataset`
     ):
-        self.sources, self.processor, self.training, self.cache, self.threads = list(sources), processor, training, cache, threads
-        self.seed, self.start_step, self.rank, self.world_size, self.num_shards = int(seed), int(start_step), rank, world_size, num_shards_per_epoch
+        self.sources, self.processor, self.training, self.cache, self.threads = (
+            list(sources),
+            processor,
+            training,
+            cache,
+            threads,
+        )
+        self.seed, self.start_step, self.rank, self.world_size, self.num_shards = (
+            int(seed),
+            int(start_step),
+            rank,
+            world_size,
+            num_shards_per_epoch,
+        )
         for s in self.sources: s.dataset.check_config(s.config)
         _check_cache(cache, processor)
         self.shards = []  # by source: shards of pieces (episode position, steps)
         for s in self.sources:
             episodes = list(range(len(s.dataset)) if s.episodes is None else s.episodes)
-            shards = shard_episodes([s.dataset.episodes[e].length for e in episodes], action_horizon(s.config), shard_size, episode_sampling_rate, self.seed)
+            shards = shard_episodes(
+                [s.dataset.episodes[e].length for e in episodes],
+                action_horizon(s.config),
+                shard_size,
+                episode_sampling_rate,
+                self.seed,
+            )
             self.shards.append([[(episodes[e], steps) for e, steps in shard] for shard in shards])
-        self.shard_lengths = [[sum(len(steps) for _, steps in shard) for shard in shards] for shards in self.shards]
+        self.shard_lengths = [
+            [sum(len(steps) for _, steps in shard) for shard in shards] for shards in self.shards
+        ]
 
     _frames, collate = StepDataset._frames, StepDataset.collate
 
@@ -516,11 +659,21 @@ def order(self: OfficialStream,
     worker: int = 0, workers: int = 1,  # data-loader workers of this rank
 ) -> Iterator[np.ndarray]:  # int (n, 3), the (source, episode position, step) of one shard after the other
     "Which steps a worker gives, shard by shard, without end. Reads nothing."
-    numbers = mixture_samples(self.shard_lengths, [s.ratio for s in self.sources], self.num_shards, self.seed + self.start_step,
-                              self.rank, self.world_size, worker, workers)
+    numbers = mixture_samples(
+        self.shard_lengths,
+        [s.ratio for s in self.sources],
+        self.num_shards,
+        self.seed + self.start_step,
+        self.rank,
+        self.world_size,
+        worker,
+        workers,
+    )
     for d, s, first in numbers:
         rest = itertools.islice(numbers, self.shard_lengths[d][s] - 1)
-        flat = np.array([(d, episode, i) for episode, steps in self.shards[d][s] for i in steps], np.int64)
+        flat = np.array(
+            [(d, episode, i) for episode, steps in self.shards[d][s] for i in steps], np.int64
+        )
         yield flat[[first, *(i for _, _, i in rest)]]
 
 
@@ -534,7 +687,9 @@ def _samples(self: OfficialStream) -> Iterator[dict]:
         kept = _shard_frames(self, where)
         for start in range(0, len(where), self.chunk):
             some = where[start:start + self.chunk]
-            indices = [(self.start_step << 32) + (done + i) * parts + part for i in range(len(some))]
+            indices = [
+                (self.start_step << 32) + (done + i) * parts + part for i in range(len(some))
+            ]
             rngs = [sample_generator(self.seed, g) for g in indices]
             steps = _read_steps(self.sources, some, rngs, kept, True, self.threads)
             yield from _make_samples(self, some, steps, rngs, indices)
@@ -547,14 +702,25 @@ def _shard_frames(stream: OfficialStream, where: np.ndarray) -> Callable:  # lik
     for s, episode in sorted(set(map(tuple, where[:, :2].tolist()))):
         source = stream.sources[s]
         if "video" not in source.config: continue
-        wanted = np.unique(_indices(source, episode, where[(where[:, 0] == s) & (where[:, 1] == episode), 2].tolist(), "video", True))
+        wanted = np.unique(
+            _indices(
+                source,
+                episode,
+                where[(where[:, 0] == s) & (where[:, 1] == episode), 2].tolist(),
+                "video",
+                True,
+            )
+        )
         jobs += [(s, episode, view, wanted) for view in source.config["video"].modality_keys]
     def see(job):
         *key, wanted = job
-        try: kept[tuple(key)] = wanted, stream._frames(*job)
+        try:
+            kept[tuple(key)] = wanted, stream._frames(*job)
         except InputError as e:
             source = stream.sources[key[0]]
-            raise SampleError(str(e) if str(source.dataset.path) in str(e) else f"{_name(source, key[1])}: {e}") from None
+            raise SampleError(
+                str(e) if str(source.dataset.path) in str(e) else f"{_name(source, key[1])}: {e}"
+            ) from None
     _in_threads(see, jobs, stream.sources, stream.threads)
     def frames(s, episode, view, indices):
         have, pixels = kept[s, episode, view]

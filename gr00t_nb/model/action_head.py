@@ -37,7 +37,9 @@ def euler(
     x = noise
     if visited is not None: visited.append(x)
     for k in range(steps):
-        bucket = torch.full((len(x),), int(k / steps * num_buckets), dtype=torch.int64, device=x.device)
+        bucket = torch.full(
+            (len(x),), int(k / steps * num_buckets), dtype=torch.int64, device=x.device
+        )
         x = x + velocity(x, bucket) / steps
         if visited is not None: visited.append(x)
     return x
@@ -86,15 +88,23 @@ class ActionHead(nn.Module):
     ):
         super().__init__()
         self.config = config
-        dit, width, hidden, slots = dict(config.diffusion_model_cfg), config.input_embedding_dim, config.hidden_size, config.max_num_embodiments
+        dit, width, hidden, slots = (
+            dict(config.diffusion_model_cfg),
+            config.input_embedding_dim,
+            config.hidden_size,
+            config.max_num_embodiments,
+        )
         self.model = DiT(config.backbone_embedding_dim, alternate=config.use_alternate_vl_dit,
                          attend_text_every_n_blocks=config.attend_text_every_n_blocks, **dit)
         self.state_encoder = CategorySpecificMLP(slots, config.max_state_dim, hidden, width)
         self.action_encoder = MultiEmbodimentActionEncoder(config.max_action_dim, width, slots)
         self.action_decoder = CategorySpecificMLP(slots, hidden, hidden, config.max_action_dim)
-        self.vlln = nn.LayerNorm(config.backbone_embedding_dim) if config.use_vlln else nn.Identity()
+        self.vlln = (
+            nn.LayerNorm(config.backbone_embedding_dim) if config.use_vlln else nn.Identity()
+        )
         if config.add_pos_embed: self.position_embedding = nn.Embedding(config.max_seq_len, width)
-        if config.state_dropout_prob > 0: self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        if config.state_dropout_prob > 0:
+            self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
 
 # %% ../../nbs/model/30_action_head.ipynb #c93e11b9
 @patch
@@ -107,7 +117,9 @@ def prepare_context(
     "The parts that stay the same over all flow times."
     # the backbone may be bfloat16 beside a float32 head; what follows is in the head's dtype
     features = self.vlln(backbone["backbone_features"].to(self.dtype))
-    context = self.model.context(features, backbone["backbone_attention_mask"], backbone["image_mask"])
+    context = self.model.context(
+        features, backbone["backbone_attention_mask"], backbone["image_mask"]
+    )
     return features, context, self.state_encoder(state.to(self.dtype), embodiment)
 
 @patch(as_prop=True)
@@ -148,18 +160,37 @@ def forward(
     mask = mask.float()
     action_loss = (predicted.float() - target.float()).square() * mask
     loss = action_loss.sum() / (mask.sum() + 1e-6)
-    return dict(loss=loss, action_loss=action_loss, action_mask=mask, backbone_features=features, state_features=state,
-                predicted_velocity=predicted, target_velocity=target, noisy_actions=noisy, t_discretized=bucket,
-                backbone_attention_mask=backbone["backbone_attention_mask"], image_mask=backbone["image_mask"])
+    return dict(
+        loss=loss,
+        action_loss=action_loss,
+        action_mask=mask,
+        backbone_features=features,
+        state_features=state,
+        predicted_velocity=predicted,
+        target_velocity=target,
+        noisy_actions=noisy,
+        t_discretized=bucket,
+        backbone_attention_mask=backbone["backbone_attention_mask"],
+        image_mask=backbone["image_mask"],
+    )
 
 # %% ../../nbs/model/30_action_head.ipynb #ebaf6224
 @patch
-def _noise_and_time(self: ActionHead, action: Tensor, noise: Tensor | None, t: Tensor | None) -> tuple[Tensor, Tensor]:
+def _noise_and_time(
+    self: ActionHead, action: Tensor, noise: Tensor | None, t: Tensor | None
+) -> tuple[Tensor, Tensor]:
     "What was given, or else drawn; in the dtype of the actions (H.7: bfloat16 beside a bfloat16 backbone)."
     if noise is None: noise = torch.randn_like(action)
     if t is None:
         c = self.config
-        t = sample_flow_time(len(action), c.noise_beta_alpha, c.noise_beta_beta, c.noise_s, action.device, action.dtype)
+        t = sample_flow_time(
+            len(action),
+            c.noise_beta_alpha,
+            c.noise_beta_beta,
+            c.noise_s,
+            action.device,
+            action.dtype,
+        )
     return noise.to(action), t.to(action)
 
 @patch
@@ -168,7 +199,8 @@ def _hide_or_disturb(self: ActionHead, state: Tensor, dropped: Tensor | None) ->
     if (p := self.config.state_dropout_prob) > 0:
         if dropped is None: dropped = torch.rand(len(state), device=state.device) < p
         state = torch.where(dropped.view(-1, 1, 1), self.mask_token.to(state.dtype), state)
-    if self.training and (scale := self.config.state_additive_noise_scale) > 0: state = state + scale * torch.randn_like(state)
+    if self.training and (scale := self.config.state_additive_noise_scale) > 0:
+        state = state + scale * torch.randn_like(state)
     return state
 
 # %% ../../nbs/model/30_action_head.ipynb #85fbbf13
@@ -185,12 +217,28 @@ def get_action(
     "Integrate the velocity from noise to an action chunk."
     c, embodiment = self.config, batch["embodiment_id"]
     features, context, state = self.prepare_context(backbone, batch["state"], embodiment)
-    steps = c.num_inference_timesteps if num_inference_timesteps is None else num_inference_timesteps
-    if steps < 1: raise InputError(f"num_inference_timesteps is {steps}; an action needs at least 1 Euler step.")
-    if noise is None: noise = torch.randn(len(state), c.action_horizon, c.max_action_dim, device=state.device, dtype=state.dtype)
+    steps = (
+        c.num_inference_timesteps if num_inference_timesteps is None else num_inference_timesteps
+    )
+    if steps < 1:
+        raise InputError(
+            f"num_inference_timesteps is {steps}; an action needs at least 1 Euler step."
+        )
+    if noise is None:
+        noise = torch.randn(
+            len(state), c.action_horizon, c.max_action_dim, device=state.device, dtype=state.dtype
+        )
     path = [] if keep_path else None
-    action = euler(lambda x, bucket: self.velocity(x, bucket, state, context, embodiment), noise.to(state), steps, c.num_timestep_buckets, path)
-    return dict(action_pred=action, backbone_features=features, state_features=state) | (dict(action_path=torch.stack(path)) if keep_path else {})
+    action = euler(
+        lambda x, bucket: self.velocity(x, bucket, state, context, embodiment),
+        noise.to(state),
+        steps,
+        c.num_timestep_buckets,
+        path,
+    )
+    return dict(action_pred=action, backbone_features=features, state_features=state) | (
+        dict(action_path=torch.stack(path)) if keep_path else {}
+    )
 
 # %% ../../nbs/model/30_action_head.ipynb #ca37838a
 @torch.no_grad()
@@ -199,6 +247,7 @@ def init_action_head(head: ActionHead):
     init_dit(head.model)
     for m in head.modules():
         if isinstance(m, CategorySpecificLinear):
-            nn.init.normal_(m.W, std=max(0.02, m.W.shape[1] ** -0.5)); nn.init.zeros_(m.b)
+            nn.init.normal_(m.W, std=max(0.02, m.W.shape[1] ** -0.5))
+            nn.init.zeros_(m.b)
     if head.config.add_pos_embed: nn.init.normal_(head.position_embedding.weight, std=0.3)
     if hasattr(head, "mask_token"): nn.init.normal_(head.mask_token, std=0.02)

@@ -30,17 +30,39 @@ def weight_files(
     path = Path(path)
     if (path / WEIGHTS).exists(): return [path / WEIGHTS]
     if (path / INDEX).exists():
-        files = [path / name for name in sorted(set(read_json(path / INDEX)["weight_map"].values()))]
+        files = [
+            path / name for name in sorted(set(read_json(path / INDEX)["weight_map"].values()))
+        ]
         if absent := [f.name for f in files if not f.exists()]:
-            raise InputError(f"{path / INDEX} lists {len(files)} files, but {', '.join(absent[:3])} is not there; copy the whole checkpoint.")
+            raise InputError(
+                f"{path / INDEX} lists {len(files)} files, but {', '.join(absent[:3])} is not"
+                " there; copy the whole checkpoint."
+            )
         return files
-    if pickles := sorted(p.name for p in path.glob("*") if p.name.startswith("pytorch_model") or p.suffix in (".bin", ".pt", ".pth", ".ckpt")):
-        raise InputError(f"{path} holds {pickles[0]}, a Python pickle, which can run code when it is opened; convert it to {WEIGHTS} first.")
+    if pickles := sorted(
+        p.name
+        for p in path.glob("*")
+        if p.name.startswith("pytorch_model") or p.suffix in (".bin", ".pt", ".pth", ".ckpt")
+    ):
+        raise InputError(
+            f"{path} holds {pickles[0]}, a Python pickle, which can run code when it is opened;"
+            f" convert it to {WEIGHTS} first."
+        )
     raise InputError(f"There are no weights in {path}: expected {WEIGHTS} or {INDEX}.")
 
 # %% ../../nbs/model/35_checkpoints.ipynb #3667f82e
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
-          "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 class Stored(NamedTuple):
     "Where a tensor lies in a safetensors file."
@@ -59,14 +81,31 @@ def stored_tensors(
     with open(file, "rb") as f:
         head, total = f.read(8), file.stat().st_size
         length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > total - 8: raise InputError(f"{file} is no safetensors file or was cut short; copy it again.")
-        try: header = json.loads(f.read(length))
-        except ValueError: raise InputError(f"{file} is no safetensors file: its header cannot be read; copy it again.") from None
+        if len(head) < 8 or length > total - 8:
+            raise InputError(f"{file} is no safetensors file or was cut short; copy it again.")
+        try:
+            header = json.loads(f.read(length))
+        except ValueError:
+            raise InputError(
+                f"{file} is no safetensors file: its header cannot be read; copy it again."
+            ) from None
     header.pop("__metadata__", None)
-    found = {name: Stored(file, DTYPES[t["dtype"]], tuple(t["shape"]), 8 + length + t["data_offsets"][0], t["data_offsets"][1] - t["data_offsets"][0])
-             for name, t in header.items()}
+    found = {
+        name: Stored(
+            file,
+            DTYPES[t["dtype"]],
+            tuple(t["shape"]),
+            8 + length + t["data_offsets"][0],
+            t["data_offsets"][1] - t["data_offsets"][0],
+        )
+        for name, t in header.items()
+    }
     end = max((t.start + t.size for t in found.values()), default=0)
-    if end > total: raise InputError(f"{file} has {total} bytes where its header tells of {end}; it was cut short, copy it again.")
+    if end > total:
+        raise InputError(
+            f"{file} has {total} bytes where its header tells of {end}; it was cut short, copy it"
+            " again."
+        )
     return dict(sorted(found.items(), key=lambda item: item[1].start))
 
 # %% ../../nbs/model/35_checkpoints.ipynb #65b3dd66
@@ -98,11 +137,21 @@ def _copy_overlap(
 def _complain(path: Path, missing: list, unknown: list, other_shape: list):
     "One `InputError` for everything that does not fit."
     def some(names): return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-    parts = [f"{len(names)} {'tensor' if len(names) == 1 else 'tensors'} {what} ({some(names)})" for names, what in
-             [(missing, "missing"), (unknown, "unknown to this model"), (other_shape, "of another shape")] if names]
+    parts = [
+        f"{len(names)} {'tensor' if len(names) == 1 else 'tensors'} {what} ({some(names)})"
+        for names, what in [
+            (missing, "missing"),
+            (unknown, "unknown to this model"),
+            (other_shape, "of another shape"),
+        ]
+        if names
+    ]
     if parts:
-        raise InputError(f"The weights in {path} do not fit the model that its config.json (and eagle_config.json, if any) describes: "
-                         f"{'; '.join(parts)}; use the configuration that belongs to these weights.")
+        raise InputError(
+            f"The weights in {path} do not fit the model that its config.json (and"
+            f" eagle_config.json, if any) describes: {'; '.join(parts)}; use the configuration that"
+            " belongs to these weights."
+        )
 
 # %% ../../nbs/model/35_checkpoints.ipynb #a4267e43
 def load_weights(
@@ -117,16 +166,32 @@ def load_weights(
 ):
     "Put the weights of a checkpoint into a model, tensor by tensor, after checking names and shapes."
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    files = [{n: t for n, t in stored_tensors(f).items() if not ignore(n)} for f in weight_files(path)]
+    files = [
+        {n: t for n, t in stored_tensors(f).items() if not ignore(n)} for f in weight_files(path)
+    ]
     stored = {n: t for f in files for n, t in f.items()}
     made = {n: initial(n) for n in shapes if n not in stored}
-    wider = {n: overlap(n, shapes[n]) for n, t in stored.items() if n in shapes and t.shape != shapes[n]}
-    _complain(Path(path), [n for n, v in made.items() if v is None], [n for n in stored if n not in shapes],
-              [f"{n}: {list(stored[n].shape)} where {list(shapes[n])} was expected" for n, v in wider.items() if v is None])
+    wider = {
+        n: overlap(n, shapes[n]) for n, t in stored.items() if n in shapes and t.shape != shapes[n]
+    }
+    _complain(
+        Path(path),
+        [n for n, v in made.items() if v is None],
+        [n for n in stored if n not in shapes],
+        [
+            f"{n}: {list(stored[n].shape)} where {list(shapes[n])} was expected"
+            for n, v in wider.items()
+            if v is None
+        ],
+    )
     def put(name, value, kind):
         owner, _, leaf = name.rpartition(".")
-        owner, value = model.get_submodule(owner), value.to(device, dtype(name, kind) if kind.is_floating_point else None)
-        owner._parameters[leaf] = nn.Parameter(value, requires_grad=owner._parameters[leaf].requires_grad)
+        owner, value = model.get_submodule(owner), value.to(
+            device, dtype(name, kind) if kind.is_floating_point else None
+        )
+        owner._parameters[leaf] = nn.Parameter(
+            value, requires_grad=owner._parameters[leaf].requires_grad
+        )
     for tensors in files:
         for name, value in read_tensors(tensors):
             if name in wider: value = _copy_overlap(wider.pop(name), value)
@@ -140,14 +205,23 @@ def save_weights(
     max_shard_size: str | int = "5GB",
 ):
     "Write the weights of a checkpoint in the official layout."
-    path = Path(path); path.mkdir(parents=True, exist_ok=True)
-    split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size, filename_pattern="model{suffix}.safetensors")
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    split = split_torch_state_dict_into_shards(
+        state, max_shard_size=max_shard_size, filename_pattern="model{suffix}.safetensors"
+    )
     for name, keys in split.filename_to_tensors.items():
-        with replacing(path / name) as tmp: save_file({k: state[k].detach().contiguous() for k in keys}, tmp, metadata={"format": "pt"})
+        with replacing(path / name) as tmp:
+            save_file(
+                {k: state[k].detach().contiguous() for k in keys}, tmp, metadata={"format": "pt"}
+            )
     keep = set(split.filename_to_tensors)
     if split.is_sharded:
         keep.add(INDEX)
         total = sum(t.numel() * t.element_size() for t in state.values())
-        write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": split.tensor_to_filename})
+        write_json(
+            path / INDEX,
+            {"metadata": {"total_size": total}, "weight_map": split.tensor_to_filename},
+        )
     for old in [*path.glob("model-*-of-*.safetensors"), path / WEIGHTS, path / INDEX]:
         if old.name not in keep: old.unlink(missing_ok=True)

@@ -20,11 +20,15 @@ class TimestepEncoder(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.timestep_embedder = nn.ModuleDict({"linear_1": nn.Linear(256, width), "linear_2": nn.Linear(width, width)})
+        self.timestep_embedder = nn.ModuleDict(
+            {"linear_1": nn.Linear(256, width), "linear_2": nn.Linear(width, width)}
+        )
 
     def forward(self, bucket: Tensor) -> Tensor:  # int64 [B] -> [B, width]
         mlp = self.timestep_embedder
-        code = sinusoid(bucket, 256, cos_first=True, include_last=True).to(mlp["linear_1"].weight.dtype)
+        code = sinusoid(bucket, 256, cos_first=True, include_last=True).to(
+            mlp["linear_1"].weight.dtype
+        )
         return mlp["linear_2"](F.silu(mlp["linear_1"](code)))
 
 # %% ../../nbs/model/10_dit.ipynb #7fdd71f1
@@ -77,7 +81,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, dropout: float, final_dropout: bool):
         super().__init__()
-        self.net = nn.ModuleList([GELU(width, 4 * width), nn.Dropout(dropout), nn.Linear(4 * width, width)])
+        self.net = nn.ModuleList(
+            [GELU(width, 4 * width), nn.Dropout(dropout), nn.Linear(4 * width, width)]
+        )
         if final_dropout: self.net.append(nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +109,13 @@ class DiTBlock(nn.Module):
         self.final_dropout = nn.Dropout(dropout) if final_dropout else None
         self.is_cross = key_width is not None
 
-    def forward(self, x: Tensor, c: Tensor, kv: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor,
+        kv: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         h = self.norm1(x, c)
         h = self.attn1(h, self.attn1.keys_values(h) if kv is None else kv, mask)
         x = x + (h if self.final_dropout is None else self.final_dropout(h))
@@ -142,13 +154,27 @@ class DiT(nn.Module):
     ):
         super().__init__()
         if norm_type != "ada_norm" or positional_embeddings is not None:
-            raise InputError(f"diffusion_model_cfg has norm_type {norm_type!r} and positional_embeddings {positional_embeddings!r}; "
-                             "this kit knows 'ada_norm' and null, the only ones that N1.6 uses.")
+            raise InputError(
+                f"diffusion_model_cfg has norm_type {norm_type!r} and positional_embeddings"
+                f" {positional_embeddings!r}; this kit knows 'ada_norm' and null, the only ones"
+                " that N1.6 uses."
+            )
         width = num_attention_heads * attention_head_dim
-        self.attends = [block_attends(i, attend_text_every_n_blocks, interleave_self_attention, alternate) for i in range(num_layers)]
+        self.attends = [
+            block_attends(i, attend_text_every_n_blocks, interleave_self_attention, alternate)
+            for i in range(num_layers)
+        ]
         self.timestep_encoder = TimestepEncoder(width)
         self.transformer_blocks = nn.ModuleList(
-            DiTBlock(width, num_attention_heads, dropout, final_dropout, None if kind == "self" else cross_attention_dim) for kind in self.attends)
+            DiTBlock(
+                width,
+                num_attention_heads,
+                dropout,
+                final_dropout,
+                None if kind == "self" else cross_attention_dim,
+            )
+            for kind in self.attends
+        )
         self.proj_out_1 = nn.Linear(width, 2 * width)
         self.proj_out_2 = nn.Linear(width, output_dim)
         self.gradient_checkpointing = False
@@ -180,7 +206,9 @@ def forward(
     "Run all blocks and the modulated output map."
     c = self.timestep_encoder(bucket)
     for block, (kv, mask) in zip(self.transformer_blocks, context):
-        x = run_block(block, x, c, kv, mask, recompute=self.gradient_checkpointing and self.training)
+        x = run_block(
+            block, x, c, kv, mask, recompute=self.gradient_checkpointing and self.training
+        )
     shift, scale = self.proj_out_1(F.silu(c))[:, None].chunk(2, -1)  # H.6: shift first, unlike in the blocks
     return self.proj_out_2(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
 
@@ -189,4 +217,5 @@ def forward(
 def init_dit(dit: DiT):
     "Random weights for a whole DiT: see `init_linear_layers`; modulations start at zero."
     init_linear_layers(dit, depth=len(dit.transformer_blocks))
-    for linear in [b.norm1.linear for b in dit.transformer_blocks] + [dit.proj_out_1]: nn.init.zeros_(linear.weight)
+    for linear in [b.norm1.linear for b in dit.transformer_blocks] + [dit.proj_out_1]:
+        nn.init.zeros_(linear.weight)

@@ -34,12 +34,16 @@ def attention(
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     empty = ~mask.any(-1, keepdim=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask | empty, scale=scale).masked_fill(empty, 0)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask | empty, scale=scale).masked_fill(
+        empty, 0
+    )
 
 # %% ../../nbs/model/00_layers.ipynb #c328c74d
 ATTENTION = "gr00t_nb"
 
-def _attention_of_transformers(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+def _attention_of_transformers(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs
+):
     "`attention` in the form that transformers' blocks call: the result comes back as [B, N, heads, d]."
     assert dropout == 0.0, "attention weights have no dropout in GR00T"
     return attention(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
@@ -57,7 +61,9 @@ def sinusoid(
     half = width // 2
     i = torch.arange(half, dtype=torch.float32, device=position.device)
     # positions go to 999, so the last bit of a frequency moves a phase by 1e-4: each code keeps the official order of operations
-    frequency = torch.exp(-math.log(10000.0) * i / (half - 1) if include_last else -i * (math.log(10000.0) / half))
+    frequency = torch.exp(
+        -math.log(10000.0) * i / (half - 1) if include_last else -i * (math.log(10000.0) / half)
+    )
     phase = position.float()[..., None] * frequency
     return torch.cat([phase.cos(), phase.sin()] if cos_first else [phase.sin(), phase.cos()], -1)
 
@@ -87,9 +93,16 @@ def _row(self: CategorySpecificLinear, embodiment: Tensor | int) -> Tensor | int
     if self.rows is None: return embodiment
     if isinstance(embodiment, int):
         if embodiment not in self.rows:
-            raise InputError(f"embodiment {embodiment} was asked for while only {self.rows} are trained; call train_all_rows(model) first.")
+            raise InputError(
+                f"embodiment {embodiment} was asked for while only {self.rows} are trained; call"
+                " train_all_rows(model) first."
+            )
         return self.rows.index(embodiment)
-    return 0 if len(self.rows) == 1 else torch.searchsorted(torch.tensor(self.rows, device=embodiment.device), embodiment)
+    return (
+        0
+        if len(self.rows) == 1
+        else torch.searchsorted(torch.tensor(self.rows, device=embodiment.device), embodiment)
+    )
 
 # %% ../../nbs/model/00_layers.ipynb #363df518
 class CategorySpecificMLP(nn.Module):
@@ -120,7 +133,11 @@ def _keep_rows(
     "Swap `W` and `b` for parameters with only these rows; the whole tables stay in `W_rest`, `b_rest`."
     for name in ("W", "b"):
         full, grad = _whole(layer, name), getattr(layer, name).requires_grad
-        setattr(layer, name, nn.Parameter(full if rows is None else full[rows].clone(), requires_grad=grad))
+        setattr(
+            layer,
+            name,
+            nn.Parameter(full if rows is None else full[rows].clone(), requires_grad=grad),
+        )
         if rows is None:
             if hasattr(layer, f"{name}_rest"): delattr(layer, f"{name}_rest")
         else: layer.register_buffer(f"{name}_rest", full, persistent=False)
@@ -154,7 +171,10 @@ def train_embodiment_rows(
     for layer in layers:
         total = _whole(layer, "b").shape[0]
         if not rows or not 0 <= rows[0] <= rows[-1] < total:
-            raise InputError(f"embodiments {rows} were asked for, but the model has slots 0 to {total - 1}; give projector indices within them.")
+            raise InputError(
+                f"embodiments {rows} were asked for, but the model has slots 0 to {total - 1}; give"
+                " projector indices within them."
+            )
         _keep_rows(layer, rows)
         if not getattr(layer, "_hooked", False):
             layer._register_state_dict_hook(_rows_into_state_dict)
@@ -165,7 +185,8 @@ def train_embodiment_rows(
 def train_all_rows(model: nn.Module):
     "Undo `train_embodiment_rows`: whole tables again, with the trained rows in them."
     for layer in model.modules():
-        if isinstance(layer, CategorySpecificLinear) and layer.rows is not None: _keep_rows(layer, None)
+        if isinstance(layer, CategorySpecificLinear) and layer.rows is not None:
+            _keep_rows(layer, None)
 
 # %% ../../nbs/model/00_layers.ipynb #62043cf4
 def run_block(
@@ -175,7 +196,8 @@ def run_block(
     **kwargs,
 ):
     "Call `block`, with gradient checkpointing if asked and if gradients are wanted at all."
-    if recompute and torch.is_grad_enabled(): return checkpoint(block, *args, use_reentrant=False, **kwargs)
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *args, use_reentrant=False, **kwargs)
     return block(*args, **kwargs)
 
 # %% ../../nbs/model/00_layers.ipynb #58461b1f

@@ -23,12 +23,43 @@ from ..errors import InputError
 
 # %% ../../nbs/plots/10_actions.ipynb #23332d5a
 #: Okabe and Ito's palette by the names used below.
-COLOURS = dict(black="#000000", orange="#E69F00", sky="#56B4E9", green="#009E73", yellow="#F0E442", blue="#0072B2", vermilion="#D55E00",
-               purple="#CC79A7", grey="#8A8A8A")
-STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 8,
-         "axes.titlelocation": "left", "axes.titlepad": 3, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.6,
-         "axes.axisbelow": True, "axes.linewidth": 0.6, "axes.edgecolor": "#777777", "xtick.color": "#444444", "ytick.color": "#444444",
-         "xtick.major.size": 2, "ytick.major.size": 2, "lines.linewidth": 1.2, "legend.frameon": False, "figure.titlesize": 9, "figure.titleweight": "bold"}
+COLOURS = dict(
+    black="#000000",
+    orange="#E69F00",
+    sky="#56B4E9",
+    green="#009E73",
+    yellow="#F0E442",
+    blue="#0072B2",
+    vermilion="#D55E00",
+    purple="#CC79A7",
+    grey="#8A8A8A",
+)
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 8,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "#777777",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.major.size": 2,
+    "ytick.major.size": 2,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "figure.titlesize": 9,
+    "figure.titleweight": "bold",
+}
 
 
 class Plot(Figure):
@@ -53,8 +84,12 @@ def _styled(draw):
         with matplotlib.rc_context(STYLE):
             fig = draw(*args, **kwargs)
             for axis in (a for ax in fig.axes for a in (ax.xaxis, ax.yaxis)):
-                if type(axis.get_major_locator()) is AutoLocator:  # its ticks depend on the room and the room on the ticks: the layout would not settle
-                    axis.set_major_locator(MaxNLocator(4 if len(fig.axes) > 2 else 8, steps=[1, 2, 5, 10]))
+                if (
+                    type(axis.get_major_locator()) is AutoLocator
+                ):  # its ticks depend on the room and the room on the ticks: the layout would not settle
+                    axis.set_major_locator(
+                        MaxNLocator(4 if len(fig.axes) > 2 else 8, steps=[1, 2, 5, 10])
+                    )
             fig.draw_without_rendering()
             fig.set_layout_engine("none")  # a slider need not pay for the layout each time
         return fig
@@ -75,7 +110,8 @@ def _panels(
     fig = Plot(width, rows * height + 0.45 + 0.25 * bool(title))
     axes = list(fig.subplots(rows, columns, squeeze=False, sharex=True).ravel())
     for ax in axes[count:]: ax.remove()
-    for ax in axes[count - columns:count]: ax.tick_params(labelbottom=True)  # a removed panel took the tick labels of its column away
+    for ax in axes[count - columns : count]:
+        ax.tick_params(labelbottom=True)  # a removed panel took the tick labels of its column away
     for ax in axes[(rows - 1) * columns:count]: ax.set_xlabel(xlabel)
     if title: fig.suptitle(title, x=0.01, ha="left")
     return fig, axes[:count]
@@ -88,8 +124,16 @@ def _rows(
 ) -> np.ndarray:  # (L, D)
     "`x` as an array of rows, or one sentence about what it is instead."
     x = np.asarray(x)
-    if x.ndim != 2: raise InputError(f"{name} has shape {x.shape}: expected (steps, dimensions); a single dimension is x[:, None].")
-    if like is not None and x.shape != like.shape: raise InputError(f"{name} has shape {x.shape}, but what it is compared with has {like.shape}: give both for the same steps and dimensions.")
+    if x.ndim != 2:
+        raise InputError(
+            f"{name} has shape {x.shape}: expected (steps, dimensions); a single dimension is x[:,"
+            " None]."
+        )
+    if like is not None and x.shape != like.shape:
+        raise InputError(
+            f"{name} has shape {x.shape}, but what it is compared with has {like.shape}: give both"
+            " for the same steps and dimensions."
+        )
     return x
 
 
@@ -100,7 +144,11 @@ def _names(
 ) -> list[str]:
     "One name for every dimension."
     names = [f"{prefix} {i}" for i in range(count)] if names is None else list(names)
-    if len(names) != count: raise InputError(f"There are {len(names)} names ({', '.join(map(str, names))}) for {count} dimensions: give one for each.")
+    if len(names) != count:
+        raise InputError(
+            f"There are {len(names)} names ({', '.join(map(str, names))}) for {count} dimensions:"
+            " give one for each."
+        )
     return names
 
 
@@ -110,7 +158,14 @@ def _legend(
     columns: int = 6,
 ) -> None:
     "One legend for all panels, below them, where there is no data."
-    fig.legend(*source.get_legend_handles_labels(), loc="outside lower center", ncols=columns, handlelength=1.8, columnspacing=1.4, borderpad=0.1)
+    fig.legend(
+        *source.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=1.8,
+        columnspacing=1.4,
+        borderpad=0.1
+    )
 
 # %% ../../nbs/plots/10_actions.ipynb #0789ed17
 @_styled
@@ -123,10 +178,19 @@ def contact_sheet(
     "Frames in a grid, one row for each entry of `frames`."
     rows = frames if isinstance(frames, dict) else {i: x for i, x in enumerate(frames)}
     for name, x in rows.items():
-        if np.ndim(x) != 4 or np.shape(x)[3] != 3: raise InputError(f"Frames of {name!r} have shape {np.shape(x)}: expected (frames, height, width, 3).")
+        if np.ndim(x) != 4 or np.shape(x)[3] != 3:
+            raise InputError(
+                f"Frames of {name!r} have shape {np.shape(x)}: expected (frames, height, width, 3)."
+            )
     count = max(len(x) for x in rows.values())
     ratios = [np.shape(x)[1] / np.shape(x)[2] for x in rows.values()]
-    fig = Plot(width, width / count * sum(ratios) + 0.1 * len(rows) + 0.2 * (titles is not None) + 0.3 * bool(title))
+    fig = Plot(
+        width,
+        width / count * sum(ratios)
+        + 0.1 * len(rows)
+        + 0.2 * (titles is not None)
+        + 0.3 * bool(title),
+    )
     fig.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     grid = fig.subplots(len(rows), count, squeeze=False, height_ratios=ratios)
     for line, (name, x) in zip(grid, rows.items()):
@@ -150,7 +214,14 @@ def plot_traces(
 ) -> Figure:
     "State and action over time in seconds, one panel for each dimension of each group."
     groups = list(dict.fromkeys([*state, *action]))
-    arrays = {g: {kind: _rows(d[g], f"{kind} group {g!r}") for kind, d in (("state", state), ("action", action)) if g in d} for g in groups}
+    arrays = {
+        g: {
+            kind: _rows(d[g], f"{kind} group {g!r}")
+            for kind, d in (("state", state), ("action", action))
+            if g in d
+        }
+        for g in groups
+    }
     widths = {g: max(x.shape[1] for x in arrays[g].values()) for g in groups}
     fig, axes = _panels(sum(widths.values()), title=title, xlabel="seconds")
     panels = iter(axes)
@@ -161,7 +232,8 @@ def plot_traces(
             ax.set_title(label[d] if label[d].startswith(g) else f"{g}: {label[d]}")
             for kind, colour in (("state", COLOURS["grey"]), ("action", COLOURS["blue"])):
                 x = arrays[g].get(kind)
-                if x is not None and d < x.shape[1]: ax.plot(np.arange(len(x)) / fps, x[:, d], color=colour, label=kind)
+                if x is not None and d < x.shape[1]:
+                    ax.plot(np.arange(len(x)) / fps, x[:, d], color=colour, label=kind)
             if cursor is not None: ax.axvline(cursor / fps, color=COLOURS["vermilion"], lw=1)
     both = next((ax for ax in axes if len(ax.get_legend_handles_labels()[1]) == 2), axes[0])
     _legend(fig, both)
@@ -191,14 +263,30 @@ def plot_loss(
 ) -> Figure:
     "Training loss: every logged value faintly, its moving average over it."
     steps, loss = np.asarray(steps), np.asarray(loss, float)
-    if steps.shape != loss.shape or loss.ndim != 1: raise InputError(f"{steps.shape} steps and {loss.shape} losses: expected two lists of equal length.")
+    if steps.shape != loss.shape or loss.ndim != 1:
+        raise InputError(
+            f"{steps.shape} steps and {loss.shape} losses: expected two lists of equal length."
+        )
     fig = Plot(6, 2.6 + 0.7 * (lr is not None))
-    axes = fig.subplots(2 if lr is not None else 1, 1, squeeze=False, sharex=True, height_ratios=[3, 1] if lr is not None else None)[:, 0]
+    axes = fig.subplots(
+        2 if lr is not None else 1,
+        1,
+        squeeze=False,
+        sharex=True,
+        height_ratios=[3, 1] if lr is not None else None,
+    )[:, 0]
     axes[0].plot(steps, loss, color=COLOURS["sky"], lw=0.7, label="each step")
-    axes[0].plot(steps, moving_average(loss, beta), color=COLOURS["blue"], lw=1.8, label=f"moving average, {beta:g}")
+    axes[0].plot(
+        steps,
+        moving_average(loss, beta),
+        color=COLOURS["blue"],
+        lw=1.8,
+        label=f"moving average, {beta:g}",
+    )
     if log_scale and len(loss) and loss.min() > 0:
         axes[0].set_yscale("log")
-        for which in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter): which(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "125" else "")
+        for which in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
+            which(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "125" else "")
     axes[0].set_ylabel("loss")
     if lr is not None:
         axes[1].plot(steps, lr, color=COLOURS["green"])
@@ -225,17 +313,35 @@ def plot_chunks(
     if state is not None: state = _rows(state, "state", truth)
     chunks = [(int(start), _rows(c, f"The chunk at step {start}")) for start, c in chunks]
     for start, c in chunks:
-        if c.shape[1] != truth.shape[1]: raise InputError(f"The chunk at step {start} has {c.shape[1]} dimensions, the truth {truth.shape[1]}: cut both to the same ones.")
+        if c.shape[1] != truth.shape[1]:
+            raise InputError(
+                f"The chunk at step {start} has {c.shape[1]} dimensions, the truth"
+                f" {truth.shape[1]}: cut both to the same ones."
+            )
     fan = [COLOURS[c] for c in ("vermilion", "orange", "purple", "sky")]
-    fig, axes = _panels(len(names), columns=4 if len(names) > 6 else min(3, len(names)), height=1.5, title=title,
-                        xlabel="seconds" if fps else "step")
+    fig, axes = _panels(
+        len(names),
+        columns=4 if len(names) > 6 else min(3, len(names)),
+        height=1.5,
+        title=title,
+        xlabel="seconds" if fps else "step",
+    )
     time = np.arange(len(truth)) * scale
     for d, (ax, name) in enumerate(zip(axes, names)):
         ax.set_title(name)
-        if state is not None: ax.plot(time, state[:, d], color=COLOURS["grey"], lw=0.9, ls=(0, (3, 2)), label="state")
-        ax.plot(time, truth[:, d], color=COLOURS["black"], lw=2.2, alpha=0.75, label="recorded action")
+        if state is not None:
+            ax.plot(time, state[:, d], color=COLOURS["grey"], lw=0.9, ls=(0, (3, 2)), label="state")
+        ax.plot(
+            time, truth[:, d], color=COLOURS["black"], lw=2.2, alpha=0.75, label="recorded action"
+        )
         for k, (start, c) in enumerate(chunks):
-            ax.plot((start + np.arange(len(c))) * scale, c[:, d], color=fan[k % 4], lw=1.1, label="predicted chunk" if k == 0 else None)
+            ax.plot(
+                (start + np.arange(len(c))) * scale,
+                c[:, d],
+                color=fan[k % 4],
+                lw=1.1,
+                label="predicted chunk" if k == 0 else None,
+            )
             ax.plot(start * scale, c[0, d], "o", color=fan[k % 4], ms=3)
     _legend(fig, axes[0])
     return fig
@@ -252,15 +358,40 @@ def plot_open_loop(
 ) -> Figure:
     "Recorded and predicted actions over steps, one panel for each dimension, with dots where a chunk begins (GR00T's open-loop evaluation)."
     truth = _rows(truth, "truth")
-    predicted, names, steps = _rows(predicted, "predicted", truth), _names(names, truth.shape[1]), np.asarray(inference_steps, int)
+    predicted, names, steps = (
+        _rows(predicted, "predicted", truth),
+        _names(names, truth.shape[1]),
+        np.asarray(inference_steps, int),
+    )
     if state is not None and np.shape(state) != truth.shape: state = None
-    fig, axes = _panels(len(names), columns=4 if len(names) > 6 else min(3, len(names)), height=1.5, title=title, xlabel="step")
+    fig, axes = _panels(
+        len(names),
+        columns=4 if len(names) > 6 else min(3, len(names)),
+        height=1.5,
+        title=title,
+        xlabel="step",
+    )
     for d, (ax, name) in enumerate(zip(axes, names)):
         ax.set_title(f"{name}  (MAE {np.abs(truth[:, d] - predicted[:, d]).mean():.2g})")
-        if state is not None: ax.plot(np.asarray(state)[:, d], color=COLOURS["grey"], lw=0.9, ls=(0, (3, 2)), label="state")
+        if state is not None:
+            ax.plot(
+                np.asarray(state)[:, d],
+                color=COLOURS["grey"],
+                lw=0.9,
+                ls=(0, (3, 2)),
+                label="state",
+            )
         ax.plot(truth[:, d], color=COLOURS["black"], lw=1.8, alpha=0.75, label="recorded action")
         ax.plot(predicted[:, d], color=COLOURS["orange"], label="predicted action")
-        if len(steps): ax.plot(steps, predicted[steps, d], "o", color=COLOURS["vermilion"], ms=3.5, label="the policy is asked")
+        if len(steps):
+            ax.plot(
+                steps,
+                predicted[steps, d],
+                "o",
+                color=COLOURS["vermilion"],
+                ms=3.5,
+                label="the policy is asked",
+            )
     _legend(fig, axes[0])
     return fig
 
@@ -274,10 +405,24 @@ def plot_error_by_horizon(
     "Error against how far ahead the prediction reaches. The first curve is drawn thick: give yours first and baselines after it."
     fig = Plot(5.5, 2.7)
     ax = fig.subplots()
-    colours = [COLOURS[c] for c in ("blue", "orange", "green", "purple", "vermilion", "sky", "black")]
+    colours = [
+        COLOURS[c] for c in ("blue", "orange", "green", "purple", "vermilion", "sky", "black")
+    ]
     for k, (name, e) in enumerate(errors.items()):
-        if np.ndim(e) != 1: raise InputError(f"Errors of {name!r} have shape {np.shape(e)}: expected one number for each step ahead.")
-        ax.plot(np.arange(len(e)), e, marker="o", ms=3.2 if k == 0 else 2.2, lw=2 if k == 0 else 1.2, color=colours[k % 7], label=name)
+        if np.ndim(e) != 1:
+            raise InputError(
+                f"Errors of {name!r} have shape {np.shape(e)}: expected one number for each step"
+                " ahead."
+            )
+        ax.plot(
+            np.arange(len(e)),
+            e,
+            marker="o",
+            ms=3.2 if k == 0 else 2.2,
+            lw=2 if k == 0 else 1.2,
+            color=colours[k % 7],
+            label=name,
+        )
     ax.set(xlabel="steps ahead", ylim=(0, None))
     ax.set_title(ylabel)  # above the axis, where it can be read and has room
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -303,9 +448,31 @@ def plot_histograms(
         for d in range(x.shape[1]):
             count, edges = np.histogram(x[:, d], bins, (low, high))
             base, outside = x.shape[1] - 1 - d, (np.abs(x[:, d]) > 1 + 1e-6).mean()
-            ax.fill_between(edges, base, base + 0.85 * np.append(count, count[-1]) / max(count.max(), 1), step="post", color=COLOURS["sky"], ec=COLOURS["blue"], lw=0.6)
-            if outside: ax.text(1.01, base + 0.1, f"{outside:.1%}", transform=ax.get_yaxis_transform(), fontsize=7, color=COLOURS["vermilion"])
-        ax.set(yticks=np.arange(x.shape[1]), ylim=(x.shape[1] - widest - 0.15, x.shape[1]), xlim=(low, high), title=g, xlabel="value")
+            ax.fill_between(
+                edges,
+                base,
+                base + 0.85 * np.append(count, count[-1]) / max(count.max(), 1),
+                step="post",
+                color=COLOURS["sky"],
+                ec=COLOURS["blue"],
+                lw=0.6,
+            )
+            if outside:
+                ax.text(
+                    1.01,
+                    base + 0.1,
+                    f"{outside:.1%}",
+                    transform=ax.get_yaxis_transform(),
+                    fontsize=7,
+                    color=COLOURS["vermilion"],
+                )
+        ax.set(
+            yticks=np.arange(x.shape[1]),
+            ylim=(x.shape[1] - widest - 0.15, x.shape[1]),
+            xlim=(low, high),
+            title=g,
+            xlabel="value",
+        )
         ax.set_yticklabels(_names((names or {}).get(g), x.shape[1], "")[::-1], va="bottom")
         ax.grid(axis="y", visible=False)
     if title: fig.suptitle(title, x=0.01, ha="left")
@@ -319,11 +486,15 @@ def save_figure(
 ) -> Path:
     "Writes `fig` as PNG in one move."
     path = Path(path)
-    if path.suffix.lower() != ".png": raise InputError(f"{path.name} does not end in .png: figures are saved as PNG; give such a name.")
+    if path.suffix.lower() != ".png":
+        raise InputError(
+            f"{path.name} does not end in .png: figures are saved as PNG; give such a name."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".png")
     try:
-        with os.fdopen(handle, "wb") as file: fig.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+        with os.fdopen(handle, "wb") as file:
+            fig.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
         os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
         os.replace(temporary, path)
     finally: Path(temporary).unlink(missing_ok=True)

@@ -45,19 +45,35 @@ def _scaled(ax: Axes, values: list[np.ndarray], log_scale: bool) -> None:
     "A logarithmic axis where it is asked for and all `values` are positive, with numbers that can be read; what has grown a thousandfold leaves it at the top."
     values = [v for v in values if len(v)]
     if not values: return
-    low, high, most = min(v.min() for v in values), max(v.max() for v in values), 1000 * max(v[0] for v in values)
+    low, high, most = (
+        min(v.min() for v in values),
+        max(v.max() for v in values),
+        1000 * max(v[0] for v in values),
+    )
     if log_scale and low > 0: ax.set_yscale("log")
     if high > most > 0: ax.set_ylim(low / 1.2 if low > 0 else -most / 20, most)
     if not log_scale or low <= 0: return
     if high < 1.05 * low: ax.set_ylim(low / 1.2, high * 1.2)  # a constant, and not the rounding of its average
     narrow = min(high, most) < 6 * low  # less than a decade: the powers of ten would leave the axis without numbers
     if narrow: ax.yaxis.set_major_locator(MaxNLocator(4)), ax.yaxis.set_minor_locator(NullLocator())
-    plain = (lambda x, _: f"{x:g}") if narrow else (lambda x, _: f"{x:g}" if f"{x:e}"[0] in "125" else "")
+    plain = (
+        (lambda x, _: f"{x:g}")
+        if narrow
+        else (lambda x, _: f"{x:g}" if f"{x:e}"[0] in "125" else "")
+    )
     for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): which(plain)
 
 # %% ../../nbs/plots/20_curves.ipynb #4d5a3e72
-PANELS = dict(loss="loss", learning_rate="learning rate", grad_norm="gradient norm", samples_per_second="samples a second", data_wait="waiting for data")
-RUN_COLOURS = [COLOURS[c] for c in ("blue", "vermilion", "green", "orange", "purple", "sky", "black")]
+PANELS = dict(
+    loss="loss",
+    learning_rate="learning rate",
+    grad_norm="gradient norm",
+    samples_per_second="samples a second",
+    data_wait="waiting for data",
+)
+RUN_COLOURS = [
+    COLOURS[c] for c in ("blue", "vermilion", "green", "orange", "purple", "sky", "black")
+]
 
 
 @_styled
@@ -70,23 +86,52 @@ def plot_training(
     data_bound: float = 0.1,  # share of waiting above which loading is the bottleneck: a line in its panel
 ) -> Figure:
     "Loss, learning rate, gradient norm, speed and waiting of one or several runs; values faintly, their moving average over them."
-    if len(runs) > len(RUN_COLOURS): raise InputError(f"There are {len(runs)} runs, and {len(RUN_COLOURS)} colours that can be told apart: choose at most so many.")
-    values = {key: [v[np.isfinite(v)] for c in runs.values() for v in [np.asarray(c.get(key, ()), float)]] for key in PANELS}
-    axes = _training_panels([key for key in PANELS if key == "loss" or any(map(len, values[key]))], max(map(len, runs), default=0) if len(runs) > 1 else 0, title)
+    if len(runs) > len(RUN_COLOURS):
+        raise InputError(
+            f"There are {len(runs)} runs, and {len(RUN_COLOURS)} colours that can be told apart:"
+            " choose at most so many."
+        )
+    values = {
+        key: [v[np.isfinite(v)] for c in runs.values() for v in [np.asarray(c.get(key, ()), float)]]
+        for key in PANELS
+    }
+    axes = _training_panels(
+        [key for key in PANELS if key == "loss" or any(map(len, values[key]))],
+        max(map(len, runs), default=0) if len(runs) > 1 else 0,
+        title,
+    )
     for key, ax in axes.items():
-        for (run, columns), colour in zip(runs.items(), RUN_COLOURS): _draw_run(ax, run, columns, key, colour, beta)
+        for (run, columns), colour in zip(runs.items(), RUN_COLOURS):
+            _draw_run(ax, run, columns, key, colour, beta)
         ax.margins(x=0.02)
-        if key in ("loss", "grad_norm"): _scaled(ax, values[key], log_scale)
+        if key in ("loss", "grad_norm"):
+            _scaled(ax, values[key], log_scale)
         elif key == "data_wait":
-            ax.set_ylim(0, max(0.25, min(1.02, ax.get_ylim()[1]))), ax.yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+            ax.set_ylim(0, max(0.25, min(1.02, ax.get_ylim()[1]))), ax.yaxis.set_major_formatter(
+                lambda x, _: f"{x:.0%}"
+            )
             ax.axhline(data_bound, color=COLOURS["grey"], lw=0.8, ls=(0, (3, 2)), zorder=1)
             ax.set_title(f"{PANELS[key]} (limit {data_bound:.0%})")
-        else: ax.set_ylim(0, None), ax.yaxis.set_major_formatter(lambda x, _: f"{x:.3g}" if x == 0 or x >= 0.01 else f"{x:.1e}".replace(".0e", "e").replace("e-0", "e-"))
+        else:
+            ax.set_ylim(0, None), ax.yaxis.set_major_formatter(
+                lambda x, _: (
+                    f"{x:.3g}"
+                    if x == 0 or x >= 0.01
+                    else f"{x:.1e}".replace(".0e", "e").replace("e-0", "e-")
+                )
+            )
         if key != "loss" and ax.get_yscale() == "linear": ax.yaxis.set_major_locator(MaxNLocator(3))
         ax.xaxis.set_major_locator(MaxNLocator(10 if key == "loss" else 3, steps=[1, 2, 5, 10]))
     axes["loss"].set_xlabel(xlabel)
     if not any(map(len, values["loss"])):
-        axes["loss"].text(0.5, 0.5, "no loss has been logged yet", transform=axes["loss"].transAxes, ha="center", color=COLOURS["grey"])
+        axes["loss"].text(
+            0.5,
+            0.5,
+            "no loss has been logged yet",
+            transform=axes["loss"].transAxes,
+            ha="center",
+            color=COLOURS["grey"],
+        )
         axes["loss"].set_axis_off()
     elif len(runs) > 1: _end_labels(axes["loss"], runs)
     return axes["loss"].figure
@@ -98,10 +143,16 @@ def _training_panels(keys: list[str], letters: int, title: str) -> dict[str, Axe
     fig = Plot(8.4, height, dpi=100)
     fig.set_layout_engine("none")
     top = 1 - (0.22 + 0.25 * bool(title)) / height
-    above = fig.add_gridspec(1, 1, left=0.055, right=0.985 - min(letters, 24) * 0.0088, top=top, bottom=1.75 / height)
-    below = fig.add_gridspec(1, 4, left=0.055, right=0.985, top=1.12 / height, bottom=0.22 / height, wspace=0.28)
+    above = fig.add_gridspec(
+        1, 1, left=0.055, right=0.985 - min(letters, 24) * 0.0088, top=top, bottom=1.75 / height
+    )
+    below = fig.add_gridspec(
+        1, 4, left=0.055, right=0.985, top=1.12 / height, bottom=0.22 / height, wspace=0.28
+    )
     if title: fig.suptitle(title, x=0.01, ha="left", y=1 - 0.04 / height, va="top")
-    axes = {key: fig.add_subplot(above[0] if k == 0 else below[k - 1]) for k, key in enumerate(keys)}
+    axes = {
+        key: fig.add_subplot(above[0] if k == 0 else below[k - 1]) for k, key in enumerate(keys)
+    }
     for key, ax in axes.items(): ax.set_title(PANELS[key])
     return axes
 
@@ -110,18 +161,47 @@ def _draw_run(ax: Axes, run: str, columns: dict, key: str, colour: str, beta: fl
     "One curve of one run in one panel; its crosses where the loss is not a number."
     x, y = np.asarray(columns["x"], float), np.asarray(columns.get(key, []), float)
     if len(y) == 0: return
-    if x.shape != y.shape: raise InputError(f"Run {run!r} has {len(x)} values of x and {len(y)} of {key}: expected as many of each.")
+    if x.shape != y.shape:
+        raise InputError(
+            f"Run {run!r} has {len(x)} values of x and {len(y)} of {key}: expected as many of each."
+        )
     good = np.isfinite(y)
     begins = ~good & np.append(True, good[:-1])  # of a stretch that cannot be drawn
     y = y.clip(-1e30, 1e30)  # matplotlib's margins would overflow
     smooth = key in ("loss", "grad_norm") and beta > 0
     one = dict(marker="o", ms=2.5) if good.sum() == 1 else {}
-    ax.plot(*_thinned(x[good], y[good]), color=colour, lw=0.7 if smooth else 1.1, alpha=0.35 if smooth else 1, **one)
-    if smooth: ax.plot(*_thinned(x[good], moving_average(y[good], beta)), color=colour, lw=1.7, label=run)
+    ax.plot(
+        *_thinned(x[good], y[good]),
+        color=colour,
+        lw=0.7 if smooth else 1.1,
+        alpha=0.35 if smooth else 1,
+        **one
+    )
+    if smooth:
+        ax.plot(*_thinned(x[good], moving_average(y[good], beta)), color=colour, lw=1.7, label=run)
     if key == "loss":
-        ax.plot(x[begins], np.full(begins.sum(), 0.03), "x", color=colour, ms=5, mew=1.5, transform=ax.get_xaxis_transform(), clip_on=False)
+        ax.plot(
+            x[begins],
+            np.full(begins.sum(), 0.03),
+            "x",
+            color=colour,
+            ms=5,
+            mew=1.5,
+            transform=ax.get_xaxis_transform(),
+            clip_on=False,
+        )
         late = begins.any() and x[begins][0] > 0.8 * x[-1]
-        if begins.any(): ax.annotate("not a number", (x[begins][0], 0.03), (-6 if late else 6, -2), xycoords=ax.get_xaxis_transform(), textcoords="offset points", ha="right" if late else "left", color=colour, fontsize=7)
+        if begins.any():
+            ax.annotate(
+                "not a number",
+                (x[begins][0], 0.03),
+                (-6 if late else 6, -2),
+                xycoords=ax.get_xaxis_transform(),
+                textcoords="offset points",
+                ha="right" if late else "left",
+                color=colour,
+                fontsize=7,
+            )
 
 
 def _end_labels(ax: Axes, runs: dict) -> None:
@@ -134,4 +214,13 @@ def _end_labels(ax: Axes, runs: dict) -> None:
     to_axes = ax.transScale + ax.transLimits
     heights = _moved_apart([to_axes.transform((0, y))[1] for y, _ in ends.values()], 0.085)
     for (run, (_, colour)), height in zip(ends.items(), heights):
-        ax.text(1.01, height, run if len(run) <= 24 else f"{run[:11]}…{run[-12:]}", color=colour, transform=ax.transAxes, va="center", fontweight="bold", fontsize=8)
+        ax.text(
+            1.01,
+            height,
+            run if len(run) <= 24 else f"{run[:11]}…{run[-12:]}",
+            color=colour,
+            transform=ax.transAxes,
+            va="center",
+            fontweight="bold",
+            fontsize=8,
+        )

@@ -24,10 +24,17 @@ def _check_array(
     shape: tuple,  # expected shape; None where any length will do
 ):
     "An array of this dtype and shape, or one sentence about the difference."
-    expected = f"expected a {np.dtype(dtype).name} array of shape ({', '.join('any' if s is None else str(s) for s in shape)})"
-    if not isinstance(value, np.ndarray): raise InputError(f"{name} is a {type(value).__name__}: {expected}.")
+    expected = (
+        f"expected a {np.dtype(dtype).name} array of shape"
+        f" ({', '.join('any' if s is None else str(s) for s in shape)})"
+    )
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"{name} is a {type(value).__name__}: {expected}.")
     if value.dtype != dtype: raise InputError(f"{name} has dtype {value.dtype}: {expected}.")
-    if value.ndim != len(shape) or any(e is not None and e != s for e, s in zip(shape, value.shape)): raise InputError(f"{name} has shape {value.shape}: {expected}.")
+    if value.ndim != len(shape) or any(
+        e is not None and e != s for e, s in zip(shape, value.shape)
+    ):
+        raise InputError(f"{name} has shape {value.shape}: {expected}.")
 
 # %% ../../nbs/policy/00_policy.ipynb #48e038b5
 def check_observation(
@@ -36,18 +43,44 @@ def check_observation(
 ) -> int:  # the batch size
     "Checks presence, dtypes, shapes and equal batch sizes; keys that the configuration does not name are ignored."
     batch = None
-    for modality, dtype, tail in (("video", np.uint8, (None, None, 3)), ("state", np.float32, (None,))):
+    for modality, dtype, tail in (
+        ("video", np.uint8, (None, None, 3)),
+        ("state", np.float32, (None,)),
+    ):
         if modality not in config: continue
         given = observation.get(modality)
-        if not isinstance(given, dict): raise InputError(f"The observation has no '{modality}': expected a map with {', '.join(config[modality].modality_keys)}.")
+        if not isinstance(given, dict):
+            raise InputError(
+                f"The observation has no '{modality}': expected a map with"
+                f" {', '.join(config[modality].modality_keys)}."
+            )
         for key in config[modality].modality_keys:
-            if key not in given: raise InputError(f"The observation's {modality} has {', '.join(given) or 'nothing'}, but not '{key}'.{did_you_mean(key, given)}")
-            _check_array(given[key], f"{modality} '{key}'", dtype, (batch, len(config[modality].delta_indices), *tail))
+            if key not in given:
+                raise InputError(
+                    f"The observation's {modality} has {', '.join(given) or 'nothing'}, but not"
+                    f" '{key}'.{did_you_mean(key, given)}"
+                )
+            _check_array(
+                given[key],
+                f"{modality} '{key}'",
+                dtype,
+                (batch, len(config[modality].delta_indices), *tail),
+            )
             batch = given[key].shape[0]
     for key in config["language"].modality_keys:
         texts = (observation.get("language") or {}).get(key)
-        if not isinstance(texts, (list, tuple)) or len(texts) != batch or not all(isinstance(t, (list, tuple)) and len(t) == 1 and isinstance(t[0], str) for t in texts):
-            raise InputError(f"language '{key}' is {texts!r}: expected a list of {batch} lists with one string each.")
+        if (
+            not isinstance(texts, (list, tuple))
+            or len(texts) != batch
+            or not all(
+                isinstance(t, (list, tuple)) and len(t) == 1 and isinstance(t[0], str)
+                for t in texts
+            )
+        ):
+            raise InputError(
+                f"language '{key}' is {texts!r}: expected a list of {batch} lists with one string"
+                " each."
+            )
     return batch
 
 # %% ../../nbs/policy/00_policy.ipynb #3e390f48
@@ -62,16 +95,31 @@ class Gr00tPolicy:
                  round_inputs: bool = True,  # round floating inputs to bfloat16, as the official policy does
                  tokenizer_path: str | None = None):  # for checkpoints of the official code, which hold no tokenizer
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.tag, self.strict, self.round_inputs = embodiment_value(embodiment_tag), strict, round_inputs
+        self.tag, self.strict, self.round_inputs = (
+            embodiment_value(embodiment_tag),
+            strict,
+            round_inputs,
+        )
         path = Path(model_path).expanduser()
-        if not path.is_dir(): raise InputError(f"There is no checkpoint folder at {model_path}: give a checkpoint-N folder, or the output folder of a run.")
+        if not path.is_dir():
+            raise InputError(
+                f"There is no checkpoint folder at {model_path}: give a checkpoint-N folder, or the"
+                " output folder of a run."
+            )
         self.model_path = path
         self.processor = load_processor(path, tokenizer_path)
         known = self.processor.modality_configs
         if self.tag not in known:
-            raise InputError(f"The checkpoint at {model_path} knows the embodiments {', '.join(known)}, not '{self.tag}': choose one of these, or fine-tune it for yours.")
+            raise InputError(
+                f"The checkpoint at {model_path} knows the embodiments {', '.join(known)}, not"
+                f" '{self.tag}': choose one of these, or fine-tune it for yours."
+            )
         self.modality_config: dict[str, ModalityConfig] = known[self.tag]
-        self.model = Gr00tN1d6.from_pretrained(path, device=self.device, dtype=torch.bfloat16 if self.device.type == "cuda" else torch.float32).eval()
+        self.model = Gr00tN1d6.from_pretrained(
+            path,
+            device=self.device,
+            dtype=torch.bfloat16 if self.device.type == "cuda" else torch.float32,
+        ).eval()
 
     def get_modality_config(self) -> dict[str, ModalityConfig]:  # video, state, action, language
         return self.modality_config
@@ -86,9 +134,14 @@ def load_processor(
 ) -> Gr00tProcessor:
     "The processor of a checkpoint, with its tokenizer."
     from gr00t_nb.processing.prompts import load_tokenizer
-    processor = Gr00tProcessor.from_pretrained(path, tokenizer=load_tokenizer(tokenizer_path) if tokenizer_path else None)
+    processor = Gr00tProcessor.from_pretrained(
+        path, tokenizer=load_tokenizer(tokenizer_path) if tokenizer_path else None
+    )
     if processor.tokenizer is None:
-        raise InputError(f"{path} holds no tokenizer/ folder: give one with --tokenizer-path, a folder with the official files or the hub id Qwen/Qwen3-1.7B.")
+        raise InputError(
+            f"{path} holds no tokenizer/ folder: give one with --tokenizer-path, a folder with the"
+            " official files or the hub id Qwen/Qwen3-1.7B."
+        )
     return processor
 
 # %% ../../nbs/policy/00_policy.ipynb #bf80b2b5
@@ -98,8 +151,18 @@ def observation_steps(
     batch: int,  # number of rows
 ) -> list[dict]:  # one flat step a row
     "An observation as the kit's steps: `video.<view>`, `state.<group>` and the language key."
-    return [{**{f"{m}.{k}": observation[m][k][i] for m in ("video", "state") if m in config for k in config[m].modality_keys},
-             **{k: observation["language"][k][i][0] for k in config["language"].modality_keys}} for i in range(batch)]
+    return [
+        {
+            **{
+                f"{m}.{k}": observation[m][k][i]
+                for m in ("video", "state")
+                if m in config
+                for k in config[m].modality_keys
+            },
+            **{k: observation["language"][k][i][0] for k in config["language"].modality_keys},
+        }
+        for i in range(batch)
+    ]
 
 # %% ../../nbs/policy/00_policy.ipynb #73057560
 from fastcore.basics import patch
@@ -114,18 +177,37 @@ def predict(self: Gr00tPolicy,
             ) -> dict[str, np.ndarray]:  # float32 [B, chunk, D] by action group, absolute, in the robot's units; [S, B, ...] if the noise is
     "Actions for a batch of steps."
     out, raw_states = self._sample(steps, noise, num_inference_timesteps)
-    return self.processor.decode_action(out["action_pred"].float().cpu().numpy(), self.tag, raw_states)
+    return self.processor.decode_action(
+        out["action_pred"].float().cpu().numpy(), self.tag, raw_states
+    )
 
 
 @patch
-def _sample(self: Gr00tPolicy, steps: list[dict], noise, num_inference_timesteps: int | None, keep_path: bool = False) -> tuple[dict, dict]:
+def _sample(
+    self: Gr00tPolicy,
+    steps: list[dict],
+    noise,
+    num_inference_timesteps: int | None,
+    keep_path: bool = False,
+) -> tuple[dict, dict]:
     "What the model answers, normalized, and the states that it is relative to."
     batch = self.processor.collate([self.processor(s, self.tag, training=False) for s in steps])
-    raw_states = {k: np.stack([s[f"state.{k}"] for s in steps]) for k in self.modality_config["state"].modality_keys}
+    raw_states = {
+        k: np.stack([s[f"state.{k}"] for s in steps])
+        for k in self.modality_config["state"].modality_keys
+    }
     if noise is not None:
         noise = torch.as_tensor(np.asarray(noise, np.float32))
         noise = noise.expand(*noise.shape[:-3], len(steps), *noise.shape[-2:]).to(self.device)
-    return self.model.get_action(self.to_device(batch), noise=noise, num_inference_timesteps=num_inference_timesteps, keep_path=keep_path), raw_states
+    return (
+        self.model.get_action(
+            self.to_device(batch),
+            noise=noise,
+            num_inference_timesteps=num_inference_timesteps,
+            keep_path=keep_path,
+        ),
+        raw_states,
+    )
 
 # %% ../../nbs/policy/00_policy.ipynb #7de8deb2
 @patch
@@ -151,14 +233,31 @@ def get_action(self: Gr00tPolicy,
     "The official entry point. The actions are absolute and in the robot's units."
     options = options or {}
     unknown = set(options) - {"noise", "seed", "num_inference_timesteps"}
-    if unknown: raise InputError(f"get_action was given the options {', '.join(sorted(unknown))}: expected noise, seed or num_inference_timesteps.")
-    batch = check_observation(observation, self.modality_config) if self.strict else len(next(iter(observation["language"].values())))
+    if unknown:
+        raise InputError(
+            f"get_action was given the options {', '.join(sorted(unknown))}: expected noise, seed"
+            " or num_inference_timesteps."
+        )
+    batch = (
+        check_observation(observation, self.modality_config)
+        if self.strict
+        else len(next(iter(observation["language"].values())))
+    )
     noise = options.get("noise")
-    if noise is None and options.get("seed") is not None: noise = self.draw_noise(options["seed"], batch)
-    actions = self.predict(observation_steps(observation, self.modality_config, batch), noise, options.get("num_inference_timesteps"))
+    if noise is None and options.get("seed") is not None:
+        noise = self.draw_noise(options["seed"], batch)
+    actions = self.predict(
+        observation_steps(observation, self.modality_config, batch),
+        noise,
+        options.get("num_inference_timesteps"),
+    )
     if self.strict:
         for k, a in actions.items():
-            if not np.isfinite(a).all(): raise InputError(f"The action '{k}' holds values that are not finite: the observation or the checkpoint is broken.")
+            if not np.isfinite(a).all():
+                raise InputError(
+                    f"The action '{k}' holds values that are not finite: the observation or the"
+                    " checkpoint is broken."
+                )
     return actions, {}
 
 
@@ -169,7 +268,9 @@ def draw_noise(self: Gr00tPolicy,
                ) -> np.ndarray:  # float32 ([batch,] horizon, max_action_dim)
     "Noise to start denoising from."
     c = self.model.config
-    return np.random.default_rng(seed).standard_normal((*(() if batch is None else (batch,)), c.action_horizon, c.max_action_dim), np.float32)
+    return np.random.default_rng(seed).standard_normal(
+        (*(() if batch is None else (batch,)), c.action_horizon, c.max_action_dim), np.float32
+    )
 
 # %% ../../nbs/policy/00_policy.ipynb #84feade7
 @patch
@@ -182,7 +283,9 @@ def denoise(self: Gr00tPolicy,
     "How an answer comes about: `points[g][-1]` is what `predict` gives, and so is `headings[g][-1]` but for rounding."
     out, raw_states = self._sample(steps, noise, num_inference_timesteps, keep_path=True)
     path = out["action_path"].float().cpu().numpy()
-    left = np.arange(len(path) - 1, 0, -1, dtype=np.float32).reshape(-1, *[1] * (path.ndim - 1))  # Euler steps from each point to the end
+    left = np.arange(len(path) - 1, 0, -1, dtype=np.float32).reshape(
+        -1, *[1] * (path.ndim - 1)
+    )  # Euler steps from each point to the end
     decode = lambda x: self.processor.decode_action(x, self.tag, raw_states)
     return decode(path), decode(path[:-1] + left * np.diff(path, axis=0))
 
@@ -191,16 +294,30 @@ class Gr00tSimPolicyWrapper:
     "A policy with flat keys, as the official simulators use it."
     def __init__(self, policy: Gr00tPolicy): self.policy = policy
 
-    def get_action(self, observation: dict, options: dict | None = None) -> tuple[dict[str, np.ndarray], dict]:
+    def get_action(
+        self, observation: dict, options: dict | None = None
+    ) -> tuple[dict[str, np.ndarray], dict]:
         config = self.policy.get_modality_config()
         language = {}
         for key in config["language"].modality_keys:
-            name = "annotation.human.coarse_action" if key == "task" and "annotation.human.coarse_action" in observation else key
-            if name not in observation: raise InputError(f"The observation lacks '{name}'.{did_you_mean(name, observation)}")
+            name = (
+                "annotation.human.coarse_action"
+                if key == "task" and "annotation.human.coarse_action" in observation
+                else key
+            )
+            if name not in observation:
+                raise InputError(
+                    f"The observation lacks '{name}'.{did_you_mean(name, observation)}"
+                )
             language[key] = [[str(t)] for t in observation[name]]
-        nested = {m: {k: observation.get(f"{m}.{k}") for k in config[m].modality_keys} for m in ("video", "state") if m in config}
+        nested = {
+            m: {k: observation.get(f"{m}.{k}") for k in config[m].modality_keys}
+            for m in ("video", "state")
+            if m in config
+        }
         actions, info = self.policy.get_action(nested | dict(language=language), options)
         return {f"action.{k}": a for k, a in actions.items()}, info
 
     def reset(self, options: dict | None = None) -> dict: return self.policy.reset(options)
-    def get_modality_config(self) -> dict[str, ModalityConfig]: return self.policy.get_modality_config()
+    def get_modality_config(self) -> dict[str, ModalityConfig]:
+        return self.policy.get_modality_config()

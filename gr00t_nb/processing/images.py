@@ -55,8 +55,11 @@ def crop(
 ) -> np.ndarray:  # (h, w, 3), a view of the image
     "Cuts a piece out of an image. `InputError` where the image is smaller than the piece."
     (h, w), (ch, cw) = image.shape[:2], size
-    if ch > h or cw > w: raise InputError(
-        f"A crop of {ch}x{cw} pixels does not fit into an image of {h}x{w}: choose a smaller crop or a larger image size.")
+    if ch > h or cw > w:
+        raise InputError(
+            f"A crop of {ch}x{cw} pixels does not fit into an image of {h}x{w}: choose a smaller"
+            " crop or a larger image size."
+        )
     room = h - ch, w - cw
     if at is None: y, x = (round(r / 2) if rounded else r // 2 for r in room)
     else: y, x = (int(a * (r + 1)) for a, r in zip(at, room))
@@ -92,7 +95,11 @@ def resize_to_patches(
     if (h, w) == image.shape[:2]: return image
     if not fast: return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
     x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    return torch.nn.functional.interpolate(x, size=(h, w), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+    return (
+        torch.nn.functional.interpolate(x, size=(h, w), mode="bicubic", antialias=True)[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
 
 # %% ../../nbs/processing/30_images.ipynb #7462179a
 def resize_bilinear(
@@ -120,13 +127,26 @@ def image_sizes(
         target, size = (edge, edge), edge and fraction and (int(edge * fraction),) * 2
     else:
         target = image_target_size or (shortest_image_edge and (shortest_image_edge,) * 2)
-        size = image_crop_size or (target and crop_fraction and tuple(int(s * crop_fraction) for s in target))
-    if not target or not target[0] or not size: raise InputError(
-        f"The image size is not determined (shortest_image_edge={shortest_image_edge}, crop_fraction={crop_fraction}, "
-        f"image_target_size={image_target_size}, image_crop_size={image_crop_size}): give shortest_image_edge and crop_fraction, or image_target_size and image_crop_size.")
-    if any(not 0 < c <= t for c, t in zip(size, target)): raise InputError(
-        f"A crop of {tuple(size)} pixels does not fit into images scaled to {tuple(target)}: choose crop_fraction in (0, 1] or a smaller image_crop_size.")
-    return partial(scale_to, edge=target[0]) if use_albumentations else partial(resize_bilinear, size=tuple(target)), tuple(size)
+        size = image_crop_size or (
+            target and crop_fraction and tuple(int(s * crop_fraction) for s in target)
+        )
+    if not target or not target[0] or not size:
+        raise InputError(
+            f"The image size is not determined (shortest_image_edge={shortest_image_edge},"
+            f" crop_fraction={crop_fraction}, image_target_size={image_target_size},"
+            f" image_crop_size={image_crop_size}): give shortest_image_edge and crop_fraction, or"
+            " image_target_size and image_crop_size."
+        )
+    if any(not 0 < c <= t for c, t in zip(size, target)):
+        raise InputError(
+            f"A crop of {tuple(size)} pixels does not fit into images scaled to {tuple(target)}:"
+            " choose crop_fraction in (0, 1] or a smaller image_crop_size."
+        )
+    return (
+        partial(scale_to, edge=target[0])
+        if use_albumentations
+        else partial(resize_bilinear, size=tuple(target))
+    ), tuple(size)
 
 # %% ../../nbs/processing/30_images.ipynb #91c83381
 def eval_transform(
@@ -173,7 +193,11 @@ COLOURS = ("brightness", "contrast", "saturation", "hue")
 
 def _colour_range(name: str, strength: float | Sequence[float]) -> tuple[float, float]:
     "Bounds of one property; a pair is taken as the bounds themselves."
-    if name not in COLOURS: raise InputError(f"color_jitter_params has '{name}': expected {', '.join(COLOURS)}.{did_you_mean(name, COLOURS)}")
+    if name not in COLOURS:
+        raise InputError(
+            f"color_jitter_params has '{name}': expected"
+            f" {', '.join(COLOURS)}.{did_you_mean(name, COLOURS)}"
+        )
     if isinstance(strength, Sequence): low, high = strength
     elif name == "hue": low, high = -strength, strength
     else: low, high = max(0.0, 1 - strength), 1 + strength
@@ -191,10 +215,20 @@ def draw_augmentation(
 ) -> Augmentation:
     "Draws the augmentation of one sample, always the same number of draws for the same settings."
     at = tuple(rng.random(2).tolist())
-    angle = float(rng.uniform(-random_rotation_angle, random_rotation_angle)) if random_rotation_angle else 0.0
+    angle = (
+        float(rng.uniform(-random_rotation_angle, random_rotation_angle))
+        if random_rotation_angle
+        else 0.0
+    )
     if not color_jitter_params: return Augmentation(at, angle)
-    values = {name: float(rng.uniform(*_colour_range(name, s))) for name, s in color_jitter_params.items() if s is not None}
-    return Augmentation(at, angle, tuple((name, values[name]) for name in rng.permutation(list(values)).tolist()))
+    values = {
+        name: float(rng.uniform(*_colour_range(name, s)))
+        for name, s in color_jitter_params.items()
+        if s is not None
+    }
+    return Augmentation(
+        at, angle, tuple((name, values[name]) for name in rng.permutation(list(values)).tolist())
+    )
 
 # %% ../../nbs/processing/30_images.ipynb #1df246d9
 def rotate(
@@ -205,7 +239,9 @@ def rotate(
     if angle == 0: return image
     h, w = image.shape[:2]
     m = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), angle, 1.0)
-    return cv2.warpAffine(image, m, (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return cv2.warpAffine(
+        image, m, (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+    )
 
 # %% ../../nbs/processing/30_images.ipynb #758075d5
 def _levels(factor: float, offset: float = 0.0) -> np.ndarray:  # (256,) uint8
@@ -222,10 +258,14 @@ def change_colour(
     if what == "brightness": return cv2.LUT(image, _levels(value))
     if what == "hue":
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv[..., 0] = cv2.LUT(np.ascontiguousarray(hsv[..., 0]), (np.rint(np.arange(256) + 180 * value) % 180).astype(np.uint8))
+        hsv[..., 0] = cv2.LUT(
+            np.ascontiguousarray(hsv[..., 0]),
+            (np.rint(np.arange(256) + 180 * value) % 180).astype(np.uint8),
+        )
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    if what == "contrast": return cv2.LUT(image, _levels(value, (1 - value) * int(grey.mean() + 0.5)))
+    if what == "contrast":
+        return cv2.LUT(image, _levels(value, (1 - value) * int(grey.mean() + 0.5)))
     return cv2.addWeighted(image, value, cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), 1 - value, 0)  # saturation
 
 # %% ../../nbs/processing/30_images.ipynb #a6b6f7c1
@@ -249,13 +289,17 @@ def train_transform(
     **settings,  # of `image_sizes`
 ) -> list[np.ndarray]:  # uint8 (h, w, 3), before `resize_to_patches`
     "Draws one augmentation and applies it to all images of a sample."
-    return augment(images, draw_augmentation(rng, random_rotation_angle, color_jitter_params), **settings)
+    return augment(
+        images, draw_augmentation(rng, random_rotation_angle, color_jitter_params), **settings
+    )
 
 # %% ../../nbs/processing/30_images.ipynb #9b08e796
 def loading_threads() -> int:
     "Threads in which this process makes images: its share of the cores, at most 8; one in a data-loader worker."
     if torch.utils.data.get_worker_info() is not None: return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
@@ -265,7 +309,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="images")
 
 
-if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 # %% ../../nbs/processing/30_images.ipynb #81e4f739
 def in_threads(
@@ -295,7 +340,11 @@ def transform_many(
     size = patch_size(*(scale.keywords.get("size") or (scale.keywords["edge"],) * 2))
     out = np.empty((len(images), *size, 3), np.uint8)
     def one(i):
-        done = eval_transform([images[i]], **settings) if drawn[i] is None else augment([images[i]], drawn[i], **settings)
+        done = (
+            eval_transform([images[i]], **settings)
+            if drawn[i] is None
+            else augment([images[i]], drawn[i], **settings)
+        )
         out[i] = resize_to_patches(done[0], fast and drawn[i] is not None)
     in_threads(one, range(len(images)), threads)
     return out

@@ -17,7 +17,14 @@ from fastcore.basics import patch
 from transformers import Qwen2TokenizerFast
 
 from .images import draw_augmentation, image_sizes, prepare, transform_many
-from .prompts import PromptEncoder, chat_text, expand_images, formalize, image_tokens, load_tokenizer
+from gr00t_nb.processing.prompts import (
+    PromptEncoder,
+    chat_text,
+    expand_images,
+    formalize,
+    image_tokens,
+    load_tokenizer,
+)
 from .state_action import StateActionProcessor
 from ..embodiments import EMBODIMENT_IDS, ModalityConfig
 from ..errors import InputError, did_you_mean
@@ -54,13 +61,32 @@ class Gr00tProcessor:
         **other,  # kept and saved again (model_name, model_type, ...)
     ):
         # the processor_kwargs, in their order: everything but what is kept beside them
-        settings = {k: v for k, v in locals().items() if k not in ("self", "modality_configs", "statistics", "embodiment_ids", "tokenizer", "other")}
+        settings = {
+            k: v
+            for k, v in locals().items()
+            if k not in (
+                "self",
+                "modality_configs",
+                "statistics",
+                "embodiment_ids",
+                "tokenizer",
+                "other",
+            )
+        }
         self.settings: dict = settings | other  # what processor_config.json holds beside the configurations
         self.modality_configs = {tag: dict(c) for tag, c in modality_configs.items()}
         self.embodiment_ids = EMBODIMENT_IDS | (embodiment_ids or {})
         self.statistics = dict(statistics or {})
-        self.image_settings = {k: settings[k] for k in ("shortest_image_edge", "crop_fraction", "image_crop_size",
-                                                         "image_target_size", "use_albumentations")}  # of `data.images.image_sizes`
+        self.image_settings = {
+            k: settings[k]
+            for k in (
+                "shortest_image_edge",
+                "crop_fraction",
+                "image_crop_size",
+                "image_target_size",
+                "use_albumentations",
+            )
+        }  # of `data.images.image_sizes`
         image_sizes(**self.image_settings)  # raises now rather than in a worker
         draw_augmentation(np.random.default_rng(0), random_rotation_angle, color_jitter_params)
         self.fast_resize = False  # augmented images by torch's filter instead of Pillow's: a choice of the run, which is not saved
@@ -69,14 +95,23 @@ class Gr00tProcessor:
 
     def _remake(self):
         "The state and action part follows the configurations and statistics."
-        switches = {k: self.settings[k] for k in ("use_percentiles", "clip_outliers", "apply_sincos_state_encoding", "use_relative_action")}
+        switches = {
+            k: self.settings[k]
+            for k in (
+                "use_percentiles",
+                "clip_outliers",
+                "apply_sincos_state_encoding",
+                "use_relative_action",
+            )
+        }
         self.state_action = StateActionProcessor(self.modality_configs, self.statistics, **switches)
 
     @property
     def tokenizer(self) -> Qwen2TokenizerFast | None: return self.encoder and self.encoder.tokenizer
 
     @tokenizer.setter
-    def tokenizer(self, tokenizer: Qwen2TokenizerFast | None): self.encoder = PromptEncoder(tokenizer) if tokenizer is not None else None
+    def tokenizer(self, tokenizer: Qwen2TokenizerFast | None):
+        self.encoder = PromptEncoder(tokenizer) if tokenizer is not None else None
 
 # %% ../../nbs/processing/50_processor.ipynb #d0f1dbbf
 @patch
@@ -89,9 +124,12 @@ def _gather(self: Gr00tProcessor,
     keys = self.state_action._config(embodiment, modality).modality_keys
     prefix = "" if modality == "language" else f"{modality}."
     missing = [k for k in keys if prefix + k not in step]
-    if missing: raise InputError(
-        f"The step of '{embodiment}' lacks {', '.join(prefix + k for k in missing)}: its {modality} configuration asks for {', '.join(keys)}, "
-        f"and the step has {', '.join(step) or 'nothing'}.{did_you_mean(prefix + missing[0], step)}")
+    if missing:
+        raise InputError(
+            f"The step of '{embodiment}' lacks {', '.join(prefix + k for k in missing)}: its"
+            f" {modality} configuration asks for {', '.join(keys)}, and the step has"
+            f" {', '.join(step) or 'nothing'}.{did_you_mean(prefix + missing[0], step)}"
+        )
     return {k: step[prefix + k] for k in keys}
 
 # %% ../../nbs/processing/50_processor.ipynb #e0fa1de0
@@ -110,12 +148,17 @@ def _frames(self: Gr00tProcessor,
     "The frames of a step in the order of the model's images."
     views = self._gather(step, embodiment, "video")
     for key, v in views.items():
-        if getattr(v, "ndim", 0) != 4 or v.shape[-1] != 3 or v.dtype != np.uint8: raise InputError(
-            f"video.{key} of '{embodiment}' is {getattr(v, 'dtype', type(v).__name__)} of shape {getattr(v, 'shape', ())}: "
-            "expected uint8 RGB frames (time, height, width, 3).")
+        if getattr(v, "ndim", 0) != 4 or v.shape[-1] != 3 or v.dtype != np.uint8:
+            raise InputError(
+                f"video.{key} of '{embodiment}' is {getattr(v, 'dtype', type(v).__name__)} of shape"
+                f" {getattr(v, 'shape', ())}: expected uint8 RGB frames (time, height, width, 3)."
+            )
     steps = {key: len(v) for key, v in views.items()}
-    if len(set(steps.values())) > 1: raise InputError(
-        f"The views of '{embodiment}' have different numbers of frames ({steps}): expected the same time steps of each.")
+    if len(set(steps.values())) > 1:
+        raise InputError(
+            f"The views of '{embodiment}' have different numbers of frames ({steps}): expected the"
+            " same time steps of each."
+        )
     return [view[t] for t in range(next(iter(steps.values()), 0)) for view in views.values()]
 
 # %% ../../nbs/processing/50_processor.ipynb #70dfd107
@@ -129,20 +172,38 @@ def images(self: Gr00tProcessor,
     return self._images([step], embodiment, [rng])[0]
 
 @patch
-def _images(self: Gr00tProcessor, steps: Sequence[Mapping], embodiment: str, rngs: Sequence, threads: int | None = None) -> list[list[np.ndarray]]:
+def _images(
+    self: Gr00tProcessor,
+    steps: Sequence[Mapping],
+    embodiment: str,
+    rngs: Sequence,
+    threads: int | None = None,
+) -> list[list[np.ndarray]]:
     "The images of several steps: parts of one array, in order."
     frames = [self._frames(s, embodiment) for s in steps]
     angle, jitter = self.settings["random_rotation_angle"], self.settings["color_jitter_params"]
     drawn = [None if rng is None else draw_augmentation(rng, angle, jitter) for rng in rngs]
-    out = iter(transform_many([f for own in frames for f in own], [d for d, own in zip(drawn, frames) for _ in own], threads, self.fast_resize, **self.image_settings))
+    out = iter(
+        transform_many(
+            [f for own in frames for f in own],
+            [d for d, own in zip(drawn, frames) for _ in own],
+            threads,
+            self.fast_resize,
+            **self.image_settings
+        )
+    )
     return [[next(out) for _ in own] for own in frames]
 
 # %% ../../nbs/processing/50_processor.ipynb #685124e1
 @patch
 def _check_fit(self: Gr00tProcessor, embodiment: str, what: str, size: int, setting: str):
-    if size > self.settings[setting]: raise InputError(
-        f"The {what} of '{embodiment}' has {size} {'steps' if 'horizon' in setting else 'numbers'} and the model takes at most "
-        f"{self.settings[setting]} ({setting}): configure fewer, or train a model with {setting}={size} or more.")
+    if size > self.settings[setting]:
+        raise InputError(
+            f"The {what} of '{embodiment}' has {size}"
+            f" {'steps' if 'horizon' in setting else 'numbers'} and the model takes at most"
+            f" {self.settings[setting]} ({setting}): configure fewer, or train a model with"
+            f" {setting}={size} or more."
+        )
 
 @patch
 def _stack(self: Gr00tProcessor,
@@ -154,8 +215,12 @@ def _stack(self: Gr00tProcessor,
     gathered = [self._gather(s, embodiment, modality) for s in steps]
     for k in gathered[0]:
         shapes = {np.shape(g[k]) for g in gathered}
-        if len(shapes) > 1: raise InputError(
-            f"{modality}.{k} of '{embodiment}' has the shapes {', '.join(map(str, sorted(shapes)))} in different steps: expected the same time steps and width in each.")
+        if len(shapes) > 1:
+            raise InputError(
+                f"{modality}.{k} of '{embodiment}' has the shapes"
+                f" {', '.join(map(str, sorted(shapes)))} in different steps: expected the same time"
+                " steps and width in each."
+            )
     return {k: np.stack([g[k] for g in gathered]) for k in gathered[0]}
 
 @patch
@@ -188,12 +253,18 @@ def _action(self: Gr00tProcessor,
     "Normalized action chunks, padded with zeros in width and time, and their masks."
     groups = self.state_action.apply_action(groups, embodiment, state)
     flat = {k: v for k, v in groups.items() if v.ndim != 3}
-    if flat: raise InputError(f"The action group '{next(iter(flat))}' of '{embodiment}' is a relative pose of format DEFAULT, "
-                              "which GR00T N1.6 cannot train on: use the format XYZ_ROT6D or XYZ_ROTVEC.")
+    if flat:
+        raise InputError(
+            f"The action group '{next(iter(flat))}' of '{embodiment}' is a relative pose of format"
+            " DEFAULT, which GR00T N1.6 cannot train on: use the format XYZ_ROT6D or XYZ_ROTVEC."
+        )
     x = np.concatenate(list(groups.values()), axis=-1)
     self._check_fit(embodiment, "action", x.shape[-1], "max_action_dim")
     self._check_fit(embodiment, "action chunk", x.shape[1], "max_action_horizon")
-    out = np.zeros((len(x), self.settings["max_action_horizon"], self.settings["max_action_dim"]), dtype=np.float32)
+    out = np.zeros(
+        (len(x), self.settings["max_action_horizon"], self.settings["max_action_dim"]),
+        dtype=np.float32,
+    )
     mask = np.zeros_like(out)
     out[:, :x.shape[1], :x.shape[2]], mask[:, :x.shape[1], :x.shape[2]] = x, 1
     return out, mask
@@ -204,7 +275,11 @@ def action(self: Gr00tProcessor,
     embodiment: str,  # tag value
 ) -> tuple[np.ndarray, np.ndarray]:  # both (max_action_horizon, max_action_dim) float32: action, and a mask with 1 where it is real
     "The normalized action chunk, padded with zeros in width and time, and its mask."
-    action, mask = self._action(self._stack([step], embodiment, "action"), self._stack([step], embodiment, "state"), embodiment)
+    action, mask = self._action(
+        self._stack([step], embodiment, "action"),
+        self._stack([step], embodiment, "state"),
+        embodiment,
+    )
     return action[0], mask[0]
 
 # %% ../../nbs/processing/50_processor.ipynb #0ebe5732
@@ -218,21 +293,40 @@ def many(self: Gr00tProcessor,
 ) -> list[dict]:  # images: list of (h, w, 3) uint8; text; state (T, S) f32; embodiment_id; with actions also action and action_mask (H, A) f32
     "Makes the samples of several steps together; each is what the processor makes of that step alone."
     if not steps: return []
-    if training and (rngs is None or any(r is None for r in rngs)): raise InputError(
-        "training=True draws the augmentation of the images: pass the generator to draw it from, rng=np.random.default_rng(seed).")
-    if embodiment not in self.embodiment_ids: raise InputError(
-        f"'{embodiment}' has no index among the embodiments: add it to embodiment_ids.{did_you_mean(embodiment, self.embodiment_ids)}")
+    if training and (rngs is None or any(r is None for r in rngs)):
+        raise InputError(
+            "training=True draws the augmentation of the images: pass the generator to draw it"
+            " from, rng=np.random.default_rng(seed)."
+        )
+    if embodiment not in self.embodiment_ids:
+        raise InputError(
+            f"'{embodiment}' has no index among the embodiments: add it to"
+            f" embodiment_ids.{did_you_mean(embodiment, self.embodiment_ids)}"
+        )
     sentences = [next(iter(self._gather(s, embodiment, "language").items())) for s in steps]
     for key, x in sentences:
-        if not isinstance(x, str): raise InputError(f"'{key}' of '{embodiment}' is {type(x).__name__}: expected one string, the instruction.")
+        if not isinstance(x, str):
+            raise InputError(
+                f"'{key}' of '{embodiment}' is {type(x).__name__}: expected one string, the"
+                " instruction."
+            )
     state = self._stack(steps, embodiment, "state")
     columns = dict(state=self._state(state, embodiment))
     if training or any(k.startswith("action.") for k in steps[0]):
-        columns["action"], columns["action_mask"] = self._action(self._stack(steps, embodiment, "action"), state, embodiment)
+        columns["action"], columns["action_mask"] = self._action(
+            self._stack(steps, embodiment, "action"), state, embodiment
+        )
     images = self._images(steps, embodiment, rngs if training else [None] * len(steps), threads)
     formal = self.settings["formalize_language"]
-    return [dict(images=own, text=_chat(x, len(own), formal), embodiment_id=self.embodiment_ids[embodiment], **{k: v[i] for k, v in columns.items()})
-            for i, (own, (_, x)) in enumerate(zip(images, sentences))]
+    return [
+        dict(
+            images=own,
+            text=_chat(x, len(own), formal),
+            embodiment_id=self.embodiment_ids[embodiment],
+            **{k: v[i] for k, v in columns.items()}
+        )
+        for i, (own, (_, x)) in enumerate(zip(images, sentences))
+    ]
 
 # %% ../../nbs/processing/50_processor.ipynb #ef4573a4
 @lru_cache(4096)
@@ -260,17 +354,30 @@ def stack_images(
     for i in images:
         if runs and runs[-1][0].shape == i.shape: runs[-1].append(i)
         else: runs.append([i])
-    return [torch.from_numpy(b if (b := _block(r)) is not None else np.stack(r)).permute(0, 3, 1, 2) for r in runs]
+    return [
+        torch.from_numpy(b if (b := _block(r)) is not None else np.stack(r)).permute(0, 3, 1, 2)
+        for r in runs
+    ]
 
 
 def _block(run: Sequence[np.ndarray]) -> np.ndarray | None:  # (n, h, w, 3)
     "The part of one array that a run of images is, if they follow each other in it."
     base, size = run[0].base, run[0].nbytes
-    if base is None or base.shape[1:] != run[0].shape or not base.flags.c_contiguous or any(i.base is not base for i in run): return None
+    if (
+        base is None
+        or base.shape[1:] != run[0].shape
+        or not base.flags.c_contiguous
+        or any(i.base is not base for i in run)
+    ):
+        return None
     first = (run[0].__array_interface__["data"][0] - base.__array_interface__["data"][0]) // size
     block = base[first:first + len(run)]
     start = block.__array_interface__["data"][0]
-    return block if all(i.__array_interface__["data"][0] == start + n * size for n, i in enumerate(run)) else None
+    return (
+        block
+        if all(i.__array_interface__["data"][0] == start + n * size for n, i in enumerate(run))
+        else None
+    )
 
 # %% ../../nbs/processing/50_processor.ipynb #ed7fe077
 @patch
@@ -278,13 +385,23 @@ def collate(self: Gr00tProcessor,
     samples: Sequence[dict],  # from `processor(step, ...)`; all with actions or none
 ) -> dict:  # input_ids, attention_mask [B, N] int64; pixel_values; state [B, T, S]; embodiment_id [B]; action and action_mask [B, H, A]
     "Makes a batch of samples: prompts with room for the images, padded on the left; images stacked; numbers stacked."
-    if self.encoder is None: raise InputError("The processor has no tokenizer: give one, tokenizer=load_tokenizer(path), or train_tokenizer(texts).")
+    if self.encoder is None:
+        raise InputError(
+            "The processor has no tokenizer: give one, tokenizer=load_tokenizer(path), or"
+            " train_tokenizer(texts)."
+        )
     if not samples: raise InputError("There are no samples to collate: give at least one.")
     have = [k for k in ("action", "action_mask") if k in samples[0]]
     if any(("action" in s) != bool(have) for s in samples):
-        raise InputError("Some samples have actions and some have none: give actions for all or for none.")
+        raise InputError(
+            "Some samples have actions and some have none: give actions for all or for none."
+        )
     lengths = {len(s["state"]) for s in samples}
-    if len(lengths) > 1: raise InputError(f"The samples have states of {sorted(lengths)} time steps: samples of one batch need the same number.")
+    if len(lengths) > 1:
+        raise InputError(
+            f"The samples have states of {sorted(lengths)} time steps: samples of one batch need"
+            " the same number."
+        )
     texts = [_expanded(s["text"], tuple(i.shape[:2] for i in s["images"])) for s in samples]
     batch = self.encoder(texts)
     batch["pixel_values"] = stack_images([i for s in samples for i in s["images"]])
@@ -306,15 +423,24 @@ def decode_action(self: Gr00tProcessor,
     raw_states: Mapping[str, np.ndarray],  # {group: (B, T, D)} physical units
 ) -> dict[str, np.ndarray]:  # {group: (B, T_action, D) float32} absolute, physical units
     "Actions of each group. Values beyond [-1, 1] are clipped."
-    if isinstance(action_pred, torch.Tensor): action_pred = action_pred.detach().float().cpu().numpy()
+    if isinstance(action_pred, torch.Tensor):
+        action_pred = action_pred.detach().float().cpu().numpy()
     config = self.state_action._config(embodiment, "action")
     widths = [self.state_action.group_width(embodiment, "action", k) for k in config.modality_keys]
     rows, ends = len(config.delta_indices), np.cumsum(widths)
-    if action_pred.shape[-2] < rows or action_pred.shape[-1] < ends[-1]: raise InputError(
-        f"The model's output is {action_pred.shape[-2]} steps of {action_pred.shape[-1]} numbers and the actions of '{embodiment}' "
-        f"are {rows} steps of {ends[-1]}: the processor belongs to another model.")
-    groups = {k: action_pred[..., :rows, e - w:e] for k, w, e in zip(config.modality_keys, widths, ends)}
-    return {k: v.astype(np.float32) for k, v in self.state_action.unapply_action(groups, embodiment, raw_states).items()}
+    if action_pred.shape[-2] < rows or action_pred.shape[-1] < ends[-1]:
+        raise InputError(
+            f"The model's output is {action_pred.shape[-2]} steps of {action_pred.shape[-1]}"
+            f" numbers and the actions of '{embodiment}' are {rows} steps of {ends[-1]}: the"
+            " processor belongs to another model."
+        )
+    groups = {
+        k: action_pred[..., :rows, e - w : e] for k, w, e in zip(config.modality_keys, widths, ends)
+    }
+    return {
+        k: v.astype(np.float32)
+        for k, v in self.state_action.unapply_action(groups, embodiment, raw_states).items()
+    }
 
 # %% ../../nbs/processing/50_processor.ipynb #c756ec35
 def _plain(x):
@@ -331,7 +457,10 @@ def save_pretrained(self: Gr00tProcessor,
     "Writes processor_config.json, statistics.json, embodiment_id.json, and `tokenizer/` if there is a tokenizer."
     path = Path(path)
     kwargs = dict(modality_configs=_plain(self.modality_configs), **_plain(self.settings))
-    write_json(path / "processor_config.json", dict(processor_class="Gr00tN1d6Processor", processor_kwargs=kwargs))
+    write_json(
+        path / "processor_config.json",
+        dict(processor_class="Gr00tN1d6Processor", processor_kwargs=kwargs),
+    )
     write_json(path / "statistics.json", _plain(self.statistics))
     write_json(path / "embodiment_id.json", self.embodiment_ids)
     if self.tokenizer is not None: self.tokenizer.save_pretrained(str(path / "tokenizer"))
@@ -345,16 +474,35 @@ def from_pretrained(cls: Gr00tProcessor,
 ) -> Gr00tProcessor:
     "Loads a processor that this kit or the official code saved."
     path = Path(path)
-    if not (path / "processor_config.json").exists() and (path / "processor" / "processor_config.json").exists(): path = path / "processor"
+    if (
+        not (path / "processor_config.json").exists()
+        and (path / "processor" / "processor_config.json").exists()
+    ):
+        path = path / "processor"
     config = read_json(path / "processor_config.json")
-    if "modality_configs" not in config.get("processor_kwargs", {}): raise InputError(
-        f"{path / 'processor_config.json'} has no processor_kwargs with modality_configs in it: expected the processor of a GR00T N1.6 checkpoint.")
+    if "modality_configs" not in config.get("processor_kwargs", {}):
+        raise InputError(
+            f"{path / 'processor_config.json'} has no processor_kwargs with modality_configs in it:"
+            " expected the processor of a GR00T N1.6 checkpoint."
+        )
     kwargs = config["processor_kwargs"] | overrides
-    configs = {tag: {m: c if isinstance(c, ModalityConfig) else ModalityConfig.from_json(c) for m, c in by_modality.items()}
-               for tag, by_modality in kwargs.pop("modality_configs").items()}
+    configs = {
+        tag: {
+            m: c if isinstance(c, ModalityConfig) else ModalityConfig.from_json(c)
+            for m, c in by_modality.items()
+        }
+        for tag, by_modality in kwargs.pop("modality_configs").items()
+    }
     ids = path / "embodiment_id.json"
-    if tokenizer is None and (path / "tokenizer").is_dir(): tokenizer = load_tokenizer(path / "tokenizer")
-    return cls(configs, read_json(path / "statistics.json"), read_json(ids) if ids.exists() else None, tokenizer, **kwargs)
+    if tokenizer is None and (path / "tokenizer").is_dir():
+        tokenizer = load_tokenizer(path / "tokenizer")
+    return cls(
+        configs,
+        read_json(path / "statistics.json"),
+        read_json(ids) if ids.exists() else None,
+        tokenizer,
+        **kwargs
+    )
 
 # %% ../../nbs/processing/50_processor.ipynb #df39a4e6
 @patch
@@ -367,22 +515,31 @@ def set_embodiment(self: Gr00tProcessor,
     "Adds an embodiment, or gives it a new configuration. Stored statistics stay unless `override`; a warning says so where the new ones differ."
     old, statistics = (self.modality_configs.get(tag), self.statistics.get(tag)), _plain(statistics)
     if old[1] is not None and not override:
-        if differs := _different(old[1], statistics): warnings.warn(
-            f"The statistics of '{tag}' stored in the checkpoint stay in use; those of the new data differ (most in {differs}). "
-            "Give override=True to use the new ones.", stacklevel=2)
+        if differs := _different(old[1], statistics):
+            warnings.warn(
+                f"The statistics of '{tag}' stored in the checkpoint stay in use; those of the new"
+                f" data differ (most in {differs}). Give override=True to use the new ones.",
+                stacklevel=2,
+            )
         statistics = old[1]
     self.modality_configs[tag], self.statistics[tag] = dict(config), statistics
     try:
         self._remake()
         for modality in ("state", "action"):
-            for group in config[modality].modality_keys: self.state_action._rule(tag, modality, group)
+            for group in config[modality].modality_keys:
+                self.state_action._rule(tag, modality, group)
     except InputError as e:  # all or nothing
         for where, what in zip((self.modality_configs, self.statistics), old):
             if what is None: del where[tag]
             else: where[tag] = what
         self._remake()
         kept = old[1] is not None and not override
-        raise InputError(f"{e}" + " These are the statistics stored in the checkpoint: override=True takes the new ones." * kept) from None
+        raise InputError(
+            f"{e}"
+            + " These are the statistics stored in the checkpoint: override=True takes the new"
+            " ones."
+            * kept
+        ) from None
 
 
 def _different(old: dict, new: dict) -> str:  # "" if the same
@@ -391,8 +548,13 @@ def _different(old: dict, new: dict) -> str:  # "" if the same
     for m in old.keys() & new.keys():
         for g in (old[m] or {}).keys() & (new[m] or {}).keys():
             if not {"min", "max"} <= new[m][g].keys(): return f"{m}.{g}, which lacks min or max"
-            a, b = (np.stack([np.asarray(s[m][g][k], dtype=float) for k in ("min", "max")]) for s in (old, new))
+            a, b = (
+                np.stack([np.asarray(s[m][g][k], dtype=float) for k in ("min", "max")])
+                for s in (old, new)
+            )
             if a.shape != b.shape: return f"{m}.{g}, which has another shape"
-            gaps[f"{m}.{g}"] = np.abs(b - a).max(initial=0) / max((a[1] - a[0]).max(initial=0), 1e-8)
+            gaps[f"{m}.{g}"] = np.abs(b - a).max(initial=0) / max(
+                (a[1] - a[0]).max(initial=0), 1e-8
+            )
     worst = max(gaps, key=gaps.get, default=None)
     return f"{worst}, by {gaps[worst]:.0%} of its range" if worst and gaps[worst] > 1e-6 else ""

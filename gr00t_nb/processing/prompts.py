@@ -43,7 +43,10 @@ def chat_text(
         f"The instruction {sentence!r} contains {found[0]!r}, which marks images or turns in the prompt: remove it, "
         "or let formalize_language do so.")
     marks = "".join(f"<image-{k}>" for k in range(1, images + 1))
-    return f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{sentence}{marks}<|im_end|>\n"
+    return (
+        "<|im_start|>system\nYou are a helpful"
+        f" assistant.<|im_end|>\n<|im_start|>user\n{sentence}{marks}<|im_end|>\n"
+    )
 
 # %% ../../nbs/processing/40_prompts.ipynb #7f4491ce
 def image_tokens(
@@ -51,8 +54,11 @@ def image_tokens(
     width: int,  # pixels, a multiple of 28
 ) -> int:  # tokens that the vision tower makes of the image
     "Height times width over 784. `InputError` where a side is no multiple of 28."
-    if height % 28 or width % 28: raise InputError(
-        f"An image of {height}x{width} pixels cannot be cut into squares of 28: resize it with resize_to_patches first.")
+    if height % 28 or width % 28:
+        raise InputError(
+            f"An image of {height}x{width} pixels cannot be cut into squares of 28: resize it with"
+            " resize_to_patches first."
+        )
     return height * width // PIXELS_PER_TOKEN
 
 # %% ../../nbs/processing/40_prompts.ipynb #c83211f5
@@ -62,24 +68,42 @@ def expand_images(
 ) -> str:
     "Replaces <image-k> by `<image k><img>`, `counts[k-1]` image tokens, and `</img>`. `InputError` where place holders and images disagree."
     marks = re.findall(r"<image-(\d+)>", text)
-    if marks != [str(k) for k in range(1, len(counts) + 1)]: raise InputError(
-        f"The prompt has {len(marks)} image place holders and the sample {len(counts)} images: make the prompt with chat_text(sentence, {len(counts)}).")
-    return re.sub(r"<image-(\d+)>", lambda m: f"<image {m[1]}><img>{IMAGE_TOKEN * counts[int(m[1]) - 1]}</img>", text)
+    if marks != [str(k) for k in range(1, len(counts) + 1)]:
+        raise InputError(
+            f"The prompt has {len(marks)} image place holders and the sample {len(counts)} images:"
+            f" make the prompt with chat_text(sentence, {len(counts)})."
+        )
+    return re.sub(
+        r"<image-(\d+)>",
+        lambda m: f"<image {m[1]}><img>{IMAGE_TOKEN * counts[int(m[1]) - 1]}</img>",
+        text,
+    )
 
 # %% ../../nbs/processing/40_prompts.ipynb #cc1f100d
-QWEN_TOKENS = ("<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> <|quad_end|> "
-               "<|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>").split()  # special tokens of Qwen3, in the order of their ids
-QWEN_WORDS = ("<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> "
-              "<tool_response> </tool_response> <think> </think>").split()  # added to Qwen3's vocabulary too, but not special: they stay when special tokens are skipped
-GROOT_TOKENS = f"{IMAGE_TOKEN} <img> </img> <box> </box> <quad> </quad> <ref> </ref> <interval> </interval>".split()  # the eleven that N1.6 adds
+QWEN_TOKENS = (
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|>"
+    " <|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|>"
+    " <|image_pad|> <|video_pad|>"
+).split()  # special tokens of Qwen3, in the order of their ids
+QWEN_WORDS = (
+    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|>"
+    " <|repo_name|> <|file_sep|> <tool_response> </tool_response> <think> </think>"
+).split()  # added to Qwen3's vocabulary too, but not special: they stay when special tokens are skipped
+GROOT_TOKENS = (
+    f"{IMAGE_TOKEN} <img> </img> <box> </box> <quad> </quad> <ref> </ref> <interval> </interval>"
+    .split()
+)  # the eleven that N1.6 adds
 
 # %% ../../nbs/processing/40_prompts.ipynb #dc306193
 CHAT_TEMPLATE = (
-    "{% set images = namespace(n=0) %}{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
-    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}{% set images.n = images.n + 1 %}<image-{{ images.n }}>"
-    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    "{% set images = namespace(n=0) %}{% for message in messages %}{% if loop.first and"
+    " message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{%"
+    " endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{"
+    " message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] =="
+    " 'image' %}{% set images.n = images.n + 1 %}<image-{{ images.n }}>{% elif 'text' in part %}{{"
+    " part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if"
+    " add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 # %% ../../nbs/processing/40_prompts.ipynb #5688f774
 def add_groot_tokens(
@@ -88,7 +112,10 @@ def add_groot_tokens(
     "Adds those of the eleven tokens of N1.6 that the tokenizer lacks, in their official order, as special tokens."
     known = tokenizer.get_vocab()
     missing = [t for t in GROOT_TOKENS if t not in known]
-    if missing: tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+    if missing:
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": missing}, replace_extra_special_tokens=False
+        )
     return tokenizer
 
 # %% ../../nbs/processing/40_prompts.ipynb #f8382a79
@@ -102,13 +129,27 @@ def _byte_bpe(
     shell = Qwen2TokenizerFast().backend_tokenizer  # Qwen's rules around an empty vocabulary
     bpe = Tokenizer(models.BPE())
     bpe.normalizer, bpe.pre_tokenizer = shell.normalizer, shell.pre_tokenizer
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size - len(added) - len(words), show_progress=False,
-                                                       initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size - len(added) - len(words),
+            show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        ),
+    )
     learned = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2TokenizerFast(vocab=learned["vocab"], merges=[tuple(m) for m in learned["merges"]],
-                                   pad_token="<|endoftext|>", eos_token="<|im_end|>", unk_token=None, padding_side="left")
+    tokenizer = Qwen2TokenizerFast(
+        vocab=learned["vocab"],
+        merges=[tuple(m) for m in learned["merges"]],
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        unk_token=None,
+        padding_side="left",
+    )
     tokenizer.add_tokens([AddedToken(w, special=False, normalized=False) for w in words])
-    tokenizer.add_special_tokens({"additional_special_tokens": list(added)}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": list(added)}, replace_extra_special_tokens=False
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -122,11 +163,23 @@ def train_tokenizer(
     `save_pretrained(folder)` keeps it and `load_tokenizer(folder)` brings it back. `InputError` without texts, or for too small a vocabulary.
     """
     least = 256 + len(QWEN_TOKENS) + len(QWEN_WORDS) + len(GROOT_TOKENS)
-    if vocab_size < least: raise InputError(f"A vocabulary of {vocab_size} entries is too small: the bytes and the added tokens alone are {least}.")
+    if vocab_size < least:
+        raise InputError(
+            f"A vocabulary of {vocab_size} entries is too small: the bytes and the added tokens"
+            f" alone are {least}."
+        )
     texts = [] if isinstance(texts, str) else list(texts)
-    if not texts: raise InputError("There are no texts to train a tokenizer from: give the instructions of a data set, list(ds.tasks.values()).")
-    frame = "system\nYou are a helpful assistant.\nuser\n{}<image 1><image 2>\n"  # what the chat puts around each of them
-    return _byte_bpe([frame.format(t) for t in texts], vocab_size, QWEN_TOKENS + GROOT_TOKENS, QWEN_WORDS)
+    if not texts:
+        raise InputError(
+            "There are no texts to train a tokenizer from: give the instructions of a data set,"
+            " list(ds.tasks.values())."
+        )
+    frame = (  # what the chat puts around each of them
+        "system\nYou are a helpful assistant.\nuser\n{}<image 1><image 2>\n"
+    )
+    return _byte_bpe(
+        [frame.format(t) for t in texts], vocab_size, QWEN_TOKENS + GROOT_TOKENS, QWEN_WORDS
+    )
 
 # %% ../../nbs/processing/40_prompts.ipynb #065955bb
 def load_tokenizer(
@@ -138,21 +191,50 @@ def load_tokenizer(
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)): raise InputError(
-            f"There is no tokenizer folder {path}: give a folder with tokenizer.json, or vocab.json and merges.txt, or a hub id such as Qwen/Qwen3-1.7B.")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+            raise InputError(
+                f"There is no tokenizer folder {path}: give a folder with tokenizer.json, or"
+                " vocab.json and merges.txt, or a hub id such as Qwen/Qwen3-1.7B."
+            )
         folder = _download(str(path))
-    if not (folder / "tokenizer.json").exists() and not all((folder / n).exists() for n in ("vocab.json", "merges.txt")): raise InputError(
-        f"The folder {folder} holds no tokenizer: expected tokenizer.json, or vocab.json and merges.txt.")
-    return add_groot_tokens(Qwen2TokenizerFast.from_pretrained(str(folder), padding_side="left", local_files_only=True, trust_remote_code=False))
+    if not (folder / "tokenizer.json").exists() and not all(
+        (folder / n).exists() for n in ("vocab.json", "merges.txt")
+    ):
+        raise InputError(
+            f"The folder {folder} holds no tokenizer: expected tokenizer.json, or vocab.json and"
+            " merges.txt."
+        )
+    return add_groot_tokens(
+        Qwen2TokenizerFast.from_pretrained(
+            str(folder), padding_side="left", local_files_only=True, trust_remote_code=False
+        )
+    )
 
 
 def _download(repo: str) -> Path:
     "Tokenizer files of a hub repository, from the local cache if they are there."
-    try: return Path(huggingface_hub.snapshot_download(repo, allow_patterns=["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-                                                                             "added_tokens.json", "special_tokens_map.json"]))
-    except Exception as e:  # no network, no such repository, no permission: the hub has a class for each
-        raise InputError(f"There is no folder {repo}, and the tokenizer of that name cannot be fetched from the Hugging Face hub ({type(e).__name__}): "
-                         "give an existing folder, or connect to the network once.") from e
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo,
+                allow_patterns=[
+                    "tokenizer.json",
+                    "tokenizer_config.json",
+                    "vocab.json",
+                    "merges.txt",
+                    "added_tokens.json",
+                    "special_tokens_map.json",
+                ],
+            )
+        )
+    except (
+        Exception
+    ) as e:  # no network, no such repository, no permission: the hub has a class for each
+        raise InputError(
+            f"There is no folder {repo}, and the tokenizer of that name cannot be fetched from the"
+            f" Hugging Face hub ({type(e).__name__}): give an existing folder, or connect to the"
+            " network once."
+        ) from e
 
 # %% ../../nbs/processing/40_prompts.ipynb #9d09aa97
 class PromptEncoder:
@@ -163,7 +245,11 @@ class PromptEncoder:
         cache_size: int = 4096,  # distinct prompts kept
     ):
         vocab = tokenizer.get_vocab()
-        if IMAGE_TOKEN not in vocab: raise InputError(f"The tokenizer has no {IMAGE_TOKEN}: load it with load_tokenizer, which adds the tokens of GR00T N1.6.")
+        if IMAGE_TOKEN not in vocab:
+            raise InputError(
+                f"The tokenizer has no {IMAGE_TOKEN}: load it with load_tokenizer, which adds the"
+                " tokens of GR00T N1.6."
+            )
         self.tokenizer, self.cache_size = tokenizer, cache_size
         self.image_token_id: int = vocab[IMAGE_TOKEN]
         self._ids: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -171,7 +257,9 @@ class PromptEncoder:
     def ids(self, text: str) -> np.ndarray:  # (N,) int64
         "Ids of one prompt, without padding. One text at a time keeps the tokenizer's threads asleep, which makes forking safe."
         if (ids := self._ids.get(text)) is None:
-            ids = self._ids[text] = np.asarray(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
+            ids = self._ids[text] = np.asarray(
+                self.tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64
+            )
             if len(self._ids) > self.cache_size: self._ids.popitem(last=False)
         else: self._ids.move_to_end(text)
         return ids
@@ -182,5 +270,6 @@ class PromptEncoder:
         longest = max(map(len, rows))
         ids = np.full((len(rows), longest), self.tokenizer.pad_token_id, dtype=np.int64)
         mask = np.zeros_like(ids)
-        for i, row in enumerate(rows): ids[i, longest - len(row):], mask[i, longest - len(row):] = row, 1
+        for i, row in enumerate(rows):
+            ids[i, longest - len(row) :], mask[i, longest - len(row) :] = row, 1
         return dict(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))

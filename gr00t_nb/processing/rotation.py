@@ -19,8 +19,11 @@ def _unit(
     "`v` over its length; `InputError` where that is zero."
     n = np.linalg.norm(v, axis=-1, keepdims=True)
     if (n < 1e-12).any():  # NaN passes: what is unknown stays unknown
-        raise InputError("A rotation of 6 numbers holds a zero row or two parallel rows, which is no rotation: "
-                         "expected the first two rows of a rotation matrix; check the columns that the pose is read from.")
+        raise InputError(
+            "A rotation of 6 numbers holds a zero row or two parallel rows, which is no rotation:"
+            " expected the first two rows of a rotation matrix; check the columns that the pose is"
+            " read from."
+        )
     return v / n
 
 # %% ../../nbs/processing/00_rotation.ipynb #f5e1712d
@@ -75,7 +78,11 @@ def matrix_to_rotvec(
     return 2 * q[..., :3] / np.sinc(half / np.pi)
 
 # %% ../../nbs/processing/00_rotation.ipynb #080c31ce
-POSE_SIZES: dict[ActionFormat, int] = {ActionFormat.XYZ_ROT6D: 9, ActionFormat.XYZ_ROTVEC: 6, ActionFormat.DEFAULT: 16}  # numbers of one pose
+POSE_SIZES: dict[ActionFormat, int] = {
+    ActionFormat.XYZ_ROT6D: 9,
+    ActionFormat.XYZ_ROTVEC: 6,
+    ActionFormat.DEFAULT: 16,
+}  # numbers of one pose
 
 # %% ../../nbs/processing/00_rotation.ipynb #8f93a1f2
 def pose_to_matrix(
@@ -85,11 +92,16 @@ def pose_to_matrix(
     "Homogeneous matrices of flat poses. `InputError` where the width does not fit the format."
     pose = np.asarray(pose, dtype=np.float64)
     if pose.shape[-1] != POSE_SIZES[format]:
-        raise InputError(f"A pose has {pose.shape[-1]} numbers where the format {format.name} has {POSE_SIZES[format]}: "
-                         "change the format in the action config, or the columns of the group in meta/modality.json.")
+        raise InputError(
+            f"A pose has {pose.shape[-1]} numbers where the format {format.name} has"
+            f" {POSE_SIZES[format]}: change the format in the action config, or the columns of the"
+            " group in meta/modality.json."
+        )
     if format is ActionFormat.DEFAULT: return pose.reshape(*pose.shape[:-1], 4, 4)
     out = np.zeros((*pose.shape[:-1], 4, 4))
-    out[..., :3, :3] = (rot6d_to_matrix if format is ActionFormat.XYZ_ROT6D else rotvec_to_matrix)(pose[..., 3:])
+    out[..., :3, :3] = (rot6d_to_matrix if format is ActionFormat.XYZ_ROT6D else rotvec_to_matrix)(
+        pose[..., 3:]
+    )
     out[..., :3, 3] = pose[..., :3]
     out[..., 3, 3] = 1
     return out
@@ -101,7 +113,9 @@ def matrix_to_pose(
 ) -> np.ndarray:  # (..., 9 | 6 | 16) float64
     "Flat poses of homogeneous matrices, the inverse of `pose_to_matrix`."
     if format is ActionFormat.DEFAULT: return matrix.reshape(*matrix.shape[:-2], 16)
-    rotation = (matrix_to_rot6d if format is ActionFormat.XYZ_ROT6D else matrix_to_rotvec)(matrix[..., :3, :3])
+    rotation = (matrix_to_rot6d if format is ActionFormat.XYZ_ROT6D else matrix_to_rotvec)(
+        matrix[..., :3, :3]
+    )
     return np.concatenate([matrix[..., :3, 3], rotation], axis=-1)
 
 # %% ../../nbs/processing/00_rotation.ipynb #810e9cdb
@@ -123,7 +137,9 @@ def relative_pose(
     format: ActionFormat,  # how both are written
 ) -> np.ndarray:  # (..., D) float64
     "`inverse(reference) @ pose`, in the same format: the pose as the reference sees it."
-    return matrix_to_pose(invert_pose(pose_to_matrix(reference, format)) @ pose_to_matrix(pose, format), format)
+    return matrix_to_pose(
+        invert_pose(pose_to_matrix(reference, format)) @ pose_to_matrix(pose, format), format
+    )
 
 # %% ../../nbs/processing/00_rotation.ipynb #372af626
 def absolute_pose(
@@ -132,4 +148,6 @@ def absolute_pose(
     format: ActionFormat,  # how both are written
 ) -> np.ndarray:  # (..., D) float64
     "`reference @ relative`, the inverse of `relative_pose`."
-    return matrix_to_pose(pose_to_matrix(reference, format) @ pose_to_matrix(relative, format), format)
+    return matrix_to_pose(
+        pose_to_matrix(reference, format) @ pose_to_matrix(relative, format), format
+    )

@@ -13,7 +13,13 @@ import numpy as np
 from fastcore.basics import patch
 
 from .rotation import absolute_pose, relative_pose
-from ..embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType, ModalityConfig
+from gr00t_nb.embodiments import (
+    ActionConfig,
+    ActionFormat,
+    ActionRepresentation,
+    ActionType,
+    ModalityConfig,
+)
 from ..errors import InputError, did_you_mean
 
 # %% ../../nbs/processing/20_state_action.ipynb #4a965343
@@ -79,31 +85,50 @@ class StateActionProcessor:
     ):
         self.modality_configs, self.statistics = modality_configs, statistics or {}
         self.use_percentiles, self.clip_outliers = use_percentiles, clip_outliers
-        self.apply_sincos_state_encoding, self.use_relative_action = apply_sincos_state_encoding, use_relative_action
+        self.apply_sincos_state_encoding, self.use_relative_action = (
+            apply_sincos_state_encoding,
+            use_relative_action,
+        )
         self._arrays: dict[tuple, np.ndarray] = {}  # statistics as arrays, made when first needed
         for tag in self.statistics:
             if tag in modality_configs: self._check_relative(tag)
 
 # %% ../../nbs/processing/20_state_action.ipynb #5e46be22
 @patch
-def _action_configs(self: StateActionProcessor, embodiment: str) -> dict[str, ActionConfig]:  # by group; absolute where nothing is said
+def _action_configs(
+    self: StateActionProcessor, embodiment: str
+) -> dict[str, ActionConfig]:  # by group; absolute where nothing is said
     config = self._config(embodiment, "action")
-    configs = config.action_configs or [ActionConfig(ActionRepresentation.ABSOLUTE)] * len(config.modality_keys)
+    configs = config.action_configs or [ActionConfig(ActionRepresentation.ABSOLUTE)] * len(
+        config.modality_keys
+    )
     return dict(zip(config.modality_keys, configs))
 
 @patch
 def is_relative(self: StateActionProcessor, embodiment: str, group: str) -> bool:
     "Whether an action group is made relative to the state: its configuration says so and the processor's switch is on."
-    return self.use_relative_action and self._action_configs(embodiment)[group].rep is ActionRepresentation.RELATIVE
+    return (
+        self.use_relative_action
+        and self._action_configs(embodiment)[group].rep is ActionRepresentation.RELATIVE
+    )
 
 @patch
 def _check_relative(self: StateActionProcessor, embodiment: str):
     if "action" not in self.modality_configs[embodiment]: return
-    groups = [k for k in self._config(embodiment, "action").modality_keys if self.is_relative(embodiment, k)]
-    missing = [k for k in groups if k not in (self.statistics[embodiment].get("relative_action") or {})]
-    if missing: raise InputError(
-        f"The statistics of '{embodiment}' have no relative_action entry for {', '.join(missing)}, whose actions are RELATIVE: "
-        "compute them with embodiment_statistics(ds, config), or make these actions ABSOLUTE.")
+    groups = [
+        k
+        for k in self._config(embodiment, "action").modality_keys
+        if self.is_relative(embodiment, k)
+    ]
+    missing = [
+        k for k in groups if k not in (self.statistics[embodiment].get("relative_action") or {})
+    ]
+    if missing:
+        raise InputError(
+            f"The statistics of '{embodiment}' have no relative_action entry for"
+            f" {', '.join(missing)}, whose actions are RELATIVE: compute them with"
+            " embodiment_statistics(ds, config), or make these actions ABSOLUTE."
+        )
 
 # %% ../../nbs/processing/20_state_action.ipynb #4bfe2393
 @patch
@@ -111,20 +136,28 @@ def _config(self: StateActionProcessor, embodiment: str, modality: str) -> Modal
     if embodiment not in self.modality_configs: raise InputError(
         f"The processor has no modality configuration for the embodiment '{embodiment}': it knows "
         f"{', '.join(self.modality_configs) or 'none'}.{did_you_mean(embodiment, self.modality_configs)}")
-    if modality not in self.modality_configs[embodiment]: raise InputError(
-        f"The modality configuration of '{embodiment}' has no '{modality}': it has {', '.join(self.modality_configs[embodiment])}.")
+    if modality not in self.modality_configs[embodiment]:
+        raise InputError(
+            f"The modality configuration of '{embodiment}' has no '{modality}': it has"
+            f" {', '.join(self.modality_configs[embodiment])}."
+        )
     return self.modality_configs[embodiment][modality]
 
 @patch
-def _array(self: StateActionProcessor, embodiment: str, modality: str, group: str, name: str) -> np.ndarray:  # (D,) or (H, D) float64
+def _array(
+    self: StateActionProcessor, embodiment: str, modality: str, group: str, name: str
+) -> np.ndarray:  # (D,) or (H, D) float64
     "One array of the statistics."
     key = embodiment, modality, group, name
     if key not in self._arrays:
         where = self.statistics
         for step in key:
-            if step not in where: raise InputError(
-                f"The statistics hold no {' / '.join(key)} ('{step}' is missing): they hold {', '.join(where) or 'nothing'} there; "
-                f"compute them with embodiment_statistics(ds, config).{did_you_mean(step, where)}")
+            if step not in where:
+                raise InputError(
+                    f"The statistics hold no {' / '.join(key)} ('{step}' is missing): they hold"
+                    f" {', '.join(where) or 'nothing'} there; compute them with"
+                    f" embodiment_statistics(ds, config).{did_you_mean(step, where)}"
+                )
             where = where[step]
         self._arrays[key] = np.asarray(where, dtype=np.float64)
     return self._arrays[key]
@@ -141,7 +174,9 @@ def group_width(self: StateActionProcessor,
 
 @patch
 def _is_sin_cos(self: StateActionProcessor, embodiment: str, group: str) -> bool:
-    return self.apply_sincos_state_encoding and group in (self._config(embodiment, "state").sin_cos_embedding_keys or ())
+    return self.apply_sincos_state_encoding and group in (
+        self._config(embodiment, "state").sin_cos_embedding_keys or ()
+    )
 
 @patch
 def state_dim(self: StateActionProcessor,
@@ -150,35 +185,56 @@ def state_dim(self: StateActionProcessor,
 ) -> int:  # numbers of one state
     "Width of all state groups together."
     keys = self._config(embodiment, "state").modality_keys
-    return sum(self.group_width(embodiment, "state", k) * (2 if include_sincos_expansion and self._is_sin_cos(embodiment, k) else 1) for k in keys)
+    return sum(
+        self.group_width(embodiment, "state", k)
+        * (2 if include_sincos_expansion and self._is_sin_cos(embodiment, k) else 1)
+        for k in keys
+    )
 
 @patch
 def action_dim(self: StateActionProcessor,
     embodiment: str,  # tag value
 ) -> int:  # numbers of one action
     "Width of all action groups together."
-    return sum(self.group_width(embodiment, "action", k) for k in self._config(embodiment, "action").modality_keys)
+    return sum(
+        self.group_width(embodiment, "action", k)
+        for k in self._config(embodiment, "action").modality_keys
+    )
 
 # %% ../../nbs/processing/20_state_action.ipynb #96f94ebf
 @patch
-def _take(self: StateActionProcessor, values: Mapping, embodiment: str, modality: str, group: str) -> np.ndarray:
+def _take(
+    self: StateActionProcessor, values: Mapping, embodiment: str, modality: str, group: str
+) -> np.ndarray:
     "The array of a group, present and of the right width."
-    if group not in values: raise InputError(
-        f"The {modality} of '{embodiment}' lacks the group '{group}': given were {', '.join(values) or 'none'}.{did_you_mean(group, values)}")
+    if group not in values:
+        raise InputError(
+            f"The {modality} of '{embodiment}' lacks the group '{group}': given were"
+            f" {', '.join(values) or 'none'}.{did_you_mean(group, values)}"
+        )
     x, width = np.asarray(values[group]), self.group_width(embodiment, modality, group)
-    if x.shape[-1] != width: raise InputError(
-        f"The {modality} group '{group}' of '{embodiment}' is {x.shape[-1]} numbers wide where its statistics have {width}: "
-        "the data and the statistics belong to different robots or versions; compute the statistics anew.")
+    if x.shape[-1] != width:
+        raise InputError(
+            f"The {modality} group '{group}' of '{embodiment}' is {x.shape[-1]} numbers wide where"
+            f" its statistics have {width}: the data and the statistics belong to different robots"
+            " or versions; compute the statistics anew."
+        )
     return x
 
 @patch
-def _rule(self: StateActionProcessor, embodiment: str, modality: str, group: str) -> tuple[bool, np.ndarray, np.ndarray]:
+def _rule(
+    self: StateActionProcessor, embodiment: str, modality: str, group: str
+) -> tuple[bool, np.ndarray, np.ndarray]:
     "(by mean and std?, low or mean, high or std) of a group."
     relative = modality == "action" and self.is_relative(embodiment, group)
     stats = "relative_action" if relative else modality
     mean_std = group in (self._config(embodiment, modality).mean_std_embedding_keys or ())
     # relative groups keep min and max whatever use_percentiles says, as the official processor does
-    names = ("mean", "std") if mean_std else ("q01", "q99") if self.use_percentiles and not relative else ("min", "max")
+    names = (
+        ("mean", "std")
+        if mean_std
+        else ("q01", "q99") if self.use_percentiles and not relative else ("min", "max")
+    )
     return mean_std, *(self._array(embodiment, stats, group, n) for n in names)
 
 # %% ../../nbs/processing/20_state_action.ipynb #9204f11f
@@ -191,7 +247,9 @@ def apply_state(self: StateActionProcessor,
     out = {}
     for group in self._config(embodiment, "state").modality_keys:
         x = self._take(state, embodiment, "state", group)
-        if self._is_sin_cos(embodiment, group): out[group] = encode_sin_cos(x); continue
+        if self._is_sin_cos(embodiment, group):
+            out[group] = encode_sin_cos(x)
+            continue
         mean_std, a, b = self._rule(embodiment, "state", group)
         out[group] = normalize_mean_std(x, a, b) if mean_std else normalize_range(x, a, b)
         if self.clip_outliers and not mean_std: out[group] = np.clip(out[group], -1, 1)
@@ -206,10 +264,15 @@ def unapply_state(self: StateActionProcessor,
     "The inverse of `apply_state`. `InputError` for groups given as sin/cos, which are not turned back."
     out = {}
     for group in self._config(embodiment, "state").modality_keys:
-        if self._is_sin_cos(embodiment, group): raise InputError(
-            f"The state group '{group}' of '{embodiment}' is encoded as sine and cosine, which cannot be undone: keep the raw state instead.")
+        if self._is_sin_cos(embodiment, group):
+            raise InputError(
+                f"The state group '{group}' of '{embodiment}' is encoded as sine and cosine, which"
+                " cannot be undone: keep the raw state instead."
+            )
         mean_std, a, b = self._rule(embodiment, "state", group)
-        out[group] = (unnormalize_mean_std if mean_std else unnormalize_range)(self._take(state, embodiment, "state", group), a, b)
+        out[group] = (unnormalize_mean_std if mean_std else unnormalize_range)(
+            self._take(state, embodiment, "state", group), a, b
+        )
     return out
 
 # %% ../../nbs/processing/20_state_action.ipynb #e593794f
@@ -225,16 +288,24 @@ def _reference(self: StateActionProcessor,
     if state is None or key not in state: raise InputError(
         f"The action group '{group}' of '{embodiment}' is relative to the state group '{key}', which was not given"
         f" (given: {', '.join(state or ()) or 'no state'}): pass the raw state.{did_you_mean(key, state or ())}")
-    if config.type is ActionType.NON_EEF and config.format is not ActionFormat.DEFAULT: raise InputError(
-        f"The action group '{group}' of '{embodiment}' is NON_EEF with the pose format {config.format.name}: "
-        "numbers that are no pose have the format DEFAULT; make it EEF if it is a pose.")
+    if config.type is ActionType.NON_EEF and config.format is not ActionFormat.DEFAULT:
+        raise InputError(
+            f"The action group '{group}' of '{embodiment}' is NON_EEF with the pose format"
+            f" {config.format.name}: numbers that are no pose have the format DEFAULT; make it EEF"
+            " if it is a pose."
+        )
     return np.asarray(state[key], dtype=np.float64)[..., -1:, :]
 
 @patch
-def _check_width(self: StateActionProcessor, embodiment: str, group: str, reference: np.ndarray, x: np.ndarray):
-    if reference.shape[-1] != x.shape[-1]: raise InputError(
-        f"The action group '{group}' of '{embodiment}' has {x.shape[-1]} numbers and the state it is relative to {reference.shape[-1]}: "
-        "they must be the same quantity; name another group with state_key, or make the action ABSOLUTE.")
+def _check_width(
+    self: StateActionProcessor, embodiment: str, group: str, reference: np.ndarray, x: np.ndarray
+):
+    if reference.shape[-1] != x.shape[-1]:
+        raise InputError(
+            f"The action group '{group}' of '{embodiment}' has {x.shape[-1]} numbers and the state"
+            f" it is relative to {reference.shape[-1]}: they must be the same quantity; name"
+            " another group with state_key, or make the action ABSOLUTE."
+        )
 
 # %% ../../nbs/processing/20_state_action.ipynb #f79d7704
 @patch
@@ -263,19 +334,32 @@ def to_absolute(self: StateActionProcessor,
     "The inverse of `to_relative`."
     config = self._action_configs(embodiment)[group]
     reference = self._reference(state, embodiment, group, config)
-    if config.type is ActionType.EEF and config.format is ActionFormat.DEFAULT: raise InputError(
-        f"The action group '{group}' of '{embodiment}' is a relative pose of format DEFAULT, which GR00T N1.6 cannot turn back into "
-        "an absolute one: use the format XYZ_ROT6D or XYZ_ROTVEC.")
+    if config.type is ActionType.EEF and config.format is ActionFormat.DEFAULT:
+        raise InputError(
+            f"The action group '{group}' of '{embodiment}' is a relative pose of format DEFAULT,"
+            " which GR00T N1.6 cannot turn back into an absolute one: use the format XYZ_ROT6D or"
+            " XYZ_ROTVEC."
+        )
     self._check_width(embodiment, group, reference, x)
-    return x + reference if config.type is ActionType.NON_EEF else absolute_pose(x, reference, config.format)
+    return (
+        x + reference
+        if config.type is ActionType.NON_EEF
+        else absolute_pose(x, reference, config.format)
+    )
 
 # %% ../../nbs/processing/20_state_action.ipynb #37655c51
 @patch
-def _check_horizon(self: StateActionProcessor, embodiment: str, group: str, x: np.ndarray, bounds: np.ndarray):
+def _check_horizon(
+    self: StateActionProcessor, embodiment: str, group: str, x: np.ndarray, bounds: np.ndarray
+):
     steps = x.shape[x.ndim - bounds.ndim] if x.ndim >= bounds.ndim else 0
-    if bounds.ndim > 1 and steps != bounds.shape[0]: raise InputError(
-        f"The action group '{group}' of '{embodiment}' comes in chunks of {steps} steps where its relative statistics have {bounds.shape[0]}: "
-        "they were computed for another horizon; compute them anew with embodiment_statistics(ds, config, use_shipped=False).")
+    if bounds.ndim > 1 and steps != bounds.shape[0]:
+        raise InputError(
+            f"The action group '{group}' of '{embodiment}' comes in chunks of {steps} steps where"
+            f" its relative statistics have {bounds.shape[0]}: they were computed for another"
+            " horizon; compute them anew with embodiment_statistics(ds, config,"
+            " use_shipped=False)."
+        )
 
 @patch
 def apply_action(self: StateActionProcessor,
@@ -309,5 +393,9 @@ def unapply_action(self: StateActionProcessor,
         mean_std, a, b = self._rule(embodiment, "action", group)
         self._check_horizon(embodiment, group, x, a)
         x = (unnormalize_mean_std if mean_std else unnormalize_range)(x, a, b)
-        out[group] = self.to_absolute(x, state, embodiment, group) if self.is_relative(embodiment, group) else x
+        out[group] = (
+            self.to_absolute(x, state, embodiment, group)
+            if self.is_relative(embodiment, group)
+            else x
+        )
     return out

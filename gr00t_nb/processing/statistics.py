@@ -31,7 +31,14 @@ def summarize(
     if not np.isfinite(values).all(): return _summarize_finite(values)
     # float64 ranks: with float32 ones numpy interpolates in float32, and the last bit differs from the official files
     q01, q99 = np.quantile(values, np.array([0.01, 0.99], np.float64), axis=0)
-    return {"mean": values.mean(0), "std": values.std(0), "min": values.min(0), "max": values.max(0), "q01": q01, "q99": q99}
+    return {
+        "mean": values.mean(0),
+        "std": values.std(0),
+        "min": values.min(0),
+        "max": values.max(0),
+        "q01": q01,
+        "q99": q99,
+    }
 
 # %% ../../nbs/processing/10_statistics.ipynb #27e7edca
 def _summarize_finite(values: np.ndarray) -> dict[str, np.ndarray]:
@@ -42,7 +49,9 @@ def _summarize_finite(values: np.ndarray) -> dict[str, np.ndarray]:
     return {k: np.array([p[k] for p in parts]).reshape(values.shape[1:]) for k in ENTRIES}
 
 # %% ../../nbs/processing/10_statistics.ipynb #d88e54ff
-EXACT_BYTES = 256 * 2**20  # float32 values of one feature up to which quantiles are exact: about ten million rows of seven numbers
+EXACT_BYTES = (
+    256 * 2**20
+)  # float32 values of one feature up to which quantiles are exact: about ten million rows of seven numbers
 SAMPLED_ROWS = 200_000  # rows of the sample beyond that: the q01 of a normal distribution is then within 0.01 standard deviations
 
 # %% ../../nbs/processing/10_statistics.ipynb #acbe6470
@@ -53,7 +62,12 @@ class Summary:
         total: int,  # rows that will come
         keep: int = SAMPLED_ROWS,  # rows of the sample, in expectation
     ):
-        self.share, self.rng, self.n, self.sample = min(1.0, keep / max(1, total)), np.random.default_rng(0), 0, []
+        self.share, self.rng, self.n, self.sample = (
+            min(1.0, keep / max(1, total)),
+            np.random.default_rng(0),
+            0,
+            [],
+        )
 
     def add(self,
         values: np.ndarray,  # (n, ...) numbers
@@ -64,20 +78,43 @@ class Summary:
         good = np.isfinite(x)
         count, total = good.sum(0), lambda a: np.where(good, a, 0).sum(0)
         mean = total(x) / np.maximum(count, 1)
-        square, low, high = total((np.where(good, x, 0) - mean) ** 2), x.min(0, initial=np.inf, where=good), x.max(0, initial=-np.inf, where=good)
+        square, low, high = (
+            total((np.where(good, x, 0) - mean) ** 2),
+            x.min(0, initial=np.inf, where=good),
+            x.max(0, initial=-np.inf, where=good),
+        )
         if self.n:  # Chan, Golub, LeVeque 1979
             gap, all_ = mean - self.mean, np.maximum(self.count + count, 1)
             square = self.square + square + gap ** 2 * self.count * count / all_
-            mean, low, high, count = self.mean + gap * count / all_, np.minimum(self.low, low), np.maximum(self.high, high), self.count + count
-        self.mean, self.square, self.low, self.high, self.count, self.n = mean, square, low, high, count, self.n + len(x)
+            mean, low, high, count = (
+                self.mean + gap * count / all_,
+                np.minimum(self.low, low),
+                np.maximum(self.high, high),
+                self.count + count,
+            )
+        self.mean, self.square, self.low, self.high, self.count, self.n = (
+            mean,
+            square,
+            low,
+            high,
+            count,
+            self.n + len(x),
+        )
         self.sample.append(np.asarray(values, np.float32)[self.rng.random(len(x)) < self.share])
 
     def result(self) -> dict[str, np.ndarray]:  # as `summarize`, and 'sampled': (rows of the sample, all rows)
         "The statistics of what came."
         sample = np.concatenate(self.sample)
         quantiles = summarize(sample)
-        exact = dict(mean=self.mean, std=np.sqrt(self.square / np.maximum(self.count, 1)), min=self.low, max=self.high)
-        exact = {k: np.where(self.count > 0, v, np.nan).astype(np.float32) for k, v in exact.items()}
+        exact = dict(
+            mean=self.mean,
+            std=np.sqrt(self.square / np.maximum(self.count, 1)),
+            min=self.low,
+            max=self.high,
+        )
+        exact = {
+            k: np.where(self.count > 0, v, np.nan).astype(np.float32) for k, v in exact.items()
+        }
         q01, q99 = quantiles["q01"], quantiles["q99"]
         return exact | dict(q01=q01, q99=q99, sampled=np.array([len(sample), self.n]))
 
@@ -87,10 +124,16 @@ def dataset_statistics(
     columns: list[str] | None = None,  # features; None: all whose dtype is a float, as in the official stats.json
 ) -> dict[str, dict[str, list]]:  # feature -> entry -> one number per dimension: the form of meta/stats.json; 'sampled' where quantiles are not exact
     "Statistics of the columns of a data set over all rows of its episodes."
-    if columns is None: columns = [c for c, f in ds.info["features"].items() if "float" in str(f.get("dtype"))]
+    if columns is None:
+        columns = [c for c, f in ds.info["features"].items() if "float" in str(f.get("dtype"))]
     out = {}
     for c in columns:
-        summary = None if 4 * ds.total_steps * int(np.prod(ds.info["features"].get(c, {}).get("shape") or [1])) <= EXACT_BYTES else Summary(ds.total_steps)
+        summary = (
+            None
+            if 4 * ds.total_steps * int(np.prod(ds.info["features"].get(c, {}).get("shape") or [1]))
+            <= EXACT_BYTES
+            else Summary(ds.total_steps)
+        )
         parts = []
         for e in range(len(ds)):
             rows = np.asarray(ds.rows(e, [c])[c], np.float32)
@@ -98,46 +141,89 @@ def dataset_statistics(
             if summary is None: parts.append(rows)
             else: summary.add(rows)
         if not (summary.n if summary else sum(map(len, parts))):
-            raise InputError(f"Column '{c}' of {ds.path} has no rows in any episode: there is nothing to take statistics of.")
-        out[c] = {k: v.tolist() for k, v in (summary.result() if summary else summarize(np.concatenate(parts))).items()}
+            raise InputError(
+                f"Column '{c}' of {ds.path} has no rows in any episode: there is nothing to take"
+                " statistics of."
+            )
+        out[c] = {
+            k: v.tolist()
+            for k, v in (summary.result() if summary else summarize(np.concatenate(parts))).items()
+        }
     return out
 
 # %% ../../nbs/processing/10_statistics.ipynb #7912e27a
-def _relative_group(ds: LeRobotDataset, group: str, action: ActionConfig, offsets: list[int], reference: int) -> dict[str, np.ndarray]:
+def _relative_group(
+    ds: LeRobotDataset, group: str, action: ActionConfig, offsets: list[int], reference: int
+) -> dict[str, np.ndarray]:
     "Statistics (H, D) of one relative action group; `reference` is the offset of the state that it is relative to."
     source = action.state_key or group
     entry = ds.modality["action"].get(group) or {}
-    if 4 * ds.total_steps * (entry.get("end", 0) - entry.get("start", 0)) > EXACT_BYTES: return _relative_group_in_pieces(ds, group, source, action, offsets, reference)
+    if 4 * ds.total_steps * (entry.get("end", 0) - entry.get("start", 0)) > EXACT_BYTES:
+        return _relative_group_in_pieces(ds, group, source, action, offsets, reference)
     # in the precision of the file: officially the difference is taken first and rounded to float32 afterwards
     actions = [ds._groups(e, "action", [group], raw=True)[group] for e in range(len(ds))]
     states = [ds._groups(e, "state", [source], raw=True)[source] for e in range(len(ds))]
     if actions[0].shape[1] != states[0].shape[1]:
-        raise InputError(f"Action '{group}' of {ds.path} has {actions[0].shape[1]} values, but the state '{source}' that it is relative to has "
-                         f"{states[0].shape[1]}: name another state with state_key, or make the action ABSOLUTE.")
+        raise InputError(
+            f"Action '{group}' of {ds.path} has {actions[0].shape[1]} values, but the state"
+            f" '{source}' that it is relative to has {states[0].shape[1]}: name another state with"
+            " state_key, or make the action ABSOLUTE."
+        )
     low, high = min([*offsets, reference]), max([*offsets, reference])
     begin = np.cumsum([0] + [len(a) for a in actions[:-1]])
-    starts = np.concatenate([b + np.arange(max(0, -low), len(a) - max(0, high)) for b, a in zip(begin, actions)]).astype(np.int64)
+    starts = np.concatenate(
+        [b + np.arange(max(0, -low), len(a) - max(0, high)) for b, a in zip(begin, actions)]
+    ).astype(np.int64)
     if not len(starts):
-        raise InputError(f"No episode of {ds.path} is long enough for an action chunk with offsets {min(offsets)} to {max(offsets)} "
-                         f"(the longest has {max(map(len, actions))} steps): shorten the horizon.")
+        raise InputError(
+            f"No episode of {ds.path} is long enough for an action chunk with offsets"
+            f" {min(offsets)} to {max(offsets)} (the longest has {max(map(len, actions))} steps):"
+            " shorten the horizon."
+        )
     actions, base = np.concatenate(actions), np.concatenate(states)[starts + reference]
     per_step = []
     for k in offsets:
-        if action.type is ActionType.EEF: per_step.append(summarize(relative_pose(actions[starts + k], base, action.format)))
-        else: per_step.append(summarize(actions[starts + k] - base))
+        if action.type is ActionType.EEF:
+            per_step.append(summarize(relative_pose(actions[starts + k], base, action.format)))
+        else:
+            per_step.append(summarize(actions[starts + k] - base))
     return {entry: np.stack([s[entry] for s in per_step]) for entry in ENTRIES}
 
 
-def _relative_group_in_pieces(ds: LeRobotDataset, group: str, source: str, action: ActionConfig, offsets: list[int], reference: int) -> dict[str, np.ndarray]:
+def _relative_group_in_pieces(
+    ds: LeRobotDataset,
+    group: str,
+    source: str,
+    action: ActionConfig,
+    offsets: list[int],
+    reference: int,
+) -> dict[str, np.ndarray]:
     "The same, an episode at a time."
-    summary, low, high = Summary(ds.total_steps), max(0, -min([*offsets, reference])), max(0, *offsets, reference)
+    summary, low, high = (
+        Summary(ds.total_steps),
+        max(0, -min([*offsets, reference])),
+        max(0, *offsets, reference),
+    )
     for e in range(len(ds)):
-        actions, states = (ds._groups(e, k, [g], raw=True)[g] for k, g in (("action", group), ("state", source)))
+        actions, states = (
+            ds._groups(e, k, [g], raw=True)[g] for k, g in (("action", group), ("state", source))
+        )
         starts = np.arange(low, len(actions) - high)
         base, chunks = states[starts + reference], actions[starts[:, None] + np.asarray(offsets)]
-        if action.type is not ActionType.EEF: summary.add((chunks - base[:, None]).astype(np.float32))
-        elif len(starts): summary.add(np.stack([relative_pose(chunks[:, k], base, action.format) for k in range(len(offsets))], 1).astype(np.float32))
-    if not summary.n: raise InputError(f"No episode of {ds.path} is long enough for an action chunk with offsets {min(offsets)} to {max(offsets)}: shorten the horizon.")
+        if action.type is not ActionType.EEF:
+            summary.add((chunks - base[:, None]).astype(np.float32))
+        elif len(starts):
+            summary.add(
+                np.stack(
+                    [relative_pose(chunks[:, k], base, action.format) for k in range(len(offsets))],
+                    1,
+                ).astype(np.float32)
+            )
+    if not summary.n:
+        raise InputError(
+            f"No episode of {ds.path} is long enough for an action chunk with offsets"
+            f" {min(offsets)} to {max(offsets)}: shorten the horizon."
+        )
     return summary.result()
 
 
@@ -145,7 +231,9 @@ def _relative_groups(config: dict[str, ModalityConfig]) -> dict[str, ActionConfi
     "The action groups that are relative, in alphabetical order."
     a = config.get("action")
     pairs = zip(a.modality_keys, a.action_configs or []) if a else ()
-    return {g: c for g, c in sorted(pairs, key=lambda p: p[0]) if c.rep is ActionRepresentation.RELATIVE}
+    return {
+        g: c for g, c in sorted(pairs, key=lambda p: p[0]) if c.rep is ActionRepresentation.RELATIVE
+    }
 
 # %% ../../nbs/processing/10_statistics.ipynb #68b4d2f1
 def relative_statistics(
@@ -156,15 +244,34 @@ def relative_statistics(
     groups = _relative_groups(config)
     if not groups: return {}
     offsets, reference = config["action"].delta_indices, config["state"].delta_indices[-1]
-    return {g: {k: v.tolist() for k, v in _relative_group(ds, g, a, offsets, reference).items()} for g, a in groups.items()}
+    return {
+        g: {k: v.tolist() for k, v in _relative_group(ds, g, a, offsets, reference).items()}
+        for g, a in groups.items()
+    }
 
 # %% ../../nbs/processing/10_statistics.ipynb #47417233
 def _cached(ds: LeRobotDataset, what: str, parameters, compute) -> dict:
     "`compute()`, or its result of an earlier time with the same data and parameters."
-    tables = dict.fromkeys(ds.layout.rows(e).path for e in ds.episodes)  # each once: in version 3.0 many episodes share one
+    tables = dict.fromkeys(
+        ds.layout.rows(e).path for e in ds.episodes
+    )  # each once: in version 3.0 many episodes share one
     files = [f.resolve() for f in (*tables, *ds.layout.metadata)]
-    key = json.dumps([fingerprint(files), what, parameters, ds.modality["state"], ds.modality["action"], [e.index for e in ds.episodes]], sort_keys=True)
-    file = cache_dir() / "statistics" / f"{ds.path.resolve().name}-{what}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    key = json.dumps(
+        [
+            fingerprint(files),
+            what,
+            parameters,
+            ds.modality["state"],
+            ds.modality["action"],
+            [e.index for e in ds.episodes],
+        ],
+        sort_keys=True,
+    )
+    file = (
+        cache_dir()
+        / "statistics"
+        / f"{ds.path.resolve().name}-{what}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    )
     if file.exists():
         try: return read_json(file)
         except InputError: pass  # a broken cache file is made again
@@ -177,7 +284,11 @@ def _shipped(ds: LeRobotDataset, name: str) -> dict:
     "A statistics file of the data set, or an empty dict."
     file = ds.path / "meta" / name
     found = read_json(file) if file.exists() else {}
-    if not isinstance(found, dict): raise InputError(f"{file} holds {type(found).__name__}: expected an object of statistics; mend or remove it.")
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{file} holds {type(found).__name__}: expected an object of statistics; mend or"
+            " remove it."
+        )
     return found
 
 
@@ -187,7 +298,9 @@ def _fits(stats, shape: tuple[int, ...]) -> bool:
     except (KeyError, TypeError, ValueError): return False
 
 # %% ../../nbs/processing/10_statistics.ipynb #f783767e
-def _columns_statistics(ds: LeRobotDataset, columns: list[str], use_shipped: bool) -> dict[str, dict[str, list]]:
+def _columns_statistics(
+    ds: LeRobotDataset, columns: list[str], use_shipped: bool
+) -> dict[str, dict[str, list]]:
     "Absolute statistics of some columns: shipped ones where they are complete, else computed for all columns asked for."
     shipped = _shipped(ds, "stats.json") if use_shipped else {}
     sizes = {c: int(np.prod(ds.info["features"].get(c, {}).get("shape") or [0])) for c in columns}
@@ -195,24 +308,34 @@ def _columns_statistics(ds: LeRobotDataset, columns: list[str], use_shipped: boo
     if shipped and all(_fits(shipped.get(c), (sizes[c],)) for c in columns):
         return {c: {k: shipped[c][k] for k in ENTRIES} for c in columns}
     if shipped:
-        warnings.warn(f"{ds.path / 'meta/stats.json'} does not hold the six statistics of {', '.join(columns)} with their sizes: "
-                      "they are computed from the data instead.")
+        warnings.warn(
+            f"{ds.path / 'meta/stats.json'} does not hold the six statistics of"
+            f" {', '.join(columns)} with their sizes: they are computed from the data instead."
+        )
     return _cached(ds, "stats", sorted(columns), lambda: dataset_statistics(ds, sorted(columns)))
 
 
-def _relative_with_shipped(ds: LeRobotDataset, config: dict[str, ModalityConfig], use_shipped: bool) -> dict[str, dict[str, list]]:
+def _relative_with_shipped(
+    ds: LeRobotDataset, config: dict[str, ModalityConfig], use_shipped: bool
+) -> dict[str, dict[str, list]]:
     "Relative statistics: shipped ones where they have the shape that the configuration needs, else computed."
     groups = _relative_groups(config)
     if not groups: return {}
     shipped = _shipped(ds, "relative_stats.json") if use_shipped else {}
     entries = ds.modality["action"]
-    shapes = {g: (len(config["action"].delta_indices), entries[g]["end"] - entries[g]["start"]) for g in groups}
+    shapes = {
+        g: (len(config["action"].delta_indices), entries[g]["end"] - entries[g]["start"])
+        for g in groups
+    }
     good = [g for g in groups if _fits(shipped.get(g), shapes[g])]
     if len(good) == len(groups): return {g: {k: shipped[g][k] for k in ENTRIES} for g in groups}
     bad = [g for g in groups if g in shipped and g not in good]
     if bad:
-        warnings.warn(f"{ds.path / 'meta/relative_stats.json'} does not fit the configuration: it should hold {shapes[bad[0]]} numbers "
-                      f"(horizon, dimensions) for '{bad[0]}'; the relative statistics are computed from the data instead.")
+        warnings.warn(
+            f"{ds.path / 'meta/relative_stats.json'} does not fit the configuration: it should hold"
+            f" {shapes[bad[0]]} numbers (horizon, dimensions) for '{bad[0]}'; the relative"
+            " statistics are computed from the data instead."
+        )
     parameters = [config["action"].to_json(), config["state"].delta_indices]
     return _cached(ds, "relative", parameters, lambda: relative_statistics(ds, config))
 
@@ -225,7 +348,9 @@ def embodiment_statistics(
     "The statistics that the processor needs for one embodiment, in the form of a checkpoint's statistics.json (per tag)."
     ds.check_config({k: c for k, c in config.items() if k in ("state", "action")})
     kinds = [k for k in ("state", "action") if k in config]
-    place = {(k, g): original_key(ds.modality, k, g) for k in kinds for g in config[k].modality_keys}
+    place = {
+        (k, g): original_key(ds.modality, k, g) for k in kinds for g in config[k].modality_keys
+    }
     if ds.excluded: use_shipped = False  # the files describe the excluded episodes, too
     columns = _columns_statistics(ds, list(dict.fromkeys(place.values())), use_shipped)
     out = {k: {} for k in kinds}
@@ -234,14 +359,22 @@ def embodiment_statistics(
         out[k][g] = {entry: list(columns[c][entry])[start:end] for entry in ENTRIES}
     relative = _relative_with_shipped(ds, config, use_shipped)
     sampled = {n: s["sampled"] for n, s in (columns | relative).items() if "sampled" in s}
-    if sampled: warnings.warn("The quantiles q01 and q99 of " + ", ".join(f"{n} come from {k:,} of {m:,} rows" for n, (k, m) in sampled.items())
-                              + f" of {ds.path}; mean, std, min and max from all of them.")
-    if relative: out["relative_action"] = {g: {k: s[k] for k in ENTRIES} for g, s in relative.items()}
+    if sampled:
+        warnings.warn(
+            "The quantiles q01 and q99 of "
+            + ", ".join(f"{n} come from {k:,} of {m:,} rows" for n, (k, m) in sampled.items())
+            + f" of {ds.path}; mean, std, min and max from all of them."
+        )
+    if relative:
+        out["relative_action"] = {g: {k: s[k] for k in ENTRIES} for g, s in relative.items()}
     for k, groups in out.items():
         for g, s in groups.items():
             if not all(np.isfinite(np.asarray(s[entry], np.float64)).all() for entry in ENTRIES):
-                raise InputError(f"The statistics of {k}.{g} of {ds.path} hold NaN or infinity: a dimension without one finite number cannot be normalized; "
-                                 "mend the data or the statistics that it ships, or leave the group out (the check-up says where).")
+                raise InputError(
+                    f"The statistics of {k}.{g} of {ds.path} hold NaN or infinity: a dimension"
+                    " without one finite number cannot be normalized; mend the data or the"
+                    " statistics that it ships, or leave the group out (the check-up says where)."
+                )
     return out
 
 # %% ../../nbs/processing/10_statistics.ipynb #364870d1
@@ -256,8 +389,16 @@ def degenerate_dimensions(
             for low, high in (("min", "max"), ("q01", "q99")):
                 a, b = (np.atleast_2d(np.asarray(s[k], np.float64)) for k in (low, high))
                 for d in np.flatnonzero((b - a < floor).any(0)):
-                    if any(f["where"] == f"{kind}.{group}" and f["dimension"] == d for f in found): continue
-                    found.append(dict(where=f"{kind}.{group}", dimension=int(d), range=(float(a[:, d].min()), float(b[:, d].max())), steps=int((b - a < floor)[:, d].sum())))
+                    if any(f["where"] == f"{kind}.{group}" and f["dimension"] == d for f in found):
+                        continue
+                    found.append(
+                        dict(
+                            where=f"{kind}.{group}",
+                            dimension=int(d),
+                            range=(float(a[:, d].min()), float(b[:, d].max())),
+                            steps=int((b - a < floor)[:, d].sum()),
+                        )
+                    )
     return found
 
 # %% ../../nbs/processing/10_statistics.ipynb #bf60f691
@@ -272,7 +413,10 @@ def floor_ranges(
         for low, high in (("min", "max"), ("q01", "q99")):
             a, b = (np.asarray(s[k], np.float64) for k in (low, high))
             grow = np.maximum(0, floor - (b - a)) / 2
-            out[low], out[high] = np.where(grow > 0, a - grow, a).tolist(), np.where(grow > 0, b + grow, b).tolist()
+            out[low], out[high] = (
+                np.where(grow > 0, a - grow, a).tolist(),
+                np.where(grow > 0, b + grow, b).tolist(),
+            )
         return out
     return widen(statistics)
 
@@ -284,17 +428,31 @@ def merge_statistics(
     "Statistics of a mixture. Groups that only some of the data sets have are an error."
     total = float(np.sum(weights))
     if len(weights) != len(statistics) or not (0 < total < np.inf and min(weights) >= 0):
-        raise InputError(f"{len(statistics)} statistics need as many weights, none below 0 and with a positive sum; got {list(weights)}.")
+        raise InputError(
+            f"{len(statistics)} statistics need as many weights, none below 0 and with a positive"
+            f" sum; got {list(weights)}."
+        )
     if not all(s.keys() == statistics[0].keys() for s in statistics):
-        raise InputError("Statistics of different form cannot be merged: " + " and ".join(str(sorted(s)) for s in statistics)
-                         + "; the data sets must have the same groups.")
-    if "mean" not in statistics[0]: return {k: merge_statistics([s[k] for s in statistics], weights) for k in statistics[0]}
+        raise InputError(
+            "Statistics of different form cannot be merged: "
+            + " and ".join(str(sorted(s)) for s in statistics)
+            + "; the data sets must have the same groups."
+        )
+    if "mean" not in statistics[0]:
+        return {k: merge_statistics([s[k] for s in statistics], weights) for k in statistics[0]}
     sizes = [np.shape(s["mean"]) for s in statistics]
-    if len(set(sizes)) > 1: raise InputError(f"Statistics of sizes {sizes} cannot be merged: the groups differ.")
+    if len(set(sizes)) > 1:
+        raise InputError(f"Statistics of sizes {sizes} cannot be merged: the groups differ.")
     stacked = {k: np.stack([np.asarray(s[k], np.float64) for s in statistics]) for k in ENTRIES}
     w = (np.asarray(weights, np.float64) / total).reshape(-1, *[1] * (stacked["mean"].ndim - 1))
     mean = (w * stacked["mean"]).sum(0)
     variance = (w * (stacked["std"] ** 2 + stacked["mean"] ** 2)).sum(0) - mean ** 2
-    merged = {"mean": mean, "std": np.sqrt(variance.clip(0)), "min": stacked["min"].min(0), "max": stacked["max"].max(0),
-              "q01": stacked["q01"].min(0), "q99": stacked["q99"].max(0)}
+    merged = {
+        "mean": mean,
+        "std": np.sqrt(variance.clip(0)),
+        "min": stacked["min"].min(0),
+        "max": stacked["max"].max(0),
+        "q01": stacked["q01"].min(0),
+        "q99": stacked["q99"].max(0),
+    }
     return {k: v.tolist() for k, v in merged.items()}

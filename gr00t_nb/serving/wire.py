@@ -18,8 +18,13 @@ from ..errors import InputError
 def _array_bytes(a: np.ndarray) -> bytes:
     "The `.npy` stream (version 1.0) of an array, which must not hold Python objects."
     stream = io.BytesIO()
-    try: np.save(stream, a, allow_pickle=False)
-    except ValueError: raise InputError(f"An array of dtype {a.dtype} cannot travel: expected numbers, booleans or fixed-length text.") from None
+    try:
+        np.save(stream, a, allow_pickle=False)
+    except ValueError:
+        raise InputError(
+            f"An array of dtype {a.dtype} cannot travel: expected numbers, booleans or fixed-length"
+            " text."
+        ) from None
     return stream.getvalue()
 
 
@@ -27,8 +32,11 @@ def _to_plain(obj):
     "What msgpack asks for when it meets something that it does not know."
     if isinstance(obj, np.ndarray): return {"__ndarray_class__": True, "as_npy": _array_bytes(obj)}
     if isinstance(obj, np.generic): return obj.item()
-    if isinstance(obj, ModalityConfig): return {"__ModalityConfig_class__": True, "as_json": obj.to_json()}
-    raise InputError(f"A {type(obj).__name__} cannot travel: expected arrays, numbers, text, lists and maps.")
+    if isinstance(obj, ModalityConfig):
+        return {"__ModalityConfig_class__": True, "as_json": obj.to_json()}
+    raise InputError(
+        f"A {type(obj).__name__} cannot travel: expected arrays, numbers, text, lists and maps."
+    )
 
 
 def _from_plain(obj: dict):
@@ -49,5 +57,10 @@ def unpack(
     frame: bytes,  # one frame
 ):  # the message; arrays are new and writable
     "Bytes as a message; `InputError` where they are not one. Tuples arrive as lists."
-    try: return msgpack.unpackb(frame, object_hook=_from_plain, raw=False)
-    except Exception as e: raise InputError(f"A frame of {len(frame)} bytes is no message ({type(e).__name__}: {e}): expected one msgpack map, arrays as .npy streams.") from None
+    try:
+        return msgpack.unpackb(frame, object_hook=_from_plain, raw=False)
+    except Exception as e:
+        raise InputError(
+            f"A frame of {len(frame)} bytes is no message ({type(e).__name__}: {e}): expected one"
+            " msgpack map, arrays as .npy streams."
+        ) from None

@@ -52,11 +52,17 @@ class FinetuneConfig:
     weight_decay: float = 1e-5  # AdamW's, on everything but biases and LayerNorms
     warmup_ratio: float = 0.05  # share of max_steps in which the learning rate rises to its peak
     shard_size: int = 1024  # steps in a shard; used by --sampling official
-    episode_sampling_rate: float = 0.1  # 1 / number of pieces into which an episode is dealt out; used by --sampling official
+    episode_sampling_rate: float = (
+        0.1  # 1 / number of pieces into which an episode is dealt out; used by --sampling official
+    )
     num_shards_per_epoch: int = 100000  # shards drawn for an epoch; used by --sampling official
 
     # What the kit adds
-    sampling: Literal["uniform", "official"] = "uniform"  # uniform: every step once an epoch, the order a function of the seed alone; official: NVIDIA's shards, whose order depends on processes and workers
+    sampling: Literal[
+        "uniform", "official"
+    ] = (  # uniform: every step once an epoch, the order a function of the seed alone; official: NVIDIA's shards, whose order depends on processes and workers
+        "uniform"
+    )
     check_data: bool = True  # let the check-up go over the data set first, once for each state of its files, and refuse one with errors
     fast_resize: bool = False  # scale training images with torch's bicubic filter instead of Pillow's: three times faster, one level off in less than a thousandth of the values
     exclude_episodes: list[int] | None = None  # episodes to leave out, by their number (episode_index), such as 3 17: they are not read, and statistics are computed without them
@@ -83,10 +89,14 @@ def to_flags(self: FinetuneConfig) -> list[str]:  # arguments of scripts/finetun
     for f in fields(self):
         value, flag = getattr(self, f.name), f.name.replace("_", "-")
         if value == f.default: continue
-        if f.type is bool: flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, dict): flags += [f"--{flag}", *(str(x) for item in value.items() for x in item)]
-        elif isinstance(value, list): flags += [f"--{flag}", *map(str, value)] if value else []
-        else: flags += [f"--{flag}", str(value)]
+        if f.type is bool:
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, dict):
+            flags += [f"--{flag}", *(str(x) for item in value.items() for x in item)]
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)] if value else []
+        else:
+            flags += [f"--{flag}", str(value)]
     return flags
 
 # %% ../../nbs/training/00_config.ipynb #2e15c08e
@@ -95,31 +105,83 @@ def check_config(
     world_size: int = 1,  # number of training processes
 ) -> str:  # value of the embodiment tag
     "Refuses values that cannot work, in one sentence; registers the modality configuration file."
-    for name in ("global_batch_size", "gradient_accumulation_steps", "save_steps", "save_total_limit", "max_steps", "logging_steps", "shard_size", "num_shards_per_epoch"):
-        if getattr(config, name) < 1: raise InputError(f"{name} is {getattr(config, name)}: expected at least 1.")
-    if config.dataloader_num_workers < 0: raise InputError(f"dataloader_num_workers is {config.dataloader_num_workers}: expected 0 (load in the training process) or more.")
-    if config.learning_rate <= 0: raise InputError(f"learning_rate is {config.learning_rate}: expected a positive number such as 1e-4.")
-    for name, top in (("state_dropout_prob", 1), ("warmup_ratio", 1), ("val_fraction", 0.9), ("episode_sampling_rate", 1)):
-        if not 0 <= getattr(config, name) <= top: raise InputError(f"{name} is {getattr(config, name)}: expected a share from 0 to {top}.")
+    for name in (
+        "global_batch_size",
+        "gradient_accumulation_steps",
+        "save_steps",
+        "save_total_limit",
+        "max_steps",
+        "logging_steps",
+        "shard_size",
+        "num_shards_per_epoch",
+    ):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}: expected at least 1.")
+    if config.dataloader_num_workers < 0:
+        raise InputError(
+            f"dataloader_num_workers is {config.dataloader_num_workers}: expected 0 (load in the"
+            " training process) or more."
+        )
+    if config.learning_rate <= 0:
+        raise InputError(
+            f"learning_rate is {config.learning_rate}: expected a positive number such as 1e-4."
+        )
+    for name, top in (
+        ("state_dropout_prob", 1),
+        ("warmup_ratio", 1),
+        ("val_fraction", 0.9),
+        ("episode_sampling_rate", 1),
+    ):
+        if not 0 <= getattr(config, name) <= top:
+            raise InputError(
+                f"{name} is {getattr(config, name)}: expected a share from 0 to {top}."
+            )
     if config.num_gpus not in (1, world_size):
-        raise InputError(f"num_gpus is {config.num_gpus}, but {world_size} process{'es are' if world_size > 1 else ' is'} running: start the run with "
-                         f"torchrun --nproc_per_node={config.num_gpus} scripts/finetune.py and the same arguments.")
+        raise InputError(
+            f"num_gpus is {config.num_gpus}, but {world_size}"
+            f" process{'es are' if world_size > 1 else ' is'} running: start the run with torchrun"
+            f" --nproc_per_node={config.num_gpus} scripts/finetune.py and the same arguments."
+        )
     if config.global_batch_size % world_size:
         near = config.global_batch_size // world_size * world_size or world_size
-        raise InputError(f"global_batch_size is {config.global_batch_size}, which {world_size} processes do not divide: choose a multiple, such as {near}.")
+        raise InputError(
+            f"global_batch_size is {config.global_batch_size}, which {world_size} processes do not"
+            f" divide: choose a multiple, such as {near}."
+        )
     jitter = set(config.color_jitter_params or {}) - {"brightness", "contrast", "saturation", "hue"}
-    if jitter: raise InputError(f"color_jitter_params has {', '.join(sorted(jitter))}: expected brightness, contrast, saturation and hue.")
+    if jitter:
+        raise InputError(
+            f"color_jitter_params has {', '.join(sorted(jitter))}: expected brightness, contrast,"
+            " saturation and hue."
+        )
     if config.skip_broken and config.sampling == "official":
-        raise InputError("skip_broken goes with --sampling uniform, where a broken step's place is known; NVIDIA's order has none: choose one of the two.")
-    if not (config.tune_llm or config.tune_visual or config.tune_projector or config.tune_diffusion_model):
-        raise InputError("Nothing would be trained: switch on at least one of --tune-llm, --tune-visual, --tune-projector, --tune-diffusion-model.")
+        raise InputError(
+            "skip_broken goes with --sampling uniform, where a broken step's place is known;"
+            " NVIDIA's order has none: choose one of the two."
+        )
+    if not (
+        config.tune_llm
+        or config.tune_visual
+        or config.tune_projector
+        or config.tune_diffusion_model
+    ):
+        raise InputError(
+            "Nothing would be trained: switch on at least one of --tune-llm, --tune-visual,"
+            " --tune-projector, --tune-diffusion-model."
+        )
     if not dataset_folder(config.dataset_path).is_dir():  # a hub id is looked up here
-        raise InputError(f"There is no data set at {config.dataset_path}: give the folder of a LeRobot data set, the one that holds meta/info.json, or a hub id, with --dataset-path.")
+        raise InputError(
+            f"There is no data set at {config.dataset_path}: give the folder of a LeRobot data set,"
+            " the one that holds meta/info.json, or a hub id, with --dataset-path."
+        )
     tag = embodiment_value(config.embodiment_tag)
     if config.modality_config_path:
         registered = load_modality_config(config.modality_config_path)
         if tag not in registered:
-            raise InputError(f"{config.modality_config_path} registers {', '.join(registered)}, but --embodiment-tag is {config.embodiment_tag} ('{tag}'): make the two agree.")
+            raise InputError(
+                f"{config.modality_config_path} registers {', '.join(registered)}, but"
+                f" --embodiment-tag is {config.embodiment_tag} ('{tag}'): make the two agree."
+            )
     return tag
 
 # %% ../../nbs/training/00_config.ipynb #dc480841
@@ -132,8 +194,14 @@ def choose_modality_config(
     from_file: bool = False,  # the user registered it with a file
 ) -> dict:  # modality -> ModalityConfig
     "The modality configuration to train `tag` with; `InputError` where neither the registry nor the checkpoint has one."
-    if tag in in_checkpoint and (tag not in MODALITY_CONFIGS or (tag in _FILLS_A_GAP and not from_file)): return in_checkpoint[tag]
+    if tag in in_checkpoint and (
+        tag not in MODALITY_CONFIGS or (tag in _FILLS_A_GAP and not from_file)
+    ):
+        return in_checkpoint[tag]
     if tag in MODALITY_CONFIGS: return MODALITY_CONFIGS[tag]
     known = sorted({*MODALITY_CONFIGS, *in_checkpoint})
-    raise InputError(f"No modality configuration is known for '{tag}' (there are {', '.join(known)}): write one in a Python file that calls "
-                     "register_modality_config, and give it with --modality-config-path.")
+    raise InputError(
+        f"No modality configuration is known for '{tag}' (there are {', '.join(known)}): write one"
+        " in a Python file that calls register_modality_config, and give it with"
+        " --modality-config-path."
+    )

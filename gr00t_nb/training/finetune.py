@@ -30,7 +30,15 @@ from ..loading.sampling import DataSource, OfficialStream, StepDataset, split_ep
 from ..processing.statistics import embodiment_statistics
 from ..data.video import check_ffmpeg
 from ..errors import InputError
-from ..files import cache_dir, fingerprint, keep, read_json, read_jsonl, write_json, write_text
+from gr00t_nb.files import (
+    cache_dir,
+    fingerprint,
+    keep,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_text,
+)
 from ..model.layers import train_embodiment_rows
 from ..families.n1d6 import Gr00tN1d6
 from ..families.base_models import resolve_base_model
@@ -58,23 +66,53 @@ def require_sound(
     skip_broken: bool = False,  # let errors of single episodes pass, with a warning
 ):
     "Refuses a data set with errors, in one sentence that says where the whole table is."
-    what = json.dumps([{m: c.to_json() for m, c in modality_config.items()}, dataset.excluded], sort_keys=True)
+    what = json.dumps(
+        [{m: c.to_json() for m, c in modality_config.items()}, dataset.excluded], sort_keys=True
+    )
     state = fingerprint(p for p in dataset.path.rglob("*") if p.is_file())
-    record = cache_dir() / "checkup" / f"{state}-{hashlib.sha256(what.encode()).hexdigest()[:8]}.json"
+    record = (
+        cache_dir() / "checkup" / f"{state}-{hashlib.sha256(what.encode()).hexdigest()[:8]}.json"
+    )
     if record.exists(): return
-    report = check_dataset(dataset.path, config=modality_config, progress=progress, exclude_episodes=dataset.excluded)
-    errors = [p for p in report.of("error") if not (p.kind == "modality_missing" and dataset.proposed)]
+    report = check_dataset(
+        dataset.path, config=modality_config, progress=progress, exclude_episodes=dataset.excluded
+    )
+    errors = [
+        p for p in report.of("error") if not (p.kind == "modality_missing" and dataset.proposed)
+    ]
     if skip_broken and (single := sorted({p.episode for p in errors if p.episode is not None})):
-        warnings.warn(f"The check-up found errors in the episodes {ranges(single)} of {dataset.path}: other steps will take the place of those that cannot be read.")
+        warnings.warn(
+            f"The check-up found errors in the episodes {ranges(single)} of {dataset.path}: other"
+            " steps will take the place of those that cannot be read."
+        )
         errors = [p for p in errors if p.episode is None]
         if not errors: return  # and ask again next time
     if errors:
-        where = ", ".join(str(x) for x in (errors[0].file, None if errors[0].episode is None else f"episode {errors[0].episode}", None if errors[0].row is None else f"row {errors[0].row}") if x)
-        option = lambda numbers: f" --exclude-episodes {' '.join(map(str, numbers))}" if numbers else ""
+        where = ", ".join(
+            str(x)
+            for x in (
+                errors[0].file,
+                None if errors[0].episode is None else f"episode {errors[0].episode}",
+                None if errors[0].row is None else f"row {errors[0].row}",
+            )
+            if x
+        )
+        option = lambda numbers: (
+            f" --exclude-episodes {' '.join(map(str, numbers))}" if numbers else ""
+        )
         without = option(report.to_exclude()) if all(p.episode is not None for p in errors) else ""
-        raise InputError(f"The check-up found {len(errors)} error{'s' if len(errors) > 1 else ''} in {dataset.path}; the first, at {where}: {errors[0].found}. "
-                         f"See them all with: python -m gr00t_nb.checkup.checkup {dataset.path}{option(dataset.excluded)} (or "
-                         + (f"train without {'these episodes' if len({p.episode for p in errors}) > 1 else 'the episode'}:{without}, or " if without else "") + "leave them be with --no-check-data).")
+        raise InputError(
+            f"The check-up found {len(errors)} error{'s' if len(errors) > 1 else ''} in"
+            f" {dataset.path}; the first, at {where}: {errors[0].found}. See them all with: python"
+            f" -m gr00t_nb.checkup.checkup {dataset.path}{option(dataset.excluded)} (or "
+            + (
+                "train without"
+                f" {'these episodes' if len({p.episode for p in errors}) > 1 else 'the episode'}:{without}, or "
+                if without
+                else ""
+            )
+            + "leave them be with --no-check-data)."
+        )
     keep(record, dict(path=str(dataset.path), warnings=[p.to_json() for p in report.of("warning")]))
 
 # %% ../../nbs/training/20_finetune.ipynb #b06c3340
@@ -87,16 +125,38 @@ def prepare_data(
     check_ffmpeg()
     dataset = LeRobotDataset(config.dataset_path, exclude_episodes=config.exclude_episodes)
     base = resolve_base_model(config.base_model_path)
-    changed = dict(random_rotation_angle=config.random_rotation_angle, color_jitter_params=config.color_jitter_params, use_relative_action=True)  # as N1.6's launcher
-    processor = Gr00tProcessor.from_pretrained(base, load_tokenizer(config.tokenizer_path) if config.tokenizer_path else None, **{k: v for k, v in changed.items() if v is not None})
+    changed = dict(
+        random_rotation_angle=config.random_rotation_angle,
+        color_jitter_params=config.color_jitter_params,
+        use_relative_action=True,
+    )  # as N1.6's launcher
+    processor = Gr00tProcessor.from_pretrained(
+        base,
+        load_tokenizer(config.tokenizer_path) if config.tokenizer_path else None,
+        **{k: v for k, v in changed.items() if v is not None}
+    )
     if processor.tokenizer is None:
-        raise InputError(f"The base model at {base} brings no tokenizer: give one with --tokenizer-path, a folder with the official files or the hub id Qwen/Qwen3-1.7B.")
-    modality_config = choose_modality_config(tag, processor.modality_configs, from_file=config.modality_config_path is not None)
+        raise InputError(
+            f"The base model at {base} brings no tokenizer: give one with --tokenizer-path, a"
+            " folder with the official files or the hub id Qwen/Qwen3-1.7B."
+        )
+    modality_config = choose_modality_config(
+        tag, processor.modality_configs, from_file=config.modality_config_path is not None
+    )
     dataset.check_config(modality_config)
     if config.check_data: require_sound(dataset, modality_config, skip_broken=config.skip_broken)
     processor.fast_resize = config.fast_resize
-    processor.set_embodiment(tag, modality_config, embodiment_statistics(dataset, modality_config), override=config.override_statistics)
-    train, val = split_episodes(dataset, config.val_fraction, config.seed) if config.val_fraction else (list(range(len(dataset))), [])
+    processor.set_embodiment(
+        tag,
+        modality_config,
+        embodiment_statistics(dataset, modality_config),
+        override=config.override_statistics,
+    )
+    train, val = (
+        split_episodes(dataset, config.val_fraction, config.seed)
+        if config.val_fraction
+        else (list(range(len(dataset))), [])
+    )
     return Prepared(tag, base, dataset, modality_config, processor, train, val)
 
 # %% ../../nbs/training/20_finetune.ipynb #4d200148
@@ -106,12 +166,32 @@ def training_dataset(
     resume: Path | None = None,  # checkpoint that the run goes on from
 ):  # a torch Dataset (map-style, in the kit's order), or a stream in the official order
     "The training samples, in the order that `config.sampling` names."
-    source = DataSource(prepared.dataset, prepared.tag, prepared.modality_config, episodes=prepared.train_episodes)
+    source = DataSource(
+        prepared.dataset, prepared.tag, prepared.modality_config, episodes=prepared.train_episodes
+    )
     cache = FrameCache(**prepared.processor.image_settings) if config.frame_cache else None
-    if config.sampling == "uniform": return StepDataset([source], prepared.processor, seed=config.seed, cache=cache, skip_broken=config.skip_broken)
+    if config.sampling == "uniform":
+        return StepDataset(
+            [source],
+            prepared.processor,
+            seed=config.seed,
+            cache=cache,
+            skip_broken=config.skip_broken,
+        )
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     start_step = int(resume.name.split("-")[-1]) if resume else 0  # officially a resumed run draws another order
-    return OfficialStream([source], prepared.processor, config.seed, config.shard_size, config.episode_sampling_rate, config.num_shards_per_epoch, rank, world_size, start_step, cache=cache)
+    return OfficialStream(
+        [source],
+        prepared.processor,
+        config.seed,
+        config.shard_size,
+        config.episode_sampling_rate,
+        config.num_shards_per_epoch,
+        rank,
+        world_size,
+        start_step,
+        cache=cache,
+    )
 
 # %% ../../nbs/training/20_finetune.ipynb #25d67f51
 def load_model(
@@ -120,13 +200,21 @@ def load_model(
     embodiment_id: int | None = None,  # slot of the robot, for `embodiment_rows_only`
 ) -> Gr00tN1d6:  # on the CPU, with what trains set, in the precision that the checkpoint's configuration asks for
     "The model, ready to be trained as the configuration says."
-    model = Gr00tN1d6.from_pretrained(path, dtype="config", tune_llm=config.tune_llm, tune_visual=config.tune_visual, tune_projector=config.tune_projector,
-                                      tune_diffusion_model=config.tune_diffusion_model, state_dropout_prob=config.state_dropout_prob)
+    model = Gr00tN1d6.from_pretrained(
+        path,
+        dtype="config",
+        tune_llm=config.tune_llm,
+        tune_visual=config.tune_visual,
+        tune_projector=config.tune_projector,
+        tune_diffusion_model=config.tune_diffusion_model,
+        state_dropout_prob=config.state_dropout_prob,
+    )
     if config.dropout is not None:
         model.config.diffusion_model_cfg["dropout"] = config.dropout
         for module in model.action_head.modules():
             if isinstance(module, torch.nn.Dropout): module.p = config.dropout
-    if config.embodiment_rows_only and config.tune_projector: train_embodiment_rows(model, [embodiment_id])
+    if config.embodiment_rows_only and config.tune_projector:
+        train_embodiment_rows(model, [embodiment_id])
     if config.gradient_checkpointing: model.gradient_checkpointing_enable()
     return model
 
@@ -139,20 +227,50 @@ def training_arguments(
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported() if config.bf16 is None else config.bf16
     args = TrainingArguments(
-        output_dir=config.output_dir, max_steps=config.max_steps, per_device_train_batch_size=config.global_batch_size // world_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps, learning_rate=config.learning_rate, lr_scheduler_type="cosine",
-        warmup_steps=config.warmup_ratio, weight_decay=config.weight_decay, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, max_grad_norm=1.0,
-        optim="adamw_torch_fused", bf16=bf16, tf32=True if cuda else None, use_cpu=not cuda, ddp_backend="gloo" if world_size > 1 and not cuda else None,
-        ddp_find_unused_parameters=False, logging_steps=config.logging_steps, logging_nan_inf_filter=False, save_steps=config.save_steps, save_strategy="steps",
-        save_total_limit=config.save_total_limit, seed=config.seed, dataloader_num_workers=config.dataloader_num_workers, remove_unused_columns=False,
-        ignore_data_skip=True, disable_tqdm=True, report_to=["wandb"] if config.use_wandb else "none", run_name=Path(config.output_dir).name)
-    args.device; args._n_gpu = min(args._n_gpu, 1)  # several GPUs without torchrun: use one, rather than the Trainer's DataParallel
+        output_dir=config.output_dir,
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.global_batch_size // world_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        bf16=bf16,
+        tf32=True if cuda else None,
+        use_cpu=not cuda,
+        ddp_backend="gloo" if world_size > 1 and not cuda else None,
+        ddp_find_unused_parameters=False,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=config.save_steps,
+        save_strategy="steps",
+        save_total_limit=config.save_total_limit,
+        seed=config.seed,
+        dataloader_num_workers=config.dataloader_num_workers,
+        remove_unused_columns=False,
+        ignore_data_skip=True,
+        disable_tqdm=True,
+        report_to=["wandb"] if config.use_wandb else "none",
+        run_name=Path(config.output_dir).name,
+    )
+    args.device
+    args._n_gpu = min(
+        args._n_gpu, 1
+    )  # several GPUs without torchrun: use one, rather than the Trainer's DataParallel
     return args
 
 # %% ../../nbs/training/20_finetune.ipynb #b4c3b544
 def _data_seen(prepared: Prepared) -> dict:
     "What decides, beside the episodes, which samples come in which order: the same paths may lead to files that were edited."
-    return dict(modality_config={m: c.to_json() for m, c in prepared.modality_config.items()}, lengths=[prepared.dataset.episodes[e].length for e in prepared.train_episodes])
+    return dict(
+        modality_config={m: c.to_json() for m, c in prepared.modality_config.items()},
+        lengths=[prepared.dataset.episodes[e].length for e in prepared.train_episodes],
+    )
 
 # %% ../../nbs/training/20_finetune.ipynb #0882461f
 def write_experiment(
@@ -162,19 +280,69 @@ def write_experiment(
 ) -> Path:  # the folder
     "Writes `experiment_cfg/` into the output folder."
     folder = Path(config.output_dir) / "experiment_cfg"
-    training = {k: getattr(config, k) for k in ("output_dir", "max_steps", "global_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay", "warmup_ratio", "save_steps",
-                                                "save_total_limit", "num_gpus", "use_wandb", "dataloader_num_workers", "logging_steps")}
-    training |= dict(start_from_checkpoint=config.base_model_path, lr_scheduler_type="cosine", max_grad_norm=1.0, optim="adamw_torch_fused", wandb_project="finetune-gr00t-n1d6")
-    data = dict(datasets=[dict(dataset_paths=[config.dataset_path], embodiment_tag=prepared.tag, mix_ratio=1.0)], shard_size=config.shard_size,
-                episode_sampling_rate=config.episode_sampling_rate, num_shards_per_epoch=config.num_shards_per_epoch, seed=config.seed,
-                modality_configs={prepared.tag: {m: c.to_json() for m, c in prepared.modality_config.items()}})
-    text = yaml.safe_dump(dict(model=model_config.to_dict(), data=data, training=training), sort_keys=False, allow_unicode=True)
+    training = {
+        k: getattr(config, k)
+        for k in (
+            "output_dir",
+            "max_steps",
+            "global_batch_size",
+            "gradient_accumulation_steps",
+            "learning_rate",
+            "weight_decay",
+            "warmup_ratio",
+            "save_steps",
+            "save_total_limit",
+            "num_gpus",
+            "use_wandb",
+            "dataloader_num_workers",
+            "logging_steps",
+        )
+    }
+    training |= dict(
+        start_from_checkpoint=config.base_model_path,
+        lr_scheduler_type="cosine",
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        wandb_project="finetune-gr00t-n1d6",
+    )
+    data = dict(
+        datasets=[
+            dict(dataset_paths=[config.dataset_path], embodiment_tag=prepared.tag, mix_ratio=1.0)
+        ],
+        shard_size=config.shard_size,
+        episode_sampling_rate=config.episode_sampling_rate,
+        num_shards_per_epoch=config.num_shards_per_epoch,
+        seed=config.seed,
+        modality_configs={
+            prepared.tag: {m: c.to_json() for m, c in prepared.modality_config.items()}
+        },
+    )
+    text = yaml.safe_dump(
+        dict(model=model_config.to_dict(), data=data, training=training),
+        sort_keys=False,
+        allow_unicode=True,
+    )
     for name in ("config.yaml", "conf.yaml"): write_text(folder / name, text)
     write_json(folder / "final_model_config.json", model_config.to_dict())
-    write_json(folder / "final_processor_config.json", {k: str(v) for k, v in prepared.processor.settings.items()})  # strings, as officially
+    write_json(
+        folder / "final_processor_config.json",
+        {k: str(v) for k, v in prepared.processor.settings.items()},
+    )  # strings, as officially
     write_json(folder / "dataset_statistics.json", prepared.processor.statistics, indent=4)
-    train, val = ([prepared.dataset.positions[i] for i in chosen] for chosen in (prepared.train_episodes, prepared.val_episodes))  # where they are in the whole data set
-    write_json(folder / "finetune.json", dict(config=config.to_dict(), embodiment=prepared.tag, train_episodes=train, val_episodes=val, **_data_seen(prepared)))
+    train, val = (
+        [prepared.dataset.positions[i] for i in chosen]
+        for chosen in (prepared.train_episodes, prepared.val_episodes)
+    )  # where they are in the whole data set
+    write_json(
+        folder / "finetune.json",
+        dict(
+            config=config.to_dict(),
+            embodiment=prepared.tag,
+            train_episodes=train,
+            val_episodes=val,
+            **_data_seen(prepared)
+        ),
+    )
     return folder
 
 # %% ../../nbs/training/20_finetune.ipynb #20d068a3
@@ -184,12 +352,34 @@ def _start_wandb(config: FinetuneConfig, output_dir: Path, rank: int):
     import wandb
     record = output_dir / "wandb_config.json"
     known = read_json(record) if record.exists() else {}
-    run = wandb.init(project=known.get("project", "finetune-gr00t-n1d6"), id=known.get("run_id"), resume="allow", name=output_dir.name, config=config.to_dict(), dir=output_dir)
+    run = wandb.init(
+        project=known.get("project", "finetune-gr00t-n1d6"),
+        id=known.get("run_id"),
+        resume="allow",
+        name=output_dir.name,
+        config=config.to_dict(),
+        dir=output_dir,
+    )
     write_json(record, dict(project=run.project, run_id=run.id))
 
 # %% ../../nbs/training/20_finetune.ipynb #4ab1138f
-_MAY_CHANGE = {"dataloader_num_workers", "num_gpus", "save_steps", "save_total_limit", "logging_steps", "use_wandb", "resume", "output_dir", "gradient_checkpointing", "frame_cache", "check_data", "base_model_path",
-               "dataset_path", "modality_config_path", "tokenizer_path"}  # paths may be spelled differently; what they led to is compared by the tag, the modality configuration, the episodes and their lengths
+_MAY_CHANGE = {
+    "dataloader_num_workers",
+    "num_gpus",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "use_wandb",
+    "resume",
+    "output_dir",
+    "gradient_checkpointing",
+    "frame_cache",
+    "check_data",
+    "base_model_path",
+    "dataset_path",
+    "modality_config_path",
+    "tokenizer_path",
+}  # paths may be spelled differently; what they led to is compared by the tag, the modality configuration, the episodes and their lengths
 
 
 def find_resume(
@@ -199,19 +389,48 @@ def find_resume(
     "The newest checkpoint of the output folder, or None; `InputError` where it belongs to another run."
     newest = newest_checkpoint(config.output_dir)
     if newest is None: return None
-    if not config.resume: raise InputError(f"{config.output_dir} holds {newest.name} already: choose another --output-dir, delete it, or leave out --no-resume to go on from it.")
+    if not config.resume:
+        raise InputError(
+            f"{config.output_dir} holds {newest.name} already: choose another --output-dir, delete"
+            " it, or leave out --no-resume to go on from it."
+        )
     record = newest / "experiment_cfg" / "finetune.json"
-    if not record.exists(): raise InputError(f"{newest} was not written by this kit's finetune (it holds no experiment_cfg/finetune.json): choose another --output-dir, and give it as --base-model-path instead.")
+    if not record.exists():
+        raise InputError(
+            f"{newest} was not written by this kit's finetune (it holds no"
+            " experiment_cfg/finetune.json): choose another --output-dir, and give it as"
+            " --base-model-path instead."
+        )
     before = read_json(record)
-    numbers = lambda found: dict(exclude_episodes=sorted({*(found.get("exclude_episodes") or ())}))  # in any order, each once
-    now, then = config.to_dict(), before["config"] | {k: v for k, v in before.items() if k != "config"}
-    now |= dict(numbers(now), embodiment=prepared.tag, train_episodes=[prepared.dataset.positions[i] for i in prepared.train_episodes], **_data_seen(prepared))
+    numbers = lambda found: dict(
+        exclude_episodes=sorted({*(found.get("exclude_episodes") or ())})
+    )  # in any order, each once
+    now, then = config.to_dict(), before["config"] | {
+        k: v for k, v in before.items() if k != "config"
+    }
+    now |= dict(
+        numbers(now),
+        embodiment=prepared.tag,
+        train_episodes=[prepared.dataset.positions[i] for i in prepared.train_episodes],
+        **_data_seen(prepared)
+    )
     then |= numbers(then)
-    differ = [k for k in now if k not in _MAY_CHANGE | {"embodiment_tag"} and k in then and then[k] != now[k]]
+    differ = [
+        k
+        for k in now
+        if k not in _MAY_CHANGE | {"embodiment_tag"} and k in then and then[k] != now[k]
+    ]
     if differ:
-        long = dict(train_episodes="the training episodes differ", lengths="their lengths differ", modality_config="the modality configuration differs")
+        long = dict(
+            train_episodes="the training episodes differ",
+            lengths="their lengths differ",
+            modality_config="the modality configuration differs",
+        )
         what = "; ".join(long.get(k) or f"{k} was {then[k]}, now {now[k]}" for k in differ)
-        raise InputError(f"{newest} belongs to a run with other settings ({what}): use the same ones to go on, or another --output-dir to start anew.")
+        raise InputError(
+            f"{newest} belongs to a run with other settings ({what}): use the same ones to go on,"
+            " or another --output-dir to start anew."
+        )
     return newest
 
 # %% ../../nbs/training/20_finetune.ipynb #d62bd4d8
@@ -226,7 +445,12 @@ class FinetuneResult:
 
     def plot(self):  # matplotlib figure
         "The loss curve."
-        return plot_loss([r["step"] for r in self.log], [r["loss"] for r in self.log], beta=0.8, lr=[r["learning_rate"] for r in self.log])
+        return plot_loss(
+            [r["step"] for r in self.log],
+            [r["loss"] for r in self.log],
+            beta=0.8,
+            lr=[r["learning_rate"] for r in self.log],
+        )
 
 # %% ../../nbs/training/20_finetune.ipynb #5cd2ae55
 def finetune(
@@ -239,27 +463,62 @@ def finetune(
     new_folder = not Path(config.output_dir).exists()
     args = training_arguments(config, world_size)
     try:
-        with args.main_process_first(desc="preparing"): prepared = prepare_data(config, world_size)  # what is computed once is cached for the others
+        with args.main_process_first(desc="preparing"):
+            prepared = prepare_data(
+                config, world_size
+            )  # what is computed once is cached for the others
         resume = find_resume(config, prepared)
         set_seed(config.seed)
-        model = load_model(config, resume or prepared.base, prepared.processor.embodiment_ids[prepared.tag])
+        model = load_model(
+            config, resume or prepared.base, prepared.processor.embodiment_ids[prepared.tag]
+        )
     except InputError:
-        if new_folder and rank == 0: shutil.rmtree(config.output_dir, ignore_errors=True)  # nothing half-written is left behind
+        if new_folder and rank == 0:
+            shutil.rmtree(
+                config.output_dir, ignore_errors=True
+            )  # nothing half-written is left behind
         raise
     output_dir = Path(config.output_dir)
     if args.process_index == 0: experiment = write_experiment(config, prepared, model.config)
     experiment = output_dir / "experiment_cfg"
     if config.use_wandb: _start_wandb(config, output_dir, args.process_index)
-    trainer = Gr00tTrainer(model, args, training_dataset(config, prepared, resume), prepared.processor, config.seed, config.global_batch_size,
-                           start_step=int(resume.name.split("-")[-1]) if resume else 0, companions=[experiment, output_dir / "wandb_config.json"])
-    log = JsonlLog(output_dir / "log.jsonl", config.global_batch_size * config.gradient_accumulation_steps, trainer)
-    shown = [] if any(isinstance(c, Progress) for c in callbacks or []) else [Progress(log.path)]  # one picture, not two
+    trainer = Gr00tTrainer(
+        model,
+        args,
+        training_dataset(config, prepared, resume),
+        prepared.processor,
+        config.seed,
+        config.global_batch_size,
+        start_step=int(resume.name.split("-")[-1]) if resume else 0,
+        companions=[experiment, output_dir / "wandb_config.json"],
+    )
+    log = JsonlLog(
+        output_dir / "log.jsonl",
+        config.global_batch_size * config.gradient_accumulation_steps,
+        trainer,
+    )
+    shown = (
+        [] if any(isinstance(c, Progress) for c in callbacks or []) else [Progress(log.path)]
+    )  # one picture, not two
     for callback in [log, *shown, *(callbacks or [])]: trainer.add_callback(callback)
-    if trainer.start_step < config.max_steps: trainer.train(resume_from_checkpoint=str(resume) if resume else None)  # a finished run is only written out again
-    if newest_checkpoint(output_dir) is None or int(newest_checkpoint(output_dir).name.split("-")[-1]) < config.max_steps: trainer._save_checkpoint(model, None)
+    if trainer.start_step < config.max_steps:
+        trainer.train(
+            resume_from_checkpoint=str(resume) if resume else None
+        )  # a finished run is only written out again
+    if (
+        newest_checkpoint(output_dir) is None
+        or int(newest_checkpoint(output_dir).name.split("-")[-1]) < config.max_steps
+    ):
+        trainer._save_checkpoint(model, None)
     if args.process_index == 0: trainer._save(str(output_dir))
     trainer.accelerator.wait_for_everyone()
-    return FinetuneResult(output_dir, prepared, model, read_jsonl(log.path) if log.path.exists() else [], dict(trainer.skipped))
+    return FinetuneResult(
+        output_dir,
+        prepared,
+        model,
+        read_jsonl(log.path) if log.path.exists() else [],
+        dict(trainer.skipped),
+    )
 
 # %% ../../nbs/training/20_finetune.ipynb #0abeb0a3
 from ..errors import command
@@ -279,5 +538,13 @@ def main():
     finally:
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
     if rank == 0 and result.log:
-        print(f"loss {result.log[0]['loss']:.4f} -> {result.log[-1]['loss']:.4f} in {config.max_steps} steps; the model, its processor and its records are in {result.output_dir}")
-        if n := result.log[-1].get("skipped"): print(f"{n} samples could not be read and were replaced; see the warnings above, and python -m gr00t_nb.checkup.checkup {config.dataset_path}")
+        print(
+            f"loss {result.log[0]['loss']:.4f} -> {result.log[-1]['loss']:.4f} in"
+            f" {config.max_steps} steps; the model, its processor and its records are in"
+            f" {result.output_dir}"
+        )
+        if n := result.log[-1].get("skipped"):
+            print(
+                f"{n} samples could not be read and were replaced; see the warnings above, and"
+                f" python -m gr00t_nb.checkup.checkup {config.dataset_path}"
+            )

@@ -42,13 +42,25 @@ def draw_flow(
     config,  # with noise_beta_alpha, noise_beta_beta, noise_s, state_dropout_prob
 ) -> dict[str, torch.Tensor]:  # noise f32 [B, H, D], time f32 [B] in [0, noise_s], state_dropout bool [B]
     "Everything random in the loss of these samples, from the seed and their indices alone."
-    noise, flow_time, dropped = np.empty((len(indices), *shape), np.float32), np.empty(len(indices), np.float32), np.empty(len(indices), bool)
+    noise, flow_time, dropped = (
+        np.empty((len(indices), *shape), np.float32),
+        np.empty(len(indices), np.float32),
+        np.empty(len(indices), bool),
+    )
     for i, index in enumerate(indices):
-        rng = np.random.Generator(np.random.Philox(key=[seed, int(index)], counter=[0, 0, 0, _FLOW_STREAM]))
+        rng = np.random.Generator(
+            np.random.Philox(key=[seed, int(index)], counter=[0, 0, 0, _FLOW_STREAM])
+        )
         noise[i] = rng.standard_normal(shape, np.float32)
-        flow_time[i] = (1 - rng.beta(config.noise_beta_alpha, config.noise_beta_beta)) * config.noise_s
+        flow_time[i] = (
+            1 - rng.beta(config.noise_beta_alpha, config.noise_beta_beta)
+        ) * config.noise_s
         dropped[i] = rng.random() < config.state_dropout_prob
-    return dict(noise=torch.from_numpy(noise), time=torch.from_numpy(flow_time), state_dropout=torch.from_numpy(dropped))
+    return dict(
+        noise=torch.from_numpy(noise),
+        time=torch.from_numpy(flow_time),
+        state_dropout=torch.from_numpy(dropped),
+    )
 
 # %% ../../nbs/training/10_trainer.ipynb #49dd8e3f
 class Collator:
@@ -62,8 +74,16 @@ class Collator:
     def __call__(self, samples: list[dict]) -> dict:
         batch = self.processor.collate(samples)
         ids = set(batch["embodiment_id"].tolist())
-        if len(ids) == 1: batch["embodiment_id"] = ids.pop()  # a number, for which the per-robot layers need not gather their weights for each sample
-        draws = draw_flow([s["sample_index"] for s in samples], self.seed, tuple(batch["action"].shape[1:]), self.model_config)
+        if len(ids) == 1:
+            batch["embodiment_id"] = (
+                ids.pop()
+            )  # a number, for which the per-robot layers need not gather their weights for each sample
+        draws = draw_flow(
+            [s["sample_index"] for s in samples],
+            self.seed,
+            tuple(batch["action"].shape[1:]),
+            self.model_config,
+        )
         if self.model_config.state_dropout_prob == 0: draws.pop("state_dropout")
         skipped = [s["skipped"] for s in samples if "skipped" in s]
         return batch | draws | (dict(skipped=skipped) if skipped else {})
@@ -76,29 +96,71 @@ def _one_thread(worker: int):
 # %% ../../nbs/training/10_trainer.ipynb #83096126
 class Gr00tTrainer(Trainer):
     "transformers' Trainer over the kit's batches. `start_step` is where the data begins: the optimizer steps that are done already."
-    def __init__(self, model, args: TrainingArguments, dataset, processor, seed: int, global_batch_size: int, start_step: int = 0, companions: list[Path] | None = None, **kwargs):
-        super().__init__(model=model, args=args, train_dataset=dataset, data_collator=Collator(processor, model.config, seed), **kwargs)
-        self.processor, self.seed, self.global_batch_size, self.start_step = processor, seed, global_batch_size, start_step
+    def __init__(
+        self,
+        model,
+        args: TrainingArguments,
+        dataset,
+        processor,
+        seed: int,
+        global_batch_size: int,
+        start_step: int = 0,
+        companions: list[Path] | None = None,
+        **kwargs
+    ):
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            data_collator=Collator(processor, model.config, seed),
+            **kwargs
+        )
+        self.processor, self.seed, self.global_batch_size, self.start_step = (
+            processor,
+            seed,
+            global_batch_size,
+            start_step,
+        )
         self.companions = companions or []  # files and folders that are copied into every checkpoint
         self.data_seconds = 0.0  # how long the loop has waited for batches
-        self.skipped: Counter[str] = Counter()  # episode -> its samples that this process replaced, because they could not be read
+        self.skipped: Counter[str] = (
+            Counter()
+        )  # episode -> its samples that this process replaced, because they could not be read
         self.total_skipped = 0  # of all processes, when the last line was logged
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
-        workers = dict(num_workers=args.dataloader_num_workers, persistent_workers=args.dataloader_num_workers > 0, worker_init_fn=_one_thread)
-        shared = dict(collate_fn=self.data_collator, pin_memory=torch.cuda.is_available(), generator=torch.Generator().manual_seed(self.seed), **workers)
+        workers = dict(
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_num_workers > 0,
+            worker_init_fn=_one_thread,
+        )
+        shared = dict(
+            collate_fn=self.data_collator,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(self.seed),
+            **workers
+        )
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):  # the official order comes as a stream
-            return DataLoader(self.train_dataset, batch_size=self.global_batch_size // args.world_size, **shared)
+            return DataLoader(
+                self.train_dataset, batch_size=self.global_batch_size // args.world_size, **shared
+            )
         start = self.start_step * args.gradient_accumulation_steps
-        return DataLoader(self.train_dataset, batch_sampler=GlobalBatches(self.global_batch_size, args.process_index, args.world_size, start), **shared)
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=GlobalBatches(
+                self.global_batch_size, args.process_index, args.world_size, start
+            ),
+            **shared
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(inputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
-    def get_decay_parameter_names(self, model) -> list[str]: return list(decayed_parameter_names(model))
+    def get_decay_parameter_names(self, model) -> list[str]:
+        return list(decayed_parameter_names(model))
 
     def get_batch_samples(self, *args, **kwargs):
         start = time.perf_counter()
@@ -111,14 +173,18 @@ class Gr00tTrainer(Trainer):
         "Counts samples that were replaced; the first of each episode is told."
         for episode, why in skipped:
             self.skipped[episode] += 1
-            if self.skipped[episode] == 1: warnings.warn(f"{why} Other steps take the place of those that cannot be read.")
+            if self.skipped[episode] == 1:
+                warnings.warn(f"{why} Other steps take the place of those that cannot be read.")
 
     def log(self, logs: dict, *args, **kwargs):  # called by every process
         if getattr(self.train_dataset, "skip_broken", False):
-            self.total_skipped = int(self.accelerator.reduce(torch.tensor(self.skipped.total(), device=self.args.device)))
+            self.total_skipped = int(
+                self.accelerator.reduce(torch.tensor(self.skipped.total(), device=self.args.device))
+            )
         super().log(logs, *args, **kwargs)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None): "Nothing: the model that is given was loaded from that checkpoint."
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        "Nothing: the model that is given was loaded from that checkpoint."
 
 # %% ../../nbs/training/10_trainer.ipynb #f43f9624
 from fastcore.basics import patch
@@ -160,7 +226,11 @@ def newest_checkpoint(
     output_dir: str | Path,  # of a run
 ) -> Path | None:  # its newest checkpoint, or None
     "The newest `checkpoint-N` of a run, by N."
-    found = [p for p in Path(output_dir).glob("checkpoint-*") if p.name.split("-")[-1].isdigit() and (p / "trainer_state.json").exists()]
+    found = [
+        p
+        for p in Path(output_dir).glob("checkpoint-*")
+        if p.name.split("-")[-1].isdigit() and (p / "trainer_state.json").exists()
+    ]
     return max(found, key=lambda p: int(p.name.split("-")[-1]), default=None)
 
 # %% ../../nbs/training/10_trainer.ipynb #2764d24c
@@ -174,16 +244,35 @@ class JsonlLog(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            kept = [r for r in read_jsonl(self.path) if r["step"] <= state.global_step] if self.path.exists() else []
+            kept = (
+                [r for r in read_jsonl(self.path) if r["step"] <= state.global_step]
+                if self.path.exists()
+                else []
+            )
             write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
-        self.last = (time.perf_counter(), state.global_step, self.trainer.data_seconds if self.trainer else 0.0)
+        self.last = (
+            time.perf_counter(),
+            state.global_step,
+            self.trainer.data_seconds if self.trainer else 0.0,
+        )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or "loss" not in (logs or {}): return
-        now, step, waited = time.perf_counter(), state.global_step, self.trainer.data_seconds if self.trainer else 0.0
+        now, step, waited = (
+            time.perf_counter(),
+            state.global_step,
+            self.trainer.data_seconds if self.trainer else 0.0,
+        )
         seconds, steps = now - self.last[0], step - self.last[1]
-        row = dict(step=step, loss=logs["loss"], grad_norm=logs.get("grad_norm"), learning_rate=logs.get("learning_rate"),
-                   samples_per_second=round(steps * self.samples_per_step / seconds, 2), data_wait=round((waited - self.last[2]) / seconds, 3), time=round(time.time(), 2))
+        row = dict(
+            step=step,
+            loss=logs["loss"],
+            grad_norm=logs.get("grad_norm"),
+            learning_rate=logs.get("learning_rate"),
+            samples_per_second=round(steps * self.samples_per_step / seconds, 2),
+            data_wait=round((waited - self.last[2]) / seconds, 3),
+            time=round(time.time(), 2),
+        )
         if self.trainer and self.trainer.total_skipped: row["skipped"] = self.trainer.total_skipped
         with open(self.path, "a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n")
         self.last = (now, step, waited)
@@ -201,12 +290,27 @@ class Progress(TrainerCallback):
     def __init__(self,
                  path: Path,  # log.jsonl, from which it draws
                  every: float = 5.0):  # seconds between two drawings of the curve
-        self.path, self.every, self.bar, self.handle, self.drawn = Path(path), every, None, None, 0.0
+        self.path, self.every, self.bar, self.handle, self.drawn = (
+            Path(path),
+            every,
+            None,
+            None,
+            0.0,
+        )
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero: return
-        if in_notebook(): self.handle = self.show()
-        else: self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", desc="fine-tuning", dynamic_ncols=True, mininterval=0.5)
+        if in_notebook():
+            self.handle = self.show()
+        else:
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                unit="step",
+                desc="fine-tuning",
+                dynamic_ncols=True,
+                mininterval=0.5,
+            )
 
     def show(self):  # a handle of IPython's, with `update`
         from IPython.display import display
@@ -216,18 +320,27 @@ class Progress(TrainerCallback):
         if self.bar: self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or "loss" not in (logs or {}) or not self.path.exists(): return
+        if not state.is_world_process_zero or "loss" not in (logs or {}) or not self.path.exists():
+            return
         rows = read_jsonl(self.path)
         if self.bar and rows:
             r = rows[-1]
-            self.bar.write(f"step {r['step']:6}   loss {r['loss']:.4f}   lr {r['learning_rate']:.1e}   {r['samples_per_second']:6.1f} samples/s   waiting for data {r['data_wait']:4.0%}")
+            self.bar.write(
+                f"step {r['step']:6}   loss {r['loss']:.4f}   lr {r['learning_rate']:.1e}  "
+                f" {r['samples_per_second']:6.1f} samples/s   waiting for data"
+                f" {r['data_wait']:4.0%}"
+            )
         elif self.handle and (time.perf_counter() - self.drawn > self.every or state.global_step >= state.max_steps): self.draw(rows)
 
     def draw(self, rows: list[dict]):
         if len(rows) < 2: return
-        self.handle.update(plot_loss([r["step"] for r in rows], [r["loss"] for r in rows], beta=0.8))
+        self.handle.update(
+            plot_loss([r["step"] for r in rows], [r["loss"] for r in rows], beta=0.8)
+        )
         self.drawn = time.perf_counter()
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self.bar: self.bar.close(); self.bar = None
+        if self.bar:
+            self.bar.close()
+            self.bar = None
         if self.handle and self.path.exists(): self.draw(read_jsonl(self.path))

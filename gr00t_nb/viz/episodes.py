@@ -26,10 +26,27 @@ from ..checkup.problems import SEVERITIES, Problem, Report
 from ..checkup.signals import Scales, idle_ends
 from ..processing.state_action import StateActionProcessor
 from ..processing.statistics import embodiment_statistics
-from ..checkup.unusual import EpisodeScore, all_numbers, change, dataset_scales, unusual_episodes
+from gr00t_nb.checkup.unusual import (
+    EpisodeScore,
+    all_numbers,
+    change,
+    dataset_scales,
+    unusual_episodes,
+)
 from ..embodiments import ActionConfig, ModalityConfig, embodiment_value
 from ..errors import InputError, did_you_mean
-from .player import DPI, PAGE, SEVERITY_COLOURS, CameraView, FigureView, FrameStore, TimeControls, Viewer, camera_box, note
+from gr00t_nb.viz.player import (
+    DPI,
+    PAGE,
+    SEVERITY_COLOURS,
+    CameraView,
+    FigureView,
+    FrameStore,
+    TimeControls,
+    Viewer,
+    camera_box,
+    note,
+)
 from ..plots.actions import COLOURS, Plot, _styled
 
 try: import ipywidgets as widgets
@@ -43,13 +60,28 @@ def whole_config(
     "All that a data set has as a modality configuration: actions relative where there is a state of the same name and width."
     width = lambda kind, g: ds.modality[kind][g]["end"] - ds.modality[kind][g]["start"]
     state, action = list(ds.modality["state"]), list(ds.modality["action"])
-    rep = ["RELATIVE" if g in state and width("state", g) == width("action", g) else "ABSOLUTE" for g in action]
-    return dict(video=ModalityConfig([0], list(ds.modality["video"])), state=ModalityConfig([0], state),
-                action=ModalityConfig(range(horizon), action, action_configs=[ActionConfig(r) for r in rep]),
-                language=ModalityConfig([0], [f"annotation.{n}" for n in ds.modality["annotation"]] or ["task"]))
+    rep = [
+        "RELATIVE" if g in state and width("state", g) == width("action", g) else "ABSOLUTE"
+        for g in action
+    ]
+    return dict(
+        video=ModalityConfig([0], list(ds.modality["video"])),
+        state=ModalityConfig([0], state),
+        action=ModalityConfig(
+            range(horizon), action, action_configs=[ActionConfig(r) for r in rep]
+        ),
+        language=ModalityConfig(
+            [0], [f"annotation.{n}" for n in ds.modality["annotation"]] or ["task"]
+        ),
+    )
 
 # %% ../../nbs/viz/20_episodes.ipynb #2db6b5b4
-LINES = {"state": COLOURS["grey"], "action": COLOURS["blue"], "first action of the chunk": COLOURS["blue"], "last action of the chunk": COLOURS["orange"]}
+LINES = {
+    "state": COLOURS["grey"],
+    "action": COLOURS["blue"],
+    "first action of the chunk": COLOURS["blue"],
+    "last action of the chunk": COLOURS["orange"],
+}
 
 
 @dataclass
@@ -71,26 +103,58 @@ class TraceSource:
     ):
         self.ds, part = ds, getattr(processor, "state_action", processor)
         self.tag = _tag(part, embodiment) if part is not None else "this robot"
-        self.config = config or (part.modality_configs[self.tag] if part is not None else whole_config(ds))
+        self.config = config or (
+            part.modality_configs[self.tag] if part is not None else whole_config(ds)
+        )
         ds.check_config({k: c for k, c in self.config.items() if k in ("state", "action")})
-        self.settings = dict(use_percentiles=part.use_percentiles, clip_outliers=part.clip_outliers, apply_sincos_state_encoding=part.apply_sincos_state_encoding) if part is not None else {}
+        self.settings = (
+            dict(
+                use_percentiles=part.use_percentiles,
+                clip_outliers=part.clip_outliers,
+                apply_sincos_state_encoding=part.apply_sincos_state_encoding,
+            )
+            if part is not None
+            else {}
+        )
         self.statistics = part.statistics.get(self.tag) if part is not None else None
 
     @property
-    def groups(self) -> list[str]: return list(dict.fromkeys(g for k in ("state", "action") if k in self.config for g in self.config[k].modality_keys))
+    def groups(self) -> list[str]:
+        return list(
+            dict.fromkeys(
+                g
+                for k in ("state", "action")
+                if k in self.config
+                for g in self.config[k].modality_keys
+            )
+        )
 
     def can_be_relative(self) -> list[str]:  # action groups
         a = self.config.get("action")
-        return [g for g, c in zip(a.modality_keys, a.action_configs or []) if c.rep.name == "RELATIVE"] if a else []
+        return (
+            [g for g, c in zip(a.modality_keys, a.action_configs or []) if c.rep.name == "RELATIVE"]
+            if a
+            else []
+        )
 
 
 def _tag(part: StateActionProcessor, embodiment) -> str:
     "The tag that is meant."
-    if embodiment is not None: value = embodiment_value(embodiment)
-    elif len(part.modality_configs) == 1: return next(iter(part.modality_configs))
-    else: raise InputError(f"The processor knows {len(part.modality_configs)} robots ({', '.join(part.modality_configs)}): say with embodiment= which one this data set is of.")
+    if embodiment is not None:
+        value = embodiment_value(embodiment)
+    elif len(part.modality_configs) == 1:
+        return next(iter(part.modality_configs))
+    else:
+        raise InputError(
+            f"The processor knows {len(part.modality_configs)} robots"
+            f" ({', '.join(part.modality_configs)}): say with embodiment= which one this data set"
+            " is of."
+        )
     if value not in part.modality_configs:
-        raise InputError(f"The processor does not know the robot '{value}', only {', '.join(part.modality_configs)}.{did_you_mean(value, part.modality_configs)}")
+        raise InputError(
+            f"The processor does not know the robot '{value}', only"
+            f" {', '.join(part.modality_configs)}.{did_you_mean(value, part.modality_configs)}"
+        )
     return value
 
 # %% ../../nbs/viz/20_episodes.ipynb #fba8cc0e
@@ -116,14 +180,27 @@ def _processor(self: TraceSource, relative: bool) -> StateActionProcessor:
         config = {k: c for k, c in self.config.items() if k in ("state", "action")}
         try: self.statistics = embodiment_statistics(self.ds, config)
         except InputError: self.statistics = embodiment_statistics(readable(self.ds), config)
-    return StateActionProcessor({self.tag: self.config}, {self.tag: self.statistics}, use_relative_action=relative, **self.settings)
+    return StateActionProcessor(
+        {self.tag: self.config},
+        {self.tag: self.statistics},
+        use_relative_action=relative,
+        **self.settings
+    )
 
 # %% ../../nbs/viz/20_episodes.ipynb #8899df2a
 @patch
-def _relative(self: TraceSource, state: dict, action: dict, normalized: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # group -> first and last row (L, D)
+def _relative(
+    self: TraceSource, state: dict, action: dict, normalized: bool
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # group -> first and last row (L, D)
     "Relative groups as they are seen from the state at the step where their chunk begins."
     groups, offsets = self.can_be_relative(), np.asarray(self.config["action"].delta_indices)
-    processor = self._processor(True) if normalized else StateActionProcessor({self.tag: self.config}, use_relative_action=True, **self.settings)
+    processor = (
+        self._processor(True)
+        if normalized
+        else StateActionProcessor(
+            {self.tag: self.config}, use_relative_action=True, **self.settings
+        )
+    )
     length = len(next(iter(action.values())))
     at = np.arange(length)[:, None] + offsets  # (L, H)
     chunks = {g: x[np.clip(at, 0, length - 1)] for g, x in action.items()}  # (L, H, D)
@@ -133,7 +210,10 @@ def _relative(self: TraceSource, state: dict, action: dict, normalized: bool) ->
     rows = {}
     for g in groups:
         x = np.asarray(out[g], np.float64).reshape(length, len(offsets), -1)
-        rows[g] = tuple(np.where(((at[:, k] >= 0) & (at[:, k] < length))[:, None], x[:, k], np.nan) for k in (0, -1))
+        rows[g] = tuple(
+            np.where(((at[:, k] >= 0) & (at[:, k] < length))[:, None], x[:, k], np.nan)
+            for k in (0, -1)
+        )
     return rows
 
 # %% ../../nbs/viz/20_episodes.ipynb #8de7e1f0
@@ -144,18 +224,32 @@ def lines(self: TraceSource,
     relative: bool = False,  # actions of groups that can be
 ) -> dict[str, dict[str, np.ndarray]]:  # group -> line -> (L, D)
     "What is drawn, by group. Errors as those of `ds.state` and of the statistics."
-    keys = {k: self.config[k].modality_keys if k in self.config else [] for k in ("state", "action")}
-    raw = dict(state=self.ds.state(episode, keys["state"]), action=self.ds.action(episode, keys["action"]))
+    keys = {
+        k: self.config[k].modality_keys if k in self.config else [] for k in ("state", "action")
+    }
+    raw = dict(
+        state=self.ds.state(episode, keys["state"]), action=self.ds.action(episode, keys["action"])
+    )
     shown, out = raw, {g: {} for g in self.groups}
     if normalized:
         p = self._processor(False)
-        shown = dict(state=p.apply_state(raw["state"], self.tag) if keys["state"] else {}, action=p.apply_action(raw["action"], self.tag) if keys["action"] else {})
-    seen = self._relative(self.ds.state(episode), raw["action"], normalized) if relative and self.can_be_relative() else {}
+        shown = dict(
+            state=p.apply_state(raw["state"], self.tag) if keys["state"] else {},
+            action=p.apply_action(raw["action"], self.tag) if keys["action"] else {},
+        )
+    seen = (
+        self._relative(self.ds.state(episode), raw["action"], normalized)
+        if relative and self.can_be_relative()
+        else {}
+    )
     for g, x in shown["state"].items():
-        if g not in seen or normalized: out[g]["state"] = x  # raw: a joint's angle and its change would not share an axis
+        if g not in seen or normalized:
+            out[g]["state"] = x  # raw: a joint's angle and its change would not share an axis
     for g, x in shown["action"].items():
-        if g in seen: out[g]["first action of the chunk"], out[g]["last action of the chunk"] = seen[g]
-        else: out[g]["action"] = x
+        if g in seen:
+            out[g]["first action of the chunk"], out[g]["last action of the chunk"] = seen[g]
+        else:
+            out[g]["action"] = x
     return out
 
 
@@ -169,14 +263,29 @@ def panels(self: TraceSource,
     "One panel for each dimension of the groups."
     found = self.lines(episode, normalized, relative)
     for g in groups or ():
-        if g not in found: raise InputError(f"There is no group '{g}': expected some of {', '.join(found)}.{did_you_mean(g, found)}")
+        if g not in found:
+            raise InputError(
+                f"There is no group '{g}': expected some of"
+                f" {', '.join(found)}.{did_you_mean(g, found)}"
+            )
     out = []
     for g in found if groups is None else groups:
         width = max((x.shape[1] for x in found[g].values()), default=0)
-        kind = "action" if g in self.ds.modality["action"] and g in self.config.get("action", self.config.get("state")).modality_keys else "state"
+        kind = (
+            "action"
+            if g in self.ds.modality["action"]
+            and g in self.config.get("action", self.config.get("state")).modality_keys
+            else "state"
+        )
         names = self.ds.labels(kind, [g])
-        if len(names) != width: names = [f"{g}[{d}]" for d in range(width)]  # sines and cosines, or poses in another form
-        out += [Panel(g, names[d], {k: x[:, d] for k, x in found[g].items() if d < x.shape[1]}) for d in range(width)]
+        if len(names) != width:
+            names = [
+                f"{g}[{d}]" for d in range(width)
+            ]  # sines and cosines, or poses in another form
+        out += [
+            Panel(g, names[d], {k: x[:, d] for k, x in found[g].items() if d < x.shape[1]})
+            for d in range(width)
+        ]
     return out
 
 # %% ../../nbs/viz/20_episodes.ipynb #ec6ca0df
@@ -198,7 +307,9 @@ class EpisodeRecord:
     def seconds(self, step): return step / (self.fps or 1)
 
     def said(self, step: int) -> list[str]:  # texts at a step, each once
-        return list(dict.fromkeys(t[step] for t in self.language.values() if 0 <= step < len(t) and t[step]))
+        return list(
+            dict.fromkeys(t[step] for t in self.language.values() if 0 <= step < len(t) and t[step])
+        )
 
 
 def read_episode(
@@ -216,10 +327,16 @@ def read_episode(
     r = EpisodeRecord(episode, e.index, e.length, ds.fps, tuple(e.tasks))
     if report is not None: r.problems = [p for p in report.problems if p.episode == e.index]
     for g in groups or ():
-        if g not in source.groups: raise InputError(f"There is no group '{g}': expected some of {', '.join(source.groups)}.{did_you_mean(g, source.groups)}")
+        if g not in source.groups:
+            raise InputError(
+                f"There is no group '{g}': expected some of"
+                f" {', '.join(source.groups)}.{did_you_mean(g, source.groups)}"
+            )
     try: r.length = ds.length(episode)
     except InputError as err: r.faults.append(str(err)); return r
-    if not r.length: r.faults.append(f"Episode {e.index} has no rows."); return r
+    if not r.length:
+        r.faults.append(f"Episode {e.index} has no rows.")
+        return r
     _read_traces(source, r, normalized, relative, groups, scales)
     keys = source.config["language"].modality_keys if "language" in source.config else []
     for key in keys:
@@ -228,16 +345,24 @@ def read_episode(
     return r
 
 
-def _read_traces(source: TraceSource, r: EpisodeRecord, normalized: bool, relative: bool, groups, scales):
+def _read_traces(
+    source: TraceSource, r: EpisodeRecord, normalized: bool, relative: bool, groups, scales
+):
     "Panels and activity."
-    for options in dict.fromkeys([(normalized, relative), (False, False)]):  # where statistics or states are missing, at least what was recorded
-        try: r.panels = source.panels(r.episode, *options, groups); break
+    for options in dict.fromkeys(
+        [(normalized, relative), (False, False)]
+    ):  # where statistics or states are missing, at least what was recorded
+        try:
+            r.panels = source.panels(r.episode, *options, groups)
+            break
         except InputError as err:
-            if str(err) not in r.faults: r.faults.append(str(err))
+            if str(err) not in r.faults:
+                r.faults.append(str(err))
     if scales is None: return
     try: x, _ = all_numbers(source.ds, r.episode)
     except InputError: return
-    if x.shape[1] == len(scales.step): r.activity, r.rest = change(x, scales).max(1, initial=0), idle_ends(x, scales.span)
+    if x.shape[1] == len(scales.step):
+        r.activity, r.rest = change(x, scales).max(1, initial=0), idle_ends(x, scales.span)
 
 # %% ../../nbs/viz/20_episodes.ipynb #91f5a2ea
 def _marks(r: EpisodeRecord) -> list[tuple[float, str]]:  # (seconds, severity)
@@ -257,17 +382,31 @@ def _trace_axes(fig, r: EpisodeRecord, cursor: int | None, normalized: bool, col
     for ax in axes[count:]: ax.remove()
     axes = axes[:count]
     for ax, p in zip(axes, r.panels):
-        for t, severity in _marks(r)[:40]: ax.axvline(t, color=SEVERITY_COLOURS[severity], lw=0.8, ls=(0, (2, 2)), zorder=0.9)
-        for name, x in p.lines.items(): ax.plot(r.seconds(np.arange(len(x))), x, color=LINES[name], label=name, lw=1.3)
+        for t, severity in _marks(r)[:40]:
+            ax.axvline(t, color=SEVERITY_COLOURS[severity], lw=0.8, ls=(0, (2, 2)), zorder=0.9)
+        for name, x in p.lines.items():
+            ax.plot(r.seconds(np.arange(len(x))), x, color=LINES[name], label=name, lw=1.3)
         if cursor is not None: ax.axvline(r.seconds(cursor), color=COLOURS["vermilion"], lw=1)
-        if normalized: ax.set_ylim(-1.1, 1.1) if max((np.nanmax(np.abs(x), initial=0) for x in p.lines.values()), default=0) <= 1.1 else None
+        if normalized:
+            (
+                ax.set_ylim(-1.1, 1.1)
+                if max((np.nanmax(np.abs(x), initial=0) for x in p.lines.values()), default=0)
+                <= 1.1
+                else None
+            )
         ax.set_title(p.title)
-        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10])), ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10])), ax.yaxis.set_major_locator(
+            MaxNLocator(4, steps=[1, 2, 5, 10])
+        )
         ax.set_xlim(0, max(r.seconds(r.length - 1), 1e-3))
     for ax in axes[-columns:]: ax.tick_params(labelbottom=True)
-    for ax in axes[(rows - 1) * columns:]: ax.set_xlabel("seconds")  # under a removed panel it would push the rows apart
+    for ax in axes[(rows - 1) * columns :]:
+        ax.set_xlabel("seconds")  # under a removed panel it would push the rows apart
     named = {label: artist for ax in axes for artist, label in zip(*ax.get_legend_handles_labels())}
-    if named: fig.legend(list(named.values()), list(named), loc="outside lower center", ncols=4, borderpad=0.1)
+    if named:
+        fig.legend(
+            list(named.values()), list(named), loc="outside lower center", ncols=4, borderpad=0.1
+        )
     return axes
 
 
@@ -281,7 +420,8 @@ def _strip_axes(ax, r: EpisodeRecord, cursor: int | None = None):
         ax.fill_between(t, np.minimum(r.activity / high, 1.0), color=COLOURS["sky"], lw=0)
         for n, (a, b) in zip(r.rest, ((0, r.rest[0]), (r.length - 1 - r.rest[1], r.length - 1))):
             if n > 1: ax.axvspan(r.seconds(a), r.seconds(b), color="#DDDDDD", lw=0)
-    for t, severity in _marks(r): ax.plot([t], [1.22], "v", color=SEVERITY_COLOURS[severity], ms=6, clip_on=False)
+    for t, severity in _marks(r):
+        ax.plot([t], [1.22], "v", color=SEVERITY_COLOURS[severity], ms=6, clip_on=False)
     if cursor is not None: ax.axvline(r.seconds(cursor), color=COLOURS["vermilion"], lw=1.2)
 
 # %% ../../nbs/viz/20_episodes.ipynb #d73ca4b4
@@ -315,19 +455,42 @@ def draw_strip(
 # %% ../../nbs/viz/20_episodes.ipynb #f4d86901
 def _sentence(p: Problem) -> str:
     where = "" if p.row is None else f"step {p.row}: "
-    return f"{where}{p.about + ': ' if p.about and p.about not in p.found else ''}{p.found}; expected {p.expected}"
+    return (
+        f"{where}{p.about + ': ' if p.about and p.about not in p.found else ''}{p.found}; expected"
+        f" {p.expected}"
+    )
 
 
-def _header(r: EpisodeRecord, wide: int, unseen: Sequence[str] = (), most: int = 5) -> list[tuple[str, str | None]]:  # (line, severity or None)
+def _header(
+    r: EpisodeRecord, wide: int, unseen: Sequence[str] = (), most: int = 5
+) -> list[tuple[str, str | None]]:  # (line, severity or None)
     "What is said above the pictures; lines are broken at `wide` characters."
     texts = list(dict.fromkeys(t for k in r.language for t in r.language[k] if t)) or list(r.tasks)
-    said = [("“" + "” “".join(texts[:3]) + "”" + (f" and {len(texts) - 3} more" if len(texts) > 3 else ""), None)] if texts else []
-    bad = [(f, "error") for f in [*r.faults, *unseen]] + [(f"{p.severity}: {_sentence(p)}", p.severity) for p in r.problems]
+    said = (
+        [(
+            "“"
+            + "” “".join(texts[:3])
+            + "”"
+            + (f" and {len(texts) - 3} more" if len(texts) > 3 else ""),
+            None,
+        )]
+        if texts
+        else []
+    )
+    bad = [(f, "error") for f in [*r.faults, *unseen]] + [
+        (f"{p.severity}: {_sentence(p)}", p.severity) for p in r.problems
+    ]
     more = [(f"and {len(bad) - most} more", None)] if len(bad) > most else []
-    return [(line, severity if i == 0 else "") for text, severity in [*said, *bad[:most], *more] for i, line in enumerate(textwrap.wrap(text, wide))]
+    return [
+        (line, severity if i == 0 else "")
+        for text, severity in [*said, *bad[:most], *more]
+        for i, line in enumerate(textwrap.wrap(text, wide))
+    ]
 
 
-def _pictures(ds: LeRobotDataset, episode: int, views: Sequence[str], moments: Sequence[int]) -> tuple[dict[str, list], list[str]]:
+def _pictures(
+    ds: LeRobotDataset, episode: int, views: Sequence[str], moments: Sequence[int]
+) -> tuple[dict[str, list], list[str]]:
     "Frames by camera, None where there is none, and why."
     frames, unseen = {v: [] for v in views}, []
     for v in views:
@@ -342,16 +505,36 @@ def _pictures(ds: LeRobotDataset, episode: int, views: Sequence[str], moments: S
 def _short(ds: LeRobotDataset, text: str) -> str: return text.replace(f"{ds.path}/", "")
 
 
-def _film_axes(fig, r: EpisodeRecord, frames: dict[str, list], moments: Sequence[int], ratios: Sequence[float], cursor: int | None):
+def _film_axes(
+    fig,
+    r: EpisodeRecord,
+    frames: dict[str, list],
+    moments: Sequence[int],
+    ratios: Sequence[float],
+    cursor: int | None,
+):
     "Frames in a grid, a row for each camera."
     grid = fig.subplots(len(frames), len(moments), squeeze=False, height_ratios=ratios)
     for line, (v, pictures) in zip(grid, frames.items()):
         for ax, picture in zip(line, pictures):
             ax.set(xticks=[], yticks=[]), ax.spines[:].set_visible(False), ax.grid(False)
-            if picture is not None: ax.imshow(picture, interpolation="antialiased")
-            else: ax.set_facecolor("#F0F0F0"), ax.text(0.5, 0.5, "no picture", ha="center", va="center", transform=ax.transAxes, color=SEVERITY_COLOURS["error"])
+            if picture is not None:
+                ax.imshow(picture, interpolation="antialiased")
+            else:
+                ax.set_facecolor("#F0F0F0"), ax.text(
+                    0.5,
+                    0.5,
+                    "no picture",
+                    ha="center",
+                    va="center",
+                    transform=ax.transAxes,
+                    color=SEVERITY_COLOURS["error"],
+                )
         line[0].set_ylabel(v if len(v) <= 14 else f"{v[:13]}…")
-    for ax, m in zip(grid[0], moments): ax.set_title(f"{r.seconds(m):.1f} s", color=COLOURS["vermilion"] if m == cursor else "black")
+    for ax, m in zip(grid[0], moments):
+        ax.set_title(
+            f"{r.seconds(m):.1f} s", color=COLOURS["vermilion"] if m == cursor else "black"
+        )
 
 # %% ../../nbs/viz/20_episodes.ipynb #9d0f6331
 class _Page(Plot):
@@ -361,23 +544,42 @@ class _Page(Plot):
         from PIL import Image
         file = io.BytesIO()
         image = Image.open(io.BytesIO(super()._repr_png_())).convert("RGB")
-        image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, format="png", optimize=True)
+        image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+            file, format="png", optimize=True
+        )
         return file.getvalue()
 
 
 @_styled
-def _draw_episode(ds: LeRobotDataset, r: EpisodeRecord, views, moments, cursor, normalized: bool, width: float) -> Figure:
+def _draw_episode(
+    ds: LeRobotDataset, r: EpisodeRecord, views, moments, cursor, normalized: bool, width: float
+) -> Figure:
     "Header, frames, strip and traces in one figure."
     frames, unseen = _pictures(ds, r.episode, views, moments)
-    shapes = {v: next((f.shape for f in pictures if f is not None), (3, 4)) for v, pictures in frames.items()}
+    shapes = {
+        v: next((f.shape for f in pictures if f is not None), (3, 4))
+        for v, pictures in frames.items()
+    }
     ratios = [s[0] / s[1] for s in shapes.values()]
     text, rows = _header(r, int(width * 13.5), unseen), -(-len(r.panels) // 4)
     each = (width - 0.3) / max(1, len(moments))
-    heights = [0.3 + 0.16 * len(text), each * sum(ratios) + 0.25 if views else 0.01, 0.55, 1.15 * rows + 0.4 if rows else 0.01]
+    heights = [
+        0.3 + 0.16 * len(text),
+        each * sum(ratios) + 0.25 if views else 0.01,
+        0.55,
+        1.15 * rows + 0.4 if rows else 0.01,
+    ]
     fig = _Page(width, sum(heights))
     fig.get_layout_engine().set(h_pad=0.02, hspace=0.02, w_pad=0.02, wspace=0.02)
     head, film, strip, traces = fig.subfigures(4, 1, height_ratios=heights)
-    head.text(0.01, 0.98, f"episode {r.number}: {r.length} steps, {r.seconds(r.length):.1f} s", fontweight="bold", fontsize=9, va="top")
+    head.text(
+        0.01,
+        0.98,
+        f"episode {r.number}: {r.length} steps, {r.seconds(r.length):.1f} s",
+        fontweight="bold",
+        fontsize=9,
+        va="top",
+    )
     for i, (line, severity) in enumerate(text):
         y = 1 - (0.25 + 0.16 * i) / heights[0]
         if severity: head.text(0.01, y, "■", color=SEVERITY_COLOURS[severity], va="top")
@@ -414,9 +616,17 @@ def plot_episode(
 def _views(source: TraceSource, views: Sequence[str] | None) -> list[str]:
     "Cameras that are asked for, or those of the configuration."
     known = source.ds.modality["video"]
-    views = list(views if views is not None else source.config["video"].modality_keys if "video" in source.config else known)
+    views = list(
+        views
+        if views is not None
+        else source.config["video"].modality_keys if "video" in source.config else known
+    )
     for v in views:
-        if v not in known: raise InputError(f"{source.ds.path} has no video '{v}', only {', '.join(known) or 'none'}.{did_you_mean(v, known)}")
+        if v not in known:
+            raise InputError(
+                f"{source.ds.path} has no video '{v}', only"
+                f" {', '.join(known) or 'none'}.{did_you_mean(v, known)}"
+            )
     return views
 
 
@@ -431,20 +641,42 @@ def _told(ds: LeRobotDataset, r: EpisodeRecord, step: int, checked: bool, most: 
     "The words beside the cameras."
     said = r.said(step) or ([] if r.language else list(r.tasks))
     rows = [f'<div style="line-height:2"><b>episode {r.number}</b>, {r.length} steps</div>']
-    rows += [f'<div style="font-size:115%;line-height:1.35;margin:4px 0">“{html.escape(t)}”</div>' for t in said]
+    rows += [
+        f'<div style="font-size:115%;line-height:1.35;margin:4px 0">“{html.escape(t)}”</div>'
+        for t in said
+    ]
     rows += [note("error", _short(ds, f)) for f in r.faults]
     problems = [p for p in r.problems if not (r.faults and p.kind == "table_unreadable")]  # said already
-    rows += [note(p.severity, f"{_sentence(p)} → {p.mend}", f"{p.severity}:") for p in problems[:most]]
-    if len(problems) > most: rows.append(f"<div>and {len(problems) - most} more, in the list below</div>")
-    if not checked: rows.append('<div style="opacity:.7;line-height:1.4">no check-up was given: report=check_dataset(path)</div>')
-    elif not r.problems: rows.append('<div style="opacity:.7;line-height:1.4">the check-up found nothing in this episode</div>')
+    rows += [
+        note(p.severity, f"{_sentence(p)} → {p.mend}", f"{p.severity}:") for p in problems[:most]
+    ]
+    if len(problems) > most:
+        rows.append(f"<div>and {len(problems) - most} more, in the list below</div>")
+    if not checked:
+        rows.append(
+            '<div style="opacity:.7;line-height:1.4">no check-up was given:'
+            ' report=check_dataset(path)</div>'
+        )
+    elif not r.problems:
+        rows.append(
+            '<div style="opacity:.7;line-height:1.4">the check-up found nothing in this'
+            ' episode</div>'
+        )
     return "".join(rows)
 
 
 def _places(r: EpisodeRecord) -> list[tuple[str, int]]:  # (label, step), each step once
     "Steps of an episode that are worth a look: the check-up's, and the largest change."
-    found = [(f"step {p.row}: {p.severity}, {p.found}"[:70], p.row) for p in r.problems if p.row is not None and p.row < r.length]
-    if r.activity is not None and len(r.activity): found.append((f"step {r.activity.argmax()}: the largest change, {r.activity.max():.2g} of a jump", int(r.activity.argmax())))
+    found = [
+        (f"step {p.row}: {p.severity}, {p.found}"[:70], p.row)
+        for p in r.problems
+        if p.row is not None and p.row < r.length
+    ]
+    if r.activity is not None and len(r.activity):
+        found.append((
+            f"step {r.activity.argmax()}: the largest change, {r.activity.max():.2g} of a jump",
+            int(r.activity.argmax()),
+        ))
     once = {}
     for label, step in found: once.setdefault(step, label)
     return [(label, step) for step, label in once.items()]
@@ -475,12 +707,25 @@ def listing(
     chosen = list(range(len(ds)) if chosen is None else chosen)
     label = lambda e: f"{ds.episodes[e].index}: {ds.episodes[e].length} steps"
     if order == "unusual first":
-        return [(f"{label(s.episode)}, {f'{s.score:.1f}: ' if math.isfinite(s.score) else ''}{_short(ds, s.why)}"[:90], s.episode) for s in scores if s.episode in set(chosen)]
+        return [
+            (
+                f"{label(s.episode)}, {f'{s.score:.1f}: ' if math.isfinite(s.score) else ''}{_short(ds, s.why)}"[
+                    :90
+                ],
+                s.episode,
+            )
+            for s in scores
+            if s.episode in set(chosen)
+        ]
     found = {}
-    for p in report.problems if report is not None and order == "with problems first" else (): found.setdefault(p.episode, []).append(p)
+    for p in report.problems if report is not None and order == "with problems first" else ():
+        found.setdefault(p.episode, []).append(p)
     bad = {e: found.get(ds.episodes[e].index, []) for e in chosen}
     worst = lambda e: min((SEVERITIES.index(p.severity) for p in bad[e]), default=len(SEVERITIES))
-    return [(label(e) + (f", {bad[e][0].severity}: {bad[e][0].found}"[:70] if bad[e] else ""), e) for e in sorted(chosen, key=lambda e: (worst(e), -len(bad[e]), e))]
+    return [
+        (label(e) + (f", {bad[e][0].severity}: {bad[e][0].found}"[:70] if bad[e] else ""), e)
+        for e in sorted(chosen, key=lambda e: (worst(e), -len(bad[e]), e))
+    ]
 
 # %% ../../nbs/viz/20_episodes.ipynb #540173ac
 MANY = 16  # dimensions that are drawn at once, unless more are asked for
@@ -507,14 +752,20 @@ class EpisodeViewer(Viewer):
         theme: str = "auto",  # of the figures: 'auto' follows JupyterLab; 'light', 'dark'
     ):
         self.ds = dataset if isinstance(dataset, LeRobotDataset) else LeRobotDataset(dataset)
-        if not len(self.ds): raise InputError(f"{self.ds.path} has no episodes: there is nothing to watch.")
+        if not len(self.ds):
+            raise InputError(f"{self.ds.path} has no episodes: there is nothing to watch.")
         self.source, self.report = TraceSource(self.ds, config, processor, embodiment), report
         self.views, self.tasks = _views(self.source, views), episode_tasks(self.ds)
         self.scales = dataset_scales(self.ds, 20)
         self._scores, self._busy, self._at = None, False, step  # scores of all episodes, made when first asked for
-        places = {g: self.ds.modality["action"].get(g) or self.ds.modality["state"][g] for g in self.source.groups}
+        places = {
+            g: self.ds.modality["action"].get(g) or self.ds.modality["state"][g]
+            for g in self.source.groups
+        }
         widths = {g: p["end"] - p["start"] for g, p in places.items()}
-        self._group = None if sum(widths.values()) <= MANY or len(widths) < 2 else next(iter(widths))
+        self._group = (
+            None if sum(widths.values()) <= MANY or len(widths) < 2 else next(iter(widths))
+        )
         self._settings = dict(episode=episode, step=step, normalized=normalized, relative=relative)
         self.record = self._read(episode)
         if widgets is not None: self._build(max_bytes, theme)
@@ -522,21 +773,31 @@ class EpisodeViewer(Viewer):
 # %% ../../nbs/viz/20_episodes.ipynb #edb31d99
 @patch
 def __repr__(self: EpisodeViewer):
-    return f"EpisodeViewer('{self.ds.name}', episode {self.record.number} of {len(self.ds)}, step {self.settings()['step']} of {self.record.length})"
+    return (
+        f"EpisodeViewer('{self.ds.name}', episode {self.record.number} of {len(self.ds)}, step"
+        f" {self.settings()['step']} of {self.record.length})"
+    )
 
 
 @patch
 def settings(self: EpisodeViewer) -> dict:  # episode, step, normalized, relative
     "What is shown at the moment."
     if self.root is None: return dict(self._settings)
-    return dict(episode=self.record.episode, step=self.step.value, normalized=self.values.value == "normalized", relative=self.actions.value == "relative")
+    return dict(
+        episode=self.record.episode,
+        step=self.step.value,
+        normalized=self.values.value == "normalized",
+        relative=self.actions.value == "relative",
+    )
 
 
 @patch
 def _read(self: EpisodeViewer, episode: int) -> EpisodeRecord:
     s = self.settings()
     groups = None if self._group is None else [self._group]
-    return read_episode(self.source, episode, s["normalized"], s["relative"], groups, self.report, self.scales)
+    return read_episode(
+        self.source, episode, s["normalized"], s["relative"], groups, self.report, self.scales
+    )
 
 
 @patch
@@ -544,7 +805,15 @@ def figure(self: EpisodeViewer) -> Figure:
     "The static twin of what is shown at the moment."
     s = self.settings()
     step = min(s["step"], max(0, self.record.length - 1))
-    return _draw_episode(self.ds, self.record, self.views, _moments(self.record.length, 6, step), step, s["normalized"], 9.0)
+    return _draw_episode(
+        self.ds,
+        self.record,
+        self.views,
+        _moments(self.record.length, 6, step),
+        step,
+        s["normalized"],
+        9.0,
+    )
 
 
 @patch
@@ -556,30 +825,74 @@ def scores(self: EpisodeViewer) -> list[EpisodeScore]:  # most unusual first
 # %% ../../nbs/viz/20_episodes.ipynb #8a05d981
 def _field(kind, text: str, width: str, **keywords):
     "A widget with its label."
-    return kind(description=text, style=dict(description_width="auto"), layout=widgets.Layout(width=width, min_width="90px"), **keywords)
+    return kind(
+        description=text,
+        style=dict(description_width="auto"),
+        layout=widgets.Layout(width=width, min_width="90px"),
+        **keywords
+    )
 
 
 @patch
 def _build(self: EpisodeViewer, max_bytes: int, theme: str):
     s = self._settings
-    self.task = _field(widgets.Dropdown, "task", "300px", options=[(f"all ({len(self.ds)} episodes)", ""), *((f"{t} ({len(e)})", t) for t, e in self.tasks.items())], value="")
+    self.task = _field(
+        widgets.Dropdown,
+        "task",
+        "300px",
+        options=[
+            (f"all ({len(self.ds)} episodes)", ""),
+            *((f"{t} ({len(e)})", t) for t, e in self.tasks.items()),
+        ],
+        value="",
+    )
     self.order = _field(widgets.Dropdown, "order", "210px", options=ORDERS)
-    self.listed = widgets.Dropdown(options=[("", None)], value=None, tooltip="the episodes of this task, in this order", layout=widgets.Layout(flex="0 1 330px", min_width="90px", width="auto"))
-    self.episode = _field(widgets.BoundedIntText, "episode", "130px", min=0, max=len(self.ds) - 1, value=s["episode"])
+    self.listed = widgets.Dropdown(
+        options=[("", None)],
+        value=None,
+        tooltip="the episodes of this task, in this order",
+        layout=widgets.Layout(flex="0 1 330px", min_width="90px", width="auto"),
+    )
+    self.episode = _field(
+        widgets.BoundedIntText, "episode", "130px", min=0, max=len(self.ds) - 1, value=s["episode"]
+    )
     self.episode.layout.flex = "0 0 130px"  # the list beside it gives way
-    button = lambda icon, tip: widgets.Button(icon=icon, tooltip=tip, layout=widgets.Layout(flex="0 0 36px"))
-    self.previous, self.next = button("chevron-left", "the episode before it in the list"), button("chevron-right", "the next episode of the list")
-    self.store = FrameStore(self.ds, self.views, camera_box(len(self.views), 330 if len(self.views) < 4 else 0), max_bytes)
+    button = lambda icon, tip: widgets.Button(
+        icon=icon, tooltip=tip, layout=widgets.Layout(flex="0 0 36px")
+    )
+    self.previous, self.next = button("chevron-left", "the episode before it in the list"), button(
+        "chevron-right", "the next episode of the list"
+    )
+    self.store = FrameStore(
+        self.ds,
+        self.views,
+        camera_box(len(self.views), 330 if len(self.views) < 4 else 0),
+        max_bytes,
+    )
     self.cameras = CameraView(self.store)
     self.time = TimeControls(self.ds.fps, self._stepped, self.record.length)
     self.step = self.time.step
     self.text = widgets.HTML(layout=widgets.Layout(margin="0"))
     self.problem = widgets.Dropdown(options=[("", "")], layout=widgets.Layout(width="auto"))
-    choice = lambda options, value, **k: widgets.ToggleButtons(options=options, value=options[value], style=dict(button_width="100px"), layout=widgets.Layout(width="auto"), **k)
+    choice = lambda options, value, **k: widgets.ToggleButtons(
+        options=options,
+        value=options[value],
+        style=dict(button_width="100px"),
+        layout=widgets.Layout(width="auto"),
+        **k
+    )
     self.values = choice(["raw", "normalized"], s["normalized"])
     self.values.layout.margin = "2px 20px 2px 2px"  # two choices, not four buttons
-    self.actions = choice(["absolute", "relative"], s["relative"], disabled=not self.source.can_be_relative())
-    self.group = _field(widgets.Dropdown, "group", "240px", options=[("all", ""), *((g, g) for g in self.source.groups)], value=self._group or "")
+    self.actions = choice(
+        ["absolute", "relative"], s["relative"], disabled=not self.source.can_be_relative()
+    )
+    self.group = _field(
+        widgets.Dropdown,
+        "group",
+        "240px",
+        options=[("all", ""), *((g, g) for g in self.source.groups)],
+        value=self._group or "",
+    )
     self.strip, self.traces = FigureView(theme), FigureView(theme)
     self._arrange(), self._observe(), self._relist(), self._open(s["episode"], s["step"])
 
@@ -587,23 +900,54 @@ def _build(self: EpisodeViewer, max_bytes: int, theme: str):
 @patch
 def _arrange(self: EpisodeViewer):
     "Rows of widgets, as wide as the page."
-    row = lambda *w, **k: widgets.HBox(list(w), layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="100%", **k))
-    beside = widgets.VBox([self.text, self.problem], layout=widgets.Layout(flex="1 1 260px", min_width="240px"))
-    film = widgets.HBox([self.cameras.box, beside], layout=widgets.Layout(width="100%", flex_flow="row wrap" if len(self.views) > 3 else "row", align_items="flex-start"))
-    walk = widgets.HBox([self.previous, self.listed, self.next, self.episode], layout=widgets.Layout(flex="1 1 480px", min_width="0", align_items="center"))  # stays in one row
-    self.root = widgets.VBox([row(self.task, self.order, walk), film, self.time.row, self.strip.box,
-                              row(self.values, self.actions, self.group), self.traces.box], layout=widgets.Layout(width="100%", max_width=f"{PAGE}px", overflow="hidden"))
+    row = lambda *w, **k: widgets.HBox(
+        list(w),
+        layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="100%", **k),
+    )
+    beside = widgets.VBox(
+        [self.text, self.problem], layout=widgets.Layout(flex="1 1 260px", min_width="240px")
+    )
+    film = widgets.HBox(
+        [self.cameras.box, beside],
+        layout=widgets.Layout(
+            width="100%",
+            flex_flow="row wrap" if len(self.views) > 3 else "row",
+            align_items="flex-start",
+        ),
+    )
+    walk = widgets.HBox(
+        [self.previous, self.listed, self.next, self.episode],
+        layout=widgets.Layout(flex="1 1 480px", min_width="0", align_items="center"),
+    )  # stays in one row
+    self.root = widgets.VBox(
+        [
+            row(self.task, self.order, walk),
+            film,
+            self.time.row,
+            self.strip.box,
+            row(self.values, self.actions, self.group),
+            self.traces.box,
+        ],
+        layout=widgets.Layout(width="100%", max_width=f"{PAGE}px", overflow="hidden"),
+    )
 
 # %% ../../nbs/viz/20_episodes.ipynb #b15a7030
 @patch
 def _observe(self: EpisodeViewer):
-    def when(widget, what): widget.observe(lambda change: None if self._busy else what(change["new"]), "value")
+    def when(widget, what):
+        widget.observe(lambda change: None if self._busy else what(change["new"]), "value")
     when(self.episode, self._open)
     when(self.listed, lambda e: None if e is None else self._open(e, self._first_look(e)))
-    when(self.task, lambda _: self._relist(go=True)), when(self.order, lambda _: self._relist(go=True))
+    when(self.task, lambda _: self._relist(go=True)), when(
+        self.order, lambda _: self._relist(go=True)
+    )
     when(self.problem, lambda step: None if step == "" else setattr(self.step, "value", step))
-    when(self.values, lambda _: self._redraw()), when(self.actions, lambda _: self._redraw()), when(self.group, self._choose_group)
-    self.previous.on_click(lambda _: self.neighbour(-1)), self.next.on_click(lambda _: self.neighbour(1))
+    when(self.values, lambda _: self._redraw()), when(self.actions, lambda _: self._redraw()), when(
+        self.group, self._choose_group
+    )
+    self.previous.on_click(lambda _: self.neighbour(-1)), self.next.on_click(
+        lambda _: self.neighbour(1)
+    )
 
 
 @patch
@@ -617,9 +961,12 @@ def _offer(self: EpisodeViewer, widget, options: list[tuple], value=None):
 @patch
 def _relist(self: EpisodeViewer, go: bool = False):
     "Fills the list; `go` to its first entry."
-    if self.order.value == "unusual first" and self._scores is None: self.text.value = note("info", f"reading {len(self.ds)} episodes to compare them ...")
+    if self.order.value == "unusual first" and self._scores is None:
+        self.text.value = note("info", f"reading {len(self.ds)} episodes to compare them ...")
     scores = self.scores() if self.order.value == "unusual first" else ()
-    entries = listing(self.ds, self.order.value, self.tasks.get(self.task.value), scores, self.report)[:2000]
+    entries = listing(
+        self.ds, self.order.value, self.tasks.get(self.task.value), scores, self.report
+    )[:2000]
     self._offer(self.listed, [("", None), *entries], self.record.episode)
     if go and entries: self._open(entries[0][1], self._first_look(entries[0][1]))
 
@@ -627,7 +974,11 @@ def _relist(self: EpisodeViewer, go: bool = False):
 @patch
 def _first_look(self: EpisodeViewer, episode: int) -> int:
     "The step at which to begin: in the order of unusual episodes, where a jump was the reason."
-    s = next((s for s in self.scores() if s.episode == episode), None) if self.order.value == "unusual first" else None
+    s = (
+        next((s for s in self.scores() if s.episode == episode), None)
+        if self.order.value == "unusual first"
+        else None
+    )
     return s.row if s is not None and s.where and s.where in s.why else 0
 
 
@@ -676,7 +1027,9 @@ def _draw(self: EpisodeViewer):
 
 @patch
 def _stepped(self: EpisodeViewer, step: int):
-    self.unseen = self.cameras.show(self.record.episode, step, self.record.length, -1 if step < self._at else 1)  # camera -> why it has no picture
+    self.unseen = self.cameras.show(
+        self.record.episode, step, self.record.length, -1 if step < self._at else 1
+    )  # camera -> why it has no picture
     self._at, seconds = step, self.record.seconds(step)
     self.strip.cursor(seconds), self.traces.cursor(seconds)
     text = _told(self.ds, self.record, step, self.report is not None)

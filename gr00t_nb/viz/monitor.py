@@ -28,7 +28,15 @@ from .player import FigureView, Viewer, live, note, widgets
 from ..plots.actions import moving_average
 
 # %% ../../nbs/viz/40_monitor.ipynb #9f535c13
-COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "samples_per_second", "data_wait", "time")  # of a line of the log
+COLUMNS = (
+    "step",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "samples_per_second",
+    "data_wait",
+    "time",
+)  # of a line of the log
 
 
 def log_path(
@@ -47,18 +55,31 @@ class RunLog:
         name: str | None = None,  # what it is called in pictures; None: the name of its folder
     ):
         self.path = log_path(place)
-        self.name = name or (self.path.absolute().parent.name if self.path.name == "log.jsonl" else self.path.stem)
+        self.name = name or (
+            self.path.absolute().parent.name if self.path.name == "log.jsonl" else self.path.stem
+        )
         self.config, self._config_state = {}, None  # the run's FinetuneConfig as a dict, {} where it is not known
         self._forget()
 
     def _forget(self):
         self._columns = {key: array("d") for key in COLUMNS}
-        self._end, self._last, self._lines, self.broken = 0, b"", 0, []  # bytes and lines read, the last line, numbers of lines that are no JSON
+        self._end, self._last, self._lines, self.broken = (
+            0,
+            b"",
+            0,
+            [],
+        )  # bytes and lines read, the last line, numbers of lines that are no JSON
         self.arrived = None  # when a new line was seen last, if we were there
 
     def __len__(self): return len(self._columns["step"])
-    def __getitem__(self, key: str) -> np.ndarray: return np.array(self._columns[key])  # float64 (lines,), NaN where a line has no such value
-    def __repr__(self): return f"RunLog({self.name!r}: " + (f"{len(self)} lines to step {self._columns['step'][-1]:.0f})" if len(self) else "no line yet)")
+    def __getitem__(self, key: str) -> np.ndarray:
+        return np.array(self._columns[key])  # float64 (lines,), NaN where a line has no such value
+    def __repr__(self):
+        return f"RunLog({self.name!r}: " + (
+            f"{len(self)} lines to step {self._columns['step'][-1]:.0f})"
+            if len(self)
+            else "no line yet)"
+        )
 
 # %% ../../nbs/viz/40_monitor.ipynb #18cb6c27
 def _number(x) -> float:
@@ -123,7 +144,11 @@ def max_steps(self: RunLog) -> int | None:  # steps of the whole run
 
 @patch(as_prop=True)
 def samples_per_step(self: RunLog) -> int | None:  # over all processes and accumulated batches
-    return self.config["global_batch_size"] * self.config.get("gradient_accumulation_steps", 1) if "global_batch_size" in self.config else None
+    return (
+        self.config["global_batch_size"] * self.config.get("gradient_accumulation_steps", 1)
+        if "global_batch_size" in self.config
+        else None
+    )
 
 # %% ../../nbs/viz/40_monitor.ipynb #a982d71b
 @patch
@@ -133,7 +158,12 @@ def seconds(self: RunLog) -> np.ndarray:  # float64 (lines,): training time up t
     if self.samples_per_step is None:  # only the clock is left
         took = np.diff(self["time"], prepend=self["time"][0])
     else:
-        with np.errstate(divide="ignore", invalid="ignore"): took = np.diff(self["step"], prepend=0) * self.samples_per_step / self["samples_per_second"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            took = (
+                np.diff(self["step"], prepend=0)
+                * self.samples_per_step
+                / self["samples_per_second"]
+            )
     return np.cumsum(np.where(np.isfinite(took) & (took > 0), took, 0))
 
 
@@ -145,10 +175,22 @@ def along(self: RunLog,
     axis: str,  # step, time (in seconds) or samples
 ) -> np.ndarray:  # float64 (lines,)
     "The x coordinate of every line."
-    if axis not in AXES: raise InputError(f"There is no x axis {axis!r}: choose one of {', '.join(AXES)}.{did_you_mean(axis, AXES)}")
+    if axis not in AXES:
+        raise InputError(
+            f"There is no x axis {axis!r}: choose one of"
+            f" {', '.join(AXES)}.{did_you_mean(axis, AXES)}"
+        )
     if axis == "samples" and self.samples_per_step is None:
-        raise InputError(f"How many samples a step of {self.name} has is not known, because there is no {self.path.parent / 'experiment_cfg' / 'finetune.json'}: choose 'step' or 'time' as x axis.")
-    return self["step"] if axis == "step" else self["step"] * self.samples_per_step if axis == "samples" else self.seconds()
+        raise InputError(
+            f"How many samples a step of {self.name} has is not known, because there is no"
+            f" {self.path.parent / 'experiment_cfg' / 'finetune.json'}: choose 'step' or 'time' as"
+            " x axis."
+        )
+    return (
+        self["step"]
+        if axis == "step"
+        else self["step"] * self.samples_per_step if axis == "samples" else self.seconds()
+    )
 
 # %% ../../nbs/viz/40_monitor.ipynb #79dae2e0
 DATA_BOUND = 0.1  # share of the time spent waiting for data above which a run is data-bound
@@ -178,7 +220,9 @@ def interval(self: RunLog) -> float | None:  # seconds, as usual lately; None: n
 @patch
 def finished(self: RunLog) -> bool:
     "Whether its last step is done."
-    return self.max_steps is not None and len(self) > 0 and self._columns["step"][-1] >= self.max_steps
+    return (
+        self.max_steps is not None and len(self) > 0 and self._columns["step"][-1] >= self.max_steps
+    )
 
 
 @patch
@@ -186,19 +230,42 @@ def age(self: RunLog,
     now: float,  # seconds since 1970
 ) -> float:  # seconds
     "How old the last line is: by its own clock, which may be another machine's, or by ours if we saw it come."
-    return max(0.0, now - max(_number(self._columns["time"][-1]), self.arrived or 0)) if len(self) and math.isfinite(self._columns["time"][-1]) else 0.0
+    return (
+        max(0.0, now - max(_number(self._columns["time"][-1]), self.arrived or 0))
+        if len(self) and math.isfinite(self._columns["time"][-1])
+        else 0.0
+    )
 
 # %% ../../nbs/viz/40_monitor.ipynb #ef007e6f
 @patch
 def _pace(self: RunLog) -> str:
     "How far, how fast, how long."
-    step, per_line, spent, recent = int(self._columns["step"][-1]), self.interval(), self.seconds()[-1], self["samples_per_second"][-RECENT:]
+    step, per_line, spent, recent = (
+        int(self._columns["step"][-1]),
+        self.interval(),
+        self.seconds()[-1],
+        self["samples_per_second"][-RECENT:],
+    )
     speed = np.nanmedian(recent) if np.isfinite(recent).any() else None
-    if self.finished() and self.samples_per_step and spent > 0: speed = step * self.samples_per_step / spent  # of the whole run: the two numbers stand beside each other
+    if self.finished() and self.samples_per_step and spent > 0:
+        speed = (
+            step * self.samples_per_step / spent
+        )  # of the whole run: the two numbers stand beside each other
     fast = f", {speed:.3g} samples a second" if speed else ""
-    if self.finished(): return f"done: {step} steps{f' in {duration(spent)}' if spent > 0 else ''}{fast}"
+    if self.finished():
+        return f"done: {step} steps{f' in {duration(spent)}' if spent > 0 else ''}{fast}"
     if self.max_steps is None: return f"step {step}{fast}"
-    per_step = per_line / np.median(np.diff(self["step"][-RECENT - 1:], prepend=0 if len(self) <= RECENT else self["step"][-RECENT - 1])[-RECENT:]) if per_line else None
+    per_step = (
+        per_line
+        / np.median(
+            np.diff(
+                self["step"][-RECENT - 1 :],
+                prepend=0 if len(self) <= RECENT else self["step"][-RECENT - 1],
+            )[-RECENT:]
+        )
+        if per_line
+        else None
+    )
     left = f", {duration((self.max_steps - step) * per_step)} left" if per_step else ""
     return f"step {step} of {self.max_steps} ({step / self.max_steps:.0%}){fast}{left}"
 
@@ -210,8 +277,22 @@ def _bound(self: RunLog) -> tuple[str, str] | None:  # severity and sentence
     waits = waits[np.isfinite(waits)]
     if not len(waits): return None
     wait = float(np.median(waits))
-    if wait > DATA_BOUND: return "warning", f"data-bound: the loop waits for data {wait:.0%} of the time (more than {DATA_BOUND:.0%}); more dataloader_num_workers, or frame_cache, would make it faster"
-    return "info", f"compute-bound: the loop waits for data {wait:.0%} of the time (data-bound would be more than {DATA_BOUND:.0%})"
+    if wait > DATA_BOUND:
+        return (
+            "warning",
+            (
+                f"data-bound: the loop waits for data {wait:.0%} of the time (more than"
+                f" {DATA_BOUND:.0%}); more dataloader_num_workers, or frame_cache, would make it"
+                " faster"
+            ),
+        )
+    return (
+        "info",
+        (
+            f"compute-bound: the loop waits for data {wait:.0%} of the time (data-bound would be"
+            f" more than {DATA_BOUND:.0%})"
+        ),
+    )
 
 # %% ../../nbs/viz/40_monitor.ipynb #7dd300ef
 @patch
@@ -221,19 +302,46 @@ def sentences(self: RunLog,
     "What there is to say about the run."
     now = time.time() if now is None else now
     if not len(self):
-        return [("info", f"waiting for the first line of {self.path}" + ("" if self.path.parent.is_dir() else ", whose folder is not there yet"))]
+        return [(
+            "info",
+            f"waiting for the first line of {self.path}"
+            + ("" if self.path.parent.is_dir() else ", whose folder is not there yet"),
+        )]
     said = [("info", self._pace())]
     if (bound := self._bound()) is not None: said.append(bound)
     for key, what in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
         values = self[key]
-        bad = np.flatnonzero(~np.isfinite(values)) if key == "loss" else np.flatnonzero(np.isinf(values) | (np.isnan(values) & np.isfinite(values).any()))
+        bad = (
+            np.flatnonzero(~np.isfinite(values))
+            if key == "loss"
+            else np.flatnonzero(np.isinf(values) | (np.isnan(values) & np.isfinite(values).any()))
+        )
         if len(bad):
-            more = "from there on" if len(bad) == len(values) - bad[0] > 1 else f"in {len(bad)} lines of {len(values)}" if len(bad) > 1 else "in that line alone"
-            said.append(("error", f"{what} is not a number at step {self['step'][bad[0]]:.0f}, and {more}"))
-    if self.broken: said.append(("warning", f"{len(self.broken)} line{'s' * (len(self.broken) > 1)} of the log could not be read, the first is line {self.broken[0]}"))
+            more = (
+                "from there on"
+                if len(bad) == len(values) - bad[0] > 1
+                else (
+                    f"in {len(bad)} lines of {len(values)}"
+                    if len(bad) > 1
+                    else "in that line alone"
+                )
+            )
+            said.append(
+                ("error", f"{what} is not a number at step {self['step'][bad[0]]:.0f}, and {more}")
+            )
+    if self.broken:
+        said.append((
+            "warning",
+            (
+                f"{len(self.broken)} line{'s' * (len(self.broken) > 1)} of the log could not be"
+                f" read, the first is line {self.broken[0]}"
+            ),
+        ))
     if not self.finished() and (age := self.age(now)) > max(SILENT, 10 * (self.interval() or 0)):
         usual = f", where one came every {duration(self.interval())}" if self.interval() else ""
-        said.append(("error", f"no new line for {duration(age)}{usual}: the run has stopped or hangs"))
+        said.append(
+            ("error", f"no new line for {duration(age)}{usual}: the run has stopped or hangs")
+        )
     return said
 
 # %% ../../nbs/viz/40_monitor.ipynb #c4b1a1cb
@@ -242,19 +350,34 @@ def open_runs(
 ) -> list[RunLog]:
     "The logs of these runs, each with a name of its own."
     if runs is None: return []
-    if isinstance(runs, Mapping): found = [RunLog(place, str(name)) for name, place in runs.items()]
+    if isinstance(runs, Mapping):
+        found = [RunLog(place, str(name)) for name, place in runs.items()]
     else:
         found = []
         for place in runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]:
             path = None if isinstance(place, RunLog) else log_path(place)
-            inside = sorted(path.parent.glob("*/log.jsonl")) if path is not None and not path.exists() else []
+            inside = (
+                sorted(path.parent.glob("*/log.jsonl"))
+                if path is not None and not path.exists()
+                else []
+            )
             found += [place] if path is None else [RunLog(p) for p in inside] or [RunLog(place)]
-        for depth in range(2, 9):  # two folders of one name: as much of their paths as tells them apart
+        for depth in range(
+            2, 9
+        ):  # two folders of one name: as much of their paths as tells them apart
             double = [r for r in found if sum(q.name == r.name for q in found) > 1]
-            for r in double: r.name = "/".join(r.path.absolute().parent.parts[-depth:])
-    if len(found) > len(RUN_COLOURS): raise InputError(f"There are {len(found)} runs ({', '.join(r.name for r in found[:9])}, ...), and {len(RUN_COLOURS)} colours that can be told apart: name at most so many.")
+            for r in double:
+                r.name = "/".join(r.path.absolute().parent.parts[-depth:])
+    if len(found) > len(RUN_COLOURS):
+        raise InputError(
+            f"There are {len(found)} runs ({', '.join(r.name for r in found[:9])}, ...), and"
+            f" {len(RUN_COLOURS)} colours that can be told apart: name at most so many."
+        )
     same = [r.name for r in found if sum(q.path.absolute() == r.path.absolute() for q in found) > 1]
-    if same: raise InputError(f"{', '.join(dict.fromkeys(same))}: the same log is named twice; name each run once.")
+    if same:
+        raise InputError(
+            f"{', '.join(dict.fromkeys(same))}: the same log is named twice; name each run once."
+        )
     return found
 
 # %% ../../nbs/viz/40_monitor.ipynb #41b7ccf6
@@ -276,10 +399,22 @@ def _draw(runs: list[RunLog], x: str, beta: float, log_scale: bool, title: str |
     at, label = {r.name: r.along(x) for r in runs}, x
     if x == "time":
         most = max((a[-1] for a in at.values() if len(a)), default=0)
-        unit, label = (1, "seconds of training") if most < 180 else (60, "minutes of training") if most < 3 * 3600 else (3600, "hours of training")
+        unit, label = (
+            (1, "seconds of training")
+            if most < 180
+            else (60, "minutes of training") if most < 3 * 3600 else (3600, "hours of training")
+        )
         at = {name: a / unit for name, a in at.items()}
-    columns = {r.name: {"x": at[r.name]} | {key: r[key] for key in COLUMNS if key not in ("step", "time")} for r in runs}
-    if title is None: title = f"{runs[0].name}, {runs[0].sentences()[0][1]}" if len(runs) == 1 and len(runs[0]) else runs[0].name if len(runs) == 1 else ""
+    columns = {
+        r.name: {"x": at[r.name]} | {key: r[key] for key in COLUMNS if key not in ("step", "time")}
+        for r in runs
+    }
+    if title is None:
+        title = (
+            f"{runs[0].name}, {runs[0].sentences()[0][1]}"
+            if len(runs) == 1 and len(runs[0])
+            else runs[0].name if len(runs) == 1 else ""
+        )
     return plot_training(columns, beta, log_scale, label, title, DATA_BOUND)
 
 # %% ../../nbs/viz/40_monitor.ipynb #df5dd3a5
@@ -296,9 +431,16 @@ class TrainingMonitor(Viewer):
         theme: str = "auto",  # of the figure: 'auto' follows JupyterLab
         clock=time.time,  # seconds since 1970
     ):
-        if x not in AXES: raise InputError(f"There is no x axis {x!r}: choose one of {', '.join(AXES)}.{did_you_mean(x, AXES)}")
-        if not 0 <= beta <= 0.99: raise InputError(f"beta is {beta}: expected 0 (no smoothing) to 0.99.")
-        if every <= 0: raise InputError(f"every is {every}: expected a number of seconds between two looks, such as 3.")
+        if x not in AXES:
+            raise InputError(
+                f"There is no x axis {x!r}: choose one of {', '.join(AXES)}.{did_you_mean(x, AXES)}"
+            )
+        if not 0 <= beta <= 0.99:
+            raise InputError(f"beta is {beta}: expected 0 (no smoothing) to 0.99.")
+        if every <= 0:
+            raise InputError(
+                f"every is {every}: expected a number of seconds between two looks, such as 3."
+            )
         self.runs, self.every, self.clock = open_runs(runs), every, clock
         self.shown, self.drawn, self._task, self._drawn_as = False, 0, None, None
         self.settings = dict(x=x, beta=beta, log_scale=log_scale)
@@ -309,27 +451,62 @@ class TrainingMonitor(Viewer):
         title: str | None = None,  # None: for a single run its name, and how far it is
     ) -> Figure:
         "The picture as it is now: the static twin."
-        return _draw(self.runs, self.settings["x"], self.settings["beta"], self.settings["log_scale"], title)
+        return _draw(
+            self.runs, self.settings["x"], self.settings["beta"], self.settings["log_scale"], title
+        )
 
     def sentences(self) -> dict[str, list[tuple[str, str]]]:  # by run: severity and sentence
         return {r.name: r.sentences(self.clock()) for r in self.runs}
 
-    def __repr__(self): return "TrainingMonitor\n" + "\n".join(f"  {name}: {'; '.join(s for _, s in said)}" for name, said in self.sentences().items())
+    def __repr__(self):
+        return "TrainingMonitor\n" + "\n".join(
+            f"  {name}: {'; '.join(s for _, s in said)}" for name, said in self.sentences().items()
+        )
 
 
 @patch
 def _build(self: TrainingMonitor, theme: str):
     "The widgets."
     wide = lambda w, **kw: widgets.Layout(width=w, **kw)
-    self.axis = widgets.ToggleButtons(options=[("steps", "step"), ("time", "time"), ("samples", "samples")], value=self.settings["x"], tooltips=["optimizer steps", "time spent training", "samples seen"], style=dict(button_width="84px"))
-    self.smoothing = widgets.FloatSlider(value=self.settings["beta"], min=0, max=0.99, step=0.01, description="smoothing", readout_format=".2f", continuous_update=False, layout=wide("270px"))
-    self.log_scale = widgets.Checkbox(value=self.settings["log_scale"], description="log scale", indent=False, layout=wide("90px", margin="2px 8px 2px 12px"))
-    self.follow = widgets.ToggleButton(value=False, description="live", icon="refresh", tooltip="look for new lines every few seconds", layout=wide("80px"))
+    self.axis = widgets.ToggleButtons(
+        options=[("steps", "step"), ("time", "time"), ("samples", "samples")],
+        value=self.settings["x"],
+        tooltips=["optimizer steps", "time spent training", "samples seen"],
+        style=dict(button_width="84px"),
+    )
+    self.smoothing = widgets.FloatSlider(
+        value=self.settings["beta"],
+        min=0,
+        max=0.99,
+        step=0.01,
+        description="smoothing",
+        readout_format=".2f",
+        continuous_update=False,
+        layout=wide("270px"),
+    )
+    self.log_scale = widgets.Checkbox(
+        value=self.settings["log_scale"],
+        description="log scale",
+        indent=False,
+        layout=wide("90px", margin="2px 8px 2px 12px"),
+    )
+    self.follow = widgets.ToggleButton(
+        value=False,
+        description="live",
+        icon="refresh",
+        tooltip="look for new lines every few seconds",
+        layout=wide("80px"),
+    )
     self.view, self.words = FigureView(theme), widgets.HTML(layout=wide("auto"))
     for key, control in (("x", self.axis), ("beta", self.smoothing), ("log_scale", self.log_scale)):
-        control.observe(lambda change, key=key: (self.settings.update({key: change.new}), self._show()), "value")
+        control.observe(
+            lambda change, key=key: (self.settings.update({key: change.new}), self._show()), "value"
+        )
     self.follow.observe(lambda change: self._start() if change.new else None, "value")
-    row = widgets.HBox([self.axis, self.smoothing, self.log_scale, self.follow], layout=wide("auto", align_items="center", flex_flow="row wrap"))
+    row = widgets.HBox(
+        [self.axis, self.smoothing, self.log_scale, self.follow],
+        layout=wide("auto", align_items="center", flex_flow="row wrap"),
+    )
     self.root = widgets.VBox([row, self.view.box, self.words], layout=wide("100%"))
 
 # %% ../../nbs/viz/40_monitor.ipynb #a9bb36dd
@@ -346,24 +523,47 @@ def refresh(self: TrainingMonitor) -> bool:  # whether there was something new t
 @patch
 def _show(self: TrainingMonitor, failed: str = "") -> bool:  # whether there was something new to draw
     "Picture and sentences of what has been read. A control draws anew without reading, so that a run whose folder is gone can still be looked at."
-    state = ([(r.name, r._lines, r._end, len(r), r.finished()) for r in self.runs], dict(self.settings))
+    state = (
+        [(r.name, r._lines, r._end, len(r), r.finished()) for r in self.runs],
+        dict(self.settings),
+    )
     new = state != self._drawn_as
-    if self.root is None: self._drawn_as = state; return new
+    if self.root is None:
+        self._drawn_as = state
+        return new
     if new:
-        try: self.view.show(self.figure("")); self.drawn += 1; self._drawn_as = state
-        except InputError as e: failed += note("error", str(e))
-    if not self.runs: failed += note("info", "No run is watched yet: name one, or give monitor.callback() to finetune.")
-    self.words.value = failed + "".join(_told(r, k, self.clock(), len(self.runs) > 1) for k, r in enumerate(self.runs))
+        try:
+            self.view.show(self.figure(""))
+            self.drawn += 1
+            self._drawn_as = state
+        except InputError as e:
+            failed += note("error", str(e))
+    if not self.runs:
+        failed += note(
+            "info", "No run is watched yet: name one, or give monitor.callback() to finetune."
+        )
+    self.words.value = failed + "".join(
+        _told(r, k, self.clock(), len(self.runs) > 1) for k, r in enumerate(self.runs)
+    )
     return new
 
 
 def _told(run: RunLog, k: int, now: float, several: bool) -> str:  # HTML
     "The sentences of a run; with several, behind its name and colour."
     severity = {"info": "", "warning": "⚠ ", "error": "✖ "}
-    mark = f'<span class="gr00t-mark" style="color:{RUN_COLOURS[k]}">■</span> <b>{html.escape(run.name)}</b> ' if several else ""
+    mark = (
+        f'<span class="gr00t-mark" style="color:{RUN_COLOURS[k]}">■</span>'
+        f' <b>{html.escape(run.name)}</b> '
+        if several
+        else ""
+    )
     said = run.sentences(now)
     plain = "; ".join(s for kind, s in said if kind == "info")
-    return f'<div style="line-height:1.4;margin:2px 0;overflow-wrap:anywhere">{mark}{html.escape(plain)}</div>' + "".join(note(kind, s) for kind, s in said if kind != "info")
+    return (
+        '<div style="line-height:1.4;margin:2px'
+        f' 0;overflow-wrap:anywhere">{mark}{html.escape(plain)}</div>'
+        + "".join(note(kind, s) for kind, s in said if kind != "info")
+    )
 
 # %% ../../nbs/viz/40_monitor.ipynb #5d1a1d84
 @patch
@@ -392,7 +592,8 @@ async def watch(self: TrainingMonitor):
         if self.runs and all(r.finished() for r in self.runs): break
         await asyncio.sleep(self.every)
     if not self.closed(): self.follow.value = False
-    for key in [k for k, m in TrainingMonitor._watching.items() if m is self]: del TrainingMonitor._watching[key]
+    for key in [k for k, m in TrainingMonitor._watching.items() if m is self]:
+        del TrainingMonitor._watching[key]
 
 
 @patch
@@ -400,7 +601,19 @@ def close(self: TrainingMonitor):
     "Stops following, and takes the widgets away."
     if self.root is None: return
     self.follow.value = False
-    for w in (self.axis, self.smoothing, self.log_scale, self.follow, self.view.image, self.view.overlay, self.view.style, self.view.box, self.words, self.root): w.close()
+    for w in (
+        self.axis,
+        self.smoothing,
+        self.log_scale,
+        self.follow,
+        self.view.image,
+        self.view.overlay,
+        self.view.style,
+        self.view.box,
+        self.words,
+        self.root,
+    ):
+        w.close()
 
 
 @patch
@@ -431,8 +644,11 @@ class MonitorCallback(Progress):
 
     def show(self):
         "Puts the monitor on the page, unless it stands there."
-        if self.path.absolute() not in [r.path.absolute() for r in self.monitor.runs]: self.monitor.runs = open_runs([*self.monitor.runs, self.path])
-        if self.monitor.shown: self.monitor.refresh(); return _Nowhere()
+        if self.path.absolute() not in [r.path.absolute() for r in self.monitor.runs]:
+            self.monitor.runs = open_runs([*self.monitor.runs, self.path])
+        if self.monitor.shown:
+            self.monitor.refresh()
+            return _Nowhere()
         from IPython.display import display
         return display(self.monitor, display_id=True)
 

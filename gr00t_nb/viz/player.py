@@ -55,8 +55,15 @@ def as_jpeg(
     "A frame as JPEG, scaled down to fit the box."
     h, w = frame.shape[:2]
     scale = min(1, box[0] / w, box[1] / h)
-    if scale < 1: frame = cv2.resize(frame, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    if scale < 1:
+        frame = cv2.resize(
+            frame,
+            (max(1, round(w * scale)), max(1, round(h * scale))),
+            interpolation=cv2.INTER_AREA,
+        )
+    return cv2.imencode(
+        ".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )[1].tobytes()
 
 # %% ../../nbs/viz/10_player.ipynb #b058a0b6
 class FrameStore:
@@ -74,15 +81,29 @@ class FrameStore:
         known = ds.modality["video"]
         self.ds, self.views = ds, list(known if views is None else views)
         for v in self.views:
-            if v not in known: raise InputError(f"{ds.path} has no video '{v}', only {', '.join(known) or 'none'}.{did_you_mean(v, known)}")
-        self.box, self.max_bytes, self.run, self.ahead, self.quality = box or camera_box(len(self.views)), int(max_bytes), run, ahead, quality
+            if v not in known:
+                raise InputError(
+                    f"{ds.path} has no video '{v}', only"
+                    f" {', '.join(known) or 'none'}.{did_you_mean(v, known)}"
+                )
+        self.box, self.max_bytes, self.run, self.ahead, self.quality = (
+            box or camera_box(len(self.views)),
+            int(max_bytes),
+            run,
+            ahead,
+            quality,
+        )
         self._kept: OrderedDict[tuple, bytes | str] = OrderedDict()  # (episode, view, step) -> JPEG, or a sentence
         self._size, self._lock = 0, threading.Lock()
         self._last, self._target = {}, None  # view -> (episode, step) asked for last; where the thread goes
         self._pool, self._job = None, None
         self.decoded = self._trimmed = 0  # frames decoded so far; and when memory was given back last
 
-    def __repr__(self): return f"FrameStore({len(self._kept)} frames of {', '.join(self.views) or 'no camera'}, {self._size / 2**20:.1f} of at most {self.max_bytes / 2**20:.0f} MiB)"
+    def __repr__(self):
+        return (
+            f"FrameStore({len(self._kept)} frames of {', '.join(self.views) or 'no camera'},"
+            f" {self._size / 2**20:.1f} of at most {self.max_bytes / 2**20:.0f} MiB)"
+        )
 
     @property
     def nbytes(self) -> int: return self._size  # of all that is kept
@@ -93,7 +114,8 @@ def _keep(self: FrameStore, key: tuple, what: bytes | str):
     with self._lock:
         self._size += len(what) - len(self._kept.pop(key, b""))
         self._kept[key] = what
-        while self._size > self.max_bytes and len(self._kept) > 1: self._size -= len(self._kept.popitem(last=False)[1])
+        while self._size > self.max_bytes and len(self._kept) > 1:
+            self._size -= len(self._kept.popitem(last=False)[1])
 
 
 @patch
@@ -113,7 +135,8 @@ def _make(self: FrameStore, episode: int, view: str, steps: Sequence[int]):
         else: self._keep((episode, view, steps[0]), str(e))
         return
     self.decoded += len(frames)
-    for s, f in zip(steps, frames): self._keep((episode, view, s), as_jpeg(f, self.box, self.quality))
+    for s, f in zip(steps, frames):
+        self._keep((episode, view, s), as_jpeg(f, self.box, self.quality))
 
 # %% ../../nbs/viz/10_player.ipynb #bd865288
 @patch
@@ -124,7 +147,11 @@ def steps_to_make(self: FrameStore,
     "A run in the direction of travel next to the last step, else that step alone."
     before, at = self._last.get(view, (None, 0))
     if before != episode or not 0 < abs(step - at) <= 3: return range(step, step + 1)
-    return range(step, min(step + self.run, length)) if step > at else range(max(0, step - self.run + 1), step + 1)
+    return (
+        range(step, min(step + self.run, length))
+        if step > at
+        else range(max(0, step - self.run + 1), step + 1)
+    )
 
 
 @patch
@@ -138,10 +165,16 @@ def frame(self: FrameStore,
     found = self._look_up((episode, view, step))
     if found is None:
         length = self.ds.length(episode) if length is None else length
-        steps = [s for s in self.steps_to_make(episode, view, step, length) if s == step or self._look_up((episode, view, s)) is None]
+        steps = [
+            s
+            for s in self.steps_to_make(episode, view, step, length)
+            if s == step or self._look_up((episode, view, s)) is None
+        ]
         self._make(episode, view, steps)
         found = self._look_up((episode, view, step))
-        if found is None: self._make(episode, view, [step]); found = self._look_up((episode, view, step))  # a run larger than the bound
+        if found is None:
+            self._make(episode, view, [step])
+            found = self._look_up((episode, view, step))  # a run larger than the bound
     self._last[view] = episode, step
     if isinstance(found, str): raise InputError(found)
     return found
@@ -174,7 +207,9 @@ def _walk(self: FrameStore):
         for k in range(0, self.ahead, self.run):
             steps = [step + direction * (k + i + 1) for i in range(self.run)]
             for v in views:
-                missing = sorted(s for s in steps if 0 <= s < length and (episode, v, s) not in self._kept)
+                missing = sorted(
+                    s for s in steps if 0 <= s < length and (episode, v, s) not in self._kept
+                )
                 if missing and self._target == target: self._make(episode, v, missing)
         self._trim()
 
@@ -192,7 +227,9 @@ def close(self: FrameStore):
     "Ends the thread and lets go of all frames. The store can be used again."
     self._target = None
     if self._pool is not None: self._pool.shutdown(wait=True, cancel_futures=True)
-    with self._lock: self._kept.clear(); self._size = 0
+    with self._lock:
+        self._kept.clear()
+        self._size = 0
     self._pool = self._job = None
 
 # %% ../../nbs/viz/10_player.ipynb #71d53aea
@@ -218,36 +255,77 @@ class TimeControls:
         changed: Callable[[int], None],  # called with the step
         length: int = 1,  # steps
     ):
-        if widgets is None: raise InputError("Time controls need ipywidgets: run `pip install ipywidgets`, or use the static figure.")
-        self.fps, self.changed, self._quiet, self._settled, self._begin = fps or 1.0, changed, False, 0.0, 0
-        self.play = widgets.Play(min=0, max=max(0, length - 1), interval=50, show_repeat=False, layout=widgets.Layout(width="auto"))
-        self.step = widgets.IntSlider(min=0, max=max(0, length - 1), readout=False, layout=widgets.Layout(flex="1 1 200px", min_width="120px", width="auto"))
-        button = lambda icon, tip: widgets.Button(icon=icon, tooltip=tip, layout=widgets.Layout(width="36px"))
-        self.back, self.forward = button("step-backward", "one step back"), button("step-forward", "one step forward")
-        self.speed = widgets.Dropdown(options=[(f"{s:g}x", s) for s in SPEEDS], value=1.0, tooltip="speed", layout=widgets.Layout(width="76px"))
+        if widgets is None:
+            raise InputError(
+                "Time controls need ipywidgets: run `pip install ipywidgets`, or use the static"
+                " figure."
+            )
+        self.fps, self.changed, self._quiet, self._settled, self._begin = (
+            fps or 1.0,
+            changed,
+            False,
+            0.0,
+            0,
+        )
+        self.play = widgets.Play(
+            min=0,
+            max=max(0, length - 1),
+            interval=50,
+            show_repeat=False,
+            layout=widgets.Layout(width="auto"),
+        )
+        self.step = widgets.IntSlider(
+            min=0,
+            max=max(0, length - 1),
+            readout=False,
+            layout=widgets.Layout(flex="1 1 200px", min_width="120px", width="auto"),
+        )
+        button = lambda icon, tip: widgets.Button(
+            icon=icon, tooltip=tip, layout=widgets.Layout(width="36px")
+        )
+        self.back, self.forward = button("step-backward", "one step back"), button(
+            "step-forward", "one step forward"
+        )
+        self.speed = widgets.Dropdown(
+            options=[(f"{s:g}x", s) for s in SPEEDS],
+            value=1.0,
+            tooltip="speed",
+            layout=widgets.Layout(width="76px"),
+        )
         self.clock = widgets.HTML(layout=widgets.Layout(width="auto", min_width="216px"))
-        self.link = widgets.jslink((self.play, "value"), (self.step, "value"))  # in the browser: playing needs no kernel to count
+        self.link = widgets.jslink(
+            (self.play, "value"), (self.step, "value")
+        )  # in the browser: playing needs no kernel to count
         self.step.observe(self._stepped, "value")
         self.speed.observe(lambda _: self._set_pace(), "value")
         self.back.on_click(lambda _: self.move(-1)), self.forward.on_click(lambda _: self.move(1))
-        self.row = widgets.HBox([self.play, self.back, self.step, self.forward, self.speed, self.clock], layout=widgets.Layout(width="100%", align_items="center", flex_flow="row wrap"))
+        self.row = widgets.HBox(
+            [self.play, self.back, self.step, self.forward, self.speed, self.clock],
+            layout=widgets.Layout(width="100%", align_items="center", flex_flow="row wrap"),
+        )
         self._set_pace(), self._tell()
 
 # %% ../../nbs/viz/10_player.ipynb #f5079634
 @patch
-def _set_pace(self: TimeControls): self.play.interval, self.play.step = pace(self.fps, self.speed.value)
+def _set_pace(self: TimeControls):
+    self.play.interval, self.play.step = pace(self.fps, self.speed.value)
 
 
 @patch
 def _tell(self: TimeControls):
     n = self.step.max + 1
-    self.clock.value = f'<span style="white-space:nowrap">{self.step.value / self.fps:.2f} of {n / self.fps:.2f} s, step {self.step.value} of {n}</span>'
+    self.clock.value = (
+        f'<span style="white-space:nowrap">{self.step.value / self.fps:.2f} of {n / self.fps:.2f}'
+        f' s, step {self.step.value} of {n}</span>'
+    )
 
 
 @patch
 def _stepped(self: TimeControls, _):
     if self._quiet: return
-    if time.monotonic() < self._settled: self._put(self._begin); return  # a tick that was under way when the player was stopped
+    if time.monotonic() < self._settled:
+        self._put(self._begin)
+        return  # a tick that was under way when the player was stopped
     self._tell()
     self.changed(self.step.value)
 
@@ -292,7 +370,11 @@ def as_png(
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
     pixels = cv2.cvtColor(np.asarray(canvas.buffer_rgba()), cv2.COLOR_RGBA2BGR)
-    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 4])[1].tobytes(), pixels.shape[1], pixels.shape[0]
+    return (
+        cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 4])[1].tobytes(),
+        pixels.shape[1],
+        pixels.shape[0],
+    )
 
 
 def cursor_lines(
@@ -306,7 +388,9 @@ def cursor_lines(
         box, (low, high) = ax.get_position(), ax.get_xlim()
         share = (x - low) / (high - low) if high != low else 0
         if 0 <= share <= 1:
-            lines.append(f'<i style="left:{100 * (box.x0 + share * box.width):.2f}%;top:{100 * (1 - box.y1):.2f}%;height:{100 * box.height:.2f}%;background:{colour}"></i>')
+            lines.append(
+                f'<i style="left:{100 * (box.x0 + share * box.width):.2f}%;top:{100 * (1 - box.y1):.2f}%;height:{100 * box.height:.2f}%;background:{colour}"></i>'
+            )
     return "".join(lines)
 
 # %% ../../nbs/viz/10_player.ipynb #6e83ae7c
@@ -331,15 +415,28 @@ class FigureView:
     def __init__(self,
         theme: str = "auto",  # 'auto' follows JupyterLab, 'light' and 'dark' do not
     ):
-        if widgets is None: raise InputError("A figure in a viewer needs ipywidgets: run `pip install ipywidgets`, or use the static figure.")
-        if theme not in THEMES: raise InputError(f"There is no theme {theme!r}: choose one of {', '.join(THEMES)}.{did_you_mean(theme, THEMES)}")
-        self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width=f"{PAGE}px", height="auto"))
+        if widgets is None:
+            raise InputError(
+                "A figure in a viewer needs ipywidgets: run `pip install ipywidgets`, or use the"
+                " static figure."
+            )
+        if theme not in THEMES:
+            raise InputError(
+                f"There is no theme {theme!r}: choose one of"
+                f" {', '.join(THEMES)}.{did_you_mean(theme, THEMES)}"
+            )
+        self.image = widgets.Image(
+            format="png", layout=widgets.Layout(width="100%", max_width=f"{PAGE}px", height="auto")
+        )
         self.image.add_class("gr00t-figure")
         if theme != "auto": self.image.add_class(f"gr00t-{theme}")
         self.overlay = widgets.HTML(layout=widgets.Layout(margin="0"))
         self.overlay.add_class("gr00t-overlay")
         self.style = widgets.HTML(CSS, layout=widgets.Layout(display="none"))
-        self.box = widgets.VBox([self.image, self.overlay, self.style], layout=widgets.Layout(width="100%", max_width=f"{PAGE}px"))
+        self.box = widgets.VBox(
+            [self.image, self.overlay, self.style],
+            layout=widgets.Layout(width="100%", max_width=f"{PAGE}px"),
+        )
         self.box.add_class("gr00t-stack")
         self.axes = []
 
@@ -373,11 +470,32 @@ class CameraView:
         self.store, self.images, self.faults = store, {}, {}
         cells = []
         for v in store.views:
-            self.images[v] = widgets.Image(format="jpeg", layout=widgets.Layout(max_width="100%", height="auto", margin="0"))
-            self.faults[v] = widgets.HTML(layout=widgets.Layout(display="none", width=f"{min(320, store.box[0])}px", max_width="100%", margin="0"))
+            self.images[v] = widgets.Image(
+                format="jpeg", layout=widgets.Layout(max_width="100%", height="auto", margin="0")
+            )
+            self.faults[v] = widgets.HTML(
+                layout=widgets.Layout(
+                    display="none",
+                    width=f"{min(320, store.box[0])}px",
+                    max_width="100%",
+                    margin="0",
+                )
+            )
             name = widgets.HTML(f"<b>{html.escape(v)}</b>", layout=widgets.Layout(margin="0"))
-            cells.append(widgets.VBox([name, self.images[v], self.faults[v]], layout=widgets.Layout(margin="0 8px 4px 0", flex="0 1 auto", min_width="0")))
-        self.box = widgets.HBox(cells, layout=widgets.Layout(flex_flow="row wrap" if len(cells) > 4 else "row", min_width="0", align_items="flex-start"))
+            cells.append(
+                widgets.VBox(
+                    [name, self.images[v], self.faults[v]],
+                    layout=widgets.Layout(margin="0 8px 4px 0", flex="0 1 auto", min_width="0"),
+                )
+            )
+        self.box = widgets.HBox(
+            cells,
+            layout=widgets.Layout(
+                flex_flow="row wrap" if len(cells) > 4 else "row",
+                min_width="0",
+                align_items="flex-start",
+            ),
+        )
 
 # %% ../../nbs/viz/10_player.ipynb #e58c5840
 @patch
@@ -409,8 +527,11 @@ def note(
 ) -> str:  # HTML
     "A sentence with a bar in the colour of its severity."
     bold = f"<b>{html.escape(head)}</b> " if head else ""
-    return (f'<div style="border-left:4px solid {SEVERITY_COLOURS[severity]};padding:1px 0 1px 8px;margin:3px 0;line-height:1.35;overflow-wrap:anywhere">'
-            f"{bold}{html.escape(text)}</div>")
+    return (
+        f'<div style="border-left:4px solid {SEVERITY_COLOURS[severity]};padding:1px 0 1px'
+        ' 8px;margin:3px'
+        f' 0;line-height:1.35;overflow-wrap:anywhere">{bold}{html.escape(text)}</div>'
+    )
 
 # %% ../../nbs/viz/10_player.ipynb #3c5fb7f2
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -427,13 +548,18 @@ class Viewer:
     "What all viewers are: `root` holds their widgets (None without ipywidgets), `figure()` is their static twin."
     root = None
 
-    def figure(self) -> Figure: raise NotImplementedError(f"{type(self).__name__} has no static twin.")
+    def figure(self) -> Figure:
+        raise NotImplementedError(f"{type(self).__name__} has no static twin.")
 
     def save(self,
         path: str | Path,  # ends in .png
     ) -> Path: return save_figure(self.figure(), path)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        bundle = {"text/plain": repr(self), "image/png": base64.b64encode(self.figure()._repr_png_()).decode()}
-        if live() and self.root is not None: bundle |= {k: v for k, v in self.root._repr_mimebundle_().items() if k == WIDGET_VIEW}
+        bundle = {
+            "text/plain": repr(self),
+            "image/png": base64.b64encode(self.figure()._repr_png_()).decode(),
+        }
+        if live() and self.root is not None:
+            bundle |= {k: v for k, v in self.root._repr_mimebundle_().items() if k == WIDGET_VIEW}
         return bundle

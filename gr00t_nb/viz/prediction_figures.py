@@ -39,8 +39,16 @@ class Fan:
         dims: Sequence[int],  # places in a row
         zoom: bool = False,  # fit the panels to the window instead of the episode
     ):
-        self.axes, self.predictions, self.dims, self.zoom = list(axes), predictions, list(dims), zoom
-        self.reached, self._ground = (None, {}), None  # episode and the range of each panel there; the panels without their lines, once drawn
+        self.axes, self.predictions, self.dims, self.zoom = (
+            list(axes),
+            predictions,
+            list(dims),
+            zoom,
+        )
+        self.reached, self._ground = (
+            None,
+            {},
+        ), None  # episode and the range of each panel there; the panels without their lines, once drawn
         self.fps, names = predictions.dataset.fps or 1.0, predictions.names()
         reach = max(int(o.max()) for o in predictions.offsets.values()) + 1
         self.window = np.arange(-max(4, reach // 2), reach + max(2, reach // 4))  # steps around now
@@ -52,12 +60,21 @@ class Fan:
 
     def _panel(self, ax: Axes) -> dict:
         "The lines of a panel, empty."
-        lines = dict(truth=ax.plot([], [], color=COLOURS["black"], lw=2.4, alpha=0.7, label="recorded action")[0])
+        lines = dict(
+            truth=ax.plot(
+                [], [], color=COLOURS["black"], lw=2.4, alpha=0.7, label="recorded action"
+            )[0]
+        )
         for k, name in enumerate(self.predictions.policies):
             c, several = POLICY_COLOURS[k % 6], self.predictions.samples > 1
-            lines[name, "samples"] = [ax.plot([], [], color=c, lw=0.7, alpha=0.4)[0] for _ in range(self.predictions.samples * several)]
+            lines[name, "samples"] = [
+                ax.plot([], [], color=c, lw=0.7, alpha=0.4)[0]
+                for _ in range(self.predictions.samples * several)
+            ]
             lines[name, "as recorded"] = ax.plot([], [], color=c, lw=1.1, ls=(0, (2, 1.5)))[0]
-            lines[name] = ax.plot([], [], color=c, lw=1.6, marker=_MARKS[k % 6], ms=4, markevery=[0], label=name)[0]
+            lines[name] = ax.plot(
+                [], [], color=c, lw=1.6, marker=_MARKS[k % 6], ms=4, markevery=[0], label=name
+            )[0]
         return lines
 
 # %% ../../nbs/viz/30_prediction_figures.ipynb #314da2e6
@@ -70,7 +87,13 @@ def show(self: Fan,
 ):
     "Moves the lines to a moment. A policy without an entry in `answers` is not drawn, and the legend does not name it."
     truth = self.predictions.truth(episode)
-    if self.reached[0] != episode: self.reached = episode, {d: np.array([np.nanmin(truth[:, d], initial=np.inf), np.nanmax(truth[:, d], initial=-np.inf)]) for d in self.dims}
+    if self.reached[0] != episode:
+        self.reached = episode, {
+            d: np.array(
+                [np.nanmin(truth[:, d], initial=np.inf), np.nanmax(truth[:, d], initial=-np.inf)]
+            )
+            for d in self.dims
+        }
     around = step + self.window
     inside = (around >= 0) & (around < len(truth))
     for ax, d, lines in zip(self.axes, self.dims, self.lines):
@@ -79,21 +102,35 @@ def show(self: Fan,
             lines[name].set_label(name if name in answers else f"_{name}")  # matplotlib passes over names that begin so
             for other in (False, True):
                 a = ((as_recorded or {}) if other else answers).get(name)
-                a = np.full((self.predictions.samples, len(offsets), self.predictions.width), np.nan) if a is None or isinstance(a, str) else a
-                lines[(name, "as recorded") if other else name].set_data(offsets / self.fps, np.median(a[..., d], 0))
+                a = (
+                    np.full(
+                        (self.predictions.samples, len(offsets), self.predictions.width), np.nan
+                    )
+                    if a is None or isinstance(a, str)
+                    else a
+                )
+                lines[(name, "as recorded") if other else name].set_data(
+                    offsets / self.fps, np.median(a[..., d], 0)
+                )
                 if not other:
-                    for line, one in zip(lines[name, "samples"], a[..., d]): line.set_data(offsets / self.fps, one)
+                    for line, one in zip(lines[name, "samples"], a[..., d]):
+                        line.set_data(offsets / self.fps, one)
         self._set_range(ax, d, lines)
 
 
 @patch
 def _set_range(self: Fan, ax: Axes, d: int, lines: dict):
     "The range of the episode, or of the window, and always of all that is drawn."
-    values = np.concatenate([np.asarray(l.get_ydata(), float) for l in _each(lines)] + [self.reached[1][d]] * (not self.zoom))
+    values = np.concatenate(
+        [np.asarray(l.get_ydata(), float) for l in _each(lines)]
+        + [self.reached[1][d]] * (not self.zoom)
+    )
     values = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
     low, high, old = values.min(), values.max(), self.reached[1][d]
     if not self.zoom:  # if it has to grow, then by more than it must, so that it seldom has to
-        low, high = low - 0.15 * (high - low) * (low < old[0]), high + 0.15 * (high - low) * (high > old[1])
+        low, high = low - 0.15 * (high - low) * (low < old[0]), high + 0.15 * (high - low) * (
+            high > old[1]
+        )
     self.reached[1][d] = np.array([low, high])
     room = max(0.06 * (high - low), 1e-3)
     ax.set_ylim(low - room, high + room)
@@ -119,7 +156,10 @@ def png(self: Fan) -> tuple[bytes, int]:  # PNG, width in pixels
     canvas.restore_region(ground)
     for ax, l in lines: ax.draw_artist(l)
     pixels = cv2.cvtColor(np.asarray(canvas.buffer_rgba()), cv2.COLOR_RGBA2BGR)
-    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 2])[1].tobytes(), pixels.shape[1]
+    return (
+        cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 2])[1].tobytes(),
+        pixels.shape[1],
+    )
 
 # %% ../../nbs/viz/30_prediction_figures.ipynb #efeaec99
 def draw_strip(
@@ -138,10 +178,14 @@ def draw_strip(
         ax.plot(known, e[known], color=POLICY_COLOURS[k % 6], marker=".", ms=3, lw=1.1)
         ax.plot(lost, np.zeros(len(lost)), "x", color=POLICY_COLOURS[k % 6], ms=4, clip_on=False)
     hold = predictions.errors(HOLD, episode, dims)
-    if np.isfinite(hold).any(): ax.plot(hold, color=COLOURS["grey"], ls=(0, (3, 2)), lw=1, label=HOLD)
+    if np.isfinite(hold).any():
+        ax.plot(hold, color=COLOURS["grey"], ls=(0, (3, 2)), lw=1, label=HOLD)
     ax.set(xlim=(0, len(hold) - 1 or 1), ylim=(0, None))
     ax.set_xlabel("step", labelpad=1)
-    ax.set_title(f"error of the chunk that begins at each step, mean over {'all numbers' if len(dims) == predictions.width else 'those drawn above'}")
+    ax.set_title(
+        "error of the chunk that begins at each step, mean over"
+        f" {'all numbers' if len(dims) == predictions.width else 'those drawn above'}"
+    )
     if step is not None: ax.axvline(step, color=COLOURS["black"], lw=1.2)
 
 # %% ../../nbs/viz/30_prediction_figures.ipynb #cf02c51f
@@ -149,8 +193,19 @@ def _draw_camera(ax: Axes, view: str, frame: np.ndarray | str):
     "A camera's picture, or why there is none."
     ax.set(title=view if len(view) <= 24 else view[:22] + "...", xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    if isinstance(frame, str): ax.text(0.5, 0.5, _wrapped(frame, 30), ha="center", va="center", color=COLOURS["vermilion"], fontsize=7, transform=ax.transAxes)
-    else: ax.imshow(frame, interpolation="antialiased"), ax.set_anchor("NW")
+    if isinstance(frame, str):
+        ax.text(
+            0.5,
+            0.5,
+            _wrapped(frame, 30),
+            ha="center",
+            va="center",
+            color=COLOURS["vermilion"],
+            fontsize=7,
+            transform=ax.transAxes,
+        )
+    else:
+        ax.imshow(frame, interpolation="antialiased"), ax.set_anchor("NW")
 
 
 def _wrapped(text: str, width: int) -> str:
@@ -161,8 +216,16 @@ class Page(Plot):
     "A figure with photographs in it. Notebooks show it in 128 colours, a quarter of the size; `save_figure` keeps them all."
 
     def _repr_png_(self) -> bytes:
-        pixels, file = cv2.cvtColor(cv2.imdecode(np.frombuffer(super()._repr_png_(), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), io.BytesIO()
-        Image.fromarray(pixels).quantize(128, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+        pixels, file = (
+            cv2.cvtColor(
+                cv2.imdecode(np.frombuffer(super()._repr_png_(), np.uint8), cv2.IMREAD_COLOR),
+                cv2.COLOR_BGR2RGB,
+            ),
+            io.BytesIO(),
+        )
+        Image.fromarray(pixels).quantize(128, dither=Image.Dither.NONE).save(
+            file, "png", optimize=True
+        )
         return file.getvalue()
 
 
@@ -174,10 +237,19 @@ def _page(cameras: int, panels: int) -> tuple[Page, list[Axes], list[Axes], Axes
     width, height, left = 9.6, 0.5 + rows * (each + 0.35) + 1.68, 2.35 if cameras else 0.5
     fig = Page(width, height, dpi=80)
     fig.set_layout_engine("none")
-    place = lambda x, top, w, h, **k: fig.add_axes((x / width, 1 - (top + h) / height, w / width, h / height), **k)
+    place = lambda x, top, w, h, **k: fig.add_axes(
+        (x / width, 1 - (top + h) / height, w / width, h / height), **k
+    )
     wide, room = (width - left + 0.4) / columns - 0.5, rows * (each + 0.35) - 0.1
-    views = [place(0.08, 0.48 + i * room / cameras, 1.72, room / cameras - 0.22) for i in range(cameras)]
-    axes = [place(left + (i % columns) * (wide + 0.5), 0.48 + (i // columns) * (each + 0.35), wide, each) for i in range(panels)]
+    views = [
+        place(0.08, 0.48 + i * room / cameras, 1.72, room / cameras - 0.22) for i in range(cameras)
+    ]
+    axes = [
+        place(
+            left + (i % columns) * (wide + 0.5), 0.48 + (i // columns) * (each + 0.35), wide, each
+        )
+        for i in range(panels)
+    ]
     for i, ax in enumerate(axes):
         if i + columns < panels: ax.tick_params(labelbottom=False)
         else: ax.set_xlabel("seconds from now", labelpad=1)
@@ -200,19 +272,47 @@ def plot_prediction(
     if strip: _ask_along(predictions, episode)
     chosen = predictions.dims(dims, episode)
     fig, cameras, panels, below = _page(len(predictions.views()), len(chosen))
-    for ax, (view, frame) in zip(cameras, predictions.seen(episode, step).items()): _draw_camera(ax, view, frame)
-    ask = lambda p: {n: predictions.ask(n, episode, [step], p)[step] for n in predictions.policies if shown is None or n in shown}
+    for ax, (view, frame) in zip(cameras, predictions.seen(episode, step).items()):
+        _draw_camera(ax, view, frame)
+    ask = lambda p: {
+        n: predictions.ask(n, episode, [step], p)[step]
+        for n in predictions.policies
+        if shown is None or n in shown
+    }
     answers, as_recorded = ask(prompt), ask(None) if prompt is not None else None
     fan = Fan(panels, predictions, chosen, zoom)
     fan.show(episode, step, answers, as_recorded)
     draw_strip(below, predictions, episode, chosen, step, shown)
     lost = dict.fromkeys(a for a in answers.values() if isinstance(a, str))
-    if lost: fig.text(0.008, 1 - 0.19 / fig.get_figheight(), textwrap.shorten("No answer: " + " ".join(lost), 190, placeholder=" ..."), va="top", color=COLOURS["vermilion"], fontsize=6.5)
+    if lost:
+        fig.text(
+            0.008,
+            1 - 0.19 / fig.get_figheight(),
+            textwrap.shorten("No answer: " + " ".join(lost), 190, placeholder=" ..."),
+            va="top",
+            color=COLOURS["vermilion"],
+            fontsize=6.5,
+        )
     told = predictions.instruction(episode, step)
     asked = f"“{prompt}” instead of “{told}”" if prompt is not None else f"“{told}”"
-    fig.suptitle(title or f"episode {episode}, step {step} ({step / fan.fps:.2f} s): {asked}", x=0.008, y=0.99, ha="left")
-    handles = {h.get_label(): h for ax in (panels[0], below) for h in ax.get_legend_handles_labels()[0]}
-    fig.legend(handles.values(), handles, loc="lower center", ncols=6, handlelength=1.8, columnspacing=1.4, borderaxespad=0.2)
+    fig.suptitle(
+        title or f"episode {episode}, step {step} ({step / fan.fps:.2f} s): {asked}",
+        x=0.008,
+        y=0.99,
+        ha="left",
+    )
+    handles = {
+        h.get_label(): h for ax in (panels[0], below) for h in ax.get_legend_handles_labels()[0]
+    }
+    fig.legend(
+        handles.values(),
+        handles,
+        loc="lower center",
+        ncols=6,
+        handlelength=1.8,
+        columnspacing=1.4,
+        borderaxespad=0.2,
+    )
     return fig
 
 
@@ -238,16 +338,26 @@ def plot_denoising(
     way = predictions.denoising(name, episode, step, sample, prompt)
     if isinstance(way, str): raise InputError(way)
     chosen, fps = predictions.dims(dims, episode, most=4), predictions.dataset.fps or 1.0
-    truth, offsets, names = predictions.truth(episode), predictions.offsets[name], predictions.names()
+    truth, offsets, names = (
+        predictions.truth(episode),
+        predictions.offsets[name],
+        predictions.names(),
+    )
     shown = np.unique(np.linspace(0, len(way[0]) - 1, min(len(way[0]), 6)).round().astype(int))
     fig = Page(1.6 * len(shown) + 0.3, 1.15 * len(chosen) + 0.75, dpi=85)
     grid = fig.subplots(len(chosen), len(shown), squeeze=False, sharex=True, sharey="row")
     for line, d in zip(grid, chosen):
         line[0].set_ylabel(names[d].replace(": ", "\n"))
-        for ax, k in zip(line, shown): draw_point(ax, *way, k, d, offsets / fps, truth, step + offsets)
-    for ax, k in zip(grid[0], shown): ax.set_title("noise" if k == 0 else f"Euler step {k} of {len(way[0]) - 1}")
+        for ax, k in zip(line, shown):
+            draw_point(ax, *way, k, d, offsets / fps, truth, step + offsets)
+    for ax, k in zip(grid[0], shown):
+        ax.set_title("noise" if k == 0 else f"Euler step {k} of {len(way[0]) - 1}")
     for ax in grid[-1]: ax.set_xlabel("seconds from now")
-    fig.suptitle(title or f"{name}: from noise to the answer at step {step} of episode {episode}", x=0.01, ha="left")
+    fig.suptitle(
+        title or f"{name}: from noise to the answer at step {step} of episode {episode}",
+        x=0.01,
+        ha="left",
+    )
     _legend(fig, grid[0][0])
     return fig
 
@@ -264,10 +374,26 @@ def draw_point(
 ):
     "One point of a denoising, where the step from there is heading, and the recorded actions."
     inside = (rows >= 0) & (rows < len(truth))
-    ax.plot(time[inside], truth[rows[inside], d], color=COLOURS["black"], lw=2.4, alpha=0.7, label="recorded action")
+    ax.plot(
+        time[inside],
+        truth[rows[inside], d],
+        color=COLOURS["black"],
+        lw=2.4,
+        alpha=0.7,
+        label="recorded action",
+    )
     last = k == len(headings)
-    ax.plot(time, points[k, :, d], color=COLOURS["sky"] if not last else COLOURS["vermilion"], lw=0.9 if not last else 1.6, label="the point" if not last else "the answer")
-    if not last: ax.plot(time, headings[k, :, d], color=COLOURS["vermilion"], lw=1.6, label="where it is heading")
+    ax.plot(
+        time,
+        points[k, :, d],
+        color=COLOURS["sky"] if not last else COLOURS["vermilion"],
+        lw=0.9 if not last else 1.6,
+        label="the point" if not last else "the answer",
+    )
+    if not last:
+        ax.plot(
+            time, headings[k, :, d], color=COLOURS["vermilion"], lw=1.6, label="where it is heading"
+        )
 
 # %% ../../nbs/viz/30_prediction_figures.ipynb #1470104b
 @_styled
@@ -287,50 +413,106 @@ def plot_path_3d(
     truth = predictions.truth(episode)
     fig = Page(8.6, 3.7, dpi=85)
     left, right = fig.subfigures(1, 2, width_ratios=[5.2, 3.4])
-    space, gaps = left.add_subplot(projection="3d", azim=azimuth, elev=elevation), right.subplots(2, 1, sharex=True)
+    space, gaps = left.add_subplot(projection="3d", azim=azimuth, elev=elevation), right.subplots(
+        2, 1, sharex=True
+    )
     reach = max(int(o.max()) for o in predictions.offsets.values()) + 1
     around = np.arange(max(0, step - reach), min(len(truth), step + 2 * reach))
-    tracks = [(pose(truth[around])[:, :3, 3], dict(color=COLOURS["grey"], lw=0.9, label="recorded, before and after")),
-              (pose(truth[step:step + reach])[:, :3, 3], dict(color=COLOURS["black"], lw=2.6, alpha=0.8, label="recorded, this chunk"))]
+    tracks = [
+        (
+            pose(truth[around])[:, :3, 3],
+            dict(color=COLOURS["grey"], lw=0.9, label="recorded, before and after"),
+        ),
+        (
+            pose(truth[step : step + reach])[:, :3, 3],
+            dict(color=COLOURS["black"], lw=2.6, alpha=0.8, label="recorded, this chunk"),
+        ),
+    ]
     for k, (name, offsets) in enumerate(predictions.offsets.items()):
         answer, rows = predictions.ask(name, episode, [step], prompt)[step], step + offsets
         if isinstance(answer, str): raise InputError(answer)
-        if not np.isfinite(answer[..., predictions.columns[group]]).all(): continue  # this policy does not predict the group
+        if not np.isfinite(answer[..., predictions.columns[group]]).all():
+            continue  # this policy does not predict the group
         chunk, inside, c = pose(answer), (rows >= 0) & (rows < len(truth)), POLICY_COLOURS[k % 6]
-        if len(chunk) > 1: tracks += [(one[:, :3, 3], dict(color=c, lw=0.7, alpha=0.4)) for one in chunk]
-        tracks.append((np.median(chunk[..., :3, 3], 0), dict(color=c, lw=1.8, marker=_MARKS[k % 6], ms=4, markevery=[0], label=name)))
+        if len(chunk) > 1:
+            tracks += [(one[:, :3, 3], dict(color=c, lw=0.7, alpha=0.4)) for one in chunk]
+        tracks.append((
+            np.median(chunk[..., :3, 3], 0),
+            dict(color=c, lw=1.8, marker=_MARKS[k % 6], ms=4, markevery=[0], label=name),
+        ))
         for ax, gap in zip(gaps, pose_gap(chunk[:, inside], pose(truth[rows[inside]]))):
-            for one in gap if len(gap) > 1 else (): ax.plot(offsets[inside] / (predictions.dataset.fps or 1), one, color=c, lw=0.7, alpha=0.4)
-            ax.plot(offsets[inside] / (predictions.dataset.fps or 1), np.median(gap, 0), color=c, lw=1.6)
+            for one in gap if len(gap) > 1 else ():
+                ax.plot(
+                    offsets[inside] / (predictions.dataset.fps or 1),
+                    one,
+                    color=c,
+                    lw=0.7,
+                    alpha=0.4,
+                )
+            ax.plot(
+                offsets[inside] / (predictions.dataset.fps or 1), np.median(gap, 0), color=c, lw=1.6
+            )
     _draw_space(space, tracks)
-    for ax, text in zip(gaps, ("distance from the recorded position", "angle from the recorded orientation, degrees")): ax.set(ylim=(0, None)), ax.set_title(text)
+    for ax, text in zip(
+        gaps,
+        ("distance from the recorded position", "angle from the recorded orientation, degrees"),
+    ):
+        ax.set(ylim=(0, None)), ax.set_title(text)
     gaps[1].set_xlabel("seconds from now")
     told = prompt if prompt is not None else predictions.instruction(episode, step)
     fig.suptitle(title or f"{group}, episode {episode}, step {step}: “{told}”", x=0.01, ha="left")
-    fig.legend(*space.get_legend_handles_labels(), loc="outside lower center", ncols=5, handlelength=1.8)
+    fig.legend(
+        *space.get_legend_handles_labels(), loc="outside lower center", ncols=5, handlelength=1.8
+    )
     return fig
 
 # %% ../../nbs/viz/30_prediction_figures.ipynb #4eb34e0d
 def _pose_group(predictions: Predictions, group: str | None) -> tuple:
     "The group and its format; a sentence where it is no pose."
     known = predictions.pose_groups()
-    if not known: raise InputError(f"None of the action groups {', '.join(predictions.columns)} is a pose (ActionType.EEF in the modality configuration), so there is no path in space: draw them with plot_prediction.")
+    if not known:
+        raise InputError(
+            f"None of the action groups {', '.join(predictions.columns)} is a pose (ActionType.EEF"
+            " in the modality configuration), so there is no path in space: draw them with"
+            " plot_prediction."
+        )
     group = next(iter(known)) if group is None else group
-    if group not in known: raise InputError(f"The action group '{group}' is no pose, only {', '.join(known)}.{did_you_mean(group, known)}")
+    if group not in known:
+        raise InputError(
+            f"The action group '{group}' is no pose, only"
+            f" {', '.join(known)}.{did_you_mean(group, known)}"
+        )
     return group, known[group]
 
 
 def _draw_space(ax, tracks: list[tuple[np.ndarray, dict]]):
     "Lines in space, equally long in each direction, over their shadows."
     every = np.concatenate([p for p, _ in tracks])
-    centre, half = (every.max(0) + every.min(0)) / 2, max(np.ptp(every, axis=0).max() / 2 * 1.05, 1e-3)
+    centre, half = (every.max(0) + every.min(0)) / 2, max(
+        np.ptp(every, axis=0).max() / 2 * 1.05, 1e-3
+    )
     ground = centre[2] - half
     for p, style in tracks:
-        ax.plot(p[:, 0], p[:, 1], np.full(len(p), ground), color="#BDBDBD", lw=0.8 if "label" in style else 0.4)
+        ax.plot(
+            p[:, 0],
+            p[:, 1],
+            np.full(len(p), ground),
+            color="#BDBDBD",
+            lw=0.8 if "label" in style else 0.4,
+        )
         ax.plot(*p.T, **style)
-    ax.set(xlim=(centre[0] - half, centre[0] + half), ylim=(centre[1] - half, centre[1] + half), zlim=(ground, centre[2] + half), xlabel="x", ylabel="y", zlabel="z")
+    ax.set(
+        xlim=(centre[0] - half, centre[0] + half),
+        ylim=(centre[1] - half, centre[1] + half),
+        zlim=(ground, centre[2] + half),
+        xlabel="x",
+        ylabel="y",
+        zlabel="z",
+    )
     ax.set_box_aspect((1, 1, 1), zoom=0.95)
     ax.tick_params(pad=-2)
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
-        axis.set_major_locator(MaxNLocator(4)); axis.labelpad = -4
-        axis.pane.set_facecolor("#F6F6F6"); axis._axinfo["grid"].update(color="#DDDDDD", linewidth=0.5)
+        axis.set_major_locator(MaxNLocator(4))
+        axis.labelpad = -4
+        axis.pane.set_facecolor("#F6F6F6")
+        axis._axinfo["grid"].update(color="#DDDDDD", linewidth=0.5)

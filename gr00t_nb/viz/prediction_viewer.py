@@ -25,7 +25,14 @@ from ..errors import InputError
 from ..evaluation.predictions import HOLD, Predictions, chunk_error
 from .player import PAGE, CameraView, FigureView, FrameStore, TimeControls, Viewer, note
 from ..plots.actions import COLOURS, Plot, _legend, _panels, _styled
-from .prediction_figures import POLICY_COLOURS, Fan, draw_point, plot_denoising, plot_path_3d, plot_prediction
+from gr00t_nb.viz.prediction_figures import (
+    POLICY_COLOURS,
+    Fan,
+    draw_point,
+    plot_denoising,
+    plot_path_3d,
+    plot_prediction,
+)
 
 try: import ipywidgets as widgets
 except ImportError: widgets = None  # the viewer is its static twin then
@@ -48,15 +55,40 @@ def strip_svg(
     for e, colour, dash in errors.values():
         known = np.flatnonzero(np.isfinite(e))
         points = " ".join(f"{x(s)},{100 - 96 * e[s] / top:.1f}" for s in known)
-        line = f'fill="none" stroke="{colour}" stroke-width="1.6" vector-effect="non-scaling-stroke"'
-        if len(known): parts.append(f'<polyline points="{points}" {line}{f" stroke-dasharray={dash!r}" if dash else ""}/>')
+        line = (
+            f'fill="none" stroke="{colour}" stroke-width="1.6" vector-effect="non-scaling-stroke"'
+        )
+        if len(known):
+            parts.append(
+                f'<polyline points="{points}"'
+                f' {line}{f" stroke-dasharray={dash!r}" if dash else ""}/>'
+            )
         if len(known) and len(known) < length and not dash:  # where it was asked so far
-            parts.append(f'<path d="{"".join(f"M{x(s)},{100 - 96 * e[s] / top:.1f}h0" for s in known)}" {line.replace("1.6", "5")} stroke-linecap="round"/>')
-        if len(lost := np.flatnonzero(np.isinf(e))): parts.append(f'<path d="{"".join(f"M{x(s)},100v-12" for s in lost)}" {line.replace(colour, COLOURS["vermilion"])}/>')
-    parts.append(f'<line x1="{x(step)}" x2="{x(step)}" y1="0" y2="100" stroke="currentColor" stroke-width="1.6" vector-effect="non-scaling-stroke"/>')
-    scale = "".join(f'<div style="position:absolute;right:calc(100% + 5px);{where};line-height:1;font-size:11px">{text}</div>' for where, text in (("top:0", f"{top:.2g}"), ("bottom:0", "0")))
-    return (f'<div style="position:relative;margin-left:{STRIP_LEFT}px;height:{height}px;border-left:1px solid;border-bottom:1px solid;color:var(--jp-ui-font-color1,#333)">{scale}'
-            f'<svg viewBox="0 0 1000 100" preserveAspectRatio="none" style="position:absolute;width:100%;height:100%;overflow:visible">{"".join(parts)}</svg></div>')
+            parts.append(
+                f'<path d="{"".join(f"M{x(s)},{100 - 96 * e[s] / top:.1f}h0" for s in known)}"'
+                f' {line.replace("1.6", "5")} stroke-linecap="round"/>'
+            )
+        if len(lost := np.flatnonzero(np.isinf(e))):
+            parts.append(
+                f'<path d="{"".join(f"M{x(s)},100v-12" for s in lost)}"'
+                f' {line.replace(colour, COLOURS["vermilion"])}/>'
+            )
+    parts.append(
+        f'<line x1="{x(step)}" x2="{x(step)}" y1="0" y2="100" stroke="currentColor"'
+        ' stroke-width="1.6" vector-effect="non-scaling-stroke"/>'
+    )
+    scale = "".join(
+        '<div style="position:absolute;right:calc(100% +'
+        f' 5px);{where};line-height:1;font-size:11px">{text}</div>'
+        for where, text in (("top:0", f"{top:.2g}"), ("bottom:0", "0"))
+    )
+    return (
+        '<div'
+        f' style="position:relative;margin-left:{STRIP_LEFT}px;height:{height}px;border-left:1px'
+        f' solid;border-bottom:1px solid;color:var(--jp-ui-font-color1,#333)">{scale}'
+        '<svg viewBox="0 0 1000 100" preserveAspectRatio="none"'
+        f' style="position:absolute;width:100%;height:100%;overflow:visible">{"".join(parts)}</svg></div>'
+    )
 
 # %% ../../nbs/viz/35_prediction_viewer.ipynb #a7c5ba76
 class StripCells:
@@ -67,8 +99,14 @@ class StripCells:
         most: int = 60,  # buttons
     ):
         self.chosen, self.most, self.steps, self.bounds = chosen, most, [], [0]
-        self.box = widgets.HBox(layout=widgets.Layout(margin=f"0 0 0 {STRIP_LEFT}px", width=f"calc(100% - {STRIP_LEFT}px)"))
-        self._every = widgets.Layout(flex="1 1 0", width="auto", min_width="0", height="16px", margin="0", padding="0")
+        self.box = widgets.HBox(
+            layout=widgets.Layout(
+                margin=f"0 0 0 {STRIP_LEFT}px", width=f"calc(100% - {STRIP_LEFT}px)"
+            )
+        )
+        self._every = widgets.Layout(
+            flex="1 1 0", width="auto", min_width="0", height="16px", margin="0", padding="0"
+        )
 
     def restart(self,
         length: int,  # steps of the episode
@@ -80,8 +118,10 @@ class StripCells:
         if len(self.box.children) != n:
             for b in self.box.children: b.close()
             self.box.children = [widgets.Button(layout=self._every) for _ in range(n)]
-            for i, b in enumerate(self.box.children): b.on_click(lambda _, i=i: self.chosen(self.steps[i]))
-        for b in self.box.children: b.style.button_color, b.tooltip, b.description = None, "not asked yet", ""
+            for i, b in enumerate(self.box.children):
+                b.on_click(lambda _, i=i: self.chosen(self.steps[i]))
+        for b in self.box.children:
+            b.style.button_color, b.tooltip, b.description = None, "not asked yet", ""
 
 # %% ../../nbs/viz/35_prediction_viewer.ipynb #2062c967
 @patch
@@ -96,9 +136,17 @@ def show(self: StripCells,
         if np.isnan(e).all(): continue
         lost = np.isinf(e).any()
         at = int(a + np.nanargmax(e))  # a step without an answer is worst of all
-        colour = COLOURS["vermilion"] if lost else to_hex(colormaps["cividis"](float(errors[at] / max(top, 1e-9))))
+        colour = (
+            COLOURS["vermilion"]
+            if lost
+            else to_hex(colormaps["cividis"](float(errors[at] / max(top, 1e-9))))
+        )
         if b.style.button_color == colour and self.steps[i] == at: continue
-        self.steps[i], b.style.button_color, b.tooltip = at, colour, f"step {at}: " + ("no answer" if lost else f"error {errors[at]:.3g}")
+        self.steps[i], b.style.button_color, b.tooltip = (
+            at,
+            colour,
+            f"step {at}: " + ("no answer" if lost else f"error {errors[at]:.3g}"),
+        )
 
 # %% ../../nbs/viz/35_prediction_viewer.ipynb #1f605317
 class PredictionViewer(Viewer):
@@ -118,10 +166,23 @@ class PredictionViewer(Viewer):
         theme: str = "auto",  # of figures: auto, light or dark
         **how,  # seed, denoising_steps, batch_size, cache_bytes: as for Predictions
     ):
-        self.predictions = policy if isinstance(policy, Predictions) else Predictions(policy, dataset, samples=samples, **how)
+        self.predictions = (
+            policy
+            if isinstance(policy, Predictions)
+            else Predictions(policy, dataset, samples=samples, **how)
+        )
         self.dataset, self.surveying = self.predictions.dataset, survey
-        if not 0 <= episode < len(self.dataset): raise InputError(f"There is no episode {episode} in {self.dataset.path}: it has {len(self.dataset)}, counted from 0.")
-        self.at, self.asked, self.wish, self.trouble = (episode, step), None, dims, ""  # asked: the prompt that was typed
+        if not 0 <= episode < len(self.dataset):
+            raise InputError(
+                f"There is no episode {episode} in {self.dataset.path}: it has {len(self.dataset)},"
+                " counted from 0."
+            )
+        self.at, self.asked, self.wish, self.trouble = (
+            (episode, step),
+            None,
+            dims,
+            "",
+        )  # asked: the prompt that was typed
         self._fan, self._run, self._thread, self._peaks = None, 0, None, []
         self.chosen = self.predictions.dims(dims, episode) if dims is not None else None
         if widgets is None: return self._open_still()
@@ -131,7 +192,10 @@ class PredictionViewer(Viewer):
         self.open(episode, step)
 
     def __repr__(self):
-        return f"PredictionViewer({', '.join(self.predictions.policies)} on {self.dataset.name}: episode {self.at[0]}, step {self.at[1]})"
+        return (
+            f"PredictionViewer({', '.join(self.predictions.policies)} on {self.dataset.name}:"
+            f" episode {self.at[0]}, step {self.at[1]})"
+        )
 
     def _open_still(self):
         "Without widgets there is a figure, of the moment that was asked for."
@@ -143,61 +207,185 @@ class PredictionViewer(Viewer):
 def _make_controls(self: PredictionViewer, theme: str):
     "The widgets, not yet connected."
     p, ds = self.predictions, self.dataset
-    wide, small = widgets.Layout(flex="1 1 auto", width="auto", min_width="160px"), dict(style={"description_width": "initial"})
-    slider = lambda name, low, high, value, width="230px": widgets.IntSlider(value, low, high, description=name, layout=widgets.Layout(width=width), continuous_update=name in ("azimuth", "elevation", "point"), **small)
+    wide, small = widgets.Layout(flex="1 1 auto", width="auto", min_width="160px"), dict(
+        style={"description_width": "initial"}
+    )
+    slider = lambda name, low, high, value, width="230px": widgets.IntSlider(
+        value,
+        low,
+        high,
+        description=name,
+        layout=widgets.Layout(width=width),
+        continuous_update=name in ("azimuth", "elevation", "point"),
+        **small
+    )
     told = lambda e: f": {e.tasks[0]}" if e.tasks else ""
-    self.episode = widgets.Dropdown(options=[(f"{i}{told(e)} ({e.length} steps)"[:70], i) for i, e in enumerate(ds.episodes)], value=self.at[0], description="episode", layout=widgets.Layout(width="380px"), **small)
+    self.episode = widgets.Dropdown(
+        options=[(f"{i}{told(e)} ({e.length} steps)"[:70], i) for i, e in enumerate(ds.episodes)],
+        value=self.at[0],
+        description="episode",
+        layout=widgets.Layout(width="380px"),
+        **small,
+    )
     self.time = TimeControls(ds.fps, lambda step: self.show(step))
     self.time.clock.layout.width, self.step = "230px", self.time.step
     self.prompt = widgets.Text(description="told", continuous_update=False, layout=wide, **small)
-    self.as_recorded = widgets.Button(description="as recorded", tooltip="the recorded instruction again", icon="undo", disabled=True, layout=widgets.Layout(width="120px"))
-    self.view = widgets.ToggleButtons(options=["chunk", "denoising", *(["path in space"] if p.pose_groups() else [])], style={"button_width": "auto"})
-    self.which = widgets.Dropdown(options=["all" if p.width <= 12 else "moving most", *p.columns, *(["as picked"] if p.width > 1 else [])], value=None, description="numbers", layout=widgets.Layout(width="210px"), **small)
-    self.which.value = self.which.options[0] if self.wish is None else self.wish if isinstance(self.wish, str) and self.wish in p.columns else self.which.options[-1]
-    self.numbers = widgets.SelectMultiple(options=list(zip(p.names(), range(p.width))), rows=min(10, p.width), layout=widgets.Layout(width="300px"))
-    self.zoom = widgets.Checkbox(description="zoom", tooltip="fit the panels to what is in the window", indent=False, layout=widgets.Layout(width="70px"))
+    self.as_recorded = widgets.Button(
+        description="as recorded",
+        tooltip="the recorded instruction again",
+        icon="undo",
+        disabled=True,
+        layout=widgets.Layout(width="120px"),
+    )
+    self.view = widgets.ToggleButtons(
+        options=["chunk", "denoising", *(["path in space"] if p.pose_groups() else [])],
+        style={"button_width": "auto"},
+    )
+    self.which = widgets.Dropdown(
+        options=[
+            "all" if p.width <= 12 else "moving most",
+            *p.columns,
+            *(["as picked"] if p.width > 1 else []),
+        ],
+        value=None,
+        description="numbers",
+        layout=widgets.Layout(width="210px"),
+        **small
+    )
+    self.which.value = (
+        self.which.options[0]
+        if self.wish is None
+        else (
+            self.wish
+            if isinstance(self.wish, str) and self.wish in p.columns
+            else self.which.options[-1]
+        )
+    )
+    self.numbers = widgets.SelectMultiple(
+        options=list(zip(p.names(), range(p.width))),
+        rows=min(10, p.width),
+        layout=widgets.Layout(width="300px"),
+    )
+    self.zoom = widgets.Checkbox(
+        description="zoom",
+        tooltip="fit the panels to what is in the window",
+        indent=False,
+        layout=widgets.Layout(width="70px"),
+    )
     self.samples = slider("samples", 1, max(16, p.samples), p.samples, "220px")
     own = next(iter(p.policies.values())).model.config.num_inference_timesteps
     self.euler_steps = slider("Euler steps", 1, max(16, own), p.denoising_steps or own, "240px")
-    self.shown = {n: widgets.Checkbox(value=True, description=n, indent=False, layout=widgets.Layout(width="auto", margin="0 12px 0 0")) for n in p.policies}
-    self.of = widgets.Dropdown(options=list(p.policies), description="policy", layout=widgets.Layout(width="230px"), **small)
-    self.point, self.sample = slider("point", 0, own, 0, "280px"), slider("sample", 0, p.samples - 1, 0, "240px")
-    self.azimuth, self.elevation = slider("azimuth", -180, 180, -60, "300px"), slider("elevation", -90, 90, 25, "300px")
-    self.worst = widgets.Button(description="worst step", icon="exclamation-triangle", layout=widgets.Layout(width="120px"))
-    self.next_worse = widgets.Button(description="next worse", icon="step-forward", layout=widgets.Layout(width="120px"))
-    self.progress = widgets.IntProgress(min=0, max=1, description="asking", layout=widgets.Layout(width="260px", display="none"), **small)
-    self.facts, self.strip, self.strip_title = widgets.HTML(), widgets.HTML(layout=widgets.Layout(margin="2px 0 0 0", overflow="visible")), widgets.HTML(layout=widgets.Layout(flex="1 1 auto"))
+    self.shown = {
+        n: widgets.Checkbox(
+            value=True,
+            description=n,
+            indent=False,
+            layout=widgets.Layout(width="auto", margin="0 12px 0 0"),
+        )
+        for n in p.policies
+    }
+    self.of = widgets.Dropdown(
+        options=list(p.policies),
+        description="policy",
+        layout=widgets.Layout(width="230px"),
+        **small
+    )
+    self.point, self.sample = slider("point", 0, own, 0, "280px"), slider(
+        "sample", 0, p.samples - 1, 0, "240px"
+    )
+    self.azimuth, self.elevation = slider("azimuth", -180, 180, -60, "300px"), slider(
+        "elevation", -90, 90, 25, "300px"
+    )
+    self.worst = widgets.Button(
+        description="worst step", icon="exclamation-triangle", layout=widgets.Layout(width="120px")
+    )
+    self.next_worse = widgets.Button(
+        description="next worse", icon="step-forward", layout=widgets.Layout(width="120px")
+    )
+    self.progress = widgets.IntProgress(
+        min=0,
+        max=1,
+        description="asking",
+        layout=widgets.Layout(width="260px", display="none"),
+        **small
+    )
+    self.facts, self.strip, self.strip_title = (
+        widgets.HTML(),
+        widgets.HTML(layout=widgets.Layout(margin="2px 0 0 0", overflow="visible")),
+        widgets.HTML(layout=widgets.Layout(flex="1 1 auto")),
+    )
     self.cells = StripCells(lambda step: self.go(step))
     views = p.views()
-    self.cameras = CameraView(FrameStore(ds, views, box=(250, max(110, min(190, 480 // max(1, len(views)))))))
+    self.cameras = CameraView(
+        FrameStore(ds, views, box=(250, max(110, min(190, 480 // max(1, len(views))))))
+    )
     self.picture = FigureView(theme)
 
 # %% ../../nbs/viz/35_prediction_viewer.ipynb #16a5cbc1
 @patch
 def _lay_out(self: PredictionViewer):
     "Where everything stands; at most as wide as a page."
-    row = lambda *c, **k: widgets.HBox(list(c), layout=widgets.Layout(align_items="center", width="100%", flex_flow="row wrap", **k))
+    row = lambda *c, **k: widgets.HBox(
+        list(c),
+        layout=widgets.Layout(align_items="center", width="100%", flex_flow="row wrap", **k),
+    )
     self.cameras.box.layout.flex_flow = "column"
-    self.at_chunk = row(*(self.shown.values() if len(self.shown) > 1 else ()), self.samples, self.euler_steps)
-    self.at_denoising, self.at_path = row(self.of, self.sample, self.point), row(self.azimuth, self.elevation)
-    pick = widgets.Accordion([widgets.VBox([self.numbers])], titles=("pick numbers",), selected_index=None)
+    self.at_chunk = row(
+        *(self.shown.values() if len(self.shown) > 1 else ()), self.samples, self.euler_steps
+    )
+    self.at_denoising, self.at_path = row(self.of, self.sample, self.point), row(
+        self.azimuth, self.elevation
+    )
+    pick = widgets.Accordion(
+        [widgets.VBox([self.numbers])], titles=("pick numbers",), selected_index=None
+    )
     left = widgets.VBox([self.cameras.box], layout=widgets.Layout(width="264px", flex="0 0 auto"))
-    right = widgets.VBox([row(self.view, self.which, self.zoom), self.picture.box, self.at_chunk, self.at_denoising, self.at_path, self.facts, pick], layout=widgets.Layout(flex="1 1 0", min_width="0"))
-    self.root = widgets.VBox([row(self.episode, self.prompt, self.as_recorded), self.time.row, widgets.HBox([left, right], layout=widgets.Layout(width="100%")),
-                              row(self.worst, self.next_worse, self.progress), self.strip_title, self.strip, self.cells.box], layout=widgets.Layout(width="100%", max_width=f"{PAGE}px"))
+    right = widgets.VBox(
+        [
+            row(self.view, self.which, self.zoom),
+            self.picture.box,
+            self.at_chunk,
+            self.at_denoising,
+            self.at_path,
+            self.facts,
+            pick,
+        ],
+        layout=widgets.Layout(flex="1 1 0", min_width="0"),
+    )
+    self.root = widgets.VBox(
+        [
+            row(self.episode, self.prompt, self.as_recorded),
+            self.time.row,
+            widgets.HBox([left, right], layout=widgets.Layout(width="100%")),
+            row(self.worst, self.next_worse, self.progress),
+            self.strip_title,
+            self.strip,
+            self.cells.box,
+        ],
+        layout=widgets.Layout(width="100%", max_width=f"{PAGE}px"),
+    )
 
 
 @patch
 def _connect(self: PredictionViewer):
     "Which control does what."
     on = lambda widget, do: widget.observe(lambda change: do(change["new"]), "value")
-    on(self.episode, lambda e: self.open(e)), on(self.prompt, lambda text: self._ask_again(text)), on(self.zoom, lambda _: self._remake())
-    on(self.which, lambda which: self._pick_group(which)), on(self.numbers, lambda numbers: self._pick_numbers(numbers))
+    on(self.episode, lambda e: self.open(e)), on(
+        self.prompt, lambda text: self._ask_again(text)
+    ), on(self.zoom, lambda _: self._remake())
+    on(self.which, lambda which: self._pick_group(which)), on(
+        self.numbers, lambda numbers: self._pick_numbers(numbers)
+    )
     on(self.samples, lambda _: self._resample()), on(self.euler_steps, lambda _: self._resample())
     on(self.view, lambda _: self.draw())
-    for w in (self.of, self.point, self.sample, self.azimuth, self.elevation, *self.shown.values()): on(w, lambda _: self.draw())
-    self.as_recorded.on_click(lambda _: setattr(self.prompt, "value", self.predictions.instruction(*self.at)))
-    self.worst.on_click(lambda _: self.go_worst(0)), self.next_worse.on_click(lambda _: self.go_worst(len(self._peaks)))
+    for w in (self.of, self.point, self.sample, self.azimuth, self.elevation, *self.shown.values()):
+        on(w, lambda _: self.draw())
+    self.as_recorded.on_click(
+        lambda _: setattr(self.prompt, "value", self.predictions.instruction(*self.at))
+    )
+    self.worst.on_click(lambda _: self.go_worst(0)), self.next_worse.on_click(
+        lambda _: self.go_worst(len(self._peaks))
+    )
 
 # %% ../../nbs/viz/35_prediction_viewer.ipynb #b417d0b9
 @patch
@@ -211,7 +399,8 @@ def open(self: PredictionViewer,
     try: self.length = len(self.predictions.truth(episode))
     except InputError as e: self.trouble, self.length = str(e), 1
     if not self.length: self.trouble, self.length = f"Episode {episode} has no steps.", 1
-    if self.wish is None and self.which.value in ("all", "moving most"): self.chosen = None if self.trouble else self.predictions.dims(None, episode)
+    if self.wish is None and self.which.value in ("all", "moving most"):
+        self.chosen = None if self.trouble else self.predictions.dims(None, episode)
     self.chosen, self._fan = self.chosen or list(range(min(12, self.predictions.width))), None
     self.episode.value = episode
     self.time.restart(self.length, step)
@@ -259,11 +448,20 @@ def _ask_again(self: PredictionViewer, text: str):
 @patch
 def draw(self: PredictionViewer):
     "Draws the moment."
-    for view, controls in (("chunk", self.at_chunk), ("denoising", self.at_denoising), ("path in space", self.at_path)): controls.layout.display = "flex" if self.view.value == view else "none"
+    for view, controls in (
+        ("chunk", self.at_chunk),
+        ("denoising", self.at_denoising),
+        ("path in space", self.at_path),
+    ):
+        controls.layout.display = "flex" if self.view.value == view else "none"
     wrong, facts = [self.trouble] if self.trouble else [], ""
     if not self.trouble:
         try:
-            answers = {n: self.predictions.ask(n, self.at[0], [self.at[1]], self.asked)[self.at[1]] for n, box in self.shown.items() if box.value}
+            answers = {
+                n: self.predictions.ask(n, self.at[0], [self.at[1]], self.asked)[self.at[1]]
+                for n, box in self.shown.items()
+                if box.value
+            }
             wrong += dict.fromkeys(a for a in answers.values() if isinstance(a, str))
             facts = self._facts(answers)
             self._draw_view(answers)
@@ -277,10 +475,34 @@ def draw(self: PredictionViewer):
 def _draw_view(self: PredictionViewer, answers: dict):
     "The picture at the right."
     if self.view.value == "denoising": return self.picture.show(self._denoising_page(), [])
-    if self.view.value == "path in space": return self.picture.show(plot_path_3d(self.predictions, *self.at, azimuth=self.azimuth.value, elevation=self.elevation.value, prompt=self.asked, title=" "), [])
-    recorded = {n: self.predictions.ask(n, self.at[0], [self.at[1]])[self.at[1]] for n in answers} if self.asked is not None else None
-    if self._fan is None or self._fan.named != list(answers):  # the legend names those that are drawn, and no other; the panels keep their range
-        self._fan = _fan_page(self.predictions, self.chosen, self.zoom.value, *self.at, answers, self._fan and self._fan.fan.reached)
+    if self.view.value == "path in space":
+        return self.picture.show(
+            plot_path_3d(
+                self.predictions,
+                *self.at,
+                azimuth=self.azimuth.value,
+                elevation=self.elevation.value,
+                prompt=self.asked,
+                title=" "
+            ),
+            [],
+        )
+    recorded = (
+        {n: self.predictions.ask(n, self.at[0], [self.at[1]])[self.at[1]] for n in answers}
+        if self.asked is not None
+        else None
+    )
+    if self._fan is None or self._fan.named != list(
+        answers
+    ):  # the legend names those that are drawn, and no other; the panels keep their range
+        self._fan = _fan_page(
+            self.predictions,
+            self.chosen,
+            self.zoom.value,
+            *self.at,
+            answers,
+            self._fan and self._fan.fan.reached
+        )
     self._fan.fan.show(*self.at, answers, recorded)
     (self.picture.image.value, width), self.picture.overlay.value = self._fan.fan.png(), ""
     self.picture.image.layout.max_width = self.picture.box.layout.max_width = f"{width}px"
@@ -288,13 +510,28 @@ def _draw_view(self: PredictionViewer, answers: dict):
 
 def _live_page(count: int, title: str = "") -> tuple[Plot, list[Axes]]:
     "Panels for the right half of the viewer."
-    fig, axes = _panels(count, columns=min(4, count), width=8.7, height=1.75 if count > 4 else 2.4, xlabel="seconds from now", title=title)
+    fig, axes = _panels(
+        count,
+        columns=min(4, count),
+        width=8.7,
+        height=1.75 if count > 4 else 2.4,
+        xlabel="seconds from now",
+        title=title,
+    )
     fig.set_dpi(100)
     return fig, axes
 
 
 @_styled
-def _fan_page(predictions: Predictions, dims: Sequence[int], zoom: bool, episode: int, step: int, answers: dict, reached: tuple | None = None) -> Figure:
+def _fan_page(
+    predictions: Predictions,
+    dims: Sequence[int],
+    zoom: bool,
+    episode: int,
+    step: int,
+    answers: dict,
+    reached: tuple | None = None,
+) -> Figure:
     fig, axes = _live_page(len(dims))
     fig.fan, fig.named = Fan(axes, predictions, dims, zoom), list(answers)
     if reached is not None: fig.fan.reached = reached
@@ -306,21 +543,44 @@ def _fan_page(predictions: Predictions, dims: Sequence[int], zoom: bool, episode
 @patch
 def _denoising_page(self: PredictionViewer) -> Figure:
     "One point of the denoising, in the panels that were chosen."
-    way = self.predictions.denoising(self.of.value, *self.at, min(self.sample.value, self.predictions.samples - 1), self.asked)
+    way = self.predictions.denoising(
+        self.of.value, *self.at, min(self.sample.value, self.predictions.samples - 1), self.asked
+    )
     if isinstance(way, str): raise InputError(way)
     self.point.max, k = len(way[1]), min(self.point.value, len(way[1]))
     return _point_page(self.predictions, self.of.value, self.at[0], self.at[1], way, k, self.chosen)
 
 
 @_styled
-def _point_page(predictions: Predictions, name: str, episode: int, step: int, way: tuple, k: int, dims: Sequence[int]) -> Figure:
-    fig, axes = _live_page(len(dims), f"{'noise' if k == 0 else 'the answer' if k == len(way[1]) else 'on the way'}: {k} of {len(way[1])} Euler steps done")
-    truth, offsets, names = predictions.truth(episode), predictions.offsets[name], predictions.names()
+def _point_page(
+    predictions: Predictions,
+    name: str,
+    episode: int,
+    step: int,
+    way: tuple,
+    k: int,
+    dims: Sequence[int],
+) -> Figure:
+    fig, axes = _live_page(
+        len(dims),
+        f"{'noise' if k == 0 else 'the answer' if k == len(way[1]) else 'on the way'}: {k} of"
+        f" {len(way[1])} Euler steps done",
+    )
+    truth, offsets, names = (
+        predictions.truth(episode),
+        predictions.offsets[name],
+        predictions.names(),
+    )
     for ax, d in zip(axes, dims):
         draw_point(ax, *way, k, d, offsets / (predictions.dataset.fps or 1), truth, step + offsets)
-        values = np.concatenate([way[0][..., d].ravel(), truth[step:step + len(offsets), d]])  # one range for all points
+        values = np.concatenate(
+            [way[0][..., d].ravel(), truth[step : step + len(offsets), d]]
+        )  # one range for all points
         low, high = np.nanmin(values), np.nanmax(values)
-        ax.set(title=names[d], ylim=(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3))
+        ax.set(
+            title=names[d],
+            ylim=(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3),
+        )
     _legend(fig, axes[0])
     return fig
 
@@ -332,14 +592,36 @@ def _facts(self: PredictionViewer, answers: dict) -> str:  # HTML
     truth, rows = p.truth(episode), []
     for k, n in enumerate(p.policies):
         if (a := answers.get(n)) is None or isinstance(a, str): continue
-        error = np.nanmean(chunk_error(np.median(a, 0)[None], truth, np.array([step]), p.offsets[n])[0][self.chosen])
+        error = np.nanmean(
+            chunk_error(np.median(a, 0)[None], truth, np.array([step]), p.offsets[n])[0][
+                self.chosen
+            ]
+        )
         spread, moved = np.nanmean(np.ptp(a[..., self.chosen], axis=0)), ""
         if self.asked is not None and not isinstance(plain := p.ask(n, episode, [step])[step], str):
-            moved = f", moved by the prompt {np.nanmean(np.abs(np.median(a, 0) - np.median(plain, 0))[:, self.chosen]):.3g}"
-        rows.append((POLICY_COLOURS[k % 6], n, f"error {error:.3g}{f', spread of the samples {spread:.3g}' if len(a) > 1 else ''}{moved}"))
+            moved = (
+                ", moved by the prompt"
+                f" {np.nanmean(np.abs(np.median(a, 0) - np.median(plain, 0))[:, self.chosen]):.3g}"
+            )
+        rows.append((
+            POLICY_COLOURS[k % 6],
+            n,
+            (
+                "error"
+                f" {error:.3g}{f', spread of the samples {spread:.3g}' if len(a) > 1 else ''}{moved}"
+            ),
+        ))
     hold = p.errors(HOLD, episode, self.chosen)[step]
     if np.isfinite(hold): rows.append((COLOURS["grey"], HOLD, f"error {hold:.3g}"))
-    return '<div style="line-height:1.5">' + "".join(f'<span style="white-space:nowrap;margin-right:22px"><b class="gr00t-mark" style="color:{c}">■</b> <b>{html.escape(n)}</b> {text}</span> ' for c, n, text in rows) + "</div>"
+    return (
+        '<div style="line-height:1.5">'
+        + "".join(
+            '<span style="white-space:nowrap;margin-right:22px"><b class="gr00t-mark"'
+            f' style="color:{c}">■</b> <b>{html.escape(n)}</b> {text}</span> '
+            for c, n, text in rows
+        )
+        + "</div>"
+    )
 
 # %% ../../nbs/viz/35_prediction_viewer.ipynb #e13f21d4
 @patch
@@ -354,7 +636,11 @@ def _remake(self: PredictionViewer):
 def _pick_group(self: PredictionViewer, which: str):
     self.wish = None if which in ("all", "moving most") else which
     if which == "as picked": return
-    self.chosen = self.predictions.dims(self.wish, self.at[0]) if self.wish or not self.trouble else list(range(min(12, self.predictions.width)))
+    self.chosen = (
+        self.predictions.dims(self.wish, self.at[0])
+        if self.wish or not self.trouble
+        else list(range(min(12, self.predictions.width)))
+    )
     self._remake()
 
 
@@ -372,7 +658,9 @@ def _resample(self: PredictionViewer):
     self.stop()
     own = next(iter(self.predictions.policies.values())).model.config.num_inference_timesteps
     self.predictions.samples = self.samples.value
-    self.predictions.denoising_steps = None if self.euler_steps.value == own else self.euler_steps.value
+    self.predictions.denoising_steps = (
+        None if self.euler_steps.value == own else self.euler_steps.value
+    )
     self.sample.max = self.samples.value - 1
     if self.surveying and not self.trouble: self.survey()
     self._remake()
@@ -382,7 +670,9 @@ def _resample(self: PredictionViewer):
 def survey(self: PredictionViewer):
     "Asks along the episode in the background; what is known already costs nothing."
     self.stop()
-    self._thread = threading.Thread(target=self._survey, args=(self._run, self.at[0]), daemon=True, name="predictions")
+    self._thread = threading.Thread(
+        target=self._survey, args=(self._run, self.at[0]), daemon=True, name="predictions"
+    )
     self._thread.start()
 
 
@@ -414,7 +704,9 @@ def _survey(self: PredictionViewer, run: int, episode: int):
         for done, total in self.predictions.survey(episode):
             if run != self._run: return
             self.progress.max, self.progress.value = total, done
-            if time.monotonic() - drawn > 0.4 or done == total: self._draw_strip(); drawn = time.monotonic()
+            if time.monotonic() - drawn > 0.4 or done == total:
+                self._draw_strip()
+                drawn = time.monotonic()
     except Exception as e:  # nobody would see it: a thread's exception goes nowhere
         if run == self._run: self.strip_title.value = note("error", str(e))
     if run == self._run: self.progress.layout.display = "none"
@@ -423,15 +715,25 @@ def _survey(self: PredictionViewer, run: int, episode: int):
 @patch
 def _draw_strip(self: PredictionViewer):
     "The strip and its buttons, as far as errors are known."
-    if self.trouble: self.strip.value = self.strip_title.value = ""; return
+    if self.trouble:
+        self.strip.value = self.strip_title.value = ""
+        return
     p, episode = self.predictions, self.at[0]
-    lines = {n: (p.errors(n, episode, self.chosen), POLICY_COLOURS[k % 6], "") for k, n in enumerate(p.policies) if self.shown[n].value}
+    lines = {
+        n: (p.errors(n, episode, self.chosen), POLICY_COLOURS[k % 6], "")
+        for k, n in enumerate(p.policies)
+        if self.shown[n].value
+    }
     hold = p.errors(HOLD, episode, self.chosen)
     if lines: self.cells.show(np.max([e for e, _, _ in lines.values()], axis=0))
     if np.isfinite(hold).any(): lines[HOLD] = hold, COLOURS["grey"], "4 3"
     if lines: self.strip.value = strip_svg(lines, self.at[1])
-    text = "error of the chunk that begins at each step, mean over " + ("all numbers" if len(self.chosen) == p.width else f"{len(self.chosen)} of {p.width} numbers")
-    self.strip_title.value = f"{text}; dashed: {HOLD}. Click a colour below to go there." + (" As recorded, not as asked now." if self.asked is not None else "")
+    text = "error of the chunk that begins at each step, mean over " + (
+        "all numbers" if len(self.chosen) == p.width else f"{len(self.chosen)} of {p.width} numbers"
+    )
+    self.strip_title.value = f"{text}; dashed: {HOLD}. Click a colour below to go there." + (
+        " As recorded, not as asked now." if self.asked is not None else ""
+    )
 
 
 @patch
@@ -439,8 +741,14 @@ def go_worst(self: PredictionViewer,
     rank: int = 0,  # 0: the worst of those known, 1: the next, ...
 ):
     "Goes to a peak of the error, of the policies that are shown."
-    found = [(self.predictions.errors(n, self.at[0], self.chosen), n) for n, box in self.shown.items() if box.value]
-    peaks = sorted({(-e[s], s) for e, n in found for s in self.predictions.worst(n, self.at[0], self.chosen)})
+    found = [
+        (self.predictions.errors(n, self.at[0], self.chosen), n)
+        for n, box in self.shown.items()
+        if box.value
+    ]
+    peaks = sorted(
+        {(-e[s], s) for e, n in found for s in self.predictions.worst(n, self.at[0], self.chosen)}
+    )
     apart, kept = max(len(o) for o in self.predictions.offsets.values()) // 2, []
     for _, s in peaks:
         if all(abs(s - t) >= apart for t in kept): kept.append(s)
@@ -453,14 +761,44 @@ def go_worst(self: PredictionViewer,
 def figure(self: PredictionViewer) -> Figure:  # the static twin of what is shown
     view = self.view.value if self.root is not None else "chunk"
     if self.trouble: return _sentence_page(self.trouble)
-    if view == "denoising": return plot_denoising(self.predictions, *self.at, self.of.value, min(self.sample.value, self.predictions.samples - 1), dims=self.chosen[:6], prompt=self.asked)
-    if view == "path in space": return plot_path_3d(self.predictions, *self.at, azimuth=self.azimuth.value, elevation=self.elevation.value, prompt=self.asked)
+    if view == "denoising":
+        return plot_denoising(
+            self.predictions,
+            *self.at,
+            self.of.value,
+            min(self.sample.value, self.predictions.samples - 1),
+            dims=self.chosen[:6],
+            prompt=self.asked
+        )
+    if view == "path in space":
+        return plot_path_3d(
+            self.predictions,
+            *self.at,
+            azimuth=self.azimuth.value,
+            elevation=self.elevation.value,
+            prompt=self.asked
+        )
     shown = [n for n, box in self.shown.items() if box.value] if self.root is not None else None
-    return plot_prediction(self.predictions, *self.at, self.asked, self.chosen, bool(self.root is not None and self.zoom.value), strip=False, shown=shown)
+    return plot_prediction(
+        self.predictions,
+        *self.at,
+        self.asked,
+        self.chosen,
+        bool(self.root is not None and self.zoom.value),
+        strip=False,
+        shown=shown
+    )
 
 
 def _sentence_page(text: str) -> Figure:
     "A page for what cannot be drawn."
     fig = Plot(7, 1.2)
-    fig.text(0.02, 0.9, "\n".join(textwrap.wrap(text, 110, max_lines=9)), va="top", color=COLOURS["vermilion"], fontsize=8)
+    fig.text(
+        0.02,
+        0.9,
+        "\n".join(textwrap.wrap(text, 110, max_lines=9)),
+        va="top",
+        color=COLOURS["vermilion"],
+        fontsize=8,
+    )
     return fig

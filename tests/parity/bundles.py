@@ -7,7 +7,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def reference_root(config) -> Path:
     "Folder of the bundles: `--reference`, or `../shared/reference/n1d6` beside the checkout. It may not exist."
-    return Path(config.getoption("--reference") or ROOT.parent / "shared" / "reference" / "n1d6").resolve()
+    return Path(
+        config.getoption("--reference") or ROOT.parent / "shared" / "reference" / "n1d6"
+    ).resolve()
 
 
 def json_of(config, name: str, default=None):

@@ -25,12 +25,18 @@ def one_thread():
 
 def close(actual, expected, tolerance, name=""):
     "Largest difference, relative to the expected tensor's largest magnitude."
-    assert tuple(actual.shape) == tuple(expected.shape), f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    assert tuple(actual.shape) == tuple(
+        expected.shape
+    ), f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     if not expected.is_floating_point():
         assert torch.equal(actual.to(expected.dtype), expected), name
         return 0.0
-    error = (actual.detach().double() - expected.double()).abs().max().item() / max(expected.double().abs().max().item(), 1e-30)
-    assert error <= tolerance, f"{name}: off by {error:.2e} of the largest magnitude, allowed {tolerance:.0e}"
+    error = (actual.detach().double() - expected.double()).abs().max().item() / max(
+        expected.double().abs().max().item(), 1e-30
+    )
+    assert (
+        error <= tolerance
+    ), f"{name}: off by {error:.2e} of the largest magnitude, allowed {tolerance:.0e}"
     return error
 
 
@@ -38,8 +44,12 @@ def close(actual, expected, tolerance, name=""):
 def tiny(bundle):
     "Configuration, Eagle configuration, weights and inputs of the tiny model."
     config = json.loads(bundle("tiny_model/config.json").read_text())
-    return dict(config=config["gr00t_config"], eagle=config["eagle_config"], weights=load_file(bundle("tiny_model/model.safetensors")),
-                inputs=load_file(bundle("tiny_model/inputs.safetensors")))
+    return dict(
+        config=config["gr00t_config"],
+        eagle=config["eagle_config"],
+        weights=load_file(bundle("tiny_model/model.safetensors")),
+        inputs=load_file(bundle("tiny_model/inputs.safetensors")),
+    )
 
 
 def build(tiny, **changes):
@@ -53,13 +63,20 @@ def build(tiny, **changes):
 
 
 def images_of(inputs, prefix="pixel_values."):
-    names = sorted((k for k in inputs if k.startswith(prefix)), key=lambda k: int(k.rsplit(".", 1)[1]))
+    names = sorted(
+        (k for k in inputs if k.startswith(prefix)), key=lambda k: int(k.rsplit(".", 1)[1])
+    )
     return [inputs[k] for k in names]
 
 
 def batch_of(inputs):
-    batch = {k: inputs[k] for k in ("input_ids", "attention_mask", "state", "action", "action_mask", "embodiment_id")}
-    return batch | dict(pixel_values=images_of(inputs), noise=inputs["given.noise"], time=inputs["given.t"])
+    batch = {
+        k: inputs[k]
+        for k in ("input_ids", "attention_mask", "state", "action", "action_mask", "embodiment_id")
+    }
+    return batch | dict(
+        pixel_values=images_of(inputs), noise=inputs["given.noise"], time=inputs["given.t"]
+    )
 
 
 def traced_forward(model, batch):
@@ -75,17 +92,35 @@ def traced_forward(model, batch):
     for h in hooks: h.remove()
     horizon = out["predicted_velocity"].shape[1]
     return out, dict(
-        backbone_features=seen["backbone"]["backbone_features"], backbone_attention_mask=seen["backbone"]["backbone_attention_mask"],
-        image_mask=seen["backbone"]["image_mask"], backbone_features_after_vlln=out["backbone_features"], state_features=out["state_features"],
-        noisy_trajectory=out["noisy_actions"], target_velocity=out["target_velocity"], t_discretized=out["t_discretized"],
-        action_features_with_pos=seen["dit_input"][:, -horizon:], dit_input=seen["dit_input"], dit_output=seen["dit_output"],
-        predicted_velocity=out["predicted_velocity"], action_loss_per_element=out["action_loss"], loss=out["loss"].reshape(1))
+        backbone_features=seen["backbone"]["backbone_features"],
+        backbone_attention_mask=seen["backbone"]["backbone_attention_mask"],
+        image_mask=seen["backbone"]["image_mask"],
+        backbone_features_after_vlln=out["backbone_features"],
+        state_features=out["state_features"],
+        noisy_trajectory=out["noisy_actions"],
+        target_velocity=out["target_velocity"],
+        t_discretized=out["t_discretized"],
+        action_features_with_pos=seen["dit_input"][:, -horizon:],
+        dit_input=seen["dit_input"],
+        dit_output=seen["dit_output"],
+        predicted_velocity=out["predicted_velocity"],
+        action_loss_per_element=out["action_loss"],
+        loss=out["loss"].reshape(1),
+    )
 
 
 def variants(config):
     "The outputs files of the bundle: every one is a variant of the model."
     folder = reference_root(config) / "tiny_model"
-    return sorted(p.stem.removeprefix("outputs_") for p in folder.glob("outputs_*.safetensors") if "euler" not in p.stem) if folder.is_dir() else []
+    return (
+        sorted(
+            p.stem.removeprefix("outputs_")
+            for p in folder.glob("outputs_*.safetensors")
+            if "euler" not in p.stem
+        )
+        if folder.is_dir()
+        else []
+    )
 
 
 def settings_of(variant, inputs):
@@ -99,10 +134,18 @@ def settings_of(variant, inputs):
 
 
 def pytest_generate_tests(metafunc):
-    if "variant" in metafunc.fixturenames: metafunc.parametrize("variant", variants(metafunc.config))
+    if "variant" in metafunc.fixturenames:
+        metafunc.parametrize("variant", variants(metafunc.config))
     if "euler_file" in metafunc.fixturenames:
         folder = reference_root(metafunc.config) / "tiny_model"
-        metafunc.parametrize("euler_file", sorted(p.name for p in folder.glob("outputs_*euler*.safetensors")) if folder.is_dir() else [])
+        metafunc.parametrize(
+            "euler_file",
+            (
+                sorted(p.name for p in folder.glob("outputs_*euler*.safetensors"))
+                if folder.is_dir()
+                else []
+            ),
+        )
 
 
 @pytest.fixture
@@ -117,11 +160,15 @@ def case(tiny, bundle, variant):
 def test_forward(case, record_property):
     model, batch, expected = case
     out, got = traced_forward(model, batch)
-    assert set(got) >= {k for k in expected if not k.startswith(("grad.", "get_action."))}, "the bundle holds a value that this test does not compute"
+    assert set(got) >= {
+        k for k in expected if not k.startswith(("grad.", "get_action."))
+    }, "the bundle holds a value that this test does not compute"
     worst = {}
     for name in sorted(set(got) & set(expected)):
         actual, wanted = got[name], expected[name]
-        if name.startswith("backbone_features"):  # padding rows too: the official attention gives them zero, and so does ours
+        if name.startswith(
+            "backbone_features"
+        ):  # padding rows too: the official attention gives them zero, and so does ours
             valid = batch["attention_mask"] == 1
             close(actual[valid], wanted[valid], FORWARD, name)
         worst[name] = close(actual, wanted, FORWARD, name)
@@ -159,12 +206,19 @@ def test_get_action(case, tiny):
 
 
 def test_euler_steps(tiny, bundle, euler_file):
-    model = build(tiny, **settings_of(euler_file.removeprefix("outputs_").split("_euler")[0], tiny["inputs"])[0])
+    model = build(
+        tiny,
+        **settings_of(euler_file.removeprefix("outputs_").split("_euler")[0], tiny["inputs"])[0]
+    )
     expected = load_file(bundle(f"tiny_model/{euler_file}"))
     assert expected
     for name, wanted in expected.items():
         steps = int(re.search(r"steps(\d+)", name)[1])
-        got = model.get_action(batch_of(tiny["inputs"]), noise=tiny["inputs"]["given.init_noise"], num_inference_timesteps=steps)
+        got = model.get_action(
+            batch_of(tiny["inputs"]),
+            noise=tiny["inputs"]["given.init_noise"],
+            num_inference_timesteps=steps,
+        )
         close(got["action_pred"], wanted, FORWARD, name)
 
 
@@ -173,8 +227,10 @@ def test_images_stacked_or_apart_are_one_batch(tiny):
     model, batch = build(tiny), batch_of(tiny["inputs"])
     stacked, runs = [], batch["pixel_values"]
     for x in runs:
-        if stacked and stacked[-1].shape[1:] == x.shape[1:]: stacked[-1] = torch.cat([stacked[-1], x])
-        else: stacked.append(x)
+        if stacked and stacked[-1].shape[1:] == x.shape[1:]:
+            stacked[-1] = torch.cat([stacked[-1], x])
+        else:
+            stacked.append(x)
     assert len(stacked) < len(runs)
     close(model(batch | dict(pixel_values=stacked))["loss"], model(batch)["loss"], 1e-6)
 
@@ -201,11 +257,21 @@ def test_action_head_modules(tiny, modules):
     check("state_encoder.out", head.state_encoder(m["state_encoder.in"], e))
     check("action_decoder.out", head.action_decoder(m["action_decoder.in"], e))
     buckets = m["timestep_encoder.in"]
-    check("timestep_encoder.sinusoid", sinusoid(buckets, m["timestep_encoder.sinusoid"].shape[-1], cos_first=True, include_last=True))
+    check(
+        "timestep_encoder.sinusoid",
+        sinusoid(
+            buckets, m["timestep_encoder.sinusoid"].shape[-1], cos_first=True, include_last=True
+        ),
+    )
     c = dit.timestep_encoder(buckets)
     check("timestep_encoder.out", c)
-    x, encoder, mask = m["dit_block.in.hidden"], m["dit_block.in.encoder"], m["dit_block.in.encoder_mask"]
-    for name in [k for k in m if re.fullmatch(r"ada_norm\.\d+\.out", k)]: check(name, dit.transformer_blocks[int(name.split(".")[1])].norm1(x, c))
+    x, encoder, mask = (
+        m["dit_block.in.hidden"],
+        m["dit_block.in.encoder"],
+        m["dit_block.in.encoder_mask"],
+    )
+    for name in [k for k in m if re.fullmatch(r"ada_norm\.\d+\.out", k)]:
+        check(name, dit.transformer_blocks[int(name.split(".")[1])].norm1(x, c))
     for name in [k for k in m if re.fullmatch(r"dit_block\.\d+\.\w+\.out", k)]:
         _, i, kind, _ = name.split(".")
         block = dit.transformer_blocks[int(i)]
@@ -213,7 +279,9 @@ def test_action_head_modules(tiny, modules):
         check(name, block(x, c, kv, mask[:, None, None] if kind == "cross_masked" else None))
 
     hidden = [x]
-    hooks = [b.register_forward_hook(lambda _, i, o: hidden.append(o)) for b in dit.transformer_blocks]
+    hooks = [
+        b.register_forward_hook(lambda _, i, o: hidden.append(o)) for b in dit.transformer_blocks
+    ]
     image = tiny["inputs"]["input_ids"] == tiny["eagle"]["image_token_index"]
     check("dit.out", dit(x, buckets, dit.context(encoder, mask, image)))
     for h in hooks: h.remove()
@@ -224,10 +292,16 @@ def test_action_head_modules(tiny, modules):
 
 def vision_values(eagle, images):
     "Embedded patches, last hidden state, 2x2 stacks and connector output, images packed one after the other."
-    tower, values = eagle.vision_model["vision_model"], {"embedded": [], "hidden": [], "stacked": []}
+    tower, values = eagle.vision_model["vision_model"], {
+        "embedded": [],
+        "hidden": [],
+        "stacked": [],
+    }
     for x in images:
         rows, columns = x.shape[-2] // eagle.patch, x.shape[-1] // eagle.patch
-        values["embedded"].append(tower.embed(patchify(x, eagle.patch), rows, columns).flatten(0, 1))
+        values["embedded"].append(
+            tower.embed(patchify(x, eagle.patch), rows, columns).flatten(0, 1)
+        )
         hidden = tower(patchify(x, eagle.patch), rows, columns)
         values["hidden"].append(hidden.flatten(0, 1))
         values["stacked"].append(pixel_unshuffle(hidden, rows, columns).flatten(0, 1))
@@ -237,16 +311,34 @@ def vision_values(eagle, images):
 
 def test_vision(tiny, modules):
     eagle = build(tiny).backbone.model
-    prefixes = {k.split(".")[0]: images_of(modules, k.split(".")[0] + ".in.") for k in modules if k.startswith("vision")}
+    prefixes = {
+        k.split(".")[0]: images_of(modules, k.split(".")[0] + ".in.")
+        for k in modules
+        if k.startswith("vision")
+    }
     assert prefixes
     for prefix, images in prefixes.items():
         images = images or images_of(tiny["inputs"])
-        shapes = [[x.shape[-2] // eagle.patch, x.shape[-1] // eagle.patch] for x in images for _ in range(len(x))]
+        shapes = [
+            [x.shape[-2] // eagle.patch, x.shape[-1] // eagle.patch]
+            for x in images
+            for _ in range(len(x))
+        ]
         assert modules[f"{prefix}.spatial_shapes"].tolist() == shapes
         got = vision_values(eagle, images)
-        names = {"patch_plus_pos_embeddings": "embedded", "last_hidden_state": "hidden", "pixel_unshuffled": "stacked", "mlp1_out": "connected"}
-        found = [k for k in modules if k.startswith(prefix + ".") and ".in." not in k and not k.endswith("spatial_shapes")]
-        for k in found: close(got[names[k.split(".")[1]]].view(modules[k].shape), modules[k], FORWARD, k)
+        names = {
+            "patch_plus_pos_embeddings": "embedded",
+            "last_hidden_state": "hidden",
+            "pixel_unshuffled": "stacked",
+            "mlp1_out": "connected",
+        }
+        found = [
+            k
+            for k in modules
+            if k.startswith(prefix + ".") and ".in." not in k and not k.endswith("spatial_shapes")
+        ]
+        for k in found:
+            close(got[names[k.split(".")[1]]].view(modules[k].shape), modules[k], FORWARD, k)
         # and as the model runs them: one call for each size, order kept
         close(eagle.unshuffled_patches(images), got["stacked"], 1e-6, f"{prefix}: grouped by size")
 
@@ -255,12 +347,17 @@ def test_language_model(tiny, modules):
     eagle, inputs = build(tiny).backbone.model, tiny["inputs"]
     language = eagle.language_model["model"]
     hidden = []
-    hooks = [layer.register_forward_hook(lambda _, i, o: hidden.append(o)) for layer in language.layers]
+    hooks = [
+        layer.register_forward_hook(lambda _, i, o: hidden.append(o)) for layer in language.layers
+    ]
     start = eagle.embed_tokens(inputs["input_ids"], images_of(inputs))
     last = language(start, inputs["attention_mask"] == 1)
     for h in hooks: h.remove()
     states = [start, *hidden[:-1], last]
-    names = sorted((k for k in modules if k.startswith("llm.hidden_states.")), key=lambda k: int(k.rsplit(".", 1)[1]))
+    names = sorted(
+        (k for k in modules if k.startswith("llm.hidden_states.")),
+        key=lambda k: int(k.rsplit(".", 1)[1]),
+    )
     assert len(names) == len(states)
     for name, value in zip(names, states): close(value, modules[name], FORWARD, name)
 
@@ -283,20 +380,36 @@ def test_training_trajectory(tiny, bundle):
     decay = [n for n in decayed_parameter_names(model) if n in parameters]
     assert decay == t["decayed"]
     assert [n for n in parameters if n not in decay] == t["not_decayed"]
-    optimizer = torch.optim.AdamW([{"params": [parameters[n] for n in t["decayed"]], "weight_decay": t["weight_decay"]},
-                                   {"params": [parameters[n] for n in t["not_decayed"]], "weight_decay": 0.0}], lr=t["peak_lr"], betas=(0.9, 0.999), eps=1e-8)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [parameters[n] for n in t["decayed"]], "weight_decay": t["weight_decay"]},
+            {"params": [parameters[n] for n in t["not_decayed"]], "weight_decay": 0.0},
+        ],
+        lr=t["peak_lr"],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
     for step in range(t["steps"]):
         rate = learning_rate(step, t["steps"], t["peak_lr"], t["warmup_ratio"])
         assert rate == pytest.approx(t["lr_used_at_step"][step], rel=1e-9, abs=1e-12)
         for group in optimizer.param_groups: group["lr"] = rate
-        loss = model(batch_of(tiny["inputs"]) | dict(noise=values[f"step{step}.noise"], time=values[f"step{step}.t"]))["loss"]
+        loss = model(
+            batch_of(tiny["inputs"])
+            | dict(noise=values[f"step{step}.noise"], time=values[f"step{step}.t"])
+        )["loss"]
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), t["max_grad_norm"])
         optimizer.step()
-        assert loss.item() == pytest.approx(t["loss_at_step"][step], rel=1e-4), f"loss at step {step}"
-        assert norm.item() == pytest.approx(t["grad_norm_before_clip"][step], rel=1e-4), f"gradient norm at step {step}"
-    state, final = model.state_dict(), {k.removeprefix("final."): v for k, v in values.items() if k.startswith("final.")}
+        assert loss.item() == pytest.approx(
+            t["loss_at_step"][step], rel=1e-4
+        ), f"loss at step {step}"
+        assert norm.item() == pytest.approx(
+            t["grad_norm_before_clip"][step], rel=1e-4
+        ), f"gradient norm at step {step}"
+    state, final = model.state_dict(), {
+        k.removeprefix("final."): v for k, v in values.items() if k.startswith("final.")
+    }
     assert final
     worst = max((state[n] - v).abs().max().item() for n, v in final.items())
     print(f"\n  final weights off by at most {worst:.1e}")
@@ -320,14 +433,29 @@ def test_bfloat16(tiny):
     batch["time"] = torch.tensor([(0.125, 0.25, 0.5)[i % 3] for i in range(len(batch["time"]))])
     half, valid = build(tiny).to(torch.bfloat16), batch["attention_mask"] == 1
     (_, wanted), (_, got) = traced_forward(model, batch), traced_forward(half, batch)
-    pairs = {n: (got[n], wanted[n]) for n in ("state_features", "loss", "dit_output", "predicted_velocity")}
+    pairs = {
+        n: (got[n], wanted[n])
+        for n in ("state_features", "loss", "dit_output", "predicted_velocity")
+    }
     pairs["backbone_features"] = got["backbone_features"][valid], wanted["backbone_features"][valid]
-    pairs["action_pred"] = half.get_action(batch, noise=noise)["action_pred"], model.get_action(batch, noise=noise)["action_pred"]
+    pairs["action_pred"] = (
+        half.get_action(batch, noise=noise)["action_pred"],
+        model.get_action(batch, noise=noise)["action_pred"],
+    )
     rms = {n: rms_error(a, b) for n, (a, b) in pairs.items()}
-    largest = {n: ((a.float() - b).abs().max() / b.abs().max()).item() for n, (a, b) in pairs.items()}
-    print("\n" + "\n".join(f"  {n:24} root mean square {rms[n]:.1e}   largest {largest[n]:.1e}" for n in pairs))
+    largest = {
+        n: ((a.float() - b).abs().max() / b.abs().max()).item() for n, (a, b) in pairs.items()
+    }
+    print(
+        "\n"
+        + "\n".join(
+            f"  {n:24} root mean square {rms[n]:.1e}   largest {largest[n]:.1e}" for n in pairs
+        )
+    )
     for n in ("state_features", "loss", "action_pred"): assert largest[n] < BF16, n
-    assert rms["backbone_features"] < BF16  # velocity and DiT output are printed only: theirs is at the edge of what bfloat16 holds
+    assert (
+        rms["backbone_features"] < BF16
+    )  # velocity and DiT output are printed only: theirs is at the edge of what bfloat16 holds
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -338,7 +466,9 @@ def test_compiled_action_head(tiny, bundle, request):
     model, batch = build(tiny, **settings_of(name, tiny["inputs"])[0]), batch_of(tiny["inputs"])
     prepared = model.prepare(batch)
     with torch.no_grad():
-        backbone = model.backbone.model(prepared["input_ids"], prepared["attention_mask"], prepared["pixel_values"])
+        backbone = model.backbone.model(
+            prepared["input_ids"], prepared["attention_mask"], prepared["pixel_values"]
+        )
         out = torch.compile(model.action_head, fullgraph=True)(backbone, prepared)
     close(out["predicted_velocity"], expected["predicted_velocity"], COMPILED, "velocity")
     close(out["loss"].reshape(1), expected["loss"], COMPILED, "loss")

@@ -12,21 +12,42 @@ from safetensors.numpy import load_file
 from gr00t_nb.processing.images import eval_transform
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.processing.processor import Gr00tProcessor
-from gr00t_nb.processing.prompts import GROOT_TOKENS, PromptEncoder, add_groot_tokens, expand_images, image_tokens, load_tokenizer
+from gr00t_nb.processing.prompts import (
+    GROOT_TOKENS,
+    PromptEncoder,
+    add_groot_tokens,
+    expand_images,
+    image_tokens,
+    load_tokenizer,
+)
 from gr00t_nb.embodiments import ModalityConfig
 
 
 def pytest_generate_tests(metafunc):
-    def params(name, entries): return entries or [pytest.param(None, marks=pytest.mark.skip(f"no cases in {name}"))]
+    def params(name, entries):
+        return entries or [pytest.param(None, marks=pytest.mark.skip(f"no cases in {name}"))]
     if "case" in metafunc.fixturenames:
         cases = json_of(metafunc.config, "processor/cases.json", {})
-        metafunc.parametrize("case", params("processor/cases.json", [pytest.param(c, id=n) for n, c in cases.items()]))
+        metafunc.parametrize(
+            "case",
+            params("processor/cases.json", [pytest.param(c, id=n) for n, c in cases.items()]),
+        )
     if "words" in metafunc.fixturenames:
         cases = json_of(metafunc.config, "processor/tokenizer_cases.json", {}).get("cases", [])
-        metafunc.parametrize("words", params("processor/tokenizer_cases.json", [pytest.param(c, id=repr(c["text"])[:30]) for c in cases]))
+        metafunc.parametrize(
+            "words",
+            params(
+                "processor/tokenizer_cases.json",
+                [pytest.param(c, id=repr(c["text"])[:30]) for c in cases],
+            ),
+        )
     if "saved" in metafunc.fixturenames:
         root = reference_root(metafunc.config)
-        places = [n for n in ("processor/saved_processor", "policy/checkpoint") if (root / n / "processor_config.json").exists()]
+        places = [
+            n
+            for n in ("processor/saved_processor", "policy/checkpoint")
+            if (root / n / "processor_config.json").exists()
+        ]
         metafunc.parametrize("saved", params("processor/saved_processor", places))
 
 
@@ -45,7 +66,8 @@ def tensors(request, all_tensors) -> dict:
     return {k.removeprefix(prefix): v for k, v in all_tensors.items() if k.startswith(prefix)}
 
 
-def inside(tensors, prefix) -> dict: return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+def inside(tensors, prefix) -> dict:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def statistics_of(reference, case) -> dict:
@@ -58,15 +80,27 @@ def statistics_of(reference, case) -> dict:
 @pytest.fixture
 def processor(case, reference, tokenizer) -> Gr00tProcessor:
     configs = {k: ModalityConfig.from_json(v) for k, v in case["modality_configs"].items()}
-    return Gr00tProcessor({case["embodiment"]: configs}, statistics_of(reference, case), tokenizer=tokenizer, **case["processor"])
+    return Gr00tProcessor(
+        {case["embodiment"]: configs},
+        statistics_of(reference, case),
+        tokenizer=tokenizer,
+        **case["processor"]
+    )
 
 
 def steps_of(case, tensors) -> list[dict]:
     "Steps put together from the raw arrays."
     language = case["modality_configs"]["language"]["modality_keys"][0]
     kinds = {"raw_image": "video", "raw_state": "state", "raw_action": "action"}
-    return [{f"{kinds[kind]}.{key}": v for kind in kinds for key, v in inside(tensors, f"{i}/{kind}/").items()} | {language: s["raw_text"]}
-            for i, s in enumerate(case["samples"])]
+    return [
+        {
+            f"{kinds[kind]}.{key}": v
+            for kind in kinds
+            for key, v in inside(tensors, f"{i}/{kind}/").items()
+        }
+        | {language: s["raw_text"]}
+        for i, s in enumerate(case["samples"])
+    ]
 
 
 def test_samples(case, tensors, processor):
@@ -75,31 +109,59 @@ def test_samples(case, tensors, processor):
         assert sample["text"] == want["chat_text"]
         assert len(sample["images"]) == want["n_images"]
         assert sample["embodiment_id"] == want["embodiment_id"]
-        for j, image in enumerate(sample["images"]): np.testing.assert_array_equal(image, tensors[f"{i}/image_after_multiple_of_28_resize/{j}"])
-        expanded = expand_images(sample["text"], [image_tokens(*x.shape[:2]) for x in sample["images"]])
+        for j, image in enumerate(sample["images"]):
+            np.testing.assert_array_equal(
+                image, tensors[f"{i}/image_after_multiple_of_28_resize/{j}"]
+            )
+        expanded = expand_images(
+            sample["text"], [image_tokens(*x.shape[:2]) for x in sample["images"]]
+        )
         assert expanded == want["expanded_text"]
-        np.testing.assert_array_equal(processor.encoder.ids(expanded), tensors[f"{i}/input_ids_alone"].reshape(-1))
+        np.testing.assert_array_equal(
+            processor.encoder.ids(expanded), tensors[f"{i}/input_ids_alone"].reshape(-1)
+        )
         for k in ("state", "action", "action_mask"):
             assert sample[k].dtype == np.float32
             np.testing.assert_allclose(sample[k], tensors[f"{i}/{k}"], rtol=0, atol=1e-6, err_msg=k)
 
 
 def test_images_before_patches(case, tensors, processor):
-    settings = {k: processor.settings[k] for k in ("shortest_image_edge", "crop_fraction", "image_crop_size", "image_target_size", "use_albumentations")}
+    settings = {
+        k: processor.settings[k]
+        for k in (
+            "shortest_image_edge",
+            "crop_fraction",
+            "image_crop_size",
+            "image_target_size",
+            "use_albumentations",
+        )
+    }
     video = case["modality_configs"]["video"]
     for i in range(len(case["samples"])):
-        frames = [tensors[f"{i}/raw_image/{v}"][t] for t in range(len(video["delta_indices"])) for v in video["modality_keys"]]
-        for j, image in enumerate(eval_transform(frames, **settings)): np.testing.assert_array_equal(image, tensors[f"{i}/image_after_transform/{j}"])
+        frames = [
+            tensors[f"{i}/raw_image/{v}"][t]
+            for t in range(len(video["delta_indices"]))
+            for v in video["modality_keys"]
+        ]
+        for j, image in enumerate(eval_transform(frames, **settings)):
+            np.testing.assert_array_equal(image, tensors[f"{i}/image_after_transform/{j}"])
 
 
 def test_training_keeps_the_numbers(case, tensors, processor):
     "In training mode only the images are random; without actions it refuses."
     for i, step in enumerate(steps_of(case, tensors)):
         sample = processor(step, case["embodiment"], training=True, rng=np.random.default_rng(i))
-        for k in ("state", "action", "action_mask"): np.testing.assert_allclose(sample[k], tensors[f"{i}/{k}"], rtol=0, atol=1e-6)
-        for j, image in enumerate(sample["images"]): assert image.shape == tensors[f"{i}/image_after_multiple_of_28_resize/{j}"].shape
+        for k in ("state", "action", "action_mask"):
+            np.testing.assert_allclose(sample[k], tensors[f"{i}/{k}"], rtol=0, atol=1e-6)
+        for j, image in enumerate(sample["images"]):
+            assert image.shape == tensors[f"{i}/image_after_multiple_of_28_resize/{j}"].shape
         with pytest.raises(ValueError, match="lacks action"):
-            processor({k: v for k, v in step.items() if not k.startswith("action.")}, case["embodiment"], training=True, rng=np.random.default_rng(i))
+            processor(
+                {k: v for k, v in step.items() if not k.startswith("action.")},
+                case["embodiment"],
+                training=True,
+                rng=np.random.default_rng(i),
+            )
 
 
 def test_batch(case, tensors, processor):
@@ -117,15 +179,25 @@ def test_batch(case, tensors, processor):
     for j, x in enumerate(images):
         assert x.dtype == torch.uint8
         if "image_sizes" in want: assert list(x.shape[1:]) == want["image_sizes"][j].tolist()
-        np.testing.assert_allclose(((x.float() / 255 - 0.5) / 0.5)[None, :, ::9, ::9], pixels[f"pixel_values.{j}"], rtol=0, atol=1e-6)
-    assert (batch["input_ids"] == processor.encoder.image_token_id).sum() == sum(image_tokens(*x.shape[1:]) for x in images)
+        np.testing.assert_allclose(
+            ((x.float() / 255 - 0.5) / 0.5)[None, :, ::9, ::9],
+            pixels[f"pixel_values.{j}"],
+            rtol=0,
+            atol=1e-6,
+        )
+    assert (batch["input_ids"] == processor.encoder.image_token_id).sum() == sum(
+        image_tokens(*x.shape[1:]) for x in images
+    )
 
 
 def test_decode(case, tensors, processor):
     want = inside(tensors, "decode/")
     steps = steps_of(case, tensors)
     if "model_output" not in want: pytest.skip("the case has no decode/model_output")
-    raw = {k: np.stack([s[f"state.{k}"] for s in steps]) for k in case["modality_configs"]["state"]["modality_keys"]}
+    raw = {
+        k: np.stack([s[f"state.{k}"] for s in steps])
+        for k in case["modality_configs"]["state"]["modality_keys"]
+    }
     for prediction in (want["model_output"], torch.from_numpy(want["model_output"])):
         got = processor.decode_action(prediction, case["embodiment"], raw)
         assert list(got) == case["modality_configs"]["action"]["modality_keys"]
@@ -151,29 +223,47 @@ def test_saved_round_trip(saved, reference, tokenizer, tmp_path):
     second.save_pretrained(tmp_path / "b")
     for name in ("processor_config.json", "statistics.json"):
         want = meaning(json.loads((source / name).read_text()))
-        for copy in ("a", "b"): assert meaning(json.loads((tmp_path / copy / name).read_text())) == want
-    ids = json.loads((source / "embodiment_id.json").read_text()) if (source / "embodiment_id.json").exists() else {}
+        for copy in ("a", "b"):
+            assert meaning(json.loads((tmp_path / copy / name).read_text())) == want
+    ids = (
+        json.loads((source / "embodiment_id.json").read_text())
+        if (source / "embodiment_id.json").exists()
+        else {}
+    )
     assert ids.items() <= json.loads((tmp_path / "b/embodiment_id.json").read_text()).items()
     assert second.tokenizer.get_vocab() == tokenizer.get_vocab()
 
 
 def test_saved_processor_gives_the_same(reference, bundle, tokenizer, all_tensors):
     "The saved official files give the numbers of the case that has their settings."
-    loaded = Gr00tProcessor.from_pretrained(bundle("processor/saved_processor/processor_config.json").parent, tokenizer=tokenizer)
+    loaded = Gr00tProcessor.from_pretrained(
+        bundle("processor/saved_processor/processor_config.json").parent, tokenizer=tokenizer
+    )
     cases = json.loads(bundle("processor/cases.json").read_text())
-    fits = [(n, c) for n, c in cases.items() if all(loaded.settings.get(k) == v for k, v in c["processor"].items())
-            and {m: x.to_json() for m, x in loaded.modality_configs.get(c["embodiment"], {}).items()} == c["modality_configs"]]
+    fits = [
+        (n, c)
+        for n, c in cases.items()
+        if all(loaded.settings.get(k) == v for k, v in c["processor"].items())
+        and {m: x.to_json() for m, x in loaded.modality_configs.get(c["embodiment"], {}).items()}
+        == c["modality_configs"]
+    ]
     if not fits: pytest.skip("no case of processor/cases.json has the settings of saved_processor")
     for name, case in fits:
         tensors = inside(all_tensors, name + "/")
         batch = loaded.collate([loaded(s, case["embodiment"]) for s in steps_of(case, tensors)])
         np.testing.assert_array_equal(batch["input_ids"], tensors["batch/input_ids"])
-        for k in ("state", "action", "action_mask"): np.testing.assert_allclose(batch[k], tensors[f"batch/{k}"], rtol=0, atol=1e-6)
+        for k in ("state", "action", "action_mask"):
+            np.testing.assert_allclose(batch[k], tensors[f"batch/{k}"], rtol=0, atol=1e-6)
 
 
 def test_tokenizer_facts(bundle, tokenizer):
     facts = json.loads(bundle("processor/tokenizer_cases.json").read_text())
-    assert (len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.padding_side) == tuple(facts[k] for k in ("vocab_size", "pad_id", "eos_id", "padding_side"))
+    assert (
+        len(tokenizer),
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.padding_side,
+    ) == tuple(facts[k] for k in ("vocab_size", "pad_id", "eos_id", "padding_side"))
 
 
 def test_tokenizer_case(words, tokenizer):
@@ -194,46 +284,75 @@ def test_tokens_are_added_to_plain_qwen(bundle, tokenizer, tmp_path):
     plain.mkdir()
     for name in ("vocab.json", "merges.txt"): shutil.copy(source / name, plain / name)
     config = json.loads((source / "tokenizer_config.json").read_text())
-    config["added_tokens_decoder"] = {i: t for i, t in config["added_tokens_decoder"].items() if t["content"] not in GROOT_TOKENS}
-    config["additional_special_tokens"] = [t for t in config["additional_special_tokens"] if t not in GROOT_TOKENS]
+    config["added_tokens_decoder"] = {
+        i: t for i, t in config["added_tokens_decoder"].items() if t["content"] not in GROOT_TOKENS
+    }
+    config["additional_special_tokens"] = [
+        t for t in config["additional_special_tokens"] if t not in GROOT_TOKENS
+    ]
     config.pop("auto_map", None)
     (plain / "tokenizer_config.json").write_text(json.dumps(config))
     added = load_tokenizer(plain)
     assert added.get_vocab() == tokenizer.get_vocab()
     added.save_pretrained(tmp_path / "saved")
-    text = "<|im_start|>user\nPick it up<image 1><img><IMG_CONTEXT><IMG_CONTEXT></img> <think>😀<|im_end|>\n"
-    for t in (added, load_tokenizer(tmp_path / "saved"), add_groot_tokens(load_tokenizer(source))): assert t(text).input_ids == tokenizer(text).input_ids
+    text = (
+        "<|im_start|>user\nPick it up<image 1><img><IMG_CONTEXT><IMG_CONTEXT></img>"
+        " <think>😀<|im_end|>\n"
+    )
+    for t in (added, load_tokenizer(tmp_path / "saved"), add_groot_tokens(load_tokenizer(source))):
+        assert t(text).input_ids == tokenizer(text).input_ids
 
 
 def test_policy_observations(bundle, tokenizer):
     "The observations of the policy bundle, through the processor of its checkpoint: prompts, and actions decoded from the given model output."
     facts = json.loads(bundle("policy/policy_io.json").read_text())
     io = load_file(bundle("policy/policy_io.safetensors"))
-    processor = Gr00tProcessor.from_pretrained(bundle("policy/checkpoint/processor_config.json").parent, tokenizer=tokenizer)
+    processor = Gr00tProcessor.from_pretrained(
+        bundle("policy/checkpoint/processor_config.json").parent, tokenizer=tokenizer
+    )
     embodiment = next(iter(processor.modality_configs))
     language = processor.modality_configs[embodiment]["language"].modality_keys[0]
     n = len(facts["observations"])
-    arrays = {k.removeprefix("obs/").replace("/", "."): v for k, v in io.items() if k.startswith(("obs/video", "obs/state"))}
-    steps = [{k: v[i] for k, v in arrays.items()} | {language: facts["observations"][i]["language"]} for i in range(n)]
+    arrays = {
+        k.removeprefix("obs/").replace("/", "."): v
+        for k, v in io.items()
+        if k.startswith(("obs/video", "obs/state"))
+    }
+    steps = [
+        {k: v[i] for k, v in arrays.items()} | {language: facts["observations"][i]["language"]}
+        for i in range(n)
+    ]
     samples = [processor(s, embodiment) for s in steps]
     assert [s["text"] for s in samples] == facts["chat_texts"]
     raw = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
     decoded = processor.decode_action(io["normalized_action_pred_float32_inputs"], embodiment, raw)
-    for k, v in decoded.items(): np.testing.assert_allclose(v, io[f"action_float32_inputs/{k}"], rtol=0, atol=2e-5)
+    for k, v in decoded.items():
+        np.testing.assert_allclose(v, io[f"action_float32_inputs/{k}"], rtol=0, atol=2e-5)
     batch = processor.collate(samples)
-    for k in ("input_ids", "attention_mask"): np.testing.assert_array_equal(batch[k], io[f"train/{k}"])
+    for k in ("input_ids", "attention_mask"):
+        np.testing.assert_array_equal(batch[k], io[f"train/{k}"])
     np.testing.assert_allclose(batch["state"], io["train/state"], rtol=0, atol=1e-6)
 
 
 def test_policy_training_batch(reference, bundle, tokenizer):
     "The two steps of the policy bundle with their actions, read from the data set itself."
-    facts, io = json.loads(bundle("policy/policy_io.json").read_text()), load_file(bundle("policy/policy_io.safetensors"))
+    facts, io = json.loads(bundle("policy/policy_io.json").read_text()), load_file(
+        bundle("policy/policy_io.safetensors")
+    )
     data = reference.parent / "datasets" / "gr1.PickNPlace"  # "the data set all of this uses"
     if not data.is_dir(): pytest.skip(f"no data set at {data}")
-    processor = Gr00tProcessor.from_pretrained(bundle("policy/checkpoint/processor_config.json").parent, tokenizer=tokenizer)
+    processor = Gr00tProcessor.from_pretrained(
+        bundle("policy/checkpoint/processor_config.json").parent, tokenizer=tokenizer
+    )
     embodiment, config = next(iter(processor.modality_configs.items()))
     ds = LeRobotDataset(data)
-    steps = [ds.step(o["episode"], o["step"], config) | {config["language"].modality_keys[0]: o["language"]} for o in facts["observations"]]
+    steps = [
+        ds.step(o["episode"], o["step"], config) | {
+            config["language"].modality_keys[0]: o["language"]
+        }
+        for o in facts["observations"]
+    ]
     batch = processor.collate([processor(s, embodiment) for s in steps])
-    for k in ("state", "action", "action_mask"): np.testing.assert_allclose(batch[k], io[f"train/{k}"], rtol=0, atol=1e-6, err_msg=k)
+    for k in ("state", "action", "action_mask"):
+        np.testing.assert_allclose(batch[k], io[f"train/{k}"], rtol=0, atol=1e-6, err_msg=k)
     np.testing.assert_array_equal(batch["input_ids"], io["train/input_ids"])

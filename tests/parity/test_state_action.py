@@ -13,17 +13,33 @@ from gr00t_nb.errors import InputError
 STEPS = {  # group of tensors it gives: (name of the step under `errors`, how to get it)
     "normalized_state": ("apply_state", lambda p, g, e: p.apply_state(g["raw_state"], e)),
     "unapplied_state": ("unapply_state", lambda p, g, e: p.unapply_state(g["normalized_state"], e)),
-    "normalized_action": ("apply_action", lambda p, g, e: p.apply_action(g["raw_action"], e, g["raw_state"])),
-    "unapplied_action": ("unapply_action", lambda p, g, e: p.unapply_action(g["normalized_action"], e, g["raw_state"])),
-    "random_decoded": ("decode_random", lambda p, g, e: p.unapply_action(g["random_model_output"], e, g["raw_state"])),
-    "batched_decoded": ("decode_batched", lambda p, g, e: p.unapply_action(g["batched_model_output"], e, g["batched_state"])),
+    "normalized_action": (
+        "apply_action",
+        lambda p, g, e: p.apply_action(g["raw_action"], e, g["raw_state"]),
+    ),
+    "unapplied_action": (
+        "unapply_action",
+        lambda p, g, e: p.unapply_action(g["normalized_action"], e, g["raw_state"]),
+    ),
+    "random_decoded": (
+        "decode_random",
+        lambda p, g, e: p.unapply_action(g["random_model_output"], e, g["raw_state"]),
+    ),
+    "batched_decoded": (
+        "decode_batched",
+        lambda p, g, e: p.unapply_action(g["batched_model_output"], e, g["batched_state"]),
+    ),
 }
 
 
 def pytest_generate_tests(metafunc):
     if "case" in metafunc.fixturenames:
         cases = json_of(metafunc.config, "state_action/cases.json", {})
-        metafunc.parametrize("case", [pytest.param(c, id=n) for n, c in cases.items()] or [pytest.param(None, marks=pytest.mark.skip("no state_action/cases.json"))])
+        metafunc.parametrize(
+            "case",
+            [pytest.param(c, id=n) for n, c in cases.items()]
+            or [pytest.param(None, marks=pytest.mark.skip("no state_action/cases.json"))],
+        )
 
 
 @pytest.fixture
@@ -38,7 +54,9 @@ def groups(request, bundle) -> dict:
 
 def make(case) -> StateActionProcessor:
     configs = {k: ModalityConfig.from_json(v) for k, v in case["modality_configs"].items()}
-    return StateActionProcessor({case["embodiment"]: configs}, {case["embodiment"]: case["statistics"]}, **case["processor"])
+    return StateActionProcessor(
+        {case["embodiment"]: configs}, {case["embodiment"]: case["statistics"]}, **case["processor"]
+    )
 
 
 def test_case(case, groups):
@@ -60,7 +78,13 @@ def test_case(case, groups):
                 assert got[key].dtype == want.dtype, (group, key)
                 assert got[key].shape == want.shape, (group, key)
                 # order 1, where 1e-6 is the bundle's tolerance; float32 numbers of 1e9 (a std of 1e-9) have only seven digits
-                np.testing.assert_allclose(got[key], want, rtol=2e-7, atol=1e-5 if "eef" in key and "decoded" in group else 1e-6, err_msg=f"{group}/{key}")
+                np.testing.assert_allclose(
+                    got[key],
+                    want,
+                    rtol=2e-7,
+                    atol=1e-5 if "eef" in key and "decoded" in group else 1e-6,
+                    err_msg=f"{group}/{key}",
+                )
             compared += 1
     assert compared, "nothing was compared"
 
@@ -75,10 +99,14 @@ def test_dimensions(case):
 
 def test_leading_dimensions(case, groups):
     "Two leading dimensions give what the single chunk gives."
-    if not {"normalized_action", "unapplied_action"} <= set(groups): pytest.skip("the case has no way forward and back")
+    if not {"normalized_action", "unapplied_action"} <= set(groups):
+        pytest.skip("the case has no way forward and back")
     processor, e = make(case), case["embodiment"]
     def lead(d): return {k: np.broadcast_to(v, (2, 3, *v.shape)) for k, v in d.items()}
-    for compute, args in ((processor.apply_action, (groups["raw_action"], groups["raw_state"])), (processor.unapply_action, (groups["normalized_action"], groups["raw_state"]))):
+    for compute, args in (
+        (processor.apply_action, (groups["raw_action"], groups["raw_state"])),
+        (processor.unapply_action, (groups["normalized_action"], groups["raw_state"])),
+    ):
         alone, many = compute(args[0], e, args[1]), compute(lead(args[0]), e, lead(args[1]))
         for k in alone:
             assert many[k].shape == (2, 3, *alone[k].shape)

@@ -29,8 +29,13 @@ def dataset(reference):
     stats = json.loads((reference / "stats/stats.json").read_text())
     for path in sorted((reference / ".." / "datasets").resolve().iterdir()):
         info = path / "meta/info.json"
-        if info.exists() and json.loads(info.read_text())["codebase_version"].startswith("v2") and (path / "meta/modality.json").exists():
-            if set(stats) <= set(json.loads(info.read_text())["features"]): return LeRobotDataset(path)
+        if (
+            info.exists()
+            and json.loads(info.read_text())["codebase_version"].startswith("v2")
+            and (path / "meta/modality.json").exists()
+        ):
+            if set(stats) <= set(json.loads(info.read_text())["features"]):
+                return LeRobotDataset(path)
     pytest.skip("no data set with the features of stats/stats.json beside the bundles")
 
 
@@ -44,25 +49,43 @@ def relative(reference, dataset):
     expected = json.loads((reference / "stats/relative_stats.json").read_text())
     for config in modality_configs(reference):
         action = config["action"]
-        named = {g for g, c in zip(action.modality_keys, action.action_configs or []) if c.rep.name == "RELATIVE"}
-        if named == set(expected) and len(action.delta_indices) == len(next(iter(expected.values()))["mean"]): break
+        named = {
+            g
+            for g, c in zip(action.modality_keys, action.action_configs or [])
+            if c.rep.name == "RELATIVE"
+        }
+        if named == set(expected) and len(action.delta_indices) == len(
+            next(iter(expected.values()))["mean"]
+        ):
+            break
     else:
         horizon = len(next(iter(expected.values()))["mean"])
-        config = {"state": ModalityConfig([0], list(expected)),
-                  "action": ModalityConfig(range(horizon), list(expected), action_configs=[ActionConfig("RELATIVE")] * len(expected))}
+        config = {
+            "state": ModalityConfig([0], list(expected)),
+            "action": ModalityConfig(
+                range(horizon),
+                list(expected),
+                action_configs=[ActionConfig("RELATIVE")] * len(expected),
+            ),
+        }
     return relative_statistics(dataset, config)
 
 
 def check(ours, theirs):
     "Extremes are exact, quantiles good to 1e-6, means and deviations (sums in float32, whose order varies with numpy) to 1e-5."
     assert set(theirs) == set(ENTRIES)
-    size = np.maximum(np.abs(theirs["min"]), np.abs(theirs["max"]))  # rounding of a sum scales with its terms, not with its value
+    size = np.maximum(
+        np.abs(theirs["min"]), np.abs(theirs["max"])
+    )  # rounding of a sum scales with its terms, not with its value
     for entry in ENTRIES:
         a, b = np.array(ours[entry]), np.array(theirs[entry])
         assert a.shape == b.shape
-        if entry in ("min", "max"): np.testing.assert_array_equal(a, b, entry)
-        elif entry in ("q01", "q99"): np.testing.assert_allclose(a, b, rtol=1e-6, atol=0, err_msg=entry)
-        else: assert (np.abs(a - b) <= 1e-5 * np.abs(b) + 5e-7 * size).all(), entry
+        if entry in ("min", "max"):
+            np.testing.assert_array_equal(a, b, entry)
+        elif entry in ("q01", "q99"):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=0, err_msg=entry)
+        else:
+            assert (np.abs(a - b) <= 1e-5 * np.abs(b) + 5e-7 * size).all(), entry
 
 
 def test_features(bundle, computed):
@@ -84,7 +107,10 @@ def test_relative_statistics(bundle, relative, group):
 @pytest.mark.parametrize("name", ["stats", "relative_stats"])
 def test_difference_to_shipped(bundle, dataset, computed, relative, name):
     "The shipped files describe a larger collection; the bundle says by how much they differ from the computed ones."
-    shipped, ours = dataset.path / f"meta/{name}.json", {"stats": computed, "relative_stats": relative}[name]
+    shipped, ours = (
+        dataset.path / f"meta/{name}.json",
+        {"stats": computed, "relative_stats": relative}[name],
+    )
     if not shipped.exists(): pytest.skip(f"the data set ships no {name}.json")
     shipped = json.loads(shipped.read_text())
     for key, expected in json.loads(bundle(f"stats/{name}_vs_shipped.json").read_text()).items():

@@ -9,7 +9,11 @@ from gr00t_nb.serving.wire import pack, unpack
 
 def pytest_generate_tests(metafunc):
     files = sorted((reference_root(metafunc.config) / "policy" / "wire").glob("*.msgpack"))
-    metafunc.parametrize("frame", [pytest.param(f, id=f.stem) for f in files] or [pytest.param(None, marks=pytest.mark.skip(reason="policy/wire/*.msgpack are absent"))])
+    metafunc.parametrize(
+        "frame",
+        [pytest.param(f, id=f.stem) for f in files]
+        or [pytest.param(None, marks=pytest.mark.skip(reason="policy/wire/*.msgpack are absent"))],
+    )
 
 
 def leaves(message):
