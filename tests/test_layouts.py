@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from gr00t_nb.checkup.checkup import check_dataset
 from gr00t_nb.conversion.convert import to_v2, to_v3
-from gr00t_nb.data.lerobot import LeRobotDataset, original_key, propose_modality
+from gr00t_nb.data.lerobot import LeRobotDataset
+from gr00t_nb.data.modality import original_key, propose_modality
 from gr00t_nb.processing.statistics import dataset_statistics, embodiment_statistics
 from gr00t_nb.embodiments import ActionConfig, ModalityConfig
 from gr00t_nb.errors import InputError

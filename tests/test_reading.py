@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from gr00t_nb.data.lerobot import LeRobotDataset, original_key, propose_modality, save_modality
+from gr00t_nb.data.lerobot import LeRobotDataset, save_modality
+from gr00t_nb.data.modality import original_key, propose_modality
 from gr00t_nb.loading.sampling import DataSource, GlobalBatches, StepDataset, StepOrder, permuted
 from gr00t_nb.processing.statistics import embodiment_statistics
 from gr00t_nb.data.video import decode_frames, video_info

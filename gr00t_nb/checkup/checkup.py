@@ -18,41 +18,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.lerobot import original_key
+from ..data.modality import original_key
 from ..data.modality import depth_reason
-from gr00t_nb.checkup.metadata import (
-    Metadata,
-    Used,
-    check_extra_files,
-    check_fit,
-    check_slices,
-    check_totals,
-    dimensions,
-    exclude,
-    json_lines,
-    number,
-    read_metadata,
-    used_columns,
-    width,
-)
+from .metadata import Metadata, Used, check_extra_files, check_fit, check_slices
+from .metadata import check_totals, dimensions, exclude, json_lines, number
+from .metadata import read_metadata, used_columns, width
 from .problems import Report
-from gr00t_nb.checkup.recording import (
-    Findings,
-    Known,
-    Moments,
-    check_episode,
-    column_numbers,
-    read_table,
-)
+from .recording import Findings, Known, Moments, check_episode, column_numbers
+from .recording import read_table
 from .signals import ordinary
 from ..data.video import check_ffmpeg
-from gr00t_nb.embodiments import (
-    MODALITY_CONFIGS,
-    ModalityConfig,
-    check_modality_config,
-    embodiment_value,
-    load_modality_config,
-)
+from ..embodiments import MODALITY_CONFIGS, ModalityConfig, check_modality_config
+from ..embodiments import embodiment_value, load_modality_config
 from ..errors import InputError, command
 from ..files import read_json
 

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.layouts import Place, dataset_folder, info_file, leave_out, open_layout
-from ..data.lerobot import Episode, action_horizon, original_key, propose_modality
+from ..data.layouts import Episode
+from ..data.lerobot import action_horizon
+from ..data.modality import original_key, propose_modality
 from ..data.modality import dimension_names
 from .problems import Problem, ranges
 from ..embodiments import ActionRepresentation, ActionType, ModalityConfig

@@ -19,20 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..data.lerobot import Episode, Place, _picture, original_key
+from ..data.layouts import Episode, Place
+from ..data.lerobot import _picture
+from ..data.modality import original_key
 from .metadata import Metadata, Used, width
 from ..data.modality import depth_reason
 from .problems import Problem, ranges
-from gr00t_nb.checkup.signals import (
-    Scales,
-    alike,
-    clock_fault,
-    copied,
-    frozen_run,
-    idle_ends,
-    jumps,
-    thumbnails,
-)
+from .signals import Scales, alike, clock_fault, copied, frozen_run, idle_ends
+from .signals import jumps, thumbnails
 from ..data.video import _new_decoder, _reason
 from ..errors import InputError
 

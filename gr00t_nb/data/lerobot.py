@@ -17,24 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fastcore.basics import patch
 
-from gr00t_nb.data.layouts import (
-    Episode,
-    LayoutV2,
-    LayoutV3,
-    Place,
-    dataset_folder,
-    leave_out,
-    open_layout,
-    read_info,
-)
-from gr00t_nb.data.modality import (
-    check_modality,
-    depth_reason,
-    dimension_names,
-    fixed_text,
-    original_key,
-    propose_modality,
-)
+from .layouts import Episode, LayoutV2, LayoutV3, Place, dataset_folder, leave_out
+from .layouts import open_layout, read_info
+from .modality import check_modality, depth_reason, dimension_names, fixed_text
+from .modality import original_key, propose_modality
 from .video import decode_frames, video_info
 from ..embodiments import ModalityConfig
 from ..errors import InputError, did_you_mean

@@ -16,16 +16,9 @@ import numpy as np
 from .lerobot import LeRobotDataset
 from .modality import original_key
 from ..processing.rotation import POSE_SIZES
-from gr00t_nb.embodiments import (
-    ActionConfig,
-    ActionFormat,
-    ActionRepresentation,
-    ActionType,
-    EmbodimentTag,
-    ModalityConfig,
-    check_modality_config,
-    embodiment_value,
-)
+from ..embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType
+from ..embodiments import EmbodimentTag, ModalityConfig, check_modality_config
+from ..embodiments import embodiment_value
 from ..errors import InputError, did_you_mean
 from ..files import write_text
 

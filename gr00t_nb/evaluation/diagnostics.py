@@ -23,29 +23,12 @@ from ..processing.rotation import absolute_pose, relative_pose
 from ..checkup.signals import idle_ends, ordinary
 from ..embodiments import ActionRepresentation, ActionType
 from ..errors import InputError, command
-from gr00t_nb.evaluation.measures import (
-    Estimate,
-    Timing,
-    action_spread,
-    estimate,
-    gripper_dimensions,
-    in_spreads,
-    match_switches,
-    motion_sums,
-    seam_sums,
-    switches,
-    tremble_sums,
-)
-from gr00t_nb.evaluation.open_loop import (
-    EpisodeResult,
-    OpenLoopResult,
-    ask,
-    check_fit,
-    episodes_to_ask,
-    evaluate_open_loop,
-    held_out_episodes,
-    recorded_chunks,
-)
+from .measures import Estimate, Timing, action_spread, estimate
+from .measures import gripper_dimensions, in_spreads, match_switches, motion_sums
+from .measures import seam_sums, switches, tremble_sums
+from .open_loop import EpisodeResult, OpenLoopResult, ask, check_fit
+from .open_loop import episodes_to_ask, evaluate_open_loop, held_out_episodes
+from .open_loop import recorded_chunks
 from ..policy.policy import Gr00tPolicy
 from ..plots.actions import COLOURS, Plot, _styled, save_figure
 

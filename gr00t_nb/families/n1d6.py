@@ -20,13 +20,8 @@ from ..errors import InputError
 from ..files import read_json, write_json
 from ..model.action_head import ActionHead, init_action_head
 from ..model.checkpoints import load_weights, save_weights
-from gr00t_nb.backbones.eagle import (
-    Eagle,
-    check_image_tokens,
-    init_eagle,
-    official_eagle_config,
-    tiny_eagle_config,
-)
+from ..backbones.eagle import Eagle, check_image_tokens, init_eagle, official_eagle_config
+from ..backbones.eagle import tiny_eagle_config
 from ..model.layers import CategorySpecificLinear, train_all_rows, train_embodiment_rows
 
 # %% ../../nbs/families/10_n1d6.ipynb #8d277468

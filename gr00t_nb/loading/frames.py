@@ -22,7 +22,8 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..processing.images import in_threads, prepare, prepared_side
-from ..data.lerobot import LeRobotDataset, original_key
+from ..data.lerobot import LeRobotDataset
+from ..data.modality import original_key
 from ..errors import InputError, did_you_mean
 from ..files import cache_dir, fingerprint, replacing
 

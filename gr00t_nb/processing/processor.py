@@ -17,14 +17,8 @@ from fastcore.basics import patch
 from transformers import Qwen2TokenizerFast
 
 from .images import draw_augmentation, image_sizes, prepare, transform_many
-from gr00t_nb.processing.prompts import (
-    PromptEncoder,
-    chat_text,
-    expand_images,
-    formalize,
-    image_tokens,
-    load_tokenizer,
-)
+from .prompts import PromptEncoder, chat_text, expand_images, formalize
+from .prompts import image_tokens, load_tokenizer
 from .state_action import StateActionProcessor
 from ..embodiments import EMBODIMENT_IDS, ModalityConfig
 from ..errors import InputError, did_you_mean

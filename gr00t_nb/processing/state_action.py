@@ -13,13 +13,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from .rotation import absolute_pose, relative_pose
-from gr00t_nb.embodiments import (
-    ActionConfig,
-    ActionFormat,
-    ActionRepresentation,
-    ActionType,
-    ModalityConfig,
-)
+from ..embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType
+from ..embodiments import ModalityConfig
 from ..errors import InputError, did_you_mean
 
 # %% ../../nbs/processing/20_state_action.ipynb #4a965343

@@ -13,7 +13,8 @@ import warnings
 
 import numpy as np
 
-from ..data.lerobot import LeRobotDataset, original_key
+from ..data.lerobot import LeRobotDataset
+from ..data.modality import original_key
 from .rotation import relative_pose
 from ..embodiments import ActionConfig, ActionRepresentation, ActionType, ModalityConfig
 from ..errors import InputError

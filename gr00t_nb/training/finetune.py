@@ -30,15 +30,8 @@ from ..loading.sampling import DataSource, OfficialStream, StepDataset, split_ep
 from ..processing.statistics import embodiment_statistics
 from ..data.video import check_ffmpeg
 from ..errors import InputError
-from gr00t_nb.files import (
-    cache_dir,
-    fingerprint,
-    keep,
-    read_json,
-    read_jsonl,
-    write_json,
-    write_text,
-)
+from ..files import cache_dir, fingerprint, keep, read_json, read_jsonl, write_json
+from ..files import write_text
 from ..model.layers import train_embodiment_rows
 from ..families.n1d6 import Gr00tN1d6
 from ..families.base_models import resolve_base_model

@@ -26,27 +26,12 @@ from ..checkup.problems import SEVERITIES, Problem, Report
 from ..checkup.signals import Scales, idle_ends
 from ..processing.state_action import StateActionProcessor
 from ..processing.statistics import embodiment_statistics
-from gr00t_nb.checkup.unusual import (
-    EpisodeScore,
-    all_numbers,
-    change,
-    dataset_scales,
-    unusual_episodes,
-)
+from ..checkup.unusual import EpisodeScore, all_numbers, change, dataset_scales
+from ..checkup.unusual import unusual_episodes
 from ..embodiments import ActionConfig, ModalityConfig, embodiment_value
 from ..errors import InputError, did_you_mean
-from gr00t_nb.viz.player import (
-    DPI,
-    PAGE,
-    SEVERITY_COLOURS,
-    CameraView,
-    FigureView,
-    FrameStore,
-    TimeControls,
-    Viewer,
-    camera_box,
-    note,
-)
+from .player import DPI, PAGE, SEVERITY_COLOURS, CameraView, FigureView, FrameStore
+from .player import TimeControls, Viewer, camera_box, note
 from ..plots.actions import COLOURS, Plot, _styled
 
 try: import ipywidgets as widgets

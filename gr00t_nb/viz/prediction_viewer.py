@@ -25,14 +25,8 @@ from ..errors import InputError
 from ..evaluation.predictions import HOLD, Predictions, chunk_error
 from .player import PAGE, CameraView, FigureView, FrameStore, TimeControls, Viewer, note
 from ..plots.actions import COLOURS, Plot, _legend, _panels, _styled
-from gr00t_nb.viz.prediction_figures import (
-    POLICY_COLOURS,
-    Fan,
-    draw_point,
-    plot_denoising,
-    plot_path_3d,
-    plot_prediction,
-)
+from .prediction_figures import POLICY_COLOURS, Fan, draw_point, plot_denoising
+from .prediction_figures import plot_path_3d, plot_prediction
 
 try: import ipywidgets as widgets
 except ImportError: widgets = None  # the viewer is its static twin then
