@@ -1,18 +1,36 @@
-"""Parity with the official implementation: values it computed, kept in a folder outside the repository.
+"""Parity with the official implementation: values it computed, kept in a folder outside the
+repository.
 
-`pytest tests/parity --reference DIR`; without DIR, `../shared/reference/n1d6` beside the checkout. Where there is no such folder every
-test skips with that reason; where one file of a bundle is absent, only the test that needs it skips, and names the file.
+`pytest tests/parity --reference DIR`; without DIR, `../shared/reference/n1d6` beside the checkout.
+Where there is no such folder every test skips with that reason; where one file of a bundle is
+absent, only the test that needs it skips, and names the file. A DIR that is given must be whole:
+there a skip is a failure, and so is a file of it that no test opens when all of tests/parity runs.
 """
+import os
+import sys
 from pathlib import Path
 
+import bundles
 import pytest
-from bundles import reference_root
+
+OPENED = set()  # files and folders that tests asked for
+TEXTS = ("README.md", "SPEC.md")
+
+
+def pytest_configure(config):
+    "Notes what Python itself opens; what a library opens by its path was asked for by `bundle`."
+    root = str(bundles.reference_root(config)) + os.sep
+
+    def note(event, args):
+        if event == "open" and isinstance(args[0], str) and args[0].startswith(root):
+            OPENED.add(Path(args[0]))
+    if config.getoption("--reference"): sys.addaudithook(note)
 
 
 @pytest.fixture(scope="session")
 def reference(request) -> Path:
     "Root of the parity bundles."
-    path = reference_root(request.config)
+    path = bundles.reference_root(request.config)
     if not path.is_dir():
         pytest.skip(f"no parity bundles at {path}: give their folder with --reference DIR")
     return path
@@ -20,10 +38,40 @@ def reference(request) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(reference):
-    "`bundle('tiny_model/inputs.safetensors')` is the path of that file, or skips the one test that asks for it."
+    "`bundle('tiny_model/inputs.safetensors')` is the path of that file, or skips the test that asks."
     def find(name: str) -> Path:
         path = reference / name
         if not path.exists():
             pytest.skip(f"{name} is absent from {reference}")
+        OPENED.add(path)
         return path
     return find
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    here = Path(__file__).parent in Path(item.path).parents
+    if here and report.skipped and item.config.getoption("--reference"):
+        reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"skipped, though --reference was given: {reason}"
+    return report
+
+
+def unopened(root: Path) -> list[str]:
+    "Files of the bundles that no test has opened."
+    def seen(path):
+        return path in OPENED or any(p in OPENED for p in path.parents)
+    files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.name not in TEXTS]
+    return [str(p.relative_to(root)) for p in files if not seen(p)]
+
+
+def pytest_sessionfinish(session, exitstatus):
+    config = session.config
+    whole = any(Path(str(a)).resolve() == Path(__file__).parent for a in config.args)
+    narrowed = config.getoption("keyword") or config.getoption("markexpr")
+    if not (whole and config.getoption("--reference")) or narrowed or session.testsfailed: return
+    if left := unopened(bundles.reference_root(config)):
+        print(f"\nerror: no test opened these files of the reference: {', '.join(left)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

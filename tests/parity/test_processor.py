@@ -1,4 +1,5 @@
-"""The whole processor against the official one: images, prompts, ids, numbers, batches, decoded actions, saved files, tokenizer."""
+"""The whole processor against the official one: images, prompts, ids, numbers, batches, decoded
+actions, saved files, tokenizer."""
 import json
 import math
 import shutil
@@ -6,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from bundles import json_of, reference_root
+from bundles import json_of, reference_root, tensor_names
 from safetensors.numpy import load_file
 
 from gr00t_nb.processing.images import eval_transform
@@ -28,6 +29,9 @@ def pytest_generate_tests(metafunc):
         return entries or [pytest.param(None, marks=pytest.mark.skip(f"no cases in {name}"))]
     if "case" in metafunc.fixturenames:
         cases = json_of(metafunc.config, "processor/cases.json", {})
+        if metafunc.function.__name__ == "test_decode":
+            tensors = tensor_names(metafunc.config, "processor/cases.safetensors")
+            cases = {n: c for n, c in cases.items() if f"{n}/decode/model_output" in tensors}
         metafunc.parametrize(
             "case",
             params("processor/cases.json", [pytest.param(c, id=n) for n, c in cases.items()]),
@@ -49,6 +53,15 @@ def pytest_generate_tests(metafunc):
             if (root / n / "processor_config.json").exists()
         ]
         metafunc.parametrize("saved", params("processor/saved_processor", places))
+
+
+def same_image(ours, theirs, case, what=""):
+    "Equal; where torch scales (without albumentations), off by one level in at most 0.1 %, as CPUs round."
+    exact = case["processor"].get("use_albumentations", True)
+    if exact: return np.testing.assert_array_equal(ours, theirs, what)
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype, what
+    off = np.abs(ours.astype(int) - theirs.astype(int))
+    assert off.max() <= 1 and (off > 0).mean() <= 1e-3, f"{what}: {(off > 0).mean():.2%} differ"
 
 
 @pytest.fixture(scope="session")
@@ -110,9 +123,7 @@ def test_samples(case, tensors, processor):
         assert len(sample["images"]) == want["n_images"]
         assert sample["embodiment_id"] == want["embodiment_id"]
         for j, image in enumerate(sample["images"]):
-            np.testing.assert_array_equal(
-                image, tensors[f"{i}/image_after_multiple_of_28_resize/{j}"]
-            )
+            same_image(image, tensors[f"{i}/image_after_multiple_of_28_resize/{j}"], case)
         expanded = expand_images(
             sample["text"], [image_tokens(*x.shape[:2]) for x in sample["images"]]
         )
@@ -144,7 +155,7 @@ def test_images_before_patches(case, tensors, processor):
             for v in video["modality_keys"]
         ]
         for j, image in enumerate(eval_transform(frames, **settings)):
-            np.testing.assert_array_equal(image, tensors[f"{i}/image_after_transform/{j}"])
+            same_image(image, tensors[f"{i}/image_after_transform/{j}"], case)
 
 
 def test_training_keeps_the_numbers(case, tensors, processor):
@@ -179,12 +190,10 @@ def test_batch(case, tensors, processor):
     for j, x in enumerate(images):
         assert x.dtype == torch.uint8
         if "image_sizes" in want: assert list(x.shape[1:]) == want["image_sizes"][j].tolist()
-        np.testing.assert_allclose(
-            ((x.float() / 255 - 0.5) / 0.5)[None, :, ::9, ::9],
-            pixels[f"pixel_values.{j}"],
-            rtol=0,
-            atol=1e-6,
-        )
+        levels = (pixels[f"pixel_values.{j}"] * 0.5 + 0.5) * 255
+        np.testing.assert_allclose(levels, levels.round(), rtol=0, atol=1e-3)
+        thinned = x.numpy()[None, :, ::9, ::9]
+        same_image(thinned, levels.round().astype(np.uint8), case, f"picture {j}")
     assert (batch["input_ids"] == processor.encoder.image_token_id).sum() == sum(
         image_tokens(*x.shape[1:]) for x in images
     )
@@ -193,7 +202,6 @@ def test_batch(case, tensors, processor):
 def test_decode(case, tensors, processor):
     want = inside(tensors, "decode/")
     steps = steps_of(case, tensors)
-    if "model_output" not in want: pytest.skip("the case has no decode/model_output")
     raw = {
         k: np.stack([s[f"state.{k}"] for s in steps])
         for k in case["modality_configs"]["state"]["modality_keys"]
@@ -279,7 +287,8 @@ def test_tokenizer_batch(bundle, tokenizer):
 
 
 def test_tokens_are_added_to_plain_qwen(bundle, tokenizer, tmp_path):
-    "The official vocabulary without the eleven tokens of N1.6, as the hub has it, gets them back with the official ids; a saved copy keeps them."
+    """The official vocabulary without the eleven tokens of N1.6, as the hub has it, gets them back with
+    the official ids; a saved copy keeps them."""
     source, plain = bundle("tokenizer"), tmp_path / "plain"
     plain.mkdir()
     for name in ("vocab.json", "merges.txt"): shutil.copy(source / name, plain / name)
@@ -304,7 +313,8 @@ def test_tokens_are_added_to_plain_qwen(bundle, tokenizer, tmp_path):
 
 
 def test_policy_observations(bundle, tokenizer):
-    "The observations of the policy bundle, through the processor of its checkpoint: prompts, and actions decoded from the given model output."
+    """The observations of the policy bundle, through the processor of its checkpoint: prompts, and
+    actions decoded from the given model output."""
     facts = json.loads(bundle("policy/policy_io.json").read_text())
     io = load_file(bundle("policy/policy_io.safetensors"))
     processor = Gr00tProcessor.from_pretrained(

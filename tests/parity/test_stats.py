@@ -72,7 +72,8 @@ def relative(reference, dataset):
 
 
 def check(ours, theirs):
-    "Extremes are exact, quantiles good to 1e-6, means and deviations (sums in float32, whose order varies with numpy) to 1e-5."
+    """Extremes are exact, quantiles good to 1e-6, means and deviations (sums in float32, whose order
+    varies with numpy) to 1e-5."""
     assert set(theirs) == set(ENTRIES)
     size = np.maximum(
         np.abs(theirs["min"]), np.abs(theirs["max"])

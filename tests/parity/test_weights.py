@@ -1,4 +1,5 @@
-"""Names, shapes and precisions of the released 3B model; which of its parameters train; memory while a checkpoint is read."""
+"""Names, shapes and precisions of the released 3B model; which of its parameters train; memory while a
+checkpoint is read."""
 import json
 import subprocess
 import sys
