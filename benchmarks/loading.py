@@ -38,7 +38,8 @@ from gr00t_nb.processing.images import loading_threads
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.processing.prompts import train_tokenizer
-from gr00t_nb.loading.sampling import DataSource, GlobalBatches, StepDataset
+from gr00t_nb.loading.order import DataSource, GlobalBatches
+from gr00t_nb.loading.samples import StepDataset
 from gr00t_nb.processing.statistics import embodiment_statistics, relative_statistics
 from gr00t_nb.data.video import decode_frames, write_video
 from gr00t_nb.embodiments import MODALITY_CONFIGS, ActionConfig, ModalityConfig

@@ -18,15 +18,12 @@ from torch.utils.data import DataLoader
 import gr00t_nb.data.lerobot as lerobot
 from gr00t_nb.loading.frames import FrameCache
 from gr00t_nb.data.lerobot import LeRobotDataset
+from gr00t_nb.data.steps import read_step, require_keys
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.processing.prompts import train_tokenizer
-from gr00t_nb.loading.sampling import (
-    DataSource,
-    GlobalBatches,
-    OfficialStream,
-    StepDataset,
-    sample_generator,
-)
+from gr00t_nb.loading.order import DataSource, GlobalBatches
+from gr00t_nb.loading.official_order import OfficialStream
+from gr00t_nb.loading.samples import StepDataset, sample_generator
 from gr00t_nb.processing.statistics import embodiment_statistics
 from gr00t_nb.embodiments import ActionConfig, ModalityConfig
 from gr00t_nb.errors import InputError
@@ -110,7 +107,7 @@ def test_batch_is_its_samples(ds, source, processor):
     for position, sample in zip(range(40, 52), data.__getitems__(range(40, 52))):
         _, episode, step = data.order([position])[0]
         alone = processor(
-            ds.step(episode, int(step), source.config), TAG, True, sample_generator(3, position)
+            read_step(ds, episode, int(step), source.config), TAG, True, sample_generator(3, position)
         )
         equal({k: v for k, v in sample.items() if k != "sample_index"}, alone)
         assert sample["sample_index"] == position
@@ -171,7 +168,7 @@ def test_history(ds, config, processor, source, cache):
             equal(
                 {k: v for k, v in a.items() if k != "sample_index"},
                 processor(
-                    ds.step(episode, int(step), past, pad=pad),
+                    read_step(ds, episode, int(step), past, pad=pad),
                     TAG,
                     True,
                     sample_generator(42, position),
@@ -289,7 +286,7 @@ def test_official_stream(ds, source, processor, cache):
             equal(
                 {k: v for k, v in a.items() if k != "sample_index"},
                 processor(
-                    ds.step(int(where[g, 1]), int(where[g, 2]), source.config),
+                    read_step(ds, int(where[g, 1]), int(where[g, 2]), source.config),
                     TAG,
                     True,
                     sample_generator(5, g),
@@ -352,8 +349,8 @@ def test_the_benchmark_has_data(tmp_path):
     loading.make_long(tmp_path / "long", episodes=3, length=30, size=(48, 64), gop=10, recordings=1)
     ds = LeRobotDataset(tmp_path / "long")
     config = loading.arm_config(list(ds.modality["video"]))
-    ds.check_config(config)
-    step = ds.step(2, 7, config)
+    require_keys(ds, config)
+    step = read_step(ds, 2, 7, config)
     assert step["video.front"].shape == (1, 48, 64, 3) and step["action.single_arm"].shape == (
         16,
         6,
@@ -411,7 +408,7 @@ def test_fast_resize_changes_training_images_only(ds, config, processor, source)
             d.any() for d in differ
         )
         equal(a, b)
-    step = ds.step(0, 3, config)
+    step = read_step(ds, 0, 3, config)
     plain = Gr00tProcessor(
         {TAG: config}, processor.statistics, tokenizer=processor.tokenizer, **SETTINGS
     )

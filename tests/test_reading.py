@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from gr00t_nb.data.language import read_instructions
 from gr00t_nb.data.lerobot import LeRobotDataset, save_modality
 from gr00t_nb.data.modality import original_key, propose_modality
-from gr00t_nb.loading.sampling import DataSource, GlobalBatches, StepDataset, StepOrder, permuted
+from gr00t_nb.data.steps import read_step, require_keys
+from gr00t_nb.loading.order import DataSource, GlobalBatches, StepOrder, permuted
+from gr00t_nb.loading.samples import StepDataset
 from gr00t_nb.processing.statistics import embodiment_statistics
 from gr00t_nb.data.video import decode_frames, video_info
 from gr00t_nb.embodiments import ActionConfig, ModalityConfig
@@ -111,7 +114,7 @@ def test_broken_metadata(folder, name):
 def test_missing_tasks(folder):
     (folder / "meta/tasks.jsonl").unlink()
     ds = LeRobotDataset(folder)
-    with pytest.raises(InputError) as e: ds.step(1, 0, config_of(ds))
+    with pytest.raises(InputError) as e: read_step(ds, 1, 0, config_of(ds))
     sentence(e, "Episode 1, step 0", "tasks.jsonl")
 
 
@@ -126,7 +129,7 @@ def test_modality_can_be_proposed_and_kept(folder):
         and ds.modality == LeRobotDataset(folder, modality=propose_modality(info)).modality
     )
     assert not (folder / "meta/modality.json").exists()
-    ds.check_config(config_of(ds))
+    require_keys(ds, config_of(ds))
     save_modality(ds, folder / "meta/modality.json")
     kept = LeRobotDataset(folder)
     assert kept.modality == ds.modality and not kept.proposed
@@ -137,8 +140,8 @@ def test_missing_column(folder):
     ds = LeRobotDataset(folder)
     file = ds.layout.rows(ds.episodes[1]).path
     pq.write_table(pq.read_table(file).drop_columns(["action"]), file)
-    ds.step(0, 0, config_of(ds))
-    with pytest.raises(InputError) as e: ds.step(1, 0, config_of(ds))
+    read_step(ds, 0, 0, config_of(ds))
+    with pytest.raises(InputError) as e: read_step(ds, 1, 0, config_of(ds))
     sentence(e, "Episode 1", file, "no column 'action'")
 
 
@@ -146,7 +149,7 @@ def test_missing_table(folder):
     ds = LeRobotDataset(folder)
     file = ds.layout.rows(ds.episodes[2]).path
     file.unlink()
-    with pytest.raises(InputError) as e: ds.step(2, 0, config_of(ds))
+    with pytest.raises(InputError) as e: read_step(ds, 2, 0, config_of(ds))
     sentence(e, "Episode 2", file, "no table")
 
 
@@ -156,7 +159,7 @@ def test_truncated_table(folder, keep):
     file = ds.layout.rows(ds.episodes[1]).path
     content = file.read_bytes()
     file.write_bytes(content[:int(keep * len(content)) if keep < 1 else keep])
-    with pytest.raises(InputError) as e: ds.step(1, 0, config_of(ds))
+    with pytest.raises(InputError) as e: read_step(ds, 1, 0, config_of(ds))
     sentence(e, "Episode 1", file, "cannot be read")
 
 
@@ -165,7 +168,7 @@ def test_table_shorter_than_metadata(folder):
     file = ds.layout.rows(ds.episodes[0]).path
     pq.write_table(pq.read_table(file).slice(0, 30), file)
     assert ds.length(0) == 30 and len(ds.state(0)["single_arm"]) == 30
-    with pytest.raises(InputError) as e: ds.step(0, 20, config_of(ds))
+    with pytest.raises(InputError) as e: read_step(ds, 0, 20, config_of(ds))
     sentence(e, "Episode 0", folder, "steps 0 to 29")
 
 
@@ -185,8 +188,8 @@ def test_broken_video(folder, keep):
     content = file.read_bytes()
     if keep is None: file.unlink()
     else: file.write_bytes(content[:int(keep * len(content)) if keep < 1 else keep])
-    assert ds.step(0, 3, config)[f"video.{view}"].ndim == 4
-    with pytest.raises(InputError) as e: ds.step(1, 3, config)
+    assert read_step(ds, 0, 3, config)[f"video.{view}"].ndim == 4
+    with pytest.raises(InputError) as e: read_step(ds, 1, 3, config)
     sentence(e, f"Episode 1, video '{view}'", file)
 
 
@@ -317,7 +320,7 @@ def test_dataset_is_left_unchanged(folder, tmp_path, monkeypatch):
         ds = data.sources[0].dataset
         embodiment_statistics(ds, config_of(ds))
         list(islice(DataLoader(data, batch_sampler=GlobalBatches(8), collate_fn=data.collate), 3))
-        for e in range(len(ds)): ds.language(e, config_of(ds)["language"].modality_keys[0])
+        for e in range(len(ds)): read_instructions(ds, e, config_of(ds)["language"].modality_keys[0])
         assert list((tmp_path / "cache/statistics").glob("*.json"))
     finally:
         for p in [folder, *folder.rglob("*")]: p.chmod(0o755 if p.is_dir() else 0o644)
