@@ -1,4 +1,4 @@
-"Whatever stands in the metadata of a version 3.0 data set: the right rows and frames, or an InputError that names file and episode."
+"Whatever the metadata of version 3.0 say: the right rows and frames, or an InputError with file and episode."
 import io
 import math
 import os
@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr00t_nb.conversion.convert import Recording, WriterV2, to_v3
+from gr00t_nb.data.info import read_info
+from gr00t_nb.data.layouts_v3 import open_layout
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.errors import InputError
 
@@ -51,17 +53,35 @@ def look(folder):
         return 0
     read = 0
     for i, e in enumerate(ds.episodes):
+        named = lambda err: f"Episode {e.index}" in str(err) and str(folder) in str(err)
         try:
             state = ds.state(i)["joints"][:, 0]
             assert e.index < len(LENGTHS) and len(state) == e.length
             assert np.array_equal(state, 100. * e.index + np.arange(len(state)))  # never those of another episode
             read += 1
-        except InputError as err: assert f"Episode {e.index}" in str(err) and str(folder) in str(err), err
+        except InputError as err:
+            assert named(err), err
         try:
             seen = ds.frames(i, "top", range(e.length))
             if e.length: assert seen.shape == (e.length, 32, 32, 3)
-        except InputError as err: assert f"Episode {e.index}" in str(err) and str(folder) in str(err), err
+        except InputError as err:
+            assert named(err), err
     return read
+
+
+def collects(folder):
+    "A reader that collects the faults of the metadata gives episodes, each once, or an InputError."
+    faults = []
+    try:
+        layout = open_layout(folder, read_info(folder, faults.append), faults.append)
+        layout.tasks(faults.append)
+    except InputError as e:
+        assert "\n" not in str(e), e
+        return
+    numbers = [e.index for e in layout.episodes(faults.append)]
+    assert len({*numbers}) == len(numbers)
+    assert all("\n" not in str(f) and f.found and f.expected and f.remedy for f in faults)
+    if not any(f.stops for f in faults): LeRobotDataset(folder)  # nothing that would stop it
 
 
 def with_metadata(v3, change):
@@ -103,7 +123,9 @@ def test_any_value_anywhere(v3, changes):
         for row, n, value in changes: columns[names[n % len(names)]][row] = value
         return columns
     folder = with_metadata(v3, change)
-    if folder: look(folder)
+    if folder is None: return
+    look(folder)
+    collects(folder)
 
 
 @FEW

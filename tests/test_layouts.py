@@ -14,8 +14,10 @@ from safetensors.numpy import load_file
 
 from gr00t_nb.checkup.checkup import check_dataset
 from gr00t_nb.conversion.convert import to_v2, to_v3
+from gr00t_nb.data.language import read_instruction, read_instructions
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.modality import original_key, propose_modality
+from gr00t_nb.data.steps import read_step, read_steps, require_keys
 from gr00t_nb.processing.statistics import dataset_statistics, embodiment_statistics
 from gr00t_nb.embodiments import ActionConfig, ModalityConfig
 from gr00t_nb.errors import InputError
@@ -35,7 +37,7 @@ def config_of(ds, horizon=16):
 
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory):
-    "Four episodes of the sample, in 2.0, 2.1, 3.0 in one file each, 3.0 in several files, 3.0 with all rows in one row group."
+    "Four episodes of the sample in 2.0, 2.1 and 3.0: in one file each, in several, in one row group."
     root = tmp_path_factory.mktemp("layouts")
     few = LeRobotDataset(SAMPLE)
     few.episodes = few.episodes[:4]
@@ -92,13 +94,13 @@ def test_equal_rows_and_metadata(layouts):
         )
         for i in range(len(ds)):
             for raw in (False, True):
-                for c, a in sample.rows(i, sample._table_columns(), raw).items():
+                for c, a in sample.rows(i, sample.table_columns(), raw).items():
                     b = ds.rows(i, [c], raw)[c]
                     assert b.dtype == a.dtype and np.array_equal(a, b), (ds, c)
 
 
 def test_excluded_in_every_layout(layouts, tmp_path, monkeypatch):
-    "By number, in tables and videos of one episode and of many; what follows is read as before, and its statistics are its own."
+    "By number, in files of one episode and of many; the others are read as before, with statistics of their own."
     monkeypatch.setenv("GR00T_NB_CACHE", str(tmp_path))
     config, computed = config_of(layouts["sample"]), []
     for name, whole in layouts.items():
@@ -111,7 +113,8 @@ def test_excluded_in_every_layout(layouts, tmp_path, monkeypatch):
             and left.total_steps == sum(whole.episodes[i].length for i in (0, 2, 3))
         )
         for position, before in enumerate((0, 2, 3)):
-            a, b = left.steps(position, [5, 60], config), whole.steps(before, [5, 60], config)
+            a = read_steps(left, position, [5, 60], config)
+            b = read_steps(whole, before, [5, 60], config)
             assert all(np.array_equal(x[k], y[k]) for x, y in zip(a, b) for k in x), name
         computed.append(embodiment_statistics(left, config))
         assert (
@@ -139,10 +142,10 @@ def test_equal_samples(layouts):
     sample, config = layouts["sample"], config_of(layouts["sample"])
     for i, e in enumerate(sample.episodes):
         steps = [3, 40, e.length - 16]
-        wanted = sample.steps(i, steps, config)
+        wanted = read_steps(sample, i, steps, config)
         for name, ds in layouts.items():
-            ds.check_config(config)
-            for a, b in zip(wanted, ds.steps(i, steps, config)):
+            require_keys(ds, config)
+            for a, b in zip(wanted, read_steps(ds, i, steps, config)):
                 assert a.keys() == b.keys()
                 for k in a:
                     assert a[k] == b[k] if isinstance(a[k], str) else np.array_equal(a[k], b[k]), (
@@ -182,7 +185,7 @@ def test_rows_of_a_shared_file_stay_bounded(layouts):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ written by lerobot itself
+# ----------------------------------------------------------------- written by lerobot itself
 def test_written_by_lerobot(pytestconfig):
     "A data set that lerobot wrote (AV1) reads back as lerobot reads it."
     given = pytestconfig.getoption("reference", default=None)
@@ -212,7 +215,7 @@ def test_written_by_lerobot(pytestconfig):
             assert np.array_equal(
                 np.concatenate(list(ds.action(e).values()), 1)[step], values[f"{n}/action"]
             )
-            assert ds.instruction(e, step, "annotation.human.task_description") == row["task"]
+            assert read_instruction(ds, e, step, "annotation.human.task_description") == row["task"]
             assert int(np.ravel(ds.column(e, "index"))[step]) == row["index"] and np.ravel(
                 ds.column(e, "timestamp")
             )[step] == np.float32(row["timestamp"])
@@ -223,51 +226,49 @@ def test_written_by_lerobot(pytestconfig):
         assert pictures > 0
 
 
-# ------------------------------------------------------------------------------------------------------------ language, modality, cameras
-def test_several_annotation_channels_and_a_fixed_prompt(layouts, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(layouts["v3.0"].path, copy)
+# --------------------------------------------------------------- language, modality, cameras
+@pytest.fixture
+def annotated(layouts, tmp_path):
+    "A copy with two more annotation columns and without a modality.json."
+    copy = shutil.copytree(layouts["v3.0"].path, tmp_path / "copy")
     file = next(copy.glob("data/*/*.parquet"))
     table = pq.read_table(file)
-    table = table.append_column(
-        "annotation.human.note", pa.array([f"row {i}" for i in range(len(table))])
-    )
-    table = table.append_column(
-        "annotation.human.swapped",
-        pa.array([1 - v for v in np.ravel(table["task_index"].to_pylist())]),
-    )
+    notes = [f"row {i}" for i in range(len(table))]
+    swapped = [1 - v for v in np.ravel(table["task_index"].to_pylist())]
+    table = table.append_column("annotation.human.note", pa.array(notes))
+    table = table.append_column("annotation.human.swapped", pa.array(swapped))
     pq.write_table(table, file)
     info = json.loads((copy / "meta/info.json").read_text())
     for c, t in (("note", "string"), ("swapped", "int64")):
         info["features"][f"annotation.human.{c}"] = {"dtype": t, "shape": [1], "names": None}
     (copy / "meta/info.json").write_text(json.dumps(info))
     (copy / "meta/modality.json").unlink()
-    with pytest.warns(UserWarning, match="save_modality"): ds = LeRobotDataset(copy)
-    assert list(ds.modality["annotation"]) == [
-        "human.note",
-        "human.swapped",
-        "human.task_description",
-    ]
-    config = {
-        "language": ModalityConfig([0], [f"annotation.{k}" for k in ds.modality["annotation"]])
-    }
-    ds.check_config(config)
-    step = ds.step(2, 5, config)
+    return copy
+
+
+def test_several_annotation_channels(annotated):
+    with pytest.warns(UserWarning, match="save_modality"): ds = LeRobotDataset(annotated)
+    channels = ["human.note", "human.swapped", "human.task_description"]
+    assert list(ds.modality["annotation"]) == channels
+    config = {"language": ModalityConfig([0], [f"annotation.{k}" for k in channels])}
+    require_keys(ds, config)
+    step = read_step(ds, 2, 5, config)
     begin = ds.episodes[0].length + ds.episodes[1].length
     assert step["annotation.human.note"] == f"row {begin + 5}"
-    assert {step["annotation.human.swapped"], step["annotation.human.task_description"]} == set(
-        ds.tasks.values()
-    )
+    said = {step["annotation.human.swapped"], step["annotation.human.task_description"]}
+    assert said == set(ds.tasks.values())
+
+
+def test_a_fixed_prompt(annotated):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fixed = LeRobotDataset(copy, prompt="tidy up")
-    assert (
-        set(fixed.step(2, 5, config).values()) == {"tidy up"}
-        and fixed.instruction(0, 0, "task") == "tidy up"
-    )
-    assert LeRobotDataset(copy, modality={"annotation": {"x": {"text": "go"}}}).language(
-        0, "annotation.x"
-    )[:2] == ["go", "go"]
+        fixed = LeRobotDataset(annotated, prompt="tidy up")
+    keys = [f"annotation.{k}" for k in fixed.modality["annotation"]]
+    config = {"language": ModalityConfig([0], keys)}
+    assert len(keys) == 3 and set(read_step(fixed, 2, 5, config).values()) == {"tidy up"}
+    assert read_instruction(fixed, 0, 0, "task") == "tidy up"
+    given = LeRobotDataset(annotated, modality={"annotation": {"x": {"text": "go"}}})
+    assert read_instructions(given, 0, "annotation.x")[:2] == ["go", "go"]
 
 
 def test_images_in_a_shared_table(layouts, tmp_path):
@@ -293,7 +294,7 @@ def test_images_in_a_shared_table(layouts, tmp_path):
     }
     (copy / "meta/info.json").write_text(json.dumps(info))
     made = LeRobotDataset(copy, modality=propose_modality(info))
-    made.check_config({"video": ModalityConfig([0], ["small"])})
+    require_keys(made, {"video": ModalityConfig([0], ["small"])})
     begin = 0
     for i in range(len(made)):
         assert np.array_equal(
@@ -307,10 +308,10 @@ def test_images_in_a_shared_table(layouts, tmp_path):
     deep = LeRobotDataset(copy, modality=made.modality)
     with pytest.raises(InputError, match="depth map"): deep.frames(0, "small", [0])
     with pytest.raises(InputError, match="depth map"):
-        deep.check_config({"video": ModalityConfig([0], ["small"])})
+        require_keys(deep, {"video": ModalityConfig([0], ["small"])})
 
 
-# ------------------------------------------------------------------------------------------------------------ damage
+# ------------------------------------------------------------------------------------ damage
 @pytest.fixture
 def copy(layouts, tmp_path):
     shutil.copytree(layouts["v3.0 small files"].path, tmp_path / "copy")
@@ -372,7 +373,7 @@ def test_missing_and_overlapping(copy):
     with pytest.raises(InputError, match="Episode 2, video .*frames for .*rows"):
         LeRobotDataset(copy).frames(2, view, [0])
     rewrite(copy, "dataset_from_index", 1, 3)
-    with pytest.raises(InputError, match="episode 1: rows 3 to") as e: LeRobotDataset(copy)
+    with pytest.raises(InputError, match="episode 1, rows 3 to") as e: LeRobotDataset(copy)
     assert str(file) in str(e.value)
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(InputError, match="cannot be read") as e: LeRobotDataset(copy)
@@ -382,7 +383,7 @@ def test_missing_and_overlapping(copy):
 
 
 def test_check_up_without_offsets_of_a_camera(copy):
-    "A camera that is declared only, and an episode without offsets, are problems like others; the rest is checked all the same."
+    "A camera that is declared only, and an episode without offsets, are problems like others."
     assert check_dataset(copy, progress=False, workers=1).problems == []
     info = json.loads((copy / "meta/info.json").read_text())
     info["features"]["observation.images.side"] = info["features"]["observation.images.front"]
@@ -411,10 +412,20 @@ def test_tasks_by_either_column(copy):
     with pytest.raises(InputError, match="expected 'task_index' and a text"): LeRobotDataset(copy)
     (copy / "meta/tasks.parquet").unlink()
     with pytest.raises(InputError, match="Episode 0, step 0.*tasks.parquet"):
-        LeRobotDataset(copy).instruction(0, 0, "annotation.human.task_description")
+        read_instruction(LeRobotDataset(copy), 0, 0, "annotation.human.task_description")
 
 
-# ------------------------------------------------------------------------------------------------------------ the hub, from its cache
+def test_check_up_goes_on_after_a_broken_offset(copy):
+    "Training refuses the data set; the check-up tells the episode and looks at the others."
+    file = rewrite(copy, "dataset_from_index", 1, 3)
+    with pytest.raises(InputError, match="episode 1, rows 3 to"): LeRobotDataset(copy)
+    report = check_dataset(copy, progress=False, workers=1)
+    told = [(p.severity, p.kind, p.file, p.episode) for p in report.of("error")]
+    assert told == [("error", "metadata_broken", file.relative_to(copy).as_posix(), 1)]
+    assert list(report.lengths) == [0, 2, 3]
+
+
+# ------------------------------------------------------------------- the hub, from its cache
 def test_hub_cache_offline(layouts, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -434,8 +445,8 @@ def test_hub_cache_offline(layouts, tmp_path, monkeypatch):
     ds, sample = LeRobotDataset("lab/cubes"), layouts["sample"]
     assert "lab/cubes" in repr(ds) and ds.path == repo / "snapshots" / commit
     config = config_of(sample)
-    for k, v in sample.step(1, 9, config).items():
-        assert np.array_equal(v, ds.step(1, 9, config)[k])
+    for k, v in read_step(sample, 1, 9, config).items():
+        assert np.array_equal(v, read_step(ds, 1, 9, config)[k])
     with pytest.raises(InputError, match="no folder lab/spheres.*hub cannot be reached"):
         LeRobotDataset("lab/spheres")
     next(ds.path.glob("data/*/*.parquet")).unlink()
