@@ -3,10 +3,10 @@
     python benchmarks/viewer.py [--kernel] [--data FOLDER ...] [--long]
 
 For an episode of each data set: `viewer.step.value = i` over all its steps, which decodes, scales
-and encodes the frames of all cameras, moves the cursors, and hands everything to the widgets. Forward
-with nothing prepared (cold), forward with everything kept (warm), backward, and in random order,
-cold. The thread that looks ahead is on, as for a user; "first" is the longest single step of the
-cold walk. Then as many episodes as there are (at most 20) in random order with a store of
+and encodes the frames of all cameras, moves the cursors, and hands everything to the widgets.
+Forward with nothing prepared (cold), forward with everything kept (warm), backward, and in random
+order, cold. The thread that looks ahead is on, as for a user; "first" is the longest single step of
+the cold walk. Then as many episodes as there are (at most 20) in random order with a store of
 `--megabytes`, to see whether memory stays where it is.
 
 By itself this measures the kernel's part without a browser. With `--kernel` it runs in a Jupyter
