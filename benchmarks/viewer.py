@@ -2,13 +2,16 @@
 
     python benchmarks/viewer.py [--kernel] [--data FOLDER ...] [--long]
 
-For an episode of each data set: `viewer.step.value = i` over all its steps, which decodes, scales and encodes the frames of all cameras, moves
-the cursors, and hands everything to the widgets. Forward with nothing prepared (cold), forward with everything kept (warm), backward, and in
-random order, cold. The thread that looks ahead is on, as for a user; "first" is the longest single step of the cold walk. Then as many
-episodes as there are (at most 20) in random order with a store of `--megabytes`, to see whether memory stays where it is.
+For an episode of each data set: `viewer.step.value = i` over all its steps, which decodes, scales
+and encodes the frames of all cameras, moves the cursors, and hands everything to the widgets.
+Forward with nothing prepared (cold), forward with everything kept (warm), backward, and in random
+order, cold. The thread that looks ahead is on, as for a user; "first" is the longest single step of
+the cold walk. Then as many episodes as there are (at most 20) in random order with a store of
+`--megabytes`, to see whether memory stays where it is.
 
-By itself this measures the kernel's part without a browser. With `--kernel` it runs in a Jupyter kernel, where the widgets also send what
-they are given, to a client that reads nothing. `--long` adds a generated data set: 640x480, two cameras, a key frame every 250 frames.
+By itself this measures the kernel's part without a browser. With `--kernel` it runs in a Jupyter
+kernel, where the widgets also send what they are given, to a client that reads nothing. `--long`
+adds a generated data set: 640x480, two cameras, a key frame every 250 frames.
 """
 import argparse
 import os
@@ -37,14 +40,9 @@ def rates(viewer, steps) -> tuple[float, float]:  # steps a second, longest step
 
 def memory() -> float:
     "MB of this process."
-    return (
-        next(
-            int(line.split()[1])
-            for line in open("/proc/self/smaps_rollup")
-            if line.startswith("Pss:")
-        )
-        / 1024
-    )
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kilobytes / 1024
 
 
 def measure(ds, megabytes: int) -> dict:
@@ -90,17 +88,14 @@ def run(data: list[str], megabytes: int):
     from gr00t_nb.data.lerobot import LeRobotDataset
     warnings.simplefilter("ignore")
     rows = [measure(LeRobotDataset(d), megabytes) for d in data]
-    print(
-        "| data | cameras | steps | forward, cold | longest step | forward, warm | backward, cold |"
-        " random, cold | longest jump | open an episode |\n|"
-        + "---|" * 10
-    )
+    names = ("data", "cameras", "steps", "forward, cold", "longest step", "forward, warm")
+    names += ("backward, cold", "random, cold", "longest jump", "open an episode")
+    print(f"| {' | '.join(names)} |\n|" + "---|" * len(names))
     for r in rows:
-        print(
-            f"| {r['data']} | {r['cameras']} | {r['steps']} | {r['cold']:.0f}/s | {r['first']:.0f}"
-            f" ms | {r['warm']:.0f}/s | {r['backward']:.0f}/s | {r['random']:.0f}/s |"
-            f" {r['jump']:.0f} ms | {r['open']:.0f} ms |"
-        )
+        speeds = f"{r['cold']:.0f}/s | {r['first']:.0f} ms | {r['warm']:.0f}/s"
+        jumps = f"{r['backward']:.0f}/s | {r['random']:.0f}/s | {r['jump']:.0f} ms"
+        of_data, opened = f"{r['data']} | {r['cameras']} | {r['steps']}", f"{r['open']:.0f} ms"
+        print(f"| {of_data} | {speeds} | {jumps} | {opened} |")
     for r in rows:
         print(
             f"{r['data']}: frames kept {r['kept']:.1f} of at most {megabytes} MiB; process"
@@ -109,54 +104,39 @@ def run(data: list[str], megabytes: int):
         )
 
 
+def show(message: dict):
+    "Prints what a kernel says, and its errors."
+    content = message["content"]
+    if message["msg_type"] not in ("stream", "error"): return
+    print(content.get("text") or "\n".join(content.get("traceback", [])), end="")
+
+
 def in_kernel(data: list[str], megabytes: int):
     "The same in a Jupyter kernel."
     from jupyter_client.manager import start_new_kernel
     manager, client = start_new_kernel(kernel_name="python3")
     try:
-        code = (
-            f"import sys; sys.path.insert(0, {str(HERE)!r}); import viewer; viewer.run({data!r},"
-            f" {megabytes})"
-        )
-        reply = client.execute_interactive(
-            code,
-            output_hook=lambda m: (
-                print(
-                    m["content"].get("text") or "\n".join(m["content"].get("traceback", [])), end=""
-                )
-                if m["msg_type"] in ("stream", "error")
-                else None
-            ),
-        )
+        here = f"import sys; sys.path.insert(0, {str(HERE)!r})"
+        code = f"{here}\nimport viewer\nviewer.run({data!r}, {megabytes})"
+        reply = client.execute_interactive(code, output_hook=show)
         if reply["content"]["status"] != "ok": sys.exit(1)
-    finally: client.stop_channels(), manager.shutdown_kernel(now=True)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", nargs="*", default=[], help="more data sets, by folder")
-    parser.add_argument(
-        "--long", action="store_true", help="add a generated data set of long, wide videos"
-    )
-    parser.add_argument(
-        "--kernel", action="store_true", help="in a Jupyter kernel, sending included"
-    )
-    parser.add_argument(
-        "--megabytes", type=int, default=8, help="bound of the store in the memory part, MiB"
-    )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "gr00t_nb_viewer",
-        help="for the generated data set; kept",
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add, made = parser.add_argument, Path(tempfile.gettempdir()) / "gr00t_nb_viewer"
+    add("--data", nargs="*", default=[], help="more data sets, by folder")
+    add("--long", action="store_true", help="add a generated data set of long, wide videos")
+    add("--kernel", action="store_true", help="in a Jupyter kernel, sending included")
+    add("--megabytes", type=int, default=8, help="bound of the store in the memory part, MiB")
+    add("--folder", type=Path, default=made, help="for the generated data set; kept")
     args = parser.parse_args()
-    data = [
-        str(HERE.parent / "data_samples/cube_to_bowl"),
-        *(str(Path(d).resolve()) for d in args.data),
-    ]
+    sample = str(HERE.parent / "data_samples/cube_to_bowl")
+    data = [sample, *(str(Path(d).resolve()) for d in args.data)]
     if args.long:
         sys.path.insert(0, str(HERE))
         from loading import make_long

@@ -1,16 +1,10 @@
 """What the arm of `cube_to_bowl` is: the modality configuration a user writes for a robot the kit does not know.
 
-Importing this file registers it for the tag NEW_EMBODIMENT (`load_modality_config` and `--modality-config-path` do that).
+Importing this file registers it for the tag NEW_EMBODIMENT; `load_modality_config` and the option
+`--modality-config-path` import it.
 """
-from gr00t_nb.embodiments import (
-    ActionConfig,
-    ActionFormat,
-    ActionRepresentation,
-    ActionType,
-    EmbodimentTag,
-    ModalityConfig,
-    register_modality_config,
-)
+from gr00t_nb.embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType
+from gr00t_nb.embodiments import EmbodimentTag, ModalityConfig, register_modality_config
 
 cube_to_bowl = {
     "video": ModalityConfig(delta_indices=[0], modality_keys=["front", "wrist"]),
@@ -19,16 +13,18 @@ cube_to_bowl = {
         delta_indices=list(range(16)),  # 16 steps at 20 Hz: the policy looks 0.8 s ahead
         modality_keys=["single_arm", "gripper"],
         action_configs=[
+            # the arm: joint targets minus the joints now
             ActionConfig(
                 rep=ActionRepresentation.RELATIVE,
                 type=ActionType.NON_EEF,
                 format=ActionFormat.DEFAULT,
-            ),  # joint targets minus the joints now
+            ),
+            # the gripper: 0 closed, 1 open
             ActionConfig(
                 rep=ActionRepresentation.ABSOLUTE,
                 type=ActionType.NON_EEF,
                 format=ActionFormat.DEFAULT,
-            ),  # 0 closed, 1 open
+            ),
         ],
     ),
     "language": ModalityConfig(

@@ -1,4 +1,7 @@
-"HDF5 recordings to LeRobot 2.1, interrupted and resumed; conversions between versions; the command line; sources stay as they are."
+"""HDF5 recordings to LeRobot 2.1, interrupted and resumed; conversions between versions; the command line.
+
+Sources stay as they are.
+"""
 import hashlib
 import json
 import shutil
@@ -11,9 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gr00t_nb.conversion import convert
 from gr00t_nb.checkup.checkup import check_dataset
-from gr00t_nb.conversion.convert import from_hdf5, main, read_hdf5, to_v2, to_v3
+from gr00t_nb.conversion import aloha, lerobot_v3
+from gr00t_nb.conversion.aloha import from_hdf5, read_hdf5
+from gr00t_nb.conversion.convert import main
+from gr00t_nb.conversion.lerobot_v2 import to_v2
+from gr00t_nb.conversion.lerobot_v3 import to_v3
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.errors import InputError
 
@@ -23,216 +29,209 @@ SAMPLE = Path(__file__).resolve().parents[1] / "data_samples" / "cube_to_bowl"
 def picture(seed, n=8):
     "Frames that a codec keeps: smooth, coloured, different in every step."
     y, x = np.mgrid[0:48, 0:64]
-    return (
-        np.stack([
-            np.stack([x * 2 + 9 * i, y * 3 + 20 * seed, np.full_like(x, 30 * seed + 5 * i)], -1)
-            for i in range(n)
-        ])
-        .clip(0, 255)
-        .astype(np.uint8)
-    )
+    frames = [
+        np.stack([x * 2 + 9 * i, y * 3 + 20 * seed, np.full_like(x, 30 * seed + 5 * i)], -1)
+        for i in range(n)
+    ]
+    return np.stack(frames).clip(0, 255).astype(np.uint8)
+
+
+def error(seen, truth):
+    "Mean difference of two stacks of pictures, in levels of 255."
+    return np.abs(seen.astype(int) - truth).mean()
+
+
+def episode_files(ds, e):
+    "The table and the video of an episode."
+    return ds.layout.rows(e).path, ds.layout.frames(e, "observation.images.top").path
 
 
 def record(path, seed, n=8, jpeg=None, dims=14, texts=None, drop=(), **attributes):
-    "An HDF5 file in ALOHA's layout."
-    import cv2
+    "An HDF5 file in ALOHA's layout; its columns as float32."
     h5py = pytest.importorskip("h5py")
     rng, frames = np.random.default_rng(seed), picture(seed, n)
     path.parent.mkdir(parents=True, exist_ok=True)
+    names = ("action", "observations/qpos", "observations/qvel")
+    numbers = {k: rng.normal(size=(n, dims)) for k in names}
     with h5py.File(path, "w") as f:
         f.attrs.update(attributes)
-        content = {
-            "action": rng.normal(size=(n, dims)),
-            "observations/qpos": rng.normal(size=(n, dims)),
-            "observations/qvel": rng.normal(size=(n, dims)),
-            **(texts or {}),
-        }
-        for k, v in content.items():
+        for k, v in {**numbers, **(texts or {})}.items():
             if k not in drop: f[k] = v
-        coded = (
-            [
-                cv2.imencode(".jpg", x[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 97])[1].ravel()
-                for x in frames
-            ]
-            if jpeg
-            else None
-        )
-        if jpeg == "padded":
-            f["observations/images/top"] = np.stack(
-                [np.pad(c, (0, max(map(len, coded)) - len(c))) for c in coded]
-            )
-        elif jpeg == "ragged":
-            d = f.create_dataset("observations/images/top", (n,), dtype=h5py.vlen_dtype(np.uint8))
-            for i, c in enumerate(coded):
-                d[i] = c
-        else:
-            f["observations/images/top"] = frames
-    return {
-        k: np.asarray(v, np.float32)
-        for k, v in content.items()
-        if k in ("action", "observations/qpos", "observations/qvel")
-    }
+        write_camera(f, "observations/images/top", frames, jpeg)
+    return {k: v.astype(np.float32) for k, v in numbers.items()}
+
+
+def write_camera(f, name, frames, jpeg):
+    "Raw frames, or JPEGs padded to one length, or JPEGs in rows of different lengths."
+    if not jpeg:
+        f[name] = frames
+        return
+    import cv2
+    import h5py
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 97]
+    coded = [cv2.imencode(".jpg", x[..., ::-1], quality)[1].ravel() for x in frames]
+    if jpeg == "padded":
+        longest = max(map(len, coded))
+        f[name] = np.stack([np.pad(c, (0, longest - len(c))) for c in coded])
+        return
+    rows = f.create_dataset(name, (len(frames),), dtype=h5py.vlen_dtype(np.uint8))
+    for i, c in enumerate(coded): rows[i] = c
 
 
 def digest(folder):
-    return {
-        str(p.relative_to(folder)): (
-            hashlib.sha256(p.read_bytes()).hexdigest(),
-            p.stat().st_mtime_ns,
-        )
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
+    "Content and time of every file of a folder."
+    found = {}
+    for p in sorted(folder.rglob("*")):
+        if not p.is_file(): continue
+        content = hashlib.sha256(p.read_bytes()).hexdigest()
+        found[str(p.relative_to(folder))] = content, p.stat().st_mtime_ns
+    return found
 
 
-# ------------------------------------------------------------------------------------------------------------ HDF5
-def test_every_form_of_pictures_and_instructions(tmp_path):
-    wrote = [
+def texts_of(ds):
+    "The instruction of the first step of every episode."
+    return [ds.instruction(i, 0, "annotation.human.task_description") for i in range(len(ds))]
+
+
+# ---------------------------------------------------------------------------------------- HDF5
+@pytest.fixture
+def three(tmp_path):
+    "Recordings with raw, padded and ragged pictures, each with its instruction in another place; their columns."
+    padded = dict(jpeg="padded", texts={"language_raw": [b"press"]})
+    ragged = dict(jpeg="ragged", language_instruction=b"open it")
+    return [
         record(tmp_path / "in/episode_2.hdf5", 0, fps=25, task="fold"),
-        record(
-            tmp_path / "in/episode_10.hdf5", 1, jpeg="padded", texts={"language_raw": [b"press"]}
-        ),
-        record(
-            tmp_path / "in/episode_11.h5", 2, n=11, jpeg="ragged", language_instruction=b"open it"
-        ),
+        record(tmp_path / "in/episode_10.hdf5", 1, **padded),
+        record(tmp_path / "in/episode_11.h5", 2, n=11, **ragged),
     ]
+
+
+def test_every_form_of_pictures_and_instructions(three, tmp_path):
     before = digest(tmp_path / "in")
     ds = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
     assert digest(tmp_path / "in") == before
     assert ds.version == "2.1" and ds.fps == 25 and [e.length for e in ds.episodes] == [8, 8, 11]
-    assert [ds.instruction(i, 0, "annotation.human.task_description") for i in range(3)] == [
-        "fold",
-        "press",
-        "open it",
-    ]
-    assert (
-        list(ds.modality["state"])[:3] == ["left_waist", "left_arm", "left_gripper"]
-        and not ds.proposed
-    )
+    assert texts_of(ds) == ["fold", "press", "open it"] and not ds.proposed
+    assert list(ds.modality["state"])[:3] == ["left_waist", "left_arm", "left_gripper"]
+    for i, n in enumerate((8, 8, 11)):
+        assert error(ds.frames(i, "top", range(n)), picture(i, n)) < 3
+
+
+def test_every_row_of_a_recording(three, tmp_path):
+    ds = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
     index = 0
-    for i, w in enumerate(wrote):
-        for column, name in (
-            ("action", "action"),
-            ("observation.state", "observations/qpos"),
-            ("observation.qvel", "observations/qvel"),
-        ):
-            assert np.array_equal(ds.column(i, column), w[name])
+    for i, wrote in enumerate(three):
+        assert np.array_equal(ds.column(i, "action"), wrote["action"])
+        assert np.array_equal(ds.column(i, "observation.state"), wrote["observations/qpos"])
+        assert np.array_equal(ds.column(i, "observation.qvel"), wrote["observations/qvel"])
         n = ds.length(i)
         assert np.ravel(ds.column(i, "index")).tolist() == list(range(index, index + n))
         assert np.allclose(np.ravel(ds.column(i, "timestamp")), np.arange(n) / 25)
         index += n
-        assert np.abs(ds.frames(i, "top", range(n)).astype(int) - picture(i, n)).mean() < 3
-    stats = [
-        json.loads(s) for s in (ds.path / "meta/episodes_stats.jsonl").read_text().splitlines()
-    ]
-    assert stats[1]["stats"]["action"]["max"] == wrote[1]["action"].max(0).astype(
-        float
-    ).tolist() and stats[2]["stats"]["action"]["count"] == [11]
+    lines = (ds.path / "meta/episodes_stats.jsonl").read_text().splitlines()
+    stats = [json.loads(line)["stats"]["action"] for line in lines]
+    assert stats[1]["max"] == three[1]["action"].max(0).astype(float).tolist()
+    assert stats[2]["count"] == [11]
 
 
 def test_given_task_rate_and_colour_order_win(tmp_path):
     record(tmp_path / "in/a.hdf5", 3, fps=25, task="fold")
-    ds = from_hdf5(
-        tmp_path / "in/a.hdf5", tmp_path / "out", task="unfold", fps=10, bgr=True, progress=False
-    )
+    given = dict(task="unfold", fps=10, bgr=True)
+    ds = from_hdf5(tmp_path / "in/a.hdf5", tmp_path / "out", **given, progress=False)
     assert ds.fps == 10 and set(ds.tasks.values()) == {"unfold"}
-    assert np.abs(ds.frames(0, "top", range(8)).astype(int) - picture(3)[..., ::-1]).mean() < 3
+    assert error(ds.frames(0, "top", range(8)), picture(3)[..., ::-1]) < 3
+
+
+def interrupted(monkeypatch, source, out):
+    "A conversion that ends while it reads the third of four recordings; the names that are read from then on."
+    real, calls = aloha.read_hdf5, []
+
+    def failing(path, *rest):
+        calls.append(path.name)
+        if len(calls) == 4: raise KeyboardInterrupt  # the first one is looked at for its rate
+        return real(path, *rest)
+    monkeypatch.setattr(aloha, "read_hdf5", failing)
+    with pytest.raises(KeyboardInterrupt): from_hdf5(source, out, progress=False)
+    calls[:] = [""] * 10
+    return calls
 
 
 def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch):
     for i in range(4): record(tmp_path / f"in/episode_{i}.hdf5", i, fps=10, task=f"task {i % 2}")
-    real, calls = convert.read_hdf5, []
-
-    def failing(path, *rest):
-        calls.append(path.name)
-        if len(calls) == 4: raise KeyboardInterrupt
-        return real(path, *rest)
-    monkeypatch.setattr(convert, "read_hdf5", failing)
-    with pytest.raises(KeyboardInterrupt):
-        from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
+    calls = interrupted(monkeypatch, tmp_path / "in", tmp_path / "out")
     with pytest.raises(InputError): LeRobotDataset(tmp_path / "out")  # not taken for a data set
     kept = digest(tmp_path / "out/videos")
     journal = tmp_path / "out/meta/conversion.jsonl"
     journal.write_bytes(journal.read_bytes() + b'{"episode": 2, "orig')  # as if the plug had been pulled
-    calls.clear()
-    calls.extend([""] * 10)
     ds = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
-    assert calls[10:] == [
-        "episode_0.hdf5",
-        "episode_2.hdf5",
-        "episode_3.hdf5",
-    ]  # the first one is looked at for its rate
+    assert calls[10:] == ["episode_0.hdf5", "episode_2.hdf5", "episode_3.hdf5"]
     assert kept.items() <= digest(tmp_path / "out/videos").items()
     straight = from_hdf5(tmp_path / "in", tmp_path / "straight", progress=False)
-    assert {k: v[0] for k, v in digest(ds.path / "data").items()} == {
-        k: v[0] for k, v in digest(straight.path / "data").items()
-    }
-    assert digest(ds.path / "videos").keys() == digest(straight.path / "videos").keys()
-    for e in range(4):  # by what is seen: once in a great while x264 writes other bytes for the same frames
-        a, b = (d.frames(e, "top", range(d.length(e))).astype(int) for d in (ds, straight))
-        assert a.shape == b.shape and np.abs(a - b).mean() < 1
-    for name in (
-        "info.json",
-        "episodes.jsonl",
-        "tasks.jsonl",
-        "stats.json",
-        "modality.json",
-        "episodes_stats.jsonl",
-    ):
-        assert (ds.path / "meta" / name).read_text() == (
-            straight.path / "meta" / name
-        ).read_text(), name
+    same_files(ds, straight)
 
 
-def test_killed_at_any_time(tmp_path):
-    "A process that is killed while it writes leaves nothing behind that stops the next one, or stays in its data set."
-    for i in range(3): record(tmp_path / f"in/episode_{i}.hdf5", i, fps=10, task="go")
-    script = """
+def same_files(a, b):
+    "Two conversions of one source: tables and metadata byte for byte, videos by what is seen."
+    tables = [{k: v[0] for k, v in digest(ds.path / "data").items()} for ds in (a, b)]
+    assert tables[0] == tables[1]
+    assert digest(a.path / "videos").keys() == digest(b.path / "videos").keys()
+    for e in range(len(a)):  # once in a great while x264 writes other bytes for the same frames
+        seen, truth = (ds.frames(e, "top", range(ds.length(e))) for ds in (a, b))
+        assert seen.shape == truth.shape and error(seen, truth.astype(int)) < 1
+    listings = ("episodes.jsonl", "tasks.jsonl", "episodes_stats.jsonl")
+    for name in ("info.json", "stats.json", "modality.json", *listings):
+        assert (a.path / "meta" / name).read_text() == (b.path / "meta" / name).read_text(), name
+
+
+SLOW = """
 import sys, time
 from pathlib import Path
-import gr00t_nb.conversion.convert as c
-real, calls = c.write_video, []
+import gr00t_nb.conversion.aloha as aloha
+import gr00t_nb.conversion.writer as writer
+real, calls = writer.write_video, []
 def slow(path, *rest, **more):
     calls.append(path)
     if len(calls) == int(sys.argv[3]):
-        with c.replacing(path) as half:
+        with writer.replacing(path) as half:
             half.write_bytes(b"half")
             print("now", flush=True)
             time.sleep(600)
     return real(path, *rest, **more)
-c.write_video = slow
-c.from_hdf5(Path(sys.argv[1]), Path(sys.argv[2]), bgr=len(sys.argv) > 4, progress=False)
+writer.write_video = slow
+aloha.from_hdf5(Path(sys.argv[1]), Path(sys.argv[2]), bgr=len(sys.argv) > 4, progress=False)
 """
-    def killed(*arguments):
-        with subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path / "in"), str(tmp_path / "out"), *arguments],
-            stdout=subprocess.PIPE,
-        ) as process:
-            assert process.stdout.readline() == b"now\n"
-            process.kill()
-    def finished(n=3, **options):
-        ds = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False, **options)
-        files = {
-            str(p.relative_to(ds.path))
-            for folder in ("data", "videos")
-            for p in (ds.path / folder).rglob("*")
-            if p.is_file()
-        }
-        assert len(ds) == n and files == {
-            str(p.path.relative_to(ds.path))
-            for e in ds.episodes
-            for p in (ds.layout.rows(e), ds.layout.frames(e, "observation.images.top"))
-        }
-    killed("1")
-    finished()
-    shutil.rmtree(tmp_path / "out")
-    killed("2")
-    finished()
-    killed("2", "other colours")  # made anew with other parameters: half of it is no data set any more
-    with pytest.raises(InputError): LeRobotDataset(tmp_path / "out")
-    finished(bgr=True)
-    (tmp_path / "in/episode_2.hdf5").unlink()
-    finished(2, bgr=True)
+
+
+def killed(source, out, *arguments):
+    "A conversion in another process, which is killed while it writes a video."
+    command = [sys.executable, "-c", SLOW, str(source), str(out), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"now\n"
+        process.kill()
+
+
+def finished(source, out, n=3, **options):
+    "The next conversion ends well, and its folder holds the files of its episodes and no others."
+    ds = from_hdf5(source, out, progress=False, **options)
+    files = {p for kind in ("data", "videos") for p in (out / kind).rglob("*") if p.is_file()}
+    assert len(ds) == n and files == {p for e in ds.episodes for p in episode_files(ds, e)}
+
+
+def test_killed_at_any_time(tmp_path):
+    "A process that is killed while it writes leaves nothing behind that stops the next one, or stays in its data set."
+    source, out = tmp_path / "in", tmp_path / "out"
+    for i in range(3): record(source / f"episode_{i}.hdf5", i, fps=10, task="go")
+    killed(source, out, "1")
+    finished(source, out)
+    shutil.rmtree(out)
+    killed(source, out, "2")
+    finished(source, out)
+    # made anew with other parameters: half of it is no data set any more
+    killed(source, out, "2", "other colours")
+    with pytest.raises(InputError): LeRobotDataset(out)
+    finished(source, out, bgr=True)
+    (source / "episode_2.hdf5").unlink()
+    finished(source, out, 2, bgr=True)
 
 
 def test_odd_pictures_and_line_separators(tmp_path):
@@ -242,17 +241,12 @@ def test_odd_pictures_and_line_separators(tmp_path):
     with h5py.File(tmp_path / "in/a.hdf5", "a") as f:
         del f["observations/images/top"]
         f["observations/images/top"] = wrote
-    for _ in range(2):
-        ds = from_hdf5(
-            tmp_path / "in", tmp_path / "out", progress=False
-        )  # the second time its own files are read
-    assert (
-        ds.frames(0, "top", range(20)).shape == wrote.shape
-        and np.abs(ds.frames(0, "top", range(20)).astype(int) - wrote).mean() < 3
-    )
-    assert ds.instruction(0, 0, "task") == "lift\u2028it" and not check_dataset(
-        ds.path, progress=False
-    ).of("error")
+    for _ in range(2):  # the second time its own files are read
+        ds = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
+    seen = ds.frames(0, "top", range(20))
+    assert seen.shape == wrote.shape and error(seen, wrote) < 3
+    assert ds.instruction(0, 0, "task") == "lift\u2028it"
+    assert not check_dataset(ds.path, progress=False).of("error")
 
 
 @pytest.mark.parametrize("damage", ["short video", "no video", "short table", "changed source"])
@@ -260,10 +254,7 @@ def test_a_broken_episode_is_made_again(tmp_path, damage):
     for i in range(3): record(tmp_path / f"in/episode_{i}.hdf5", i, fps=10, task="go")
     ds = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
     before = digest(ds.path / "videos")
-    video, table = (
-        ds.layout.frames(ds.episodes[1], "observation.images.top").path,
-        ds.layout.rows(ds.episodes[1]).path,
-    )
+    table, video = episode_files(ds, ds.episodes[1])
     if damage == "short video": video.write_bytes(video.read_bytes()[:-50])
     elif damage == "no video": video.unlink()
     elif damage == "short table": table.write_bytes(table.read_bytes()[:-50])
@@ -271,37 +262,23 @@ def test_a_broken_episode_is_made_again(tmp_path, damage):
     again = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
     after = digest(ds.path / "videos")
     changed = {k for k in after if before[k] != after[k]}
-    # an episode of another length moves the ones after it, whose rows are counted on
-    assert {Path(k).stem for k in changed} == (
-        {"episode_000001", "episode_000002"} if damage == "changed source" else {"episode_000001"}
-    )
-    seed = 7 if damage == "changed source" else 1
-    assert (
-        np.abs(
-            again.frames(1, "top", range(again.length(1))).astype(int)
-            - picture(seed, again.length(1))
-        ).mean()
-        < 3
-    )
+    seed, remade, n = 1, {"episode_000001"}, again.length(1)
     if damage == "changed source":
-        assert (
-            again.instruction(1, 0, "task") == "stop"
-            and np.ravel(again.column(2, "index"))[0] == 17
-        )
+        # an episode of another length moves the ones after it, whose rows are counted on
+        seed, remade = 7, {"episode_000001", "episode_000002"}
+        assert again.instruction(1, 0, "task") == "stop"
+        assert np.ravel(again.column(2, "index"))[0] == 17
+    assert {Path(k).stem for k in changed} == remade
+    assert error(again.frames(1, "top", range(n)), picture(seed, n)) < 3
 
 
-@pytest.mark.parametrize(
-    "drop, said",
-    [("action", "expected ALOHA's layout"), ("observations/qpos", "expected ALOHA's layout")],
-)
-def test_missing_parts(tmp_path, drop, said):
+@pytest.mark.parametrize("drop", ["action", "observations/qpos"])
+def test_missing_parts(tmp_path, drop):
     record(tmp_path / "in/a.hdf5", 0, fps=10, task="go", drop=(drop,))
-    with pytest.raises(InputError, match=said) as e:
+    with pytest.raises(InputError, match="expected ALOHA's layout") as e:
         from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
-    assert (
-        str(tmp_path / "in/a.hdf5") in str(e.value)
-        and not (tmp_path / "out/meta/info.json").exists()
-    )
+    assert str(tmp_path / "in/a.hdf5") in str(e.value)
+    assert not (tmp_path / "out/meta/info.json").exists()
 
 
 def test_sentences_about_recordings(tmp_path):
@@ -339,44 +316,25 @@ def test_without_h5py(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="pip install h5py"): from_hdf5(tmp_path, tmp_path / "out")
 
 
+COMMAND = [sys.executable, "-m", "gr00t_nb.conversion.convert"]
+
+
 def test_command_line(tmp_path, capsys):
     record(tmp_path / "in/a.hdf5", 0)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "gr00t_nb.conversion.convert",
-            "hdf5",
-            str(tmp_path / "in"),
-            str(tmp_path / "out"),
-            "--task",
-            "go",
-            "--fps",
-            "12.5",
-            "--no-progress",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert (
-        done.returncode == 0
-        and "1 episodes written" in done.stdout
-        and "task_single" in done.stdout
-    ), done.stderr  # with the check-up at its end
+    options = ["--task", "go", "--fps", "12.5", "--no-progress"]
+    command = [*COMMAND, "hdf5", str(tmp_path / "in"), str(tmp_path / "out"), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 episodes written" in done.stdout and "task_single" in done.stdout  # the check-up at its end
     assert LeRobotDataset(tmp_path / "out").fps == 12.5
-    shown = subprocess.run(
-        [sys.executable, "-m", "gr00t_nb.conversion.convert", "v3", "--help"],
-        capture_output=True,
-        text=True,
-    ).stdout
+    shown = subprocess.run([*COMMAND, "v3", "--help"], capture_output=True, text=True).stdout
     assert "size at which a new table is begun" in shown
     with pytest.raises(SystemExit) as end: main(["v2", str(SAMPLE), str(tmp_path / "in")])
-    assert (
-        end.value.code == 2 and "exists and was not made by a conversion" in capsys.readouterr().err
-    )
+    assert end.value.code == 2
+    assert "exists and was not made by a conversion" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------------ between versions
+# ---------------------------------------------------------------------------- between versions
 @pytest.fixture
 def few():
     ds = LeRobotDataset(SAMPLE)
@@ -395,16 +353,14 @@ def same(a, b, exact=True):
 
 
 def test_without_ffmpeg(few, tmp_path, monkeypatch, capsys):
-    "No programme to move frames with: 3.0 keeps a file per episode, and cutting goes through the encoder, which is said."
+    "No program to move frames with: 3.0 keeps a file per episode; cutting goes through the encoder, and says so."
     joined = to_v3(few, tmp_path / "joined", progress=False)
     capsys.readouterr()
     monkeypatch.setattr("shutil.which", lambda name: None)
     apart = to_v3(few, tmp_path / "apart", progress=False)
     same(few, apart)
-    assert (
-        "6 copied" in capsys.readouterr().out
-        and len(list(apart.path.glob("videos/*/*/*.mp4"))) == 6
-    )
+    assert "6 copied" in capsys.readouterr().out
+    assert len(list(apart.path.glob("videos/*/*/*.mp4"))) == 6
     if len(list(joined.path.glob("videos/*/*/*.mp4"))) == 6:
         pytest.skip("no ffmpeg here, so nothing was joined")
     back = to_v2(joined, tmp_path / "back", progress=False)
@@ -426,19 +382,16 @@ def test_resume_and_atomic(few, tmp_path, monkeypatch):
     same(few, again)
     assert digest(v3.path) == source
     with pytest.raises(InputError, match="exists"): to_v3(few, tmp_path / "v3", progress=False)
-    monkeypatch.setattr(convert, "_tasks_table", lambda tasks: 1 / 0)
+    monkeypatch.setattr(lerobot_v3, "_tasks_table", lambda tasks: 1 / 0)
     with pytest.raises(ZeroDivisionError): to_v3(few, tmp_path / "half", progress=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["v2", "v3"]  # nothing half made, nothing left over
 
 
 def test_declared_camera_without_files(few, tmp_path):
-    few.info["features"]["observation.images.ghost"] = dict(
-        few.info["features"]["observation.images.front"]
-    )
-    for ds in (
-        to_v3(few, tmp_path / "v3", progress=False),
-        to_v2(few, tmp_path / "v2", progress=False),
-    ):
+    features = few.info["features"]
+    features["observation.images.ghost"] = dict(features["observation.images.front"])
+    for convert, version in ((to_v3, "v3"), (to_v2, "v2")):
+        ds = convert(few, tmp_path / version, progress=False)
         assert "observation.images.ghost" not in ds.info["features"]
         same(few, ds)
 
@@ -451,69 +404,62 @@ def folder(tmp_path):
     return to_v2(few, tmp_path / "two", progress=False).path
 
 
-def test_nothing_is_lost_in_silence(folder, tmp_path):
+def test_sub_tasks_go_along(folder, tmp_path):
     episodes = folder / "meta/episodes.jsonl"
     lines = [json.loads(line) for line in episodes.read_text().splitlines()]
     lines[0]["sub_tasks"] = [{"start": 0, "end": 50, "text": "reach for the cube"}]
     episodes.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert (
-        to_v2(folder, tmp_path / "again", progress=False).instruction(0, 3, "sub_task")
-        == "reach for the cube"
-    )
-    table = pq.read_table(file := folder / "data/chunk-000/episode_000001.parquet")
-    pq.write_table(
-        table.set_column(
-            table.column_names.index("action"),
-            "action",
-            pa.array(table["action"].to_pylist(), pa.list_(pa.float64())),
-        ),
-        file,
-    )
+    again = to_v2(folder, tmp_path / "again", progress=False)
+    assert again.instruction(0, 3, "sub_task") == "reach for the cube"
+
+
+def test_a_column_of_another_type_is_told(folder, tmp_path):
+    file = folder / "data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(file)
+    doubles = pa.array(table["action"].to_pylist(), pa.list_(pa.float64()))
+    where = table.column_names.index("action")
+    pq.write_table(table.set_column(where, "action", doubles), file)
     with pytest.raises(InputError, match="Episode 1 differs .* columns action"):
         to_v3(folder, tmp_path / "v3", progress=False)
-    pq.write_table(table, file)
-    LeRobotDataset(folder).layout.frames(
-        LeRobotDataset(folder).episodes[0], "observation.images.front"
-    ).path.unlink()  # of the first only: the camera is no camera without files
-    for f in (to_v2, to_v3):
-        with pytest.raises(InputError, match="no video file .*front/episode_000000.mp4"):
-            f(folder, tmp_path / f.__name__, progress=False)
+
+
+@pytest.mark.parametrize("convert", [to_v2, to_v3])
+def test_a_lost_video_is_told(folder, tmp_path, convert):
+    "Of the first episode only: the camera is no camera without files."
+    ds = LeRobotDataset(folder)
+    ds.layout.frames(ds.episodes[0], "observation.images.front").path.unlink()
+    with pytest.raises(InputError, match="no video file .*front/episode_000000.mp4"):
+        convert(folder, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("convert", [to_v2, to_v3])
+def test_a_missing_rate_is_told(folder, tmp_path, convert):
     info = json.loads((folder / "meta/info.json").read_text())
-    (folder / "meta/info.json").write_text(
-        json.dumps({k: v for k, v in info.items() if k != "fps"})
-    )
-    for f in (to_v2, to_v3):
-        with pytest.raises(InputError, match="gives no fps"):
-            f(folder, tmp_path / f.__name__, progress=False)
+    del info["fps"]
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match="gives no fps"):
+        convert(folder, tmp_path / "out", progress=False)
 
 
 def test_tasks_parquet_has_a_pandas_index(few, tmp_path):
     "lerobot looks a task up by the text, which is the index of the table."
     table = pq.read_table(to_v3(few, tmp_path / "v3", progress=False).path / "meta/tasks.parquet")
     pandas = json.loads(table.schema.metadata[b"pandas"])
-    assert pandas["index_columns"] == ["__index_level_0__"] and table[
-        "__index_level_0__"
-    ].to_pylist() == list(few.tasks.values())
+    assert pandas["index_columns"] == ["__index_level_0__"]
+    assert table["__index_level_0__"].to_pylist() == list(few.tasks.values())
 
 
 def test_written_by_lerobot(pytestconfig, tmp_path):
     "AV1 with two-frame groups of pictures, joined by lerobot."
     given = pytestconfig.getoption("reference", default=None)
-    root = (
-        Path(given) if given else SAMPLE.parents[2] / "shared/reference/n1d6"
-    ).resolve().parent / "datasets"
-    found = [
-        p
-        for p in sorted(root.glob("*/meta/info.json"))
-        if json.loads(p.read_text())["codebase_version"].startswith("v3")
-    ]
+    reference = Path(given) if given else SAMPLE.parents[2] / "shared/reference/n1d6"
+    root = reference.resolve().parent / "datasets"
+    version = lambda info: json.loads(info.read_text())["codebase_version"]
+    found = [p for p in sorted(root.glob("*/meta/info.json")) if version(p).startswith("v3")]
     if not found: pytest.skip(f"no data set of version 3.0 in {root}")
     for info in found:
-        with (
-            pytest.warns(UserWarning)
-            if not (info.parent / "modality.json").exists()
-            else pytest.MonkeyPatch.context()
-        ):
+        named = (info.parent / "modality.json").exists()
+        with pytest.MonkeyPatch.context() if named else pytest.warns(UserWarning):
             ds = LeRobotDataset(info.parents[1])
         back = to_v2(ds, tmp_path / info.parents[1].name, progress=False)
         same(ds, back, exact=shutil.which("ffmpeg") is not None)

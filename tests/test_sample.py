@@ -1,38 +1,37 @@
 "The sample data set: its script repeats itself, its expert succeeds, and what is committed is whole."
-import json, os, subprocess, sys
+import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from gr00t_nb.simulators.arm_scene import BOWL_HEIGHT, BOWL_RADIUS, CUBE_COLOURS
+from gr00t_nb.simulators.cube_to_bowl import CubeToBowl
+from gr00t_nb.simulators.expert import record_episode, record_success
+
 SAMPLES = Path(__file__).parents[1] / "data_samples"
 SCRIPT, SAMPLE = SAMPLES / "make_cube_to_bowl.py", SAMPLES / "cube_to_bowl"
 sys.path.insert(0, str(SAMPLES))
 
-os.environ.setdefault("MUJOCO_GL", "disable")  # nothing is rendered here, so no OpenGL is needed
-pytest.importorskip("mujoco", reason="mujoco (of the dev requirements) is not installed")
+needs_mujoco = "mujoco (of the dev requirements) is not installed"
+if importlib.util.find_spec("mujoco") is None: pytest.skip(needs_mujoco, allow_module_level=True)
 
 
 def make(out, *options):
-    return subprocess.run(
-        [
-            sys.executable,
-            str(SCRIPT),
-            "--out",
-            str(out),
-            "--no-render",
-            "--episodes",
-            "2",
-            *options,
-        ],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, str(SCRIPT), "--out", str(out), "--no-render", "--episodes", "2"]
+    return subprocess.run([*command, *options], capture_output=True, text=True)
 
 
 def lines(name):
     return [json.loads(line) for line in (SAMPLE / "meta" / name).read_text().splitlines()]
+
+
+def column(table, name):
+    return np.stack(table[name].to_numpy())
 
 
 def rows(episode, columns=None):
@@ -54,9 +53,8 @@ def twice(tmp_path_factory):
 
 
 def test_one_seed_one_data_set(twice):
-    a, b = (
-        {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} for out in twice
-    )
+    files = [[p for p in out.rglob("*") if p.is_file()] for out in twice]
+    a, b = ({p.relative_to(o): p.read_bytes() for p in ps} for o, ps in zip(twice, files))
     assert len([p for p in a if p.suffix == ".parquet"]) == 2
     assert a == b
 
@@ -73,71 +71,60 @@ def test_existing_folder_is_left_alone_unless_told(twice):
     assert refused.returncode == 2 and "--overwrite" in refused.stderr
     assert sorted(p.stat().st_mtime_ns for p in twice[1].rglob("*")) == before
     assert make(twice[1], "--overwrite").returncode == 0
-    assert sorted(p.name for p in twice[1].parent.iterdir()) == ["made"]        # no half-made folder stays behind
+    assert sorted(p.name for p in twice[1].parent.iterdir()) == ["made"]  # no half-made folder stays
 
 
 def test_no_render_leaves_cameras_out(twice):
     info = json.loads((twice[0] / "meta/info.json").read_text())
-    assert info["total_videos"] == 0 and not any(
-        f["dtype"] == "video" for f in info["features"].values()
-    )
+    assert info["total_videos"] == 0 and info["video_path"] is None
+    assert not [name for name, f in info["features"].items() if f["dtype"] == "video"]
     assert json.loads((twice[0] / "meta/modality.json").read_text())["video"] == {}
 
 
+@pytest.fixture(scope="module")
+def sim():
+    return CubeToBowl(render=False)
+
+
 @pytest.mark.parametrize("task", [0, 1])
-def test_the_named_cube_ends_in_the_bowl(task):
-    import make_cube_to_bowl as sample
-    sim = sample.Simulator()
-    sim.reset(np.random.default_rng([0, task, 0]))
-    assert not any(sim.in_bowl(colour) for colour in sample.COLOURS)
-    sample.record_success(sim, 0, task, cameras=())
-    assert sim.in_bowl(sample.COLOURS[task]) and not sim.in_bowl(sample.COLOURS[1 - task])
-    body, bowl = sim.data.body(sample.COLOURS[task]).xpos, sim.model.body("bowl").pos
-    assert np.hypot(*(body - bowl)[:2]) < sample.BOWL_RADIUS and 0 < body[2] < sample.BOWL_HEIGHT
+def test_the_named_cube_ends_in_the_bowl(sim, task):
+    sim.reset([0, task, 0])
+    assert not any(sim.in_bowl(colour) for colour in CUBE_COLOURS)
+    record_success(sim, 0, task, cameras=())
+    assert sim.in_bowl(CUBE_COLOURS[task]) and not sim.in_bowl(CUBE_COLOURS[1 - task])
+    body, bowl = sim.data.body(CUBE_COLOURS[task]).xpos, sim.model.body("bowl").pos
+    assert np.hypot(*(body - bowl)[:2]) < BOWL_RADIUS and 0 < body[2] < BOWL_HEIGHT
 
 
-def test_a_still_arm_does_not_succeed():
-    import make_cube_to_bowl as sample
-    sim = sample.Simulator()
-    sim.reset(np.random.default_rng(0))
+def test_a_still_arm_does_not_succeed(sim):
+    sim.reset(0)
     still = sim.state()
-    for _ in range(20):
-        sim.act(still)
-    assert np.abs(sim.state() - still).max() < 0.02            # servos hold the pose
-    assert not any(sim.in_bowl(colour) for colour in sample.COLOURS)
+    for _ in range(20): sim.step(still)
+    assert np.abs(sim.state() - still).max() < 0.02  # servos hold the pose
+    assert not any(sim.in_bowl(colour) for colour in CUBE_COLOURS)
 
 
-def test_stored_actions_replayed_in_the_simulator_succeed():
+def test_stored_actions_replayed_in_the_simulator_succeed(sim):
     "The committed numbers are those of the simulator: what a policy would have to output."
-    import make_cube_to_bowl as sample
-    sim = sample.Simulator()
-    for attempt in range(100):                                   # the script's own order of draws
-        *_, success = sample.record(sim, 0, np.random.default_rng([0, 0, attempt]), cameras=())
-        if success:
-            break
-    sim.reset(np.random.default_rng([0, 0, attempt]))
-    for action in np.stack(rows(0)["action"].to_numpy()):
-        sim.act(action)
-    assert sim.in_bowl("red")
+    seeds = ([0, 0, attempt] for attempt in range(100))  # in the script's own order
+    seed = next(seed for seed in seeds if record_episode(sim, 0, seed, cameras=())[1])
+    sim.reset(seed)
+    for action in column(rows(0), "action"): sim.step(action)
+    assert sim.succeeded(0)
 
 
 def test_totals_agree(info):
     episodes, tasks = lines("episodes.jsonl"), lines("tasks.jsonl")
     assert info["codebase_version"] == "v2.1" and info["fps"] == 20
-    assert (
-        info["total_episodes"]
-        == len(episodes)
-        == len(lines("episodes_stats.jsonl"))
-        == len(list(SAMPLE.glob("data/*/*.parquet")))
-        >= 30
-    )
+    tables, stats = list(SAMPLE.glob("data/*/*.parquet")), lines("episodes_stats.jsonl")
+    assert info["total_episodes"] == len(episodes) == len(stats) == len(tables) >= 30
     assert info["total_frames"] == sum(e["length"] for e in episodes)
     assert info["total_videos"] == len(list(SAMPLE.glob("videos/*/*/*.mp4"))) == 2 * len(episodes)
     assert info["total_tasks"] == len(tasks) >= 2
     assert all(80 <= e["length"] <= 125 for e in episodes)
     used = [e["tasks"][0] for e in episodes]
     assert {t["task"] for t in tasks} == set(used) and used.count(used[0]) * 2 == len(used)
-    assert not (SAMPLE / "meta/stats.json").exists()             # the kit computes it
+    assert not (SAMPLE / "meta/stats.json").exists()  # the kit computes it
 
 
 def test_rows_agree_with_the_listing(info):
@@ -146,13 +133,12 @@ def test_rows_agree_with_the_listing(info):
     for episode in lines("episodes.jsonl"):
         table, n = rows(episode["episode_index"]), episode["length"]
         assert table.column_names == expected and table.num_rows == n
-        assert (table["index"].to_numpy() == start + np.arange(n)).all() and (
-            table["frame_index"].to_numpy() == np.arange(n)
-        ).all()
+        assert (table["index"].to_numpy() == start + np.arange(n)).all()
+        assert (table["frame_index"].to_numpy() == np.arange(n)).all()
         assert np.allclose(table["timestamp"].to_numpy(), np.arange(n) / 20)
         assert [tasks[i] for i in table["task_index"].unique().to_pylist()] == episode["tasks"]
         for name in ("observation.state", "action"):
-            x = np.stack(table[name].to_numpy())
+            x = column(table, name)
             assert x.shape == (n, 7) and x.dtype == np.float32 and np.isfinite(x).all()
             assert x[:, 6].min() >= 0 and x[:, 6].max() <= 1
         start += n
@@ -160,31 +146,22 @@ def test_rows_agree_with_the_listing(info):
 
 def test_statistics_of_an_episode_are_those_of_its_rows():
     for line in lines("episodes_stats.jsonl")[::9]:
-        x = np.stack(rows(line["episode_index"])["action"].to_numpy())
+        x = column(rows(line["episode_index"]), "action").astype(np.float64)
         stats = line["stats"]["action"]
-        for name, value in {
-            "min": x.min(0),
-            "max": x.max(0),
-            "mean": x.astype(np.float64).mean(0),
-            "std": x.astype(np.float64).std(0),
-        }.items():
-            np.testing.assert_allclose(stats[name], value, rtol=1e-6, atol=1e-7)
+        for name in ("min", "max", "mean", "std"):
+            np.testing.assert_allclose(stats[name], getattr(x, name)(0), rtol=1e-6, atol=1e-7)
         assert stats["count"] == [len(x)]
         for camera in ("front", "wrist"):
             image = line["stats"][f"observation.images.{camera}"]
-            assert (
-                np.shape(image["mean"]) == (3, 1, 1)
-                and 0 <= np.min(image["min"]) < np.max(image["max"]) <= 1
-            )
+            assert np.shape(image["mean"]) == (3, 1, 1)
+            assert 0 <= np.min(image["min"]) < np.max(image["max"]) <= 1
 
 
 def test_targets_lead_the_state():
     "The servos follow: the state a little later resembles the target now more than the state now does."
     for episode in range(4):
         table = rows(episode)
-        state, action = (
-            np.stack(table[name].to_numpy())[:, :6] for name in ("observation.state", "action")
-        )
+        state, action = (column(table, k)[:, :6] for k in ("observation.state", "action"))
         lag = [np.abs(action[:-8] - state[k:len(state) - 8 + k]).mean() for k in range(8)]
         assert 1 <= int(np.argmin(lag)) <= 6, lag
 
@@ -193,18 +170,13 @@ def test_targets_lead_the_state():
 def test_videos_have_a_frame_for_every_row(info, episode):
     from torchcodec.decoders import VideoDecoder
     listing = lines("episodes.jsonl")[episode]
+    place = dict(episode_chunk=0, episode_index=listing["episode_index"])
     for name in (n for n, f in info["features"].items() if f["dtype"] == "video"):
-        path = SAMPLE / info["video_path"].format(
-            episode_chunk=0, video_key=name, episode_index=listing["episode_index"]
-        )
-        video = VideoDecoder(str(path))
-        described = info["features"][name]["info"]
-        assert len(video) == listing["length"] and video.metadata.average_fps == 20
-        assert (video.metadata.codec, video.metadata.height, video.metadata.width) == (
-            "h264",
-            described["video.height"],
-            described["video.width"],
-        )
+        video = VideoDecoder(str(SAMPLE / info["video_path"].format(video_key=name, **place)))
+        described, held = info["features"][name]["info"], video.metadata
+        assert len(video) == listing["length"] and held.average_fps == 20
+        size = described["video.height"], described["video.width"]
+        assert (held.codec, held.height, held.width) == ("h264", *size)
         assert tuple(video[len(video) - 1].shape) == (3, 240, 320)
 
 
