@@ -1,0 +1,155 @@
+"""A test for each capability that a family may declare.
+
+`test(family, folder, sample, tmp_path)`: folder is a tiny checkpoint that knows the sample's robot.
+"""
+import numpy as np
+import torch
+from batches import TAG, batch_of
+
+from gr00t_nb.policy.policy import Gr00tPolicy
+
+
+def loss_of(model, batch) -> torch.Tensor: return model(batch)["loss"]
+
+
+def flow(family, folder, sample, tmp_path):
+    "The draws belong to the sample, and decide the loss."
+    config, model = family.read_config(folder), family.load_model(folder)
+    shape = family.chunk_shape(config)
+    many, alone = (family.draw_flow(config, i, seed=3) for i in ([5, 7, 11], [7]))
+    assert many["noise"].shape == (3, *shape) and many["time"].shape == (3,)
+    for k in alone: assert torch.equal(alone[k][0], many[k][1])
+    assert not torch.equal(many["noise"][1], family.draw_flow(config, [7], seed=4)["noise"][0])
+    with torch.no_grad():
+        losses = [loss_of(model, batch_of(family, folder, sample.steps, seed)) for seed in (1, 1, 2)]
+    assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
+
+
+def denoising(family, folder, sample, tmp_path):
+    "The path begins with the noise and ends in the answer; the number of steps can be chosen."
+    policy = Gr00tPolicy(TAG, folder, device="cpu", round_inputs=False)
+    noise, steps = policy.draw_noise(0), sample.steps[:2]
+    for n in (policy.num_inference_timesteps, 2):
+        policy.num_inference_timesteps = n
+        points, headings = policy.denoise(steps, noise)
+        answer = policy.predict(steps, noise)
+        for group, a in answer.items():
+            assert points[group].shape == (n + 1, *a.shape)
+            assert headings[group].shape == (n, *a.shape)
+            assert np.array_equal(points[group][-1], a)
+    other = policy.predict(steps, noise, num_inference_timesteps=1)
+    assert any(np.abs(other[g] - answer[g]).max() > 1e-6 for g in answer)
+
+
+def state_dropout(family, folder, sample, tmp_path):
+    "A hidden state has no influence on the loss in training; one that is not hidden has."
+    model = family.load_model(folder, state_dropout_prob=0.5).train()
+    batch = batch_of(family, folder, sample.steps, state_dropout_prob=0.5)
+    assert batch["state_dropout"].dtype == torch.bool
+    moved = batch | dict(state=batch["state"] + 1)
+    for hidden in (True, False):
+        losses = []
+        for b in (batch, moved):
+            torch.manual_seed(0)  # of dropout
+            b = b | dict(state_dropout=torch.full((len(b["state"]),), hidden))
+            losses.append(loss_of(model, b).item())
+        assert (losses[0] == losses[1]) == hidden
+
+
+def dropout(family, folder, sample, tmp_path):
+    "Without dropout two passes in training agree, with it they do not; and the file remembers it."
+    model, batch = family.load_model(folder), batch_of(family, folder, sample.steps)
+    for p in (0.5, 0.0):
+        family.set_dropout(model, p)
+        a, b = (loss_of(model.train(), batch).item() for _ in range(2))
+        assert (a == b) == (p == 0)
+        model.save_pretrained(tmp_path / "again")
+        again = family.load_model(tmp_path / "again").train()
+        a, b = (loss_of(again, batch).item() for _ in range(2))
+        assert (a == b) == (p == 0)
+
+
+def embodiment_rows(family, folder, sample, tmp_path):
+    "Training one robot's rows changes them alone, and the checkpoint stays whole."
+    model, batch = family.load_model(folder), batch_of(family, folder, sample.steps)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    row = int(batch["embodiment_id"][0])
+    loss = loss_of(model, batch).item()
+    assert family.train_rows(model, [row]) > 0
+    assert abs(loss_of(model, batch).item() - loss) <= 1e-5 * loss
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    loss_of(model, batch).backward()
+    optimizer.step()
+    after, held = model.state_dict(), dict(model.named_parameters())
+    assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
+    tables = [k for k in before if held[k].shape != before[k].shape]
+    for k in tables:
+        changed = (before[k] != after[k]).flatten(1).any(1).nonzero().flatten().tolist()
+        assert changed == [row], k
+    assert tables
+    model.save_pretrained(tmp_path / "rows")
+    loaded = family.load_model(tmp_path / "rows").state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in after.items())
+
+
+def gradient_checkpointing(family, folder, sample, tmp_path):
+    "Computing blocks again changes no number."
+    batch, found = batch_of(family, folder, sample.steps), []
+    for recompute in (False, True):
+        model = family.load_model(folder).train()
+        if recompute: family.recompute(model)
+        torch.manual_seed(0)
+        loss = loss_of(model, batch)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 1
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def widening(family, folder, sample, tmp_path):
+    "A wider model from the same checkpoint gives the old answer in the old places."
+    config, batch = family.read_config(folder), batch_of(family, folder, sample.steps)
+    horizon, width = family.chunk_shape(config)
+    sizes = dict(max_state_dim=config.max_state_dim + 4, max_action_dim=width + 8)
+    wide = family.load_model(folder, widen=True, **sizes)
+    pad = lambda x, n: torch.nn.functional.pad(x, (0, n))
+    wider = batch | {k: pad(batch[k], 8) for k in ("action", "action_mask", "noise") if k in batch}
+    wider["state"] = pad(batch["state"], 4)
+    losses = [loss_of(m, b).item() for m, b in ((family.load_model(folder), batch), (wide, wider))]
+    assert abs(losses[0] - losses[1]) <= 1e-5 * losses[0]
+    assert family.chunk_shape(wide.config) == (horizon, width + 8)
+
+
+def _moved_by_padding(family, folder, sample) -> float:
+    "How far an answer moves when a longer prompt stands beside it in the batch, in its own scale."
+    model, processor = family.load_model(folder), family.load_processor(folder)
+    key = sample.robot["language"].modality_keys[0]
+    long = sample.steps[1] | {key: " ".join([sample.steps[1][key]] * 5)}
+    noise = torch.randn(2, *family.chunk_shape(model.config))
+    def answer(steps):
+        batch = processor.collate([processor(s, TAG) for s in steps])
+        return model.get_action(batch, noise=noise[:len(steps)])["action_pred"][0]
+    alone, beside = answer(sample.steps[:1]), answer([sample.steps[0], long])
+    return ((alone - beside).abs().max() / alone.abs().max()).item()
+
+
+def padding_matters(family, folder, sample, tmp_path):
+    "An answer changes with the length of the prompts beside it."
+    assert _moved_by_padding(family, folder, sample) > 1e-4
+
+
+def padding_does_not_matter(family, folder, sample, tmp_path):
+    "What holds for a family that does not declare `padding_matters`."
+    assert _moved_by_padding(family, folder, sample) < 1e-4
+
+
+TESTS = dict(
+    flow=flow,
+    denoising=denoising,
+    state_dropout=state_dropout,
+    dropout=dropout,
+    embodiment_rows=embodiment_rows,
+    gradient_checkpointing=gradient_checkpointing,
+    widening=widening,
+    padding_matters=padding_matters,
+)

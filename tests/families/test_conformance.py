@@ -1,0 +1,232 @@
+"What holds for every family. No test here names one."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from batches import ROOT, TAG
+from capabilities import TESTS, loss_of, padding_does_not_matter
+from dummy import DUMMY
+
+from gr00t_nb.errors import InputError
+from gr00t_nb.evaluation.open_loop import evaluate_open_loop
+from gr00t_nb.evaluation.predictions import Predictions
+from gr00t_nb.families.base_models import base_limits, tiny_base, tiny_family
+from gr00t_nb.families.family import CAPABILITIES
+from gr00t_nb.families.registry import families, family_of
+from gr00t_nb.plots.actions import save_figure
+from gr00t_nb.viz.prediction_figures import plot_prediction
+
+HERE = Path(__file__).resolve().parent
+
+
+def ten_steps(model, batch, lr=1e-3):
+    "AdamW on one batch, as in training: frozen parts are not in the optimizer."
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.1)
+    torch.manual_seed(0)
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = loss_of(model.train(), batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+# ---------------------------------------------------------------- files
+def test_save_and_load(family, checkpoint, tmp_path):
+    "Weights, configuration and processor come back equal, and the folder is recognised."
+    model, processor = family.load_model(checkpoint), family.load_processor(checkpoint)
+    family.save(tmp_path, model, processor)
+    assert family_of(tmp_path) is family and family_of(model.config) is family
+    assert all((tmp_path / name).is_file() for name in family.files)
+    again, same = family.load_model(tmp_path), model.state_dict()
+    assert list(again.state_dict()) == list(same)
+    assert all(torch.equal(v, same[k]) for k, v in again.state_dict().items())
+    assert again.config.to_dict() == model.config.to_dict() == family.read_config(tmp_path).to_dict()
+    for name in family.files:
+        if name.endswith(".json"):
+            assert (tmp_path / name).read_text() == (checkpoint / name).read_text(), name
+
+
+def test_the_tiny_checkpoint_follows_from_its_seed(family, base, tmp_path):
+    assert family.tiny_settings() == family.tiny_settings() != family.tiny_settings(seed=1)
+    weights = {}
+    for name, seed in (("same", 0), ("other", 1)):
+        family.save_tiny(tmp_path / name, seed)
+        weights[name] = family.load_model(tmp_path / name).state_dict()
+    stored = family.load_model(base).state_dict()
+    assert all(torch.equal(v, weights["same"][k]) for k, v in stored.items())
+    assert any(not torch.equal(v, weights["other"][k]) for k, v in stored.items())
+    place = tiny_base(family=family)
+    assert family_of(place) is tiny_family(family.tiny_name) is family
+
+
+def test_limits_are_the_models(family, base):
+    horizon, width = family.chunk_shape(family.read_config(base))
+    assert base_limits(base)["max_horizon"] == horizon
+    assert base_limits(base)["max_action_dim"] == width
+
+
+def test_another_familys_checkpoint_is_refused(family, base):
+    for other in families():
+        if other is family: continue
+        with pytest.raises(InputError, match=other.model_type): other.read_config(base)
+
+
+# ---------------------------------------------------------------- training
+def test_loss_and_gradients(family, checkpoint, batch):
+    "Finite, the same again, and every parameter that asks for a gradient gets one."
+    found = []
+    for _ in range(2):
+        model = family.load_model(checkpoint).train()
+        torch.manual_seed(0)
+        loss = loss_of(model, batch)
+        loss.backward()
+        trained = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        assert loss.isfinite() and all(g is not None for g in trained.values())
+        assert all(g.isfinite().all() for g in trained.values())
+        found.append([loss.detach(), *trained.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_it_learns(family, checkpoint, batch):
+    losses = ten_steps(family.load_model(checkpoint), batch)
+    assert losses[-1] < losses[0]
+
+
+def flags_of(family):
+    "Every flag that is a switch, alone off."
+    return [k for k, v in family.flags.items() if isinstance(v, bool)]
+
+
+def test_frozen_parts_are_untouched(family, checkpoint, batch):
+    "Each switch freezes something; what is frozen is equal after ten steps, the rest has moved."
+    everything = {k: True if isinstance(v, bool) else 0 for k, v in family.flags.items()}
+    for flag in flags_of(family):
+        model = family.load_model(checkpoint)
+        family.set_trainable(model, **everything)
+        all_that_trains = {n for n, p in model.named_parameters() if p.requires_grad}
+        family.set_trainable(model, **{flag: False})
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        trains = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert trains < all_that_trains, flag
+        ten_steps(model, batch)
+        moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        assert moved <= trains, (flag, sorted(moved - trains)[:3])
+        assert trains - moved <= set(before) and len(moved) > 0.9 * len(trains), flag
+
+
+def test_flags_are_the_familys(family, checkpoint):
+    model = family.load_model(checkpoint, **family.flags)
+    a = family.count_parameters(model)
+    family.set_trainable(model, **family.flags)
+    assert family.count_parameters(model) == a
+    with pytest.raises(InputError, match="has no flag tune_nothing"):
+        family.set_trainable(model, tune_nothing=True)
+
+
+def test_every_parameter_belongs_to_a_part(family, checkpoint):
+    *parts, total = family.count_parameters(family.load_model(checkpoint)).values()
+    assert tuple(map(sum, zip(*parts))) == total
+
+
+def test_weight_decay_spares_norms_and_biases(family, checkpoint):
+    model = family.load_model(checkpoint)
+    decayed = set(family.decayed(model))
+    assert decayed <= {n for n, _ in model.named_parameters()}
+    for name, module in model.named_modules():
+        own = {f"{name}.{n}" for n, _ in module.named_parameters(recurse=False)}
+        if isinstance(module, torch.nn.LayerNorm): assert not own & decayed, name
+        if isinstance(module, torch.nn.Linear):
+            assert own & decayed == own - {f"{name}.bias"}, name
+
+
+# ---------------------------------------------------------------- answers
+def test_a_policy_in_a_fresh_process(family, checkpoint, batch, sample, tmp_path):
+    "A trained model answers from its checkpoint, in another process, as it does in memory."
+    model, processor = family.load_model(checkpoint), family.load_processor(checkpoint)
+    ten_steps(model, batch)
+    family.save(tmp_path, model, processor)
+    command = [sys.executable, HERE / "ask.py", tmp_path, sample.data.path, tmp_path / "answer.npz"]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        list(map(str, command)), env=os.environ | dict(PYTHONPATH=paths), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    steps = sample.data.steps(0, [0, 20, 40], sample.robot)
+    shape = family.chunk_shape(model.config)
+    noise = np.random.default_rng(7).standard_normal(shape, np.float32)
+    asked = processor.collate([processor(s, TAG) for s in steps])
+    noise = torch.from_numpy(noise).expand(len(steps), *shape)
+    chunk = model.eval().get_action(asked, noise=noise)["action_pred"]
+    state = lambda k: np.stack([s[f"state.{k}"] for s in steps])
+    states = {k: state(k) for k in sample.robot["state"].modality_keys}
+    expected = processor.decode_action(chunk.numpy(), TAG, states)
+    answer = np.load(tmp_path / "answer.npz")
+    assert set(answer) == set(expected)
+    for group, a in expected.items(): assert np.array_equal(answer[group], a), group
+
+
+def test_several_answers_are_each_what_they_are_alone(policy, sample):
+    noise = np.stack([policy.draw_noise(seed) for seed in range(3)])[:, None]
+    together = policy.predict(sample.steps[:2], noise)
+    for i, one in enumerate(noise[:, 0]):
+        for group, a in policy.predict(sample.steps[:2], one).items():
+            assert together[group].shape == (3, *a.shape)
+            assert np.abs(together[group][i] - a).max() <= 1e-4 * max(1, np.abs(a).max())
+
+
+def test_open_loop(policy, sample):
+    result = evaluate_open_loop(policy, sample.data, [0], steps=40, progress=False)
+    assert np.isfinite([result.mse, result.mae]).all() and "all" in repr(result)
+    chunks = result.episodes[0].chunks
+    assert chunks.shape[1] <= policy.family.chunk_shape(policy.model.config)[0]
+
+
+def test_viewers(policy, sample, tmp_path):
+    predictions = Predictions(policy, sample.data, samples=2)
+    figure = plot_prediction(predictions, episode=0, step=20, strip=False)
+    assert save_figure(figure, tmp_path / "prediction.png").stat().st_size > 20_000
+
+
+# ---------------------------------------------------------------- capabilities
+def test_every_declared_capability_has_a_test():
+    declared = set().union(*(f.capabilities for f in families()))
+    assert declared <= set(TESTS) and set(TESTS) == set(CAPABILITIES)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_capability(capability, family, checkpoint, sample, tmp_path):
+    if capability in family.capabilities: TESTS[capability](family, checkpoint, sample, tmp_path)
+    else:
+        with pytest.raises(InputError, match=f"has no {capability}"): family.require(capability)
+
+
+def test_padding(family, checkpoint, sample, tmp_path):
+    if "padding_matters" in family.capabilities: return  # has its test
+    padding_does_not_matter(family, checkpoint, sample, tmp_path)
+
+
+def test_switches_ask_for_their_capability(family, checkpoint):
+    model = family.load_model(checkpoint)
+    for capability, use in dict(
+        dropout=lambda: family.set_dropout(model, 0.1),
+        embodiment_rows=lambda: family.train_rows(model, [10]),
+        gradient_checkpointing=lambda: family.recompute(model),
+    ).items():
+        if capability in family.capabilities: use()
+        else:
+            with pytest.raises(InputError, match=f"has no {capability}"): use()
+
+
+def test_no_test_names_a_family():
+    "The dummy's own files may; what is tested of all is tested of none in particular."
+    names = {w for f in families() if f is not DUMMY for w in (f.name, f.model_type, f.tiny_name)}
+    for file in HERE.glob("*.py"):
+        assert not [w for w in names if w in file.read_text()], file.name

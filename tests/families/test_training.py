@@ -1,0 +1,78 @@
+"What fine-tuning promises for every family: processes, and where a run was stopped, leave no trace."
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from batches import ROOT
+
+from gr00t_nb.model.checkpoints import read_tensors, stored_tensors, weight_files
+
+HERE = Path(__file__).resolve().parent
+STEPS = 8
+
+
+def train(family, output: Path, *more, processes: int = 1) -> dict[int, float]:
+    "Fine-tunes the family's tiny model on the sample; gives the loss of each step."
+    python = [sys.executable]
+    if processes > 1:
+        python = [Path(sys.executable).parent / "torchrun", f"--nproc_per_node={processes}"]
+    every = [f"--{f.replace('_', '-')}" for f, v in family.flags.items() if v is False]
+    command = [
+        *python,
+        HERE / "train.py",
+        *more,
+        *("--base-model-path", family.tiny_name),
+        *("--dataset-path", "data_samples/cube_to_bowl"),
+        *("--embodiment-tag", "NEW_EMBODIMENT"),
+        *("--modality-config-path", "data_samples/cube_to_bowl_config.py"),
+        *every,
+        *("--max-steps", STEPS, "--save-steps", STEPS // 2, "--logging-steps", 1),
+        *("--global-batch-size", 8, "--learning-rate", 1e-3, "--dataloader-num-workers", 0),
+        *("--output-dir", output),
+    ]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=paths),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return {r["step"]: r["loss"] for r in log}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for f in weight_files(folder) for k, v in read_tensors(stored_tensors(f))}
+
+
+def without_dropout(family) -> list:
+    return ["--dropout", 0] if "dropout" in family.capabilities else []
+
+
+def test_two_processes_train_as_one(family, tmp_path):
+    "In float64: losses within 1e-6, weights within 1e-9, each in its own scale."
+    options = ["--double", *without_dropout(family)]
+    one = train(family, tmp_path / "one", *options)
+    two = train(family, tmp_path / "two", *options, processes=2)
+    assert set(one) == set(two) == set(range(1, STEPS + 1))
+    for step, loss in one.items(): assert abs(loss - two[step]) <= 1e-6 * loss, step
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert set(a) == set(b) and {v.dtype for v in a.values()} == {torch.float64}
+    for name, v in a.items():
+        assert (v - b[name]).abs().max() <= 1e-9 * max(1, v.abs().max()), name
+
+
+def test_a_resumed_run_is_the_run_to_the_bit(family, tmp_path):
+    once = train(family, tmp_path / "run")
+    expected = weights(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / f"checkpoint-{STEPS}")
+    again = train(family, tmp_path / "run")
+    assert again == once
+    for name, v in weights(tmp_path / "run").items(): assert torch.equal(v, expected[name]), name

@@ -1,0 +1,25 @@
+"""Fine-tune in a process of its own, with the dummy known: python train.py [--double] ARGUMENTS of scripts/finetune.py
+
+With --double the model computes in float64: what is left between two ways of summing is then
+far below what a difference in data, noise or schedule makes.
+"""
+import sys
+
+from dummy import DUMMY
+
+from gr00t_nb.families.registry import families, register
+from gr00t_nb.training.finetune import main
+
+
+def in_double(family):
+    "The family loads its models in float64."
+    load = family.load_model
+    family.load_model = lambda *args, **kwargs: load(*args, **kwargs).double()
+
+
+if __name__ == "__main__":
+    register(DUMMY)
+    if "--double" in sys.argv:
+        sys.argv.remove("--double")
+        for family in families(): in_double(family)
+    main()
