@@ -1,12 +1,13 @@
-"""The trained policy that notebooks look at: the demo's where it lies, else a short one that is trained once for all of them.
+"""The trained policy that notebooks look at: the demo's where it lies, else one trained for all of them.
 
-A notebook takes it over in a hidden cell, `%run ../_shared_policy.py`, and asks for it where its story needs one:
+A notebook runs this file in a hidden cell, `%run ../_shared_policy.py`, and asks:
 
-    run = shared_policy()                                                # folder of a finished run, not to be written into
+    run = shared_policy()                                # folder of a finished run, not to be written into
     policy = Gr00tPolicy("NEW_EMBODIMENT", run, device="cpu")
-    early, *_, late = sorted(run.glob("checkpoint-*"))                   # at least two checkpoints, the first and the last
+    early, *_, late = sorted(run.glob("checkpoint-*"))   # at least two checkpoints, the first and the last
 
-The run is fine-tuned on data_samples/cube_to_bowl as `make demo` does it, with four episodes held out. This file is not part of the package.
+The run is fine-tuned on data_samples/cube_to_bowl as `make demo` does it, with four episodes held
+out. This file is not part of the package.
 """
 import hashlib
 import os
@@ -22,7 +23,7 @@ SHARED_FLAGS = (
     " --val-fraction 0.1 --global-batch-size 32 --max-steps 60 --learning-rate 1e-3"
     " --dataloader-num-workers 0 --frame-cache --save-steps 20 --logging-steps 5"
 )  # a minute and a quarter on two cores
-AFTER_TRAINING = ("plots", "policy", "evaluation", "serving", "simulators", "viz")
+NOT_TRAINING = ("_modidx.py", "evaluation", "serving", "simulators", "viz")
 
 
 def _finished(run: Path) -> bool:
@@ -32,7 +33,8 @@ def _finished(run: Path) -> bool:
 def _sources_key(root: Path) -> str:
     "A name for what the training does: it changes with the flags and with the sources that training uses."
     package = root / "gr00t_nb"
-    files = [f for f in package.rglob("*.py") if f.relative_to(package).parts[0] not in AFTER_TRAINING]
+    floor = lambda file: file.relative_to(package).parts[0]
+    files = [f for f in package.rglob("*.py") if floor(f) not in NOT_TRAINING]
     digest = hashlib.sha256(SHARED_FLAGS.encode())
     for f in sorted([*files, root / "data_samples/cube_to_bowl_config.py"]):
         digest.update(str(f.relative_to(root)).encode() + f.read_bytes())
@@ -60,5 +62,6 @@ def shared_policy(
                 text=True,
             )
             if done.returncode:
-                raise RuntimeError(f"The shared policy could not be trained:\n{done.stderr[-3000:]}")
+                end = done.stderr[-3000:]
+                raise RuntimeError(f"The shared policy could not be trained:\n{end}")
     return run
