@@ -1,4 +1,7 @@
-"The viewer of predictions on a real humanoid's data set: 29 dimensions in five groups, one camera, instructions that are not spotless."
+"""The viewer of predictions on a real humanoid's data set.
+
+It has 29 dimensions in five groups, one camera, and instructions that are not spotless.
+"""
 from pathlib import Path
 
 import numpy as np
@@ -27,58 +30,49 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory) -> Gr00tPolicy:
     "A policy of the small size with random weights, which knows the humanoid's groups and statistics."
-    folder, base, config = (
-        tmp_path_factory.mktemp("gr1"),
-        resolve_base_model("tiny"),
-        MODALITY_CONFIGS["gr1"],
-    )
-    processor = Gr00tProcessor.from_pretrained(base)
+    folder, base = tmp_path_factory.mktemp("gr1"), resolve_base_model("tiny")
+    config, processor = MODALITY_CONFIGS["gr1"], Gr00tProcessor.from_pretrained(base)
     processor.set_embodiment("gr1", config, embodiment_statistics(LeRobotDataset(DATASET), config))
     processor.save_pretrained(folder)
     Gr00tN1d6.from_pretrained(base).save_pretrained(folder)
     return Gr00tPolicy("GR1", folder, device="cpu")
 
 
-def test_many_dimensions(policy, tmp_path):
+@pytest.fixture
+def viewer(policy):
     ds = LeRobotDataset(DATASET)
-    viewer = PredictionViewer(
+    shown = PredictionViewer(
         {"random weights": policy}, ds, episode=2, step=100, samples=2, survey=False
     )
-    p = viewer.predictions
-    assert p.width == 29 and list(p.columns) == [
-        "left_arm",
-        "right_arm",
-        "left_hand",
-        "right_hand",
-        "waist",
-    ]
+    yield shown
+    shown.cameras.store.close()
+
+
+def test_many_dimensions(viewer):
+    p, chosen = viewer.predictions, viewer.chosen
+    groups = ["left_arm", "right_arm", "left_hand", "right_hand", "waist"]
+    assert p.width == 29 and list(p.columns) == groups
     reach = np.ptp(p.truth(2), axis=0)
-    assert len(viewer.chosen) == 12 and min(reach[viewer.chosen]) >= np.sort(reach)[-12]  # those that move most
-    assert (
-        viewer.which.value == "moving most" and viewer.prompt.value == p.instruction(2, 100) != ""
-    )
+    assert len(chosen) == 12 and min(reach[chosen]) >= np.sort(reach)[-12]  # those that move most
+    assert viewer.which.value == "moving most"
+    assert viewer.prompt.value == p.instruction(2, 100) != ""
     viewer.which.value = "waist"
-    assert [a.get_title(loc="left") for a in viewer._fan.fan.axes] == [
-        n for n in p.names() if n.startswith("waist")
-    ] and len(viewer.chosen) == 3
+    waist = [n for n in p.names() if n.startswith("waist")]
+    assert [a.get_title(loc="left") for a in viewer._fan.fan.axes] == waist
+    assert len(viewer.chosen) == 3
     viewer.episode.value = 4
-    assert (
-        viewer.length == ds.length(4) and viewer.facts.value.count("error") == 2
-    )  # of the policy, and of holding the state
+    assert viewer.length == LeRobotDataset(DATASET).length(4)
+    assert viewer.facts.value.count("error") == 2  # of the policy, and of holding the state
+
+
+def test_survey(policy, tmp_path):
+    p = Predictions({"random weights": policy}, LeRobotDataset(DATASET), samples=2)
     list(p.survey(4, stride=100))
-    assert np.isfinite(p.errors("random weights", 4)).sum() == len(
-        range(0, ds.length(4), 100)
-    ) + 1 * (0 not in range(0, ds.length(4), 100))
-    assert np.nanmean(p.errors("random weights", 4)) > np.nanmean(
-        p.errors(HOLD, 4)
-    )  # random weights are worse than holding still
-    assert (
-        save_figure(plot_prediction(p, 4, 100, dims="right_arm", strip=False), tmp_path / "gr1.png")
-        .stat()
-        .st_size
-        > 20_000
-    )
-    viewer.cameras.store.close()
+    error = p.errors("random weights", 4)
+    assert np.isfinite(error).sum() == len(range(0, p.dataset.length(4), 100))
+    assert np.nanmean(error) > np.nanmean(p.errors(HOLD, 4))  # random weights are worse than holding still
+    page = plot_prediction(p, 4, 100, dims="right_arm", strip=False)
+    assert save_figure(page, tmp_path / "gr1.png").stat().st_size > 20_000
 
 
 def test_another_robot_is_refused(policy):
@@ -86,5 +80,5 @@ def test_another_robot_is_refused(policy):
         Predictions(policy, ROOT / "data_samples" / "cube_to_bowl")
     lines = str(refused.value).splitlines()
     assert "does not fit" in lines[0] and all(w in lines[0] for w in ("video", "state", "action"))
-    row = next(l for l in lines if "left_arm (7)" in l)
-    assert row.split() == ["state", "!", "left_arm", "(7)", "single_arm", "(6)"]  # what is wanted, beside what there is
+    row = next(line for line in lines if "left_arm (7)" in line).split()
+    assert row == ["state", "!", "left_arm", "(7)", "single_arm", "(6)"]  # wanted, beside what there is

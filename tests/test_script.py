@@ -271,7 +271,7 @@ def test_without_a_bad_episode(tmp_path):
         ), bad.stderr
 
     from gr00t_nb.data.lerobot import LeRobotDataset
-    from gr00t_nb.evaluation.open_loop import held_out_episodes
+    from gr00t_nb.evaluation.asking import held_out_episodes
     whole, without = LeRobotDataset(data), LeRobotDataset(data, exclude_episodes=[0, 17])
     assert (
         [whole.episodes[i].index for i in held_out_episodes(out)]
