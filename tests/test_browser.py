@@ -1,7 +1,11 @@
-"""What a user sees: JupyterLab in a real browser, where notebooks are run, sliders moved and pictures looked at; and the site, opened from disk.
+"""What a user sees: JupyterLab in a real browser, where notebooks are run, sliders moved and pictures
+looked at; and the site, opened from disk.
 
-JupyterLab runs on a free port of this machine, with a token, in a copy of the notebooks and the sample data, and with settings, cache and runtime files of its own.
-Screenshots go to outputs/screenshots/. Without Chromium or Playwright the tests are skipped; with GR00T_NB_BROWSER=required, as CI sets it, they fail instead.
+JupyterLab runs on a free port of this machine, with a token, in a copy of the notebooks and the
+sample data, and with settings, cache and runtime files of its own. Screenshots go to
+outputs/screenshots/.
+Without Chromium or Playwright the tests are skipped; with GR00T_NB_BROWSER=required, as CI sets it,
+they fail instead.
 """
 import json
 import os
@@ -72,19 +76,22 @@ class Lab:
         file.write_text(json.dumps(values))
 
 
-@pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory):
-    home = tmp_path_factory.mktemp("lab")
+def copy_of_the_kit(home: Path) -> Path:
+    "The folders that notebooks need, so that running them changes nothing here."
     kit = home / "kit"
     skip = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     for name in ("nbs", "data_samples", "gr00t_nb", "scripts", "docs"):
         shutil.copytree(ROOT / name, kit / name, ignore=skip)
     shutil.copy(ROOT / "settings.ini", kit)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    token = secrets.token_hex(16)
-    own = {f"JUPYTER_{k}_DIR": str(home / k.lower()) for k in ("CONFIG", "DATA", "RUNTIME")} | dict(
+    if (ROOT / "outputs/demo").exists():  # else notebooks train a policy of their own
+        shutil.copytree(ROOT / "outputs/demo", kit / "outputs/demo")
+    return kit
+
+
+def environment(home: Path, kit: Path, token: str) -> dict[str, str]:
+    "Folders of its own for all that JupyterLab writes."
+    own = {f"JUPYTER_{k}_DIR": str(home / k.lower()) for k in ("CONFIG", "DATA", "RUNTIME")}
+    return own | dict(
         JUPYTERLAB_SETTINGS_DIR=str(home / "settings"),
         JUPYTERLAB_WORKSPACES_DIR=str(home / "workspaces"),
         IPYTHONDIR=str(home / "ipython"),
@@ -96,42 +103,45 @@ def lab(browser, tmp_path_factory):
         HF_HUB_OFFLINE="1",
         WANDB_MODE="disabled",
     )
-    lab = Lab(f"http://127.0.0.1:{port}", kit, home / "settings")
-    lab.set(
-        "@jupyterlab/apputils-extension:notification", fetchNews="false", checkForUpdates=False
-    )  # asks the network otherwise
-    lab.set(
-        "@jupyterlab/notebook-extension:tracker", windowingMode="none"
-    )  # every cell is in the page, not only what is scrolled to
-    with open(home / "log", "w") as log:
-        server = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "jupyterlab",
-                "--no-browser",
-                "--allow-root",
-                "--ServerApp.ip=127.0.0.1",
-                f"--ServerApp.port={port}",
-                "--ServerApp.port_retries=0",
-                f"--ServerApp.root_dir={kit}",
-                "--LabApp.extension_manager=readonly",
-            ],
-            cwd=kit,
-            env=os.environ | own,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for_server(server: subprocess.Popen, url: str, log: Path):
+    "Until it answers; its log where it does not."
+    for _ in range(300):
+        if server.poll() is not None:
+            raise RuntimeError("JupyterLab ended: " + log.read_text()[-2000:])
         try:
-            for _ in range(300):
-                if server.poll() is not None:
-                    raise RuntimeError("JupyterLab ended: " + (home / "log").read_text()[-2000:])
-                try:
-                    urllib.request.urlopen(f"{lab.url}/api?token={token}", timeout=2)
-                    break
-                except OSError:
-                    time.sleep(0.2)
-            else: raise RuntimeError("JupyterLab does not answer: " + (home / "log").read_text()[-2000:])
+            urllib.request.urlopen(url, timeout=2)
+            return
+        except OSError: time.sleep(0.2)
+    raise RuntimeError("JupyterLab does not answer: " + log.read_text()[-2000:])
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):
+    home = tmp_path_factory.mktemp("lab")
+    kit, port, token = copy_of_the_kit(home), free_port(), secrets.token_hex(16)
+    lab = Lab(f"http://127.0.0.1:{port}", kit, home / "settings")
+    # it asks the network otherwise
+    quiet = dict(fetchNews="false", checkForUpdates=False)
+    lab.set("@jupyterlab/apputils-extension:notification", **quiet)
+    # every cell is in the page, not only what is scrolled to
+    lab.set("@jupyterlab/notebook-extension:tracker", windowingMode="none")
+    options = f"""--no-browser --allow-root --ServerApp.ip=127.0.0.1 --ServerApp.port={port}
+        --ServerApp.port_retries=0 --ServerApp.root_dir={kit} --LabApp.extension_manager=readonly"""
+    command = [sys.executable, "-m", "jupyterlab", *options.split()]
+    env = os.environ | environment(home, kit, token)
+    with open(home / "log", "w") as log:
+        streams = dict(stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, cwd=kit, env=env, **streams)
+        try:
+            wait_for_server(server, f"{lab.url}/api?token={token}", home / "log")
             lab.context = browser.new_context(viewport=WINDOW)
             lab.context.request.get(f"{lab.url}/lab?token={token}")  # signs in by a cookie
             yield lab
@@ -142,30 +152,45 @@ def lab(browser, tmp_path_factory):
             except subprocess.TimeoutExpired: server.kill()
 
 
+DONE = """() => {
+    const all = selector => [...document.querySelectorAll(selector)];
+    const full = c => c.querySelector('.cm-content')?.textContent.trim();
+    const cells = all('.jp-Notebook .jp-CodeCell').filter(full);
+    const indicator = document.querySelector('.jp-Notebook-ExecutionIndicator');
+    const errors = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]';
+    const failed = all(errors).some(o => /^Traceback|Traceback \\(most/m.test(o.textContent));
+    const ran = c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent);
+    return cells.length && indicator?.dataset.status === 'idle' && (failed || cells.every(ran));
+}"""
+
+WIDGET_FAULT = (
+    "Error (displaying|creating|rendering)|Model not found|Failed to load model|Loading widget"
+)
+
+
 class Notebook:
     "A notebook that is open in JupyterLab, and what the browser complained of."
 
     def __init__(self, lab: Lab, path: str):
         self.lab, self.path, self.complaints = lab, path, []
         self.page = page = lab.context.new_page()
-        page.on(
-            "console",
-            lambda m: m.type == "error"
-            and not any(re.search(b, m.text) for b in BENIGN)
-            and self.complaints.append(f"console: {m.text} ({m.location.get('url')})"),
-        )
+        page.on("console", self.hear)
         page.on("pageerror", lambda e: self.complaints.append(f"exception: {e}"))
-        page.on(
-            "request",
-            lambda r: r.url.startswith("http")
-            and not r.url.startswith(lab.url)
-            and self.complaints.append(f"asks {r.url}"),
-        )
+        page.on("request", self.watch)
         page.goto(f"{lab.url}/lab/tree/{path}?reset")
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(
-            timeout=60_000
-        )
+        idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first
+        idle.wait_for(timeout=60_000)
         page.locator(".jp-StatusBar-Widget", has_text="| Idle").wait_for(timeout=60_000)
+
+    def hear(self, message):
+        "Keeps what the console calls an error."
+        if message.type != "error" or any(re.search(b, message.text) for b in BENIGN): return
+        self.complaints.append(f"console: {message.text} ({message.location.get('url')})")
+
+    def watch(self, request):
+        "Keeps what is asked of other machines."
+        if request.url.startswith("http") and not request.url.startswith(self.lab.url):
+            self.complaints.append(f"asks {request.url}")
 
     def menu(self, *entries: str):
         "Clicks through the menu bar, as a user does."
@@ -187,14 +212,8 @@ class Notebook:
                 break
             except Exception:
                 pass
-        done = """() => {
-            const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(c => c.querySelector('.cm-content')?.textContent.trim());
-            const idle = document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle';
-            const failed = [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')].some(o => /^Traceback|Traceback \\(most/m.test(o.textContent));
-            return cells.length && idle && (failed || cells.every(c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent)));
-        }"""
         try:
-            self.page.wait_for_function(done, timeout=seconds * 1000, polling=200)
+            self.page.wait_for_function(DONE, timeout=seconds * 1000, polling=200)
         except Exception:
             self.shot(f"{Path(self.path).stem}-timeout")
             raise AssertionError(
@@ -215,24 +234,12 @@ class Notebook:
 
     def faults(self) -> list[str]:
         "What is wrong on the page: error outputs, widgets that did not come up, complaints of the browser."
-        wrong = [
-            e[:2000]
-            for e in self.outputs("application/vnd.jupyter.stderr").all_inner_texts()
-            if "Traceback (most recent call last)" in e
-        ]  # how JupyterLab shows an error
-        wrong += ["an empty red box"] * sum(
-            not e.strip() for e in self.outputs("application/vnd.jupyter.stderr").all_inner_texts()
-        )
-        wrong += [
-            t
-            for t in self.page.locator(".jp-OutputArea-output").all_inner_texts()
-            if re.search(
-                r"Error (displaying|creating|rendering)|Model not found|Failed to load"
-                r" model|Loading widget",
-                t,
-            )
-        ]
-        return wrong + self.complaints
+        errors = self.outputs("application/vnd.jupyter.stderr").all_inner_texts()
+        # how JupyterLab shows an error
+        wrong = [e[:2000] for e in errors if "Traceback (most recent call last)" in e]
+        wrong += ["an empty red box" for e in errors if not e.strip()]
+        texts = self.page.locator(".jp-OutputArea-output").all_inner_texts()
+        return wrong + [t for t in texts if re.search(WIDGET_FAULT, t)] + self.complaints
 
     def shot(self, name: str, whole: bool = False):
         "A screenshot of the window; `whole`: of everything below it as well."
@@ -282,14 +289,21 @@ def opened(lab):
 
 
 # ---------------------------------------------------------------- what a viewer must be
-# A picture that is shown while it is replaced has no pixels for a moment: waiting and reading happen in one call, between two of the page's own steps.
+# A picture that is shown while it is replaced has no pixels for a moment: waiting and reading happen
+# in one call, between two of the page's own steps.
 PIXELS = """async img => {
     for (const end = performance.now() + 10000; !(img.complete && img.naturalWidth);) {
-        if (performance.now() > end) throw new Error('the picture has not loaded within 10 seconds');
+        if (performance.now() > end) throw new Error('the picture has not loaded in 10 seconds');
         await new Promise(r => setTimeout(r, 20));
     }
-    const c = document.createElement('canvas'); c.width = img.naturalWidth; c.height = img.naturalHeight;
-    const x = c.getContext('2d'); x.drawImage(img, 0, 0); return x.getImageData(0, 0, c.width, c.height).data.reduce((h, v) => (h * 31 + v) | 0, c.width); }"""
+    const c = document.createElement('canvas');
+    c.width = img.naturalWidth;
+    c.height = img.naturalHeight;
+    const x = c.getContext('2d');
+    x.drawImage(img, 0, 0);
+    const data = x.getImageData(0, 0, c.width, c.height).data;
+    return data.reduce((h, v) => (h * 31 + v) | 0, c.width);
+}"""
 
 
 def pixels(img) -> int:
@@ -307,7 +321,7 @@ def wait_for_other(img, before: int, seconds: float = 30) -> int:
 
 
 def settled(img, seconds: float = 30) -> int:
-    "Waits until the picture has been the same for 0.8 seconds, as the last answer to a slider that was dragged may come late; what it shows then."
+    "What the picture shows once it has been the same for 0.8 seconds: a dragged slider's last answer may come late."
     end, now = time.monotonic() + seconds, pixels(img)
     while time.monotonic() < end:
         img.page.wait_for_timeout(800)
@@ -326,44 +340,68 @@ def wait_until(page, true, what: str, seconds: float = 20):
 
 def drag(slider, to: float):
     "Drags a slider's handle to a part of its length, with the mouse."
-    track, handle = (
-        slider.locator(".noUi-base").bounding_box(),
-        slider.locator(".noUi-handle").first.bounding_box(),
-    )
+    track = slider.locator(".noUi-base").bounding_box()
+    handle = slider.locator(".noUi-handle").first.bounding_box()
+    middle = handle["y"] + handle["height"] / 2
     mouse = slider.page.mouse
-    mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+    mouse.move(handle["x"] + handle["width"] / 2, middle)
     mouse.down()
-    mouse.move(track["x"] + track["width"] * to, handle["y"] + handle["height"] / 2, steps=8)
+    mouse.move(track["x"] + track["width"] * to, middle, steps=8)
     mouse.up()
 
 
+TOO_FAR = """w => {
+    const place = w.closest('.jp-OutputArea-output').getBoundingClientRect();
+    const end = Math.min(innerWidth, place.right) + 1;
+    const box = e => e.getBoundingClientRect();
+    const beyond = e => box(e).width && box(e).height && box(e).right > end;
+    const name = e => `${e.tagName} ${e.getAttribute('class')}`;
+    const at = e => Math.round(box(e).right);
+    const said = e => `${name(e)}: ends at ${at(e)}, its place at ${Math.round(end)}`;
+    return [w, ...w.querySelectorAll('*')].filter(beyond).map(said);
+}"""
+
+
 def fits(widget):
-    "Nothing of the widget reaches beyond its place in a window of 1280 pixels: nothing is cut off, nothing must be scrolled sideways."
-    far = widget.evaluate("""w => { const end = Math.min(innerWidth, w.closest('.jp-OutputArea-output').getBoundingClientRect().right) + 1;
-        return [w, ...w.querySelectorAll('*')].filter(e => { const r = e.getBoundingClientRect(); return r.width && r.height && r.right > end; })
-            .map(e => `${e.tagName} ${e.getAttribute('class')}: ends at ${Math.round(e.getBoundingClientRect().right)}, its place at ${Math.round(end)}`); }""")
+    "Nothing of the widget is cut off, and nothing must be scrolled sideways, in a window of 1280 pixels."
+    far = widget.evaluate(TOO_FAR)
     assert not far, far[:5]
 
 
 CONTRAST = """root => {
     const rgb = s => (s.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-    const light = c => { const [r, g, b] = c.map(v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-    const ground = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0.5) return c; } return [255, 255, 255]; };
+    const linear = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const light = c => {
+        const [r, g, b] = c.map(linear);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ground = e => {
+        for (; e; e = e.parentElement) {
+            const c = rgb(getComputedStyle(e).backgroundColor);
+            if (c.length < 4 || c[3] > 0.5) return c;
+        }
+        return [255, 255, 255];
+    };
+    const seen = {opacityProperty: true, visibilityProperty: true};
+    const silent = /^(STYLE|SCRIPT|TITLE|OPTION)$/;
+    const off = '[disabled], .jupyter-widgets-disconnected';
     const poor = [];
     const walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
     while (walk.nextNode()) {
         const e = walk.currentNode.parentElement, text = walk.currentNode.textContent.trim();
-        if (!text || /^(STYLE|SCRIPT|TITLE|OPTION)$/.test(e.tagName) || !e.checkVisibility({opacityProperty: true, visibilityProperty: true}) || e.closest('[disabled], .jupyter-widgets-disconnected')) continue;
-        const a = light(rgb(getComputedStyle(e).color).slice(0, 3)), b = light(ground(e).slice(0, 3));
+        if (!text || silent.test(e.tagName) || !e.checkVisibility(seen) || e.closest(off)) continue;
+        const colour = getComputedStyle(e).color;
+        const a = light(rgb(colour).slice(0, 3)), b = light(ground(e).slice(0, 3));
         const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-        if (ratio < (/[\\p{L}\\p{N}]/u.test(text) ? 4.5 : 3)) poor.push(text.slice(0, 60) + ': ' + ratio.toFixed(1) + ' to 1, ' + getComputedStyle(e).color);
+        const least = /[\\p{L}\\p{N}]/u.test(text) ? 4.5 : 3;
+        if (ratio < least) poor.push(`${text.slice(0, 60)}: ${ratio.toFixed(1)} to 1, ${colour}`);
     }
     return poor;
 }"""
 
 
 def is_readable(widget):
-    "Every word in it stands out from its ground by 4.5 to 1, and every sign by 3 to 1, as accessibility guidelines ask."
+    "Words stand out from their ground by 4.5 to 1 and signs by 3 to 1, as accessibility guidelines ask."
     poor = widget.evaluate(CONTRAST)
     assert not poor, poor
 
@@ -371,33 +409,32 @@ def is_readable(widget):
 # ---------------------------------------------------------------- the tests
 SLIDER = """import io, numpy as np, ipywidgets as w
 from PIL import Image
-def png(k): f = io.BytesIO(); Image.fromarray(np.full((40, 60, 3), 7 * k, np.uint8)).save(f, "png"); return f.getvalue()
+def png(k):
+    f = io.BytesIO()
+    Image.fromarray(np.full((40, 60, 3), 7 * k, np.uint8)).save(f, "png")
+    return f.getvalue()
 slider, picture = w.IntSlider(0, 0, 30, description="step"), w.Image(value=png(0))
 slider.observe(lambda c: setattr(picture, "value", png(c.new)), "value")
 w.VBox([slider, picture])"""
 
+BROKEN = """from IPython.display import HTML, display
+display(HTML('<img src=/nothing.png>'))
+import ipywidgets as w
+display(w.HTML('<div style="width: 3000px; background: white; color: #ccc">pale</div>'))
+1/0"""
+
+
+def write(lab: Lab, name: str, *cells: str):
+    "A notebook of these cells."
+    kernel = dict(display_name="python3", language="python", name="python3")
+    nb = new_notebook(cells=[new_code_cell(c) for c in cells], metadata=dict(kernelspec=kernel))
+    (lab.kit / f"nbs/{name}.ipynb").write_text(json.dumps(nb))
+
 
 def test_the_harness_sees_what_it_must(lab, opened):
-    "A test of the tests: a picture that follows a slider is seen to change, one that does not is not, and errors are found."
-    def write(name, *cells):
-        (lab.kit / f"nbs/{name}.ipynb").write_text(
-            json.dumps(
-                new_notebook(
-                    cells=[new_code_cell(c) for c in cells],
-                    metadata=dict(
-                        kernelspec=dict(display_name="python3", language="python", name="python3")
-                    ),
-                )
-            )
-        )
-    write("sound", SLIDER)
-    write(
-        "broken",
-        "from IPython.display import HTML, display\ndisplay(HTML('<img src=/nothing.png>'))\nimport"
-        " ipywidgets as w\ndisplay(w.HTML('<div style=\"width: 3000px; background: white; color:"
-        " #ccc\">pale</div>'))\n1/0",
-        "2",
-    )
+    "A test of the tests: a picture that follows is seen to change, one that does not is not; errors are found."
+    write(lab, "sound", SLIDER)
+    write(lab, "broken", BROKEN, "2")
     nb = opened("nbs/sound.ipynb").run_all()
     v = nb.viewer("img")
     before = pixels(v.locator("img"))
@@ -419,7 +456,7 @@ def test_the_harness_sees_what_it_must(lab, opened):
 
 
 def look(nb: Notebook, viewer, name: str):
-    "What every viewer must be: as wide as its place, readable in a light and in a dark theme; with a screenshot of each."
+    "What every viewer must be: as wide as its place, readable in light and dark; with screenshots."
     SHOTS.mkdir(parents=True, exist_ok=True)
     for theme in ("Light", "Dark"):
         nb.theme(f"JupyterLab {theme}")
@@ -444,13 +481,12 @@ def test_a_tutorial_from_end_to_end(opened):
 
 
 def test_episodes_are_watched(opened):
-    "In the tutorial: the slider is dragged, a step is clicked, the episode plays by itself, another one is opened; each time the camera shows another picture."
+    "A slider is dragged, a step clicked, an episode played, another opened: each time the camera changes."
     nb = opened("nbs/tutorials/10_look_at_your_data.ipynb").run_all()
     assert not nb.faults()
     viewer = nb.viewer(".widget-slider")
-    camera, clock = viewer.locator("img:not(.gr00t-figure)").first, viewer.get_by_text(
-        re.compile(r"step \d+ of \d+")
-    )
+    camera = viewer.locator("img:not(.gr00t-figure)").first
+    clock = viewer.get_by_text(re.compile(r"step \d+ of \d+"))
     first = pixels(camera)
     drag(viewer.locator(".widget-slider"), 0.6)
     wait_for_other(camera, first)
@@ -460,9 +496,7 @@ def test_episodes_are_watched(opened):
     viewer.locator("button:has(.fa-step-forward)").click()
     wait_for_other(camera, there)
     wait_until(nb.page, lambda: at() == step + 1, f"at step {step + 1}")
-    play, stop = viewer.locator(".widget-play button").first, viewer.locator(
-        ".widget-play button"
-    ).nth(1)
+    play, stop = (viewer.locator(".widget-play button").nth(k) for k in (0, 1))
     now = pixels(camera)
     play.click()
     wait_for_other(camera, now)
@@ -477,95 +511,93 @@ def test_episodes_are_watched(opened):
 
 
 def test_the_notebook_of_the_episode_viewer(opened):
-    nb = opened("nbs/viz/20_episodes.ipynb").run_all()
+    nb = opened("nbs/viz/40_episode_viewer.ipynb").run_all()
     viewer = nb.viewer(".widget-slider")
     words = viewer.inner_text()
     viewer.locator("button:has(.fa-chevron-right)").click()  # on to episodes with faults
     wait_until(nb.page, lambda: viewer.inner_text() != words, "another episode's words")
     settled(viewer.locator("img").first)
-    look(nb, viewer, "20_episodes")
+    look(nb, viewer, "40_episode_viewer")
     nb.page.set_viewport_size(dict(WINDOW, width=900))
     nb.page.wait_for_timeout(500)
     fits(viewer)
-    left, right = (
-        viewer.locator(f"button:has(.fa-chevron-{side})").bounding_box()
-        for side in ("left", "right")
-    )
-    assert (
-        left["y"] == right["y"] and left["x"] < right["x"] and left["width"] >= 36 <= right["width"]
-    )  # the list stays between its arrows, and they are whole
-    nb.shot("20_episodes-window-900")
+    arrow = lambda side: viewer.locator(f"button:has(.fa-chevron-{side})").bounding_box()
+    left, right = arrow("left"), arrow("right")
+    # the list stays between its arrows, and they are whole
+    assert left["y"] == right["y"] and left["x"] < right["x"]
+    assert left["width"] >= 36 <= right["width"]
+    nb.shot("40_episode_viewer-window-900")
     assert not nb.faults()
 
 
 def test_predictions_are_looked_at(opened):
     "The fan follows the slider, and so does the camera."
-    nb = opened("nbs/viz/35_prediction_viewer.ipynb").run_all()
+    nb = opened("nbs/viz/70_prediction_viewer.ipynb").run_all()
     assert not nb.faults()
     viewer = nb.viewer(".widget-slider")
-    camera, fan = (
-        viewer.locator("img:not(.gr00t-figure)").first,
-        viewer.locator("img.gr00t-figure").first,
-    )
+    camera = viewer.locator("img:not(.gr00t-figure)").first
+    fan = viewer.locator("img.gr00t-figure").first
     before, drawn = pixels(camera), pixels(fan)
     drag(viewer.locator(".widget-slider").first, 0.15)
     wait_for_other(camera, before)
     wait_for_other(fan, drawn, seconds=60)  # the policy is asked
-    look(nb, viewer, "35_prediction_viewer")
+    look(nb, viewer, "70_prediction_viewer")
     assert not nb.faults()
 
 
 def test_the_training_monitor(opened):
-    nb = opened("nbs/viz/40_monitor.ipynb").run_all()
+    nb = opened("nbs/viz/80_monitor.ipynb").run_all()
     assert not nb.faults()
     viewer = nb.viewer(".widget-slider", -1)  # two runs beside each other
     curves = viewer.locator("img").first
     before = pixels(curves)
     drag(viewer.locator(".widget-slider").first, 0.1)  # less smoothing: other curves
     wait_for_other(curves, before)
-    look(nb, viewer, "40_monitor")
+    look(nb, viewer, "80_monitor")
     assert not nb.faults()
 
 
 # ---------------------------------------------------------------- the site
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    "The site, built once."
+    folder = tmp_path_factory.mktemp("site") / "site"
+    command = [sys.executable, ROOT / "docs/build.py", "--out", folder]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def page_of(site: Path, module: str) -> Path:
+    "The page of a notebook, by the last part of its name; its number may change."
+    return next(site.rglob(f"*_{module}.html"), site / f"{module}.html")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_site_from_disk(browser, tmp_path_factory, scheme, width):
-    "Pages open without a server and without a network, are no wider than the window, and what is searched is found."
-    site = tmp_path_factory.getbasetemp() / "site"
-    if not site.exists():
-        subprocess.run(
-            [sys.executable, ROOT / "docs/build.py", "--out", site], check=True, capture_output=True
-        )
+def test_the_site_from_disk(browser, site, scheme, width):
+    "Pages open without server and network, are no wider than the window; what is searched is found."
     page = browser.new_page(viewport=dict(width=width, height=844), color_scheme=scheme)
     complaints = []
     page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(m.text))
     page.on("pageerror", lambda e: complaints.append(str(e)))
     page.on("request", lambda r: r.url.startswith("file:") or complaints.append(f"asks {r.url}"))
     SHOTS.mkdir(parents=True, exist_ok=True)
-    for name in (
-        "index",
-        "tutorials/00_first_policy",
-        "model/30_action_head",
-        "checkup/40_checkup",
-        "names",
-    ):
-        page.goto((site / f"{name}.html").as_uri())
-        assert (
-            page.evaluate("document.documentElement.scrollWidth") <= width
-        ), f"{name} is wider than the window"
+    for name in ("index", "first_policy", "action_head", "checkup", "names"):
+        page.goto(page_of(site, name).as_uri())
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{name} is wider than the window"
         assert not (poor := page.evaluate(f"({CONTRAST})(document.body)")), poor
-        page.screenshot(path=SHOTS / f"site-{name.replace('/', '-')}-{width}-{scheme}.png")
-    page.goto((site / "data/00_video.html").as_uri())
+        page.screenshot(path=SHOTS / f"site-{name}-{width}-{scheme}.png")
+    page.goto(page_of(site, "video").as_uri())
     if width < 860: page.locator("label.menu").click()
     else: page.keyboard.press("/")
     page.locator("#search").click()
     page.keyboard.type("flow noise")
     page.locator("#found a").first.wait_for()
     page.screenshot(path=SHOTS / f"site-search-{width}-{scheme}.png")
-    page.locator("#search").fill("open_loop.EpisodeResult".split(".")[1])
+    page.locator("#search").fill("EpisodeResult")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/evaluation/20_open_loop.html#policy.open_loop.EpisodeResult")
+    page.wait_for_url(re.compile(r"_open_loop\.html#.*EpisodeResult$"))
     page.locator("#search").evaluate("e => e.closest('nav').checkVisibility()")
     assert not complaints
     page.close()
