@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr00t_nb.conversion.convert import Recording, WriterV2, to_v3
+from gr00t_nb.conversion.writer import Recording, WriterV2
+from gr00t_nb.conversion.lerobot_v3 import to_v3
 from gr00t_nb.data.info import read_info
 from gr00t_nb.data.layouts_v3 import open_layout
 from gr00t_nb.data.lerobot import LeRobotDataset

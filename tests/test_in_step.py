@@ -144,25 +144,3 @@ def test_live_widgets_are_taken_out(tmp_path):
     before = file.read_bytes()
     strip_widgets(tmp_path)
     assert file.read_bytes() == before
-
-
-def test_nothing_imports_upward():
-    "Floors, ground first; a module imports only from floors below, from its own floor's earlier notebooks, or from viz.plots, which knows arrays only."
-    import re
-    floors = ["errors", "files", "embodiments", "data", "model", "training", "policy", "viz"]
-    order = {}
-    for nb in (ROOT / "nbs").rglob("*.ipynb"):
-        m = re.search(r"#\| default_exp ([\w.]+)", nb.read_text())
-        if m: order[m[1]] = (floors.index(m[1].split(".")[0]), nb.name)
-    for module, place in order.items():
-        text = (ROOT / "gr00t_nb" / (module.replace(".", "/") + ".py")).read_text()
-        depth = module.count(".")
-        for dots, name in re.findall(r"from (\.+)([\w.]+) import", text):
-            base = module.split(".")[: depth + 1 - len(dots)]
-            target = ".".join([*base, name])
-            if target == "viz.plots": continue
-            assert order[target] < place, f"{module} imports {target}, which stands above it"
-            assert {module.split(".")[0], target.split(".")[0]} != {
-                "data",
-                "model",
-            }, f"{module} imports {target}: data and model must not know each other"

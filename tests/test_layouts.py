@@ -13,12 +13,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from gr00t_nb.checkup.checkup import check_dataset
-from gr00t_nb.conversion.convert import to_v2, to_v3
+from gr00t_nb.conversion.lerobot_v2 import to_v2
+from gr00t_nb.conversion.lerobot_v3 import to_v3
 from gr00t_nb.data.language import read_instruction, read_instructions
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.modality import original_key, propose_modality
 from gr00t_nb.data.steps import read_step, read_steps, require_keys
-from gr00t_nb.processing.statistics import dataset_statistics, embodiment_statistics
+from gr00t_nb.processing.statistics import dataset_statistics
+from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 from gr00t_nb.embodiments import ActionConfig, ModalityConfig
 from gr00t_nb.errors import InputError
 

@@ -29,7 +29,7 @@ from gr00t_nb.loading.order import DataSource, GlobalBatches
 from gr00t_nb.loading.samples import StepDataset, sample_generator
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.processing.prompts import train_tokenizer
-from gr00t_nb.processing.statistics import embodiment_statistics
+from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 TAG, EPISODES = "new_embodiment", range(3)

@@ -23,7 +23,7 @@ from gr00t_nb.embodiments import ActionConfig, ModalityConfig
 from gr00t_nb.errors import InputError
 from gr00t_nb.loading.order import DataSource, GlobalBatches, StepOrder, permuted
 from gr00t_nb.loading.samples import StepDataset
-from gr00t_nb.processing.statistics import embodiment_statistics
+from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data_samples" / "cube_to_bowl"
 

@@ -11,7 +11,7 @@ from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
 from gr00t_nb.families.registry import families, register, unregister
 from gr00t_nb.policy.policy import Gr00tPolicy
-from gr00t_nb.processing.statistics import embodiment_statistics
+from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 
 
 @pytest.fixture(scope="package", autouse=True)

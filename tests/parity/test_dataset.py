@@ -8,15 +8,10 @@ from bundles import json_of
 from safetensors.numpy import load_file
 
 from gr00t_nb.data.lerobot import LeRobotDataset
-from gr00t_nb.loading.sampling import (
-    DataSource,
-    OfficialStream,
-    mixture_samples,
-    mixture_schedule,
-    shard_episodes,
-    worker_shards,
-)
-from gr00t_nb.processing.statistics import merge_statistics
+from gr00t_nb.loading.order import DataSource
+from gr00t_nb.loading.official_order import OfficialStream, mixture_samples, mixture_schedule
+from gr00t_nb.loading.official_order import shard_episodes, worker_shards
+from gr00t_nb.data.moments import merge_statistics
 from gr00t_nb.embodiments import ModalityConfig
 from gr00t_nb.errors import InputError
 

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 
 from gr00t_nb.backbones.eagle import patchify, pixel_unshuffle
 from gr00t_nb.model import layers
-from gr00t_nb.families.n1d6 import Gr00tN1d6, Gr00tN1d6Config, decayed_parameter_names
+from gr00t_nb.families.n1d6 import Gr00tN1d6
+from gr00t_nb.families.n1d6_config import Gr00tN1d6Config
+from gr00t_nb.families.family import decayed_parameter_names
 
 FORWARD, GRADIENT, FLOAT32, BF16 = 1e-5, 1e-4, 5e-5, 2e-2
 

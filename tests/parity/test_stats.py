@@ -6,7 +6,8 @@ import pytest
 from bundles import json_of
 
 from gr00t_nb.data.lerobot import LeRobotDataset
-from gr00t_nb.processing.statistics import ENTRIES, dataset_statistics, relative_statistics
+from gr00t_nb.data.moments import ENTRIES
+from gr00t_nb.processing.statistics import dataset_statistics, relative_statistics
 from gr00t_nb.embodiments import ActionConfig, ModalityConfig
 
 

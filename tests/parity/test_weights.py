@@ -12,7 +12,9 @@ from safetensors import safe_open
 from gr00t_nb.errors import InputError
 from gr00t_nb.model.checkpoints import stored_tensors, weight_files
 from gr00t_nb.backbones.eagle import official_eagle_config
-from gr00t_nb.families.n1d6 import Gr00tN1d6, Gr00tN1d6Config, count_parameters
+from gr00t_nb.families.n1d6 import Gr00tN1d6
+from gr00t_nb.families.n1d6_config import Gr00tN1d6Config
+from gr00t_nb.families.family import count_parameters
 
 LM_HEAD = "backbone.model.language_model.lm_head.weight"  # in some files, never used
 POOLING = (  # in all files, never used: official code may mark it trainable

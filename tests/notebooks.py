@@ -1,0 +1,106 @@
+"""Executes notebooks as tests, as nbdev_test does, in an order drawn from a printed seed, and sees that each leaves nothing behind.
+
+    python tests/notebooks.py                              # all of them, two at a time
+    python tests/notebooks.py --seed 7                     # in the order of an earlier run
+    python tests/notebooks.py nbs/data/00_video.ipynb      # one alone
+
+Processes are reused, so what a notebook registers, sets or makes would be seen by the next one, and whether it fails would
+depend on the order. A notebook is refused that leaves matplotlib's settings, a robot, a family, an environment variable, the
+folder, torch's threads, default type or switches other than it found them, or a file in the checkout.
+"""
+import argparse
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FREE = {"IN_TEST", "COLUMNS", "LINES"}  # set by nbdev and IPython
+
+
+def process_state() -> dict:
+    "What a process hands on to the next notebook, of the libraries that are loaded: name -> text."
+    modules = sys.modules
+    state = {f"environment variable {k}": v for k, v in os.environ.items() if k not in FREE}
+    state["folder"] = os.getcwd()
+    if plt := modules.get("matplotlib"):
+        state |= {f"matplotlib's {k}": repr(v) for k, v in plt.rcParams.items() if k not in ("backend", "interactive")}
+    if robots := modules.get("gr00t_nb.embodiments"):
+        state |= {f"robot {k}": repr(v) for k, v in robots.MODALITY_CONFIGS.items()}
+    if registry := modules.get("gr00t_nb.families.registry"):
+        state |= {f"family {f.model_type}": "" for f in registry.families()}
+    if torch := modules.get("torch"):
+        state["torch's threads"] = str(torch.get_num_threads())
+        state["torch's default type"] = str(torch.get_default_dtype())
+        state["torch's deterministic switch"] = str(torch.are_deterministic_algorithms_enabled())
+    return state
+
+
+def loaded():
+    "Loads what `process_state` looks at, so that the first notebook is compared with a fresh process."
+    import matplotlib
+    import torch
+    import gr00t_nb.embodiments
+    import gr00t_nb.families.base_models
+    return matplotlib, torch, gr00t_nb
+
+
+def run(book: Path) -> tuple[bool, float, list[str]]:
+    "Whether a notebook passed, how long it took, and what it left behind."
+    from nbdev.config import get_config
+    from nbdev.test import test_nb
+    loaded()
+    before = process_state()
+    passed, seconds = test_nb(
+        book, skip_flags=get_config().tst_flags.split(), basepath=ROOT, do_print=False
+    )
+    after = process_state()
+    names = sorted(before.keys() | after.keys())
+    left = [n for n in names if before.get(n) != after.get(n)]
+    for n in left: print(f"{book.name} left {n}: {after.get(n)!r}, was {before.get(n)!r}")
+    return passed, seconds, left
+
+
+def changed_files() -> set[str]:
+    "Files of the checkout that git sees as new or changed."
+    shown = ["git", "status", "--porcelain", "--untracked-files=all"]
+    done = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True)
+    return set(done.stdout.splitlines())
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all")
+    parser.add_argument("--seed", type=int, help="of the order; default: drawn")
+    parser.add_argument("--workers", type=int, default=2, help="notebooks at a time")
+    return parser.parse_args()
+
+
+def main():
+    from fastcore.parallel import parallel
+    from nbdev.doclinks import nbglob
+    args = arguments()
+    seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
+    books = [p.resolve() for p in args.notebooks] or sorted(
+        Path(p).resolve() for p in nbglob(ROOT / "nbs", as_path=True)
+    )
+    random.Random(seed).shuffle(books)
+    print(f"{len(books)} notebooks, order drawn from --seed {seed}", flush=True)
+    files, start = changed_files(), time.perf_counter()
+    workers = 0 if len(books) == 1 else args.workers
+    results = parallel(run, books, n_workers=workers, pause=0.01)
+    seconds = time.perf_counter() - start
+    for (_, took, _), book in sorted(zip(results, books), key=lambda r: -r[0][1])[:10]:
+        print(f"{took:6.0f} s  {book.relative_to(ROOT)}")
+    failed = [b.relative_to(ROOT) for (passed, _, left), b in zip(results, books) if not passed or left]
+    made = sorted(changed_files() - files)
+    for m in made: print(f"a notebook left a file in the checkout: {m}")
+    print(f"{len(books) - len(failed)} passed, {len(failed)} failed in {seconds:.0f} s", flush=True)
+    for book in failed: print(f"failed: {book}   (again: python tests/notebooks.py {book})")
+    sys.exit(bool(failed or made))
+
+
+if __name__ == "__main__":
+    main()

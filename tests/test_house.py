@@ -1,0 +1,197 @@
+"""The rules of the house: floors, lines, cells, names. What they are and why is told in CONTRIBUTING."""
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+FUNCTION, CELL, MODULE, ROOMS, COLUMNS = 40, 40, 400, 10, 100
+# what the floors that run on a bare GPU machine may import at module level
+BARE = {"torch", "transformers", "safetensors", "numpy", "PIL", "cv2", "fastcore"}
+BARE_FLOORS = ("model", "backbones", "families", "policy")
+LATER = ("policy", "evaluation", "runs", "training", "serving", "simulators", "viz")  # than families
+
+
+@cache
+def modules() -> dict[str, Path]:
+    "Name below the package -> file, of all that the notebooks make."
+    files = [p for p in sorted((ROOT / "gr00t_nb").rglob("*.py")) if p.name[0] != "_"]
+    return {p.relative_to(ROOT / "gr00t_nb").with_suffix("").as_posix().replace("/", "."): p for p in files}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def notebooks() -> dict[Path, list[dict]]:
+    books = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+    found = {p: json.loads(p.read_text())["cells"] for p in books}
+    for cells in found.values():
+        for c in cells: c["source"] = "".join(c["source"])
+    return found
+
+
+def name_of(book: Path) -> str:
+    return book.relative_to(ROOT / "nbs").as_posix()
+
+
+def directive(source: str) -> str:
+    m = re.match(r"\s*#\|\s*(\w+)", source)
+    return m[1] if m else ""
+
+
+def run(*command) -> subprocess.CompletedProcess:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+
+
+# ---- floors
+
+def test_floors():
+    "No arrow upward, no circle, hidden imports included; `lint-imports` shows the chains."
+    done = run(BIN / "lint-imports", "--no-cache")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rooms_are_read_in_order():
+    "Inside a folder a notebook imports only from earlier ones."
+    order = {}
+    for book, cells in notebooks().items():
+        for c in cells:
+            if m := re.search(r"^#\|\s*default_exp\s+(\S+)", c["source"], re.M): order[m[1]] = book
+    for module, path in modules().items():
+        folder = module.rpartition(".")[0]
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and folder:
+                target = f"{folder}.{node.module}"
+                assert order[target] < order[module], f"{module} imports {target}, a later notebook"
+
+
+def test_rooms_are_few_and_small():
+    per_floor = Counter(m.split(".")[0] for m in modules() if "." in m)
+    assert max(per_floor.values()) <= ROOMS, per_floor.most_common(1)
+    for module, path in modules().items():
+        lines = [s for line in path.read_text().splitlines() if (s := line.strip()) and s[0] != "#"]
+        assert len(lines) <= MODULE, f"{module} has {len(lines)} lines of code"
+
+
+def test_imports_stand_at_the_top():
+    "No import of the package is hidden in a function, and none takes another module's private name."
+    for module, path in modules().items():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("gr00t_nb")):
+                private = [a.name for a in node.names if a.name.startswith("_")]
+                assert not private, f"{module} takes {private[0]} of {node.module}"
+                assert node.col_offset == 0, f"{module}, line {node.lineno}: an import inside a function"
+
+
+def test_a_public_name_exists_once():
+    "But for `main`, which every command has."
+    places = defaultdict(list)
+    for module, path in modules().items():
+        for node in tree(path).body:
+            if isinstance(node, ast.Assign): names = [t.id for t in node.targets if isinstance(t, ast.Name)]
+            elif not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
+            elif any("patch" in ast.unparse(d) for d in node.decorator_list): continue
+            else: names = [node.name]
+            for name in names:
+                if name[0] != "_" and name != "main": places[name].append(module)
+    assert not {n: ms for n, ms in places.items() if len(ms) > 1}
+
+
+def test_bare_machines():
+    "What runs on a GPU machine imports at module level only what is there."
+    for module, path in modules().items():
+        if not module.startswith(BARE_FLOORS) and module != "training.trainer": continue
+        for node in tree(path).body:
+            names = []
+            if isinstance(node, ast.Import): names = [a.name for a in node.names]
+            if isinstance(node, ast.ImportFrom) and not node.level: names = [node.module]
+            for name in names:
+                top = name.split(".")[0]
+                assert top in sys.stdlib_module_names | BARE | {"gr00t_nb"}, f"{module} imports {name}"
+
+
+def test_families_are_named_by_families_alone():
+    "Everything later works with any family: none of it names one in code."
+    floors = [m for m in modules() if m.split(".")[0] in LATER]
+    assert floors
+    for module in floors:
+        for node in ast.walk(tree(modules()[module])):
+            text = getattr(node, "id", None) or getattr(node, "attr", None) or getattr(node, "value", None)
+            if isinstance(node, (ast.Name, ast.Attribute, ast.Constant)) and isinstance(text, str):
+                if "\n" in text or " " in text: continue  # prose
+                assert not re.search(r"n1d[567]|n1\.[567]", text, re.I), f"{module}: {text}"
+
+
+# ---- lines and cells
+
+def test_ruff():
+    "But for the first line of `__all__`, which nbdev breaks at 120 without its name."
+    places = ["gr00t_nb", "nbs", "tests", "scripts", "benchmarks", "docs", "data_samples", "export.py"]
+    done = run(BIN / "ruff", "check", "--no-cache", "--output-format", "json", *places)
+    found = []
+    for f in json.loads(done.stdout):
+        path, row = Path(f["filename"]), f["location"]["row"]
+        own = path.suffix == ".py" and path.read_text().splitlines()[row - 1].startswith("__all__")
+        if not (own and f["code"] == "E501"):
+            where = f"cell {f['cell']}, line {row}" if f["cell"] else f"line {row}"
+            found.append(f"{path.relative_to(ROOT)}, {where}: {f['code']} {f['message']}")
+    assert not found, "\n".join(found)
+
+
+def test_no_rule_is_silenced():
+    words = "#\\s*no" + "qa|per-file-" + "ignores"
+    done = run("git", "grep", "-nE", words, "--", "*.py", "*.ipynb", "*.toml")
+    assert not done.stdout, done.stdout
+
+
+def test_few_lines_of_the_package_are_long():
+    lines = [line for path in modules().values() for line in path.read_text().splitlines()]
+    long = sum(len(line) > COLUMNS for line in lines)
+    assert long <= 0.02 * len(lines), f"{long} of {len(lines)} lines go beyond column {COLUMNS}"
+
+
+def body_lines(node) -> int:
+    "Lines of a function behind its signature and docstring."
+    first = node.body[0]
+    docstring = isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str)
+    body = node.body[1:] if docstring else node.body
+    return node.end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_functions_are_short():
+    for path in [*modules().values(), *sorted((ROOT / "tests").rglob("*.py"))]:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = body_lines(node)
+                assert lines <= FUNCTION, f"{path.relative_to(ROOT)}: {node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("book", sorted(notebooks()), ids=name_of)
+def test_cells(book):
+    "Short exported cells, a sentence at least every third cell, narrow cells in tutorials."
+    dry = 0
+    for i, c in enumerate(notebooks()[book]):
+        source, place = c["source"], f"cell {i}"
+        if c["cell_type"] == "markdown": dry = 0
+        if c["cell_type"] != "code" or not source.strip(): continue
+        kind = directive(source)
+        dry += kind not in ("default_exp", "hide")
+        assert dry <= 3, f"{place}: the fourth code cell without a sentence"
+        code = [line for line in source.splitlines() if line.strip() and not line.startswith("#|")]
+        if kind.startswith("export"):
+            assert len(code) <= CELL, f"{place} exports {len(code)} lines"
+        if book.parent.name == "tutorials":
+            widest = max(map(len, code), default=0)
+            assert widest <= 95, f"{place} is {widest} columns wide"
