@@ -47,7 +47,8 @@ from gr00t_nb.loading.samples import StepDataset
 from gr00t_nb.processing.images import loading_threads
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.processing.prompts import train_tokenizer
-from gr00t_nb.processing.statistics import embodiment_statistics, relative_statistics
+from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
+from gr00t_nb.processing.statistics import relative_statistics
 
 HERE = Path(__file__).resolve().parent
 RELEASED = dict(

@@ -47,7 +47,7 @@ def memory() -> float:
 
 def measure(ds, megabytes: int) -> dict:
     "A row of the table."
-    from gr00t_nb.viz.episodes import EpisodeViewer
+    from gr00t_nb.viz.episode_viewer import EpisodeViewer
     rng, viewer = np.random.default_rng(0), EpisodeViewer(ds)
     n = viewer.record.length
     def cold(steps):
@@ -70,7 +70,7 @@ def measure(ds, megabytes: int) -> dict:
 
 def bound(ds, megabytes: int, rng) -> dict:
     "Memory over many episodes."
-    from gr00t_nb.viz.episodes import EpisodeViewer
+    from gr00t_nb.viz.episode_viewer import EpisodeViewer
     viewer = EpisodeViewer(ds, max_bytes=megabytes * 2**20)
     seen, largest = [], 0
     for _ in range(4):

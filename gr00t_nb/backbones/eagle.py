@@ -25,9 +25,34 @@ from ..errors import InputError
 from ..model.layers import ATTENTION, init_linear_layers, run_block
 
 # %% ../../nbs/backbones/00_eagle.ipynb #f042e999
+_VISION = {
+    "model_type": "siglip2_vision_model",
+    "num_channels": 3,
+    "patch_size": 14,
+    "num_patches": 256,
+    "attention_dropout": 0.0,
+    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu_pytorch_tanh",
+    "use_windows_attn": False,
+    "use_rope": False,
+}
+_TEXT = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "rope_scaling": None,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": True,
+}
+
+# %% ../../nbs/backbones/00_eagle.ipynb #a73772ea
 def eagle_config(
-    vision: dict,  # what differs in the vision configuration: hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, ...
-    text: dict,  # what differs in the text configuration: hidden_size, intermediate_size, num_hidden_layers, heads, head_dim, vocab_size, ...
+    vision: dict,  # what differs in the vision configuration: hidden_size, num_hidden_layers, ...
+    text: dict,  # what differs in the text configuration: hidden_size, head_dim, vocab_size, ...
     image_token_index: int,  # id of the place holder that image tokens replace
 ) -> dict:
     "A configuration in the form of NVIDIA's Eagle 3 files."
@@ -40,31 +65,8 @@ def eagle_config(
         "downsample_ratio": 0.5,
         "mlp_connector_layers": 2,
         "dynamic_image_size": False,
-        "vision_config": {
-            "model_type": "siglip2_vision_model",
-            "num_channels": 3,
-            "patch_size": 14,
-            "num_patches": 256,
-            "attention_dropout": 0.0,
-            "layer_norm_eps": 1e-6,
-            "hidden_act": "gelu_pytorch_tanh",
-            "use_windows_attn": False,
-            "use_rope": False,
-            **vision,
-        },
-        "text_config": {
-            "model_type": "qwen3",
-            "architectures": ["Qwen3ForCausalLM"],
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1000000,
-            "rope_scaling": None,
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "max_position_embeddings": 40960,
-            "tie_word_embeddings": True,
-            **text,
-        },
+        "vision_config": _VISION | vision,
+        "text_config": _TEXT | text,
     }
 
 # %% ../../nbs/backbones/00_eagle.ipynb #ea538cab
@@ -117,22 +119,20 @@ def tiny_eagle_config(
 # %% ../../nbs/backbones/00_eagle.ipynb #1bcb07b5
 def check_eagle_config(config: dict):
     "`InputError` for an Eagle variant whose rules this module does not follow."
-    wanted = {
-        "select_layer": -1,
-        "use_pixel_shuffle": True,
-        "downsample_ratio": 0.5,
-        "mlp_connector_layers": 2,
-    }
-    found = {k: config.get(k, v) for k, v in wanted.items()} | {
-        k: config["vision_config"].get(k, False) for k in ("use_windows_attn", "use_rope")
-    }
-    for key, value in found.items():
-        if value != wanted.get(key, False):
-            raise InputError(
-                f"The vision-language configuration has {key} = {value!r}; this kit knows"
-                f" {wanted.get(key, False)!r}, as in Eagle-Block2A-2B-v2, the backbone of GR00T"
-                " N1.6."
-            )
+    for key, known in _KNOWN.items():
+        if (value := config.get(key, known)) != known: raise _other_eagle(key, value, known)
+    for key in ("use_windows_attn", "use_rope"):
+        if value := config["vision_config"].get(key, False): raise _other_eagle(key, value, False)
+
+_KNOWN = dict(
+    select_layer=-1, use_pixel_shuffle=True, downsample_ratio=0.5, mlp_connector_layers=2
+)
+
+def _other_eagle(key: str, value, known) -> InputError:
+    return InputError(
+        f"The vision-language configuration has {key} = {value!r}; this kit knows {known!r}, as in"
+        " Eagle-Block2A-2B-v2, the backbone of GR00T N1.6."
+    )
 
 # %% ../../nbs/backbones/00_eagle.ipynb #84952fd6
 def patchify(
@@ -146,12 +146,8 @@ def patchify(
             f"An image is {height}x{width}; both sides must be multiples of {2 * patch} (2x2"
             f" patches of {patch} make one token)."
         )
-    x = (
-        images.reshape(n, c, height // patch, patch, width // patch, patch)
-        .permute(0, 2, 4, 3, 5, 1)
-        .flatten(3)
-        .flatten(1, 2)
-    )
+    x = images.reshape(n, c, height // patch, patch, width // patch, patch)
+    x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     return (x.float() / 255 - 0.5) / 0.5 if x.dtype == torch.uint8 else x
 
 # %% ../../nbs/backbones/00_eagle.ipynb #102de125
@@ -170,26 +166,26 @@ def position_table(
     return grid[0].flatten(1).T.to(table.dtype)
 
 # %% ../../nbs/backbones/00_eagle.ipynb #78fc8b0f
+_VISION_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "patch_size",
+    "num_patches",
+    "layer_norm_eps",
+    "hidden_act",
+    "attention_dropout",
+)
+
 class VisionTower(nn.Module):
     "SigLIP2: [n, patches, 588] -> [n, patches, width]."
 
     def __init__(self, config: dict):
         super().__init__()
-        known = (
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_channels",
-            "patch_size",
-            "num_patches",
-            "layer_norm_eps",
-            "hidden_act",
-            "attention_dropout",
-        )
-        config = Siglip2VisionConfig(
-            **{k: config[k] for k in known if k in config}, attn_implementation=ATTENTION
-        )
+        known = {k: config[k] for k in _VISION_FIELDS if k in config}
+        config = Siglip2VisionConfig(**known, attn_implementation=ATTENTION)
         self.embeddings = Siglip2VisionEmbeddings(config)
         self.encoder = nn.ModuleDict({
             "layers": nn.ModuleList(
@@ -225,28 +221,28 @@ def pixel_unshuffle(
     return x.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
 
 # %% ../../nbs/backbones/00_eagle.ipynb #ca89b8f0
+_TEXT_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "attention_bias",
+    "attention_dropout",
+    "max_position_embeddings",
+)
+
 class LanguageModel(nn.Module):
-    "The first `num_layers` layers of Qwen3 and its final norm: embedded tokens [B, N, width] -> features [B, N, width]."
+    "The first layers of Qwen3 and its final norm: embedded tokens [B, N, width] -> features alike."
 
     def __init__(self, config: dict, num_layers: int):
         super().__init__()
-        known = (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "hidden_act",
-            "rms_norm_eps",
-            "attention_bias",
-            "attention_dropout",
-            "max_position_embeddings",
-        )
+        known = {k: config[k] for k in _TEXT_FIELDS if k in config}
         settings = Qwen3Config(
-            **{k: config[k] for k in known if k in config},
-            num_hidden_layers=num_layers,
-            attn_implementation=ATTENTION
+            **known, num_hidden_layers=num_layers, attn_implementation=ATTENTION
         )
         self.head_dim, self.rope_theta = settings.head_dim, config.get("rope_theta", 1000000)
         self.embed_tokens = nn.Embedding(settings.vocab_size, settings.hidden_size)
@@ -261,13 +257,9 @@ def rotary(
     x: Tensor,  # [B, N, width]: only its length, device and dtype matter
 ) -> tuple[Tensor, Tensor]:  # cos and sin, [1, N, head_dim]
     "Angles position * theta^(-2i/head_dim) of the rotary position code."
-    exponent = (
-        torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=x.device) / self.head_dim
-    )
-    angle = (
-        torch.arange(x.shape[1], dtype=torch.float32, device=x.device)[:, None]
-        / self.rope_theta**exponent
-    )
+    whole = dict(dtype=torch.float32, device=x.device)
+    exponent = torch.arange(0, self.head_dim, 2, **whole) / self.head_dim
+    angle = torch.arange(x.shape[1], **whole)[:, None] / self.rope_theta ** exponent
     angle = torch.cat([angle, angle], -1)[None]
     return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
 
@@ -370,9 +362,8 @@ def check_image_tokens(
     patch: int = 14,
 ):
     "`InputError` unless the prompts hold exactly one place holder per image token."
-    needed = sum(
-        len(x) * (x.shape[-2] // (2 * patch)) * (x.shape[-1] // (2 * patch)) for x in images
-    )
+    side = 2 * patch  # of a token, in pixels
+    needed = sum(len(x) * (x.shape[-2] // side) * (x.shape[-1] // side) for x in images)
     found = int((input_ids == image_token_index).sum())
     if needed != found:
         sizes = sorted({tuple(x.shape[-2:]) for x in images})

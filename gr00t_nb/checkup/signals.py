@@ -6,14 +6,14 @@
 __all__ = ['JUMP_STEPS', 'JUMP_SPAN', 'STILL', 'Scales', 'ordinary', 'jumps', 'idle_ends', 'copied', 'clock_fault', 'thumbnails',
            'alike', 'frozen_run']
 
-# %% ../../nbs/checkup/05_signals.ipynb #154621de
+# %% ../../nbs/checkup/05_signals.ipynb #10e6682a
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-# %% ../../nbs/checkup/05_signals.ipynb #8d4c6f41
+# %% ../../nbs/checkup/05_signals.ipynb #0301e47c
 @dataclass(frozen=True)
 class Scales:
     "What is ordinary for each dimension of a column."
@@ -21,29 +21,33 @@ class Scales:
     step: np.ndarray  # (D,) a fast change from one row to the next; 0 where it never changes
 
 
+def _fast_step(x: np.ndarray) -> np.ndarray:  # x (L, D) float64; (D,), NaN where nothing changes
+    "The 95 % quantile of the changes of an episode that are not zero."
+    d = np.abs(np.diff(x, axis=0))
+    d[~(d > 0) | ~np.isfinite(d)] = np.nan
+    moves = np.isfinite(d).any(0) if len(d) else np.zeros(x.shape[1], bool)
+    step = np.full(x.shape[1], np.nan)
+    if moves.any(): step[moves] = np.nanquantile(d[:, moves], 0.95, axis=0)
+    return step
+
+
 def ordinary(
     episodes: Sequence[np.ndarray],  # (L, D) numbers each, some of the data set; NaN is passed over
 ) -> Scales:
     "Learns from some episodes how far and how fast each dimension moves."
-    steps = []
-    for x in episodes:
-        d = np.abs(np.diff(x.astype(np.float64), axis=0))
-        d[~(d > 0) | ~np.isfinite(d)] = np.nan
-        moves = np.isfinite(d).any(0) if len(d) else np.zeros(x.shape[1], bool)
-        q = np.full(x.shape[1], np.nan)
-        if moves.any(): q[moves] = np.nanquantile(d[:, moves], 0.95, axis=0)
-        steps.append(q)
     everything = np.concatenate(episodes).astype(np.float64)
     everything[~np.isfinite(everything)] = np.nan
     good = np.isfinite(everything).any(0)
-    span, step, steps = np.zeros(len(good)), np.zeros(len(good)), np.stack(steps)
+    span, step = np.zeros(len(good)), np.zeros(len(good))
     if good.any():
-        span[good] = np.subtract(*np.nanquantile(everything[:, good], [0.99, 0.01], axis=0))
+        high, low = np.nanquantile(everything[:, good], [0.99, 0.01], axis=0)
+        span[good] = high - low
+    steps = np.stack([_fast_step(x.astype(np.float64)) for x in episodes])
     moved = np.isfinite(steps).any(0)
     if moved.any(): step[moved] = np.nanmedian(steps[:, moved], axis=0)
     return Scales(span, step)
 
-# %% ../../nbs/checkup/05_signals.ipynb #963d5e1f
+# %% ../../nbs/checkup/05_signals.ipynb #74b04419
 JUMP_STEPS, JUMP_SPAN = 10.0, 0.2  # a jump is beyond so many fast steps, and beyond this share of the span
 
 
@@ -54,45 +58,46 @@ def jumps(
     "Changes from one row to the next that are far beyond the ordinary."
     d = np.abs(np.diff(x.astype(np.float64), axis=0))
     limit = np.maximum(JUMP_STEPS * scales.step, JUMP_SPAN * scales.span)
-    return [
-        (int(i) + 1, int(j))
-        for i, j in np.argwhere((d > limit) & np.isfinite(d) & (scales.step > 0))
-    ]
+    far = (d > limit) & np.isfinite(d) & (scales.step > 0)
+    return [(int(i) + 1, int(j)) for i, j in np.argwhere(far)]
 
-# %% ../../nbs/checkup/05_signals.ipynb #6ad87411
+# %% ../../nbs/checkup/05_signals.ipynb #c6938089
 def idle_ends(
     x: np.ndarray,  # (L, D), state and action side by side
     span: np.ndarray,  # (D,)
 ) -> tuple[int, int]:  # rows at rest at the beginning and at the end; both L if it never moves
     "How many rows pass before anything moves, and after everything has stopped."
-    x, moving = x[:, span > 0].astype(np.float64), span > 0
+    moving = span > 0
+    x, near = x[:, moving].astype(np.float64), 0.01 * span[moving]
     if not len(x) or not moving.any(): return 0, 0
-    away = lambda row: np.flatnonzero((np.abs(x - row) > 0.01 * span[moving]).any(1))
-    head, tail = away(x[0]), away(x[-1])
-    return (int(head[0]) if len(head) else len(x)), (
-        int(len(x) - 1 - tail[-1]) if len(tail) else len(x)
-    )
+    left = np.flatnonzero((np.abs(x - x[0]) > near).any(1))  # rows away from where it began
+    on_the_way = np.flatnonzero((np.abs(x - x[-1]) > near).any(1))  # and from where it ended
+    head = int(left[0]) if len(left) else len(x)
+    tail = int(len(x) - 1 - on_the_way[-1]) if len(on_the_way) else len(x)
+    return head, tail
 
-# %% ../../nbs/checkup/05_signals.ipynb #25342a44
+# %% ../../nbs/checkup/05_signals.ipynb #d658b033
 def copied(
     state: np.ndarray,  # (L, D)
     action: np.ndarray,  # (L, D), of the same meaning
     span: np.ndarray,  # (D,) of the state
 ) -> np.ndarray:  # (D,) bool
     "Dimensions that move, and whose action equals the state in at least 99 % of the rows."
+    if not len(state): return np.zeros(state.shape[1], bool)
     same = np.abs(state.astype(np.float64) - action) <= 1e-6 * np.maximum(span, 1e-12)
-    return (
-        (same.mean(0) >= 0.99) & (np.ptp(state, axis=0) > 0.01 * span) & (span > 0)
-        if len(state)
-        else np.zeros(state.shape[1], bool)
-    )
+    moves = (np.ptp(state, axis=0) > 0.01 * span) & (span > 0)
+    return (same.mean(0) >= 0.99) & moves
 
-# %% ../../nbs/checkup/05_signals.ipynb #6e0fe4ad
+# %% ../../nbs/checkup/05_signals.ipynb #a5b5e9cd
 def clock_fault(
     t: np.ndarray,  # (L,) seconds
     fps: float,  # rows a second
-) -> tuple[str, int, float] | None:  # ('order', row, step in s), ('rate', 0, rows a second), ('drift', row, seconds off); None: in order
-    "The first fault of the time stamps of an episode."
+) -> tuple[str, int, float] | None:  # fault, row, number; None: in order
+    """The first fault of the time stamps of an episode.
+
+    ('order', row, step in seconds), ('rate', 0, rows a second) or ('drift', first row, most seconds
+    off).
+    """
     t = np.asarray(t, np.float64)
     if len(t) < 2 or not fps > 0 or not np.isfinite(t).all(): return None
     d = np.diff(t)
@@ -103,11 +108,11 @@ def clock_fault(
     if abs(rate / fps - 1) > 0.05: return "rate", 0, rate
     off = t - t[0] - np.arange(len(t)) / fps
     if np.abs(off).max() > 0.5 / fps:
-        i = int(np.argmax(np.abs(off) > 0.5 / fps))
-        return "drift", i, float(off[np.argmax(np.abs(off))])
+        first = int(np.argmax(np.abs(off) > 0.5 / fps))
+        return "drift", first, float(off[np.argmax(np.abs(off))])
 
-# %% ../../nbs/checkup/05_signals.ipynb #e693600c
-STILL = 8  # levels of 0 to 255: the largest difference of two thumbnails, in any block, that noise of the encoder may make
+# %% ../../nbs/checkup/05_signals.ipynb #4c51b7d0
+STILL = 8  # levels of 0 to 255: the encoder's noise changes no block of a thumbnail by more
 
 
 def thumbnails(
@@ -124,7 +129,7 @@ def alike(a: np.ndarray, b: np.ndarray) -> bool:  # two thumbnails
     "Whether two frames show the same picture."
     return bool(np.abs(a - b).max(initial=0) < STILL)
 
-# %% ../../nbs/checkup/05_signals.ipynb #d4e6b582
+# %% ../../nbs/checkup/05_signals.ipynb #9d2adabd
 def frozen_run(
     small: np.ndarray,  # (L, h, w, 3) thumbnails of all frames
     x: np.ndarray,  # (>= L, D) state
@@ -136,11 +141,7 @@ def frozen_run(
     for i in range(1, len(small) + 1):
         if i < len(small) and alike(small[start], small[i]): continue
         moved = (np.ptp(x[start:i], axis=0) > 0.05 * span)[span > 0].sum() if i <= len(x) else 0
-        if (
-            i - start >= least
-            and moved >= min(2, (span > 0).sum()) > 0
-            and (best is None or i - start > best[1])
-        ):
-            best = start, i - start
+        frozen = i - start >= least and moved >= min(2, (span > 0).sum()) > 0
+        if frozen and (best is None or i - start > best[1]): best = start, i - start
         start = i
     return best

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOORS', 'all_numbers', 'dataset_scales', 'change', 'EpisodeScore', 'measure', 'robust_z', 'unusual_episodes']
 
-# %% ../../nbs/checkup/50_unusual.ipynb #1a6f9e82
+# %% ../../nbs/checkup/50_unusual.ipynb #45370aa5
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,36 +16,29 @@ from ..data.lerobot import LeRobotDataset
 from .signals import JUMP_SPAN, JUMP_STEPS, Scales, idle_ends, ordinary
 from ..errors import InputError
 
-# %% ../../nbs/checkup/50_unusual.ipynb #abcd5195
+# %% ../../nbs/checkup/50_unusual.ipynb #b1728b21
 def all_numbers(
     ds: LeRobotDataset,
     episode: int,  # position of the episode
 ) -> tuple[np.ndarray, list[str]]:  # (L, D) float32, D names
     "State and action groups of an episode side by side. Errors as those of `ds.state`."
-    parts = [
-        (f"{kind}.{g}", x)
-        for kind, groups in (("state", ds.state(episode)), ("action", ds.action(episode)))
-        for g, x in groups.items()
-    ]
-    names = [
-        name if x.shape[1] == 1 else f"{name}[{i}]" for name, x in parts for i in range(x.shape[1])
-    ]
-    return (
-        np.concatenate([x for _, x in parts], 1)
-        if parts
-        else np.zeros((ds.length(episode), 0), np.float32)
-    ), names
+    parts = {f"state.{g}": x for g, x in ds.state(episode).items()}
+    parts |= {f"action.{g}": x for g, x in ds.action(episode).items()}
+    names = []
+    for name, x in parts.items():
+        names += [name] if x.shape[1] == 1 else [f"{name}[{i}]" for i in range(x.shape[1])]
+    if not parts: return np.zeros((ds.length(episode), 0), np.float32), names
+    return np.concatenate([*parts.values()], 1), names
 
-# %% ../../nbs/checkup/50_unusual.ipynb #76e43a1d
+# %% ../../nbs/checkup/50_unusual.ipynb #5ca8f759
 def dataset_scales(
     ds: LeRobotDataset,
     most: int = 100,  # episodes to learn from, spread evenly
 ) -> Scales | None:  # of the columns of `all_numbers`; None where no episode can be read
     "How far and how fast each number of a data set moves."
-    found = []
-    for e in sorted(
-        {int(i) for i in np.linspace(0, len(ds) - 1, min(most, len(ds)))} if len(ds) else ()
-    ):
+    found, count = [], min(most, len(ds))
+    chosen = sorted({int(i) for i in np.linspace(0, len(ds) - 1, count)}) if count else ()
+    for e in chosen:
         try: x = all_numbers(ds, e)[0]
         except InputError: continue
         if len(x) and (not found or x.shape[1] == found[0].shape[1]): found.append(x)
@@ -55,15 +48,14 @@ def dataset_scales(
 def change(
     x: np.ndarray,  # (L, D) of `all_numbers`
     scales: Scales,
-) -> np.ndarray:  # (L, D) from the row before, in shares of a jump; row 0 is 0, and so are NaN and what never moves
+) -> np.ndarray:  # (L, D) from the row before, in shares of a jump; row 0, NaN and what never moves are 0
     "How much each number changes at each step; 1 is where `signals.jumps` begins."
     limit = np.maximum(JUMP_STEPS * scales.step, JUMP_SPAN * scales.span)
     d = np.abs(np.diff(x.astype(np.float64), axis=0, prepend=x[:1]))
-    return np.where(
-        np.isfinite(d) & (scales.step > 0) & (limit > 0), d / np.where(limit > 0, limit, 1), 0
-    )
+    moves = np.isfinite(d) & (scales.step > 0) & (limit > 0)
+    return np.where(moves, d / np.where(limit > 0, limit, 1), 0)
 
-# %% ../../nbs/checkup/50_unusual.ipynb #306c9338
+# %% ../../nbs/checkup/50_unusual.ipynb #d4e79fc6
 @dataclass
 class EpisodeScore:
     "How unusual an episode is, and why."
@@ -78,7 +70,7 @@ class EpisodeScore:
 
     def __str__(self): return f"episode {self.episode} ({self.score:.1f}): {self.why}"
 
-
+# %% ../../nbs/checkup/50_unusual.ipynb #6e5b4ee6
 def measure(
     ds: LeRobotDataset,
     episode: int,  # position of the episode
@@ -88,22 +80,21 @@ def measure(
     try:
         x, names = all_numbers(ds, episode)
     except InputError as e:
-        return EpisodeScore(
-            episode, ds.episodes[episode].length, score=float("inf"), why=f"it cannot be read: {e}"
-        )
+        length, why = ds.episodes[episode].length, f"it cannot be read: {e}"
+        return EpisodeScore(episode, length, score=float("inf"), why=why)
     if not len(x): return EpisodeScore(episode, 0, score=float("inf"), why="it has no rows")
     c = change(x, scales)
     row, d = np.unravel_index(c.argmax(), c.shape) if c.size else (0, 0)
     return EpisodeScore(
         episode,
-        len(x),
-        float(c.max(initial=0)),
-        int(row),
-        names[d] if names else "",
-        min(1.0, sum(idle_ends(x, scales.span)) / len(x)),
+        length=len(x),
+        jump=float(c.max(initial=0)),
+        row=int(row),
+        where=names[d] if names else "",
+        idle=min(1.0, sum(idle_ends(x, scales.span)) / len(x)),
     )
 
-# %% ../../nbs/checkup/50_unusual.ipynb #60b5af8b
+# %% ../../nbs/checkup/50_unusual.ipynb #fb5b3238
 FLOORS = dict(length=0.05, jump=0.1, idle=0.03)  # of the spread: length as a share of the median
 
 
@@ -116,21 +107,30 @@ def robust_z(
     off = x - np.median(x)
     return off / max(1.4826 * np.median(np.abs(off)), floor)
 
-
+# %% ../../nbs/checkup/50_unusual.ipynb #028a816d
 def _explained(s: EpisodeScore, measure: str, middle: float, fps: float) -> str:
+    "Why an episode is unusual; `middle` is the median of that measure."
     if measure == "length": return f"{s.length} steps, most have about {middle:.0f}"
     if measure == "jump":
-        return (
-            f"{s.where} changes by {s.jump:.2g} of a jump at step {s.row}, in most episodes by"
-            f" {middle:.2g} at most"
-        )
+        changes = f"{s.where} changes by {s.jump:.2g} of a jump at step {s.row}"
+        return f"{changes}, in most episodes by {middle:.2g} at most"
     seconds = f" ({s.idle * s.length / fps:.1f} s)" if fps else ""
-    return (
-        f"nothing moves in {s.idle:.0%} of its steps{seconds}, at the beginning and the end; in"
-        f" most {middle:.0%}"
-    )
+    rests = f"nothing moves in {s.idle:.0%} of its steps{seconds}"
+    return f"{rests}, at the beginning and the end; in most {middle:.0%}"
 
-# %% ../../nbs/checkup/50_unusual.ipynb #868b87c6
+# %% ../../nbs/checkup/50_unusual.ipynb #6c7fbdd5
+def _score(scores: list[EpisodeScore], fps: float):
+    "Writes score and reason into the measures of some episodes."
+    middle = {k: float(np.median([getattr(s, k) for s in scores])) for k in FLOORS}
+    floors = FLOORS | dict(length=max(1.0, FLOORS["length"] * middle["length"]))
+    z = {k: robust_z([getattr(s, k) for s in scores], floors[k]) for k in FLOORS}
+    z["length"] = np.abs(z["length"])  # short is as odd as long
+    for i, s in enumerate(scores):
+        worst = max(FLOORS, key=lambda k: z[k][i])
+        s.score = max(0.0, float(z[worst][i]))
+        s.why = _explained(s, worst, middle[worst], fps)
+
+# %% ../../nbs/checkup/50_unusual.ipynb #7753fb13
 def unusual_episodes(
     ds: LeRobotDataset,
     episodes: Iterable[int] | None = None,  # positions; None: all
@@ -139,19 +139,8 @@ def unusual_episodes(
     "Episodes in the order in which they are worth a look; those that cannot be read come first."
     episodes, scales = list(range(len(ds)) if episodes is None else episodes), dataset_scales(ds)
     if scales is None: scales = Scales(np.zeros(0), np.zeros(0))
-    scores = [
-        measure(ds, e, scales)
-        for e in tqdm(episodes, desc="episodes", unit="episode", disable=not progress)
-    ]
-    good = [s for s in scores if np.isfinite(s.score)]
-    if good:
-        middle = {k: float(np.median([getattr(s, k) for s in good])) for k in FLOORS}
-        floors = FLOORS | dict(length=max(1.0, FLOORS["length"] * middle["length"]))
-        z = {k: robust_z([getattr(s, k) for s in good], floors[k]) for k in FLOORS}
-        z["length"] = np.abs(z["length"])  # short is as odd as long
-        for i, s in enumerate(good):
-            worst = max(FLOORS, key=lambda k: z[k][i])
-            s.score, s.why = max(0.0, float(z[worst][i])), _explained(
-                s, worst, middle[worst], ds.fps
-            )
+    bar = dict(desc="episodes", unit="episode", disable=not progress)
+    scores = [measure(ds, e, scales) for e in tqdm(episodes, **bar)]
+    readable = [s for s in scores if np.isfinite(s.score)]
+    if readable: _score(readable, ds.fps)
     return sorted(scores, key=lambda s: (-s.score, s.episode))

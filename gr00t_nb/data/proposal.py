@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .language import read_instruction
 from .lerobot import LeRobotDataset
-from .modality import original_key
-from ..processing.rotation import POSE_SIZES
-from ..embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType
-from ..embodiments import EmbodimentTag, ModalityConfig, check_modality_config
-from ..embodiments import embodiment_value
+from .steps import camera_problem
+from ..embodiments import POSE_SIZES, ActionConfig, ActionFormat, ActionRepresentation
+from ..embodiments import ActionType, EmbodimentTag, ModalityConfig
+from ..embodiments import check_modality_config, embodiment_value
 from ..errors import InputError, did_you_mean
 from ..files import write_text
 
@@ -33,13 +33,11 @@ def _look(
     parts, error = [], InputError(f"{ds.path} has no episodes: there is nothing to propose from.")
     for e in np.unique(np.linspace(0, len(ds) - 1, min(episodes, len(ds))).astype(int)):
         try:
-            groups = {
-                k: ds._groups(e, k, None) for k in ("state", "action")
-            }  # both, so that their rows belong together
+            both = {k: ds.vectors(e, k) for k in ("state", "action")}  # so that their rows belong together
         except InputError as err:
             error = err
             continue
-        parts.append({g: x[:: -(-len(x) // rows) or 1] for g, x in groups[kind].items()})
+        parts.append({g: x[:: -(-len(x) // rows) or 1] for g, x in both[kind].items()})
     if not parts: raise error
     return {g: np.concatenate([p[g] for p in parts]) for g in ds.modality[kind]}
 
@@ -84,29 +82,23 @@ def _horizon(
     steps = min(wish, most, half)
     if steps == wish:
         return steps, f"A chunk has {steps} steps: {steps / fps:.2g} seconds at {fps:g} a second."
+    limit = f"half of a typical episode is {half}"
+    if steps == most: limit = f"a chunk has at most {most} (max_horizon)"
     why = (
-        f"a chunk has at most {most} (max_horizon)"
-        if steps == most
-        else f"half of a typical episode is {half}"
+        f"A chunk has {steps} steps, {steps / fps:.2g} seconds: {seconds:g} seconds would be"
+        f" {wish} at {fps:g} a second, but {limit}."
     )
-    return (
-        steps,
-        (
-            f"A chunk has {steps} steps, {steps / fps:.2g} seconds: {seconds:g} seconds would be"
-            f" {wish} at {fps:g} a second, but {why}."
-        ),
-    )
+    return steps, why
 
 # %% ../../nbs/data/50_proposal.ipynb #d4e64963
 def _spreads(
     action: np.ndarray,  # (N, D)
     state: np.ndarray,  # (N, D)
-) -> tuple[float, float]:  # standard deviation of the action, and of its difference to the state; both over all dimensions
+) -> tuple[float, float]:  # standard deviations: of the action, of its difference to the state
     "How much the numbers vary as recorded, and how much relative to the state."
-    return tuple(
-        float(np.sqrt(x.var(0).mean()))
-        for x in (action.astype(np.float64), action.astype(np.float64) - state)
-    )
+    action = action.astype(np.float64)
+    recorded, relative = (float(np.sqrt(x.var(0).mean())) for x in (action, action - state))
+    return recorded, relative
 
 # %% ../../nbs/data/50_proposal.ipynb #0ee7d4d2
 _GRIPPER = r"gripper|jaw|hand|finger|thumb"
@@ -122,15 +114,40 @@ def _pose_format(
     if not re.search(_POSE, group.lower()): return None
     if x.shape[1] == POSE_SIZES[ActionFormat.XYZ_ROT6D]:
         rows = x[:, 3:].reshape(-1, 2, 3).astype(np.float64)
-        if np.allclose(rows @ rows.swapaxes(1, 2), np.eye(2), atol=0.02):
-            return ActionFormat.XYZ_ROT6D
-    if x.shape[1] == POSE_SIZES[ActionFormat.XYZ_ROTVEC] and re.search(
-        r"rot_?vec|axis_?angle", group.lower()
-    ):
-        return ActionFormat.XYZ_ROTVEC
-    return None
+        rotation = np.allclose(rows @ rows.swapaxes(1, 2), np.eye(2), atol=0.02)
+        if rotation: return ActionFormat.XYZ_ROT6D
+    said = re.search(r"rot_?vec|axis_?angle", group.lower())
+    six = x.shape[1] == POSE_SIZES[ActionFormat.XYZ_ROTVEC]
+    return ActionFormat.XYZ_ROTVEC if six and said else None
 
 # %% ../../nbs/data/50_proposal.ipynb #5dad39f2
+_UNCERTAIN = (
+    "it seems to hold a rotation, which cannot be subtracted number by number, in a form that is not"
+    " certain (a pose is 9 numbers, position and 6-D rotation, or has 'rotvec' in its name)"
+)
+
+
+def _against_relative(
+    group: str,  # name of the action group
+    action: np.ndarray,  # (N, D)
+    state: np.ndarray | None,  # (N, D) of the group of that name, if there is one
+    pose: ActionFormat | None,
+) -> str | None:  # a reason, or None
+    "What the name of a group and its shape say against learning it relative to the state."
+    name = group.lower()
+    if pose is None:
+        tool = re.search(_POSE, name)
+        if re.search(_GRIPPER, name) and not tool:
+            return "how far to open or close is commanded whatever the fingers hold"
+        rotation = tool or re.search(_ROTATION, name)
+        if action.shape[1] > 1 and rotation and not re.search(r"pos(ition)?$", name):
+            return _UNCERTAIN
+    if state is None: return "the state has no group of that name to be relative to"
+    if state.shape == action.shape: return None
+    widths = f"{state.shape[1]} numbers, the action {action.shape[1]}"
+    return f"the state group of that name has {widths}"
+
+# %% ../../nbs/data/50_proposal.ipynb #123207a3
 def _action_config(
     group: str,  # name of the action group
     action: np.ndarray,  # (N, D) rows
@@ -138,58 +155,20 @@ def _action_config(
 ) -> tuple[ActionConfig, str]:  # how it is represented, and why
     "Relative or absolute, joints or pose."
     absolute, pose = ActionConfig(ActionRepresentation.ABSOLUTE), _pose_format(group, action)
-    if pose is None and re.search(_GRIPPER, group.lower()) and not re.search(_POSE, group.lower()):
-        return (
-            absolute,
-            (
-                f"{group} is ABSOLUTE: how far to open or close is commanded whatever the fingers"
-                " hold."
-            ),
-        )
-    if (
-        pose is None
-        and action.shape[1] > 1
-        and re.search(f"{_ROTATION}|{_POSE}", group.lower())
-        and not re.search(r"pos(ition)?$", group.lower())
-    ):
-        return (
-            absolute,
-            (
-                f"{group} is ABSOLUTE: it seems to hold a rotation, which cannot be subtracted"
-                " number by number, in a form that is not certain (a pose is 9 numbers, position"
-                " and 6-D rotation, or has 'rotvec' in its name)."
-            ),
-        )
-    if state is None:
-        return (
-            absolute,
-            f"{group} is ABSOLUTE: the state has no group of that name to be relative to.",
-        )
-    if state.shape != action.shape:
-        return (
-            absolute,
-            (
-                f"{group} is ABSOLUTE: the state group of that name has {state.shape[1]} numbers,"
-                f" the action {action.shape[1]}."
-            ),
-        )
+    if reason := _against_relative(group, action, state, pose):
+        return absolute, f"{group} is ABSOLUTE: {reason}."
     recorded, relative = _spreads(*(x[:, :3] if pose else x for x in (action, state)))
     if not relative < recorded:
-        return (
-            absolute,
-            (
-                f"{group} is ABSOLUTE: the commands do not follow the state (they vary by"
-                f" {recorded:.2g}, their difference to it by {relative:.2g}); they may be"
-                " velocities, or differences already."
-            ),
+        return absolute, (
+            f"{group} is ABSOLUTE: the commands do not follow the state (they vary by"
+            f" {recorded:.2g}, their difference to it by {relative:.2g}); they may be velocities, or"
+            " differences already."
         )
     why = f"seen from the state the commands vary by {relative:.2g}, as recorded by {recorded:.2g}"
     if pose is None:
         return ActionConfig(ActionRepresentation.RELATIVE), f"{group} is RELATIVE: {why}."
-    return (
-        ActionConfig(ActionRepresentation.RELATIVE, ActionType.EEF, pose),
-        f"{group} is a RELATIVE pose of format {pose.name}: {why} (positions).",
-    )
+    config = ActionConfig(ActionRepresentation.RELATIVE, ActionType.EEF, pose)
+    return config, f"{group} is a RELATIVE pose of format {pose.name}: {why} (positions)."
 
 # %% ../../nbs/data/50_proposal.ipynb #8190c8a0
 _SPARE = [
@@ -207,19 +186,19 @@ def _fitting(
     where: str,  # data set, for the error
 ) -> list[str]:  # groups that are left out
     "Groups to leave out so that the others fit. `InputError` where legs and neck are not enough."
+    left = lambda without: sum(n for g, n in widths.items() if g not in without)
     order, out = [g for p in _SPARE[:2] for g in widths if re.search(p, g.lower())], []
-    while sum(n for g, n in widths.items() if g not in out) > most and order:
-        out.append(order.pop(0))
-    if (total := sum(n for g, n in widths.items() if g not in out)) <= most: return out
+    while left(out) > most and order: out.append(order.pop(0))
+    if left(out) <= most: return out
+    sized = ", ".join(f"{g} {n}" for g, n in widths.items())
     said = (
-        f"The {kind} groups of {where} have {sum(widths.values())} numbers"
-        f" ({', '.join(f'{g} {n}' for g, n in widths.items())}), and the model takes at most {most}"
-        f" (max_{kind}_dim)"
+        f"The {kind} groups of {where} have {left([])} numbers ({sized}), and the model takes at"
+        f" most {most} (max_{kind}_dim)"
     )
     rest = [g for p in [*_SPARE, ""] for g in reversed(widths) if re.search(p, g.lower())]
     drop = []
     for g in dict.fromkeys(rest):
-        if sum(n for h, n in widths.items() if h not in drop) > most: drop.append(g)
+        if left(drop) > most: drop.append(g)
     if len(drop) == len(widths):
         raise InputError(f"{said}: split the group in modality.json and leave a part out.")
     raise InputError(
@@ -235,10 +214,14 @@ class Proposal(NamedTuple):
     def __repr__(self): return "\n".join(f"- {r}" for r in self.reasons)
 
 # %% ../../nbs/data/50_proposal.ipynb #96fb7abb
-def _groups(
-    ds: LeRobotDataset, kind: str, most: int, without: Iterable[str], reasons: list[str]
-) -> dict[str, np.ndarray]:
-    "Rows of the groups of 'state' or 'action' that are taken; what is left out goes to the reasons."
+def _taken_groups(
+    ds: LeRobotDataset,
+    kind: str,  # 'state' or 'action'
+    most: int,  # numbers that the model takes
+    without: Iterable[str],  # groups that the user leaves out
+    reasons: list[str],  # is told what else is left out
+) -> dict[str, np.ndarray]:  # group -> (N, D) rows
+    "Rows of the groups that are taken."
     if not ds.modality[kind]:
         raise InputError(
             f"{ds.path} has no {kind} groups in modality.json (columns of info.json:"
@@ -250,41 +233,54 @@ def _groups(
         raise InputError(
             f"Without {', '.join(ds.modality[kind])} no {kind} group is left: keep at least one."
         )
-    out = _fitting(kind, {g: x.shape[1] for g, x in rows.items()}, most, str(ds.path))
+    widths = {g: x.shape[1] for g, x in rows.items()}
+    out = _fitting(kind, widths, most, str(ds.path))
     if out:
+        verb, them = ("is", "it") if len(out) == 1 else ("are", "them")
         reasons.append(
-            f"{', '.join(out)} {'is' if len(out) == 1 else 'are'} left out of the {kind}: with"
-            f" {'it' if len(out) == 1 else 'them'} there would be"
-            f" {sum(x.shape[1] for x in rows.values())} numbers, and the model takes {most}"
-            f" (max_{kind}_dim)."
+            f"{', '.join(out)} {verb} left out of the {kind}: with {them} there would be"
+            f" {sum(widths.values())} numbers, and the model takes {most} (max_{kind}_dim)."
         )
     return {g: x for g, x in rows.items() if g not in out}
 
-
-def _views(ds: LeRobotDataset, without: Iterable[str], reasons: list[str]) -> list[str]:
-    "Cameras that are taken; what is left out goes to the reasons."
-    why = {
-        v: ds._camera_problem(v, original_key(ds.modality, "video", v))
-        for v in ds.modality["video"]
-        if v not in without
-    }
-    views, bad = [v for v, r in why.items() if r is None], {
-        v: r for v, r in why.items() if r is not None
-    }
-    reasons += [f"The camera {v} is left out: {r.rstrip('.')}." for v, r in bad.items()]
+# %% ../../nbs/data/50_proposal.ipynb #045f40dd
+def _taken_views(
+    ds: LeRobotDataset,
+    without: Iterable[str],  # cameras that the user leaves out
+    reasons: list[str],  # is told what else is left out
+) -> list[str]:
+    "Cameras that are taken."
+    why = {v: camera_problem(ds, v) for v in ds.modality["video"] if v not in without}
+    views = [v for v, problem in why.items() if problem is None]
+    bad = {v: problem.rstrip(".") for v, problem in why.items() if problem is not None}
+    stop = {v: "" if problem.endswith("?") else "." for v, problem in bad.items()}
+    reasons += [f"The camera {v} is left out: {problem}{stop[v]}" for v, problem in bad.items()]
     if not why:
-        raise InputError(
-            f"{ds.path} has no camera {'left' if ds.modality['video'] else 'in modality.json'}: the"
-            " model needs at least one."
-        )
+        none = "left" if ds.modality["video"] else "in modality.json"
+        raise InputError(f"{ds.path} has no camera {none}: the model needs at least one.")
     if not views:
         raise InputError(
             f"{ds.path} has no camera that can be used ({'; '.join(bad.values())}): the model needs"
-            " at least one; restore its files, or mend modality.json."
+            " at least one; restore its files, or fix modality.json."
         )
     return views
 
-# %% ../../nbs/data/50_proposal.ipynb #045f40dd
+# %% ../../nbs/data/50_proposal.ipynb #4d95b8c1
+def _check_names(ds: LeRobotDataset, without: list[str]):
+    "`InputError` for a camera or a group that could not be left out."
+    known = [n for kind in ("video", "state", "action") for n in ds.modality[kind]]
+    for n in without:
+        if n in known: continue
+        raise InputError(
+            f"{ds.path} has no camera or group '{n}' that could be left out, only"
+            f" {', '.join(dict.fromkeys(known))}.{did_you_mean(n, known)}"
+        )
+
+
+def _sized(groups: dict[str, np.ndarray]) -> str:
+    return ", ".join(f"{g} ({x.shape[1]})" for g, x in groups.items())
+
+# %% ../../nbs/data/50_proposal.ipynb #76fc7906
 def propose_config(
     ds: LeRobotDataset,  # the data set; its modality.json, info.json and some rows are read
     without: Iterable[str] = (),  # cameras and groups to leave out, by name
@@ -293,42 +289,62 @@ def propose_config(
     max_state_dim: int = 64,  # numbers of the state: what the tiny model takes; N1.6 takes 128
     max_action_dim: int = 32,  # numbers of the action, likewise
 ) -> Proposal:  # (config, reasons)
-    "A modality configuration for `ds`, to begin with. `InputError` where there is no state, action, camera or instruction, or more numbers than the model takes."
-    known = [n for kind in ("video", "state", "action") for n in ds.modality[kind]]
-    for n in (without := [without] if isinstance(without, str) else list(without)):
-        if n not in known:
-            raise InputError(
-                f"{ds.path} has no camera or group '{n}' that could be left out, only"
-                f" {', '.join(dict.fromkeys(known))}.{did_you_mean(n, known)}"
-            )
-    reasons = []
-    states, actions = (
-        _groups(ds, k, most, without, reasons)
-        for k, most in (("state", max_state_dim), ("action", max_action_dim))
-    )
-    views, language = _views(ds, without, reasons), _language_key(ds)
+    "A modality configuration to begin with. `InputError` where something is missing, or too large for the model."
+    without, reasons = [without] if isinstance(without, str) else list(without), []
+    _check_names(ds, without)
+    states = _taken_groups(ds, "state", max_state_dim, without, reasons)
+    actions = _taken_groups(ds, "action", max_action_dim, without, reasons)
+    views, language = _taken_views(ds, without, reasons), _language_key(ds)
     steps, why = _horizon(ds.fps, [e.length for e in ds.episodes], seconds, max_horizon)
     forms = {g: _action_config(g, x, states.get(g)) for g, x in actions.items()}
+    configs = [c for c, _ in forms.values()]
     config = dict(
         video=ModalityConfig([0], views),
         state=ModalityConfig([0], list(states)),
-        action=ModalityConfig(
-            range(steps), list(actions), action_configs=[c for c, _ in forms.values()]
-        ),
+        action=ModalityConfig(range(steps), list(actions), action_configs=configs),
         language=ModalityConfig([0], [language]),
     )
-    sized = lambda groups: ", ".join(f"{g} ({x.shape[1]})" for g, x in groups.items())
     said = [
         f"The camera{'s are' if len(views) > 1 else ' is'} {', '.join(views)}.",
-        f"The state is {sized(states)}.",
-        f"The action is {sized(actions)}.",
+        f"The state is {_sized(states)}.",
+        f"The action is {_sized(actions)}.",
         why,
-        *(r for _, r in forms.values()),
-        f"The instruction is {language}, such as “{ds.instruction(0, 0, language)}”.",
+        *(reason for _, reason in forms.values()),
+        f"The instruction is {language}, such as “{read_instruction(ds, 0, 0, language)}”.",
     ]
     return Proposal(check_modality_config(config), reasons + said)
 
 # %% ../../nbs/data/50_proposal.ipynb #36566070
+def _action_source(a: ActionConfig) -> str:
+    "An action configuration in Python."
+    key = "" if a.state_key is None else f", state_key={a.state_key!r}"
+    return f"ActionConfig(rep={a.rep}, type={a.type}, format={a.format}{key})"
+
+
+def _steps_source(steps: list[int]) -> str:
+    "Steps relative to now in Python."
+    chunk = len(steps) > 1 and steps == list(range(len(steps)))
+    return f"list(range({len(steps)}))" if chunk else str(steps)
+
+
+def _modality_source(modality: str, c: ModalityConfig) -> list[str]:
+    "The lines of one modality in Python."
+    head = f'    "{modality}": ModalityConfig(delta_indices={_steps_source(c.delta_indices)}'
+    head += f", modality_keys={c.modality_keys!r}"
+    for k in ("sin_cos_embedding_keys", "mean_std_embedding_keys"):
+        if (keys := getattr(c, k)) is not None: head += f", {k}={keys!r}"
+    if c.action_configs is None: return [f"{head}),"]
+    named = zip(c.modality_keys, c.action_configs)
+    configs = [f"        {_action_source(a)},  # {k}" for k, a in named]
+    return [f"{head}, action_configs=[", *configs, "    ]),"]
+
+# %% ../../nbs/data/50_proposal.ipynb #d6288ec5
+_IMPORTS = (
+    "from gr00t_nb.embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType,"
+    " EmbodimentTag, ModalityConfig, register_modality_config"
+)
+
+
 def config_source(
     config: dict[str, ModalityConfig],  # by modality
     tag="NEW_EMBODIMENT",  # whose configuration it is to be
@@ -336,43 +352,20 @@ def config_source(
 ) -> str:  # Python
     "The Python file that registers `config` for `tag`."
     config, member = check_modality_config(config), EmbodimentTag(embodiment_value(tag)).name
-    steps = lambda d: (
-        f"list(range({len(d)}))" if len(d) > 1 and d == list(range(len(d))) else str(d)
-    )
-    lines = []
-    for modality, c in config.items():
-        extra = "".join(
-            f", {k}={v!r}"
-            for k in ("sin_cos_embedding_keys", "mean_std_embedding_keys")
-            if (v := getattr(c, k)) is not None
-        )
-        head = (
-            f'    "{modality}": ModalityConfig(delta_indices={steps(c.delta_indices)},'
-            f' modality_keys={c.modality_keys!r}{extra}'
-        )
-        if c.action_configs is None:
-            lines.append(f"{head}),")
-            continue
-        lines += [
-            f"{head}, action_configs=[",
-            *(
-                f"        {_action_source(a)},  # {k}"
-                for k, a in zip(c.modality_keys, c.action_configs)
-            ),
-            "    ]),",
-        ]
     said = "".join(f"\n{r}" for r in reasons).replace("\\", "\\\\").replace('"""', "'''")
-    return (f'"""What this robot is to the model.{chr(10) * bool(said)}{said}{chr(10) * bool(said)}"""\n'
-            "from gr00t_nb.embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType, EmbodimentTag, ModalityConfig, register_modality_config\n\n"
-            "register_modality_config({\n" + "\n".join(lines) + f"\n}}, EmbodimentTag.{member})\n")
+    if said: said = f"\n{said}\n"
+    lines = [line for modality, c in config.items() for line in _modality_source(modality, c)]
+    return "\n".join([
+        f'"""What this robot is to the model.{said}"""',
+        _IMPORTS,
+        "",
+        "register_modality_config({",
+        *lines,
+        f"}}, EmbodimentTag.{member})",
+        "",
+    ])
 
-
-def _action_source(a: ActionConfig) -> str:
-    "An action configuration in Python."
-    key = "" if a.state_key is None else f", state_key={a.state_key!r}"
-    return f"ActionConfig(rep={a.rep}, type={a.type}, format={a.format}{key})"
-
-# %% ../../nbs/data/50_proposal.ipynb #c9e214c8
+# %% ../../nbs/data/50_proposal.ipynb #43274da3
 def save_config(
     config: dict[str, ModalityConfig],  # by modality
     path: str | Path,  # Python file to make
@@ -380,16 +373,11 @@ def save_config(
     reasons: Iterable[str] = (),  # sentences for the head of the file
     overwrite: bool = False,  # replace a file that exists
 ) -> Path:  # the file, for `modality_config_path`
-    "Writes the file that registers `config`: for `FinetuneConfig(modality_config_path=...)`, `check_dataset(modality_config_path=...)` and the flags of that name."
+    "Writes the file that registers `config`. `InputError` for another ending, and for a file that exists."
     path = Path(path)
-    if path.suffix != ".py":
-        raise InputError(
-            f"{path} does not end in .py: a modality configuration is a Python file; give such a"
-            " name."
-        )
-    if path.exists() and not overwrite:
-        raise InputError(
-            f"{path} exists already: give another name, or overwrite=True to replace it."
-        )
+    wanted = "a modality configuration is a Python file; give such a name"
+    if path.suffix != ".py": raise InputError(f"{path} does not end in .py: {wanted}.")
+    exists = f"{path} exists already: give another name, or overwrite=True to replace it."
+    if path.exists() and not overwrite: raise InputError(exists)
     write_text(path, config_source(config, tag, reasons))
     return path

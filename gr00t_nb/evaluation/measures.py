@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['STILL_RANGE', 'GRIPPER_WORDS', 'NEAR', 'TIME_AT_LEVELS', 'TIME_AT_EACH', 'BAND', 'Estimate', 'estimate',
            'action_spread', 'in_spreads', 'motion_sums', 'seam_sums', 'tremble_sums', 'gripper_dimensions', 'switches',
-           'Timing', 'match_switches']
+           'Timing', 'match_switches', 'chunk_error', 'pose_gap']
 
-# %% ../../nbs/evaluation/00_measures.ipynb #8c1a9d35
+# %% ../../nbs/evaluation/00_measures.ipynb #4cbdbe6c
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import InputError
+from ..processing.rotation import matrix_to_rotvec
 
-# %% ../../nbs/evaluation/00_measures.ipynb #5b356242
+# %% ../../nbs/evaluation/00_measures.ipynb #64f9383d
 @dataclass(frozen=True)
 class Estimate:
     "A figure over episodes, with its 95 % bootstrap interval; NaN bounds where there is one episode only."
@@ -41,7 +41,10 @@ def estimate(
     seed: int = 0,  # of the draws
     draws: int = 2000,
 ) -> Estimate:
-    "Sum of numerators over sum of denominators; NaN where the denominators sum to zero. Episodes without a finite numerator do not count."
+    """Sum of numerators over sum of denominators; NaN where the denominators sum to zero.
+
+    Episodes without a finite numerator do not count.
+    """
     above = np.asarray(above, np.float64)
     below = np.ones(len(above)) if below is None else np.asarray(below, np.float64)
     use = np.isfinite(above) & np.isfinite(below)
@@ -55,7 +58,7 @@ def estimate(
     low, high = np.nanquantile(ratios, [0.025, 0.975])
     return Estimate(value, float(low), float(high))
 
-# %% ../../nbs/evaluation/00_measures.ipynb #9626952a
+# %% ../../nbs/evaluation/00_measures.ipynb #d567cc9f
 STILL_RANGE = 1e-4  # a dimension whose values span less than this, in its own unit, does not move
 
 
@@ -73,11 +76,8 @@ def in_spreads(
 ) -> np.ndarray:  # (...,) mean absolute difference over the dimensions that move, 1 = one spread
     "How far apart two actions are."
     moving = np.isfinite(spread)
-    return (
-        np.abs(difference[..., moving] / spread[moving]).mean(-1)
-        if moving.any()
-        else np.full(difference.shape[:-1], np.nan)
-    )
+    if not moving.any(): return np.full(difference.shape[:-1], np.nan)
+    return np.abs(difference[..., moving] / spread[moving]).mean(-1)
 
 # %% ../../nbs/evaluation/00_measures.ipynb #e5e80791
 def motion_sums(
@@ -91,44 +91,37 @@ def motion_sums(
     a, b = (((x - reference)[..., moving] / spread[moving]) for x in (predicted, recorded))
     return float(np.nansum(np.where(np.isnan(b), 0, a * b))), float(np.nansum(b * b))
 
-# %% ../../nbs/evaluation/00_measures.ipynb #5cd5818d
+# %% ../../nbs/evaluation/00_measures.ipynb #9775cdaa
 def seam_sums(
     predicted: np.ndarray,  # (L, D) the used parts of the chunks, put together
     recorded: np.ndarray,  # (L, D)
     steps: np.ndarray,  # (N,) where the chunks begin
     spread: np.ndarray,  # (D,); NaN for dimensions that are not to count
 ) -> tuple[float, float, int]:  # jumps summed over seams, seams times the typical recorded change, seams
-    "Jumps at the seams, and as many ordinary changes: the ratio of sums is how often the ordinary change fits into a jump."
+    "Jumps at the seams, and as many ordinary changes; their ratio says how large a jump is."
     seams = np.asarray(steps)[1:]
     jumps = in_spreads(predicted[seams] - predicted[seams - 1], spread)
     ordinary = in_spreads(np.diff(recorded, axis=0), spread)
-    return (
-        float(jumps.sum()),
-        float(len(seams) * ordinary.mean()) if len(ordinary) else 0.0,
-        len(seams),
-    )
+    usual = float(len(seams) * ordinary.mean()) if len(ordinary) else 0.0
+    return float(jumps.sum()), usual, len(seams)
 
-# %% ../../nbs/evaluation/00_measures.ipynb #a33158a2
+# %% ../../nbs/evaluation/00_measures.ipynb #3c58e7de
 def tremble_sums(
     chunks: np.ndarray,  # (N, H, D) predicted
     recorded: np.ndarray,  # (L, D)
     spread: np.ndarray,  # (D,); NaN for dimensions that are not to count
-) -> tuple[float, float]:  # changes from step to step inside the chunks, and ordinary ones, both summed over the chunks
+) -> tuple[float, float]:  # changes inside the chunks, and ordinary ones, both summed over the chunks
     "How much the steps of a chunk differ, and the recorded ones."
     if chunks.shape[1] < 2 or len(recorded) < 2: return 0.0, 0.0
-    inside, ordinary = (
-        in_spreads(np.diff(chunks, axis=1), spread).mean(),
-        in_spreads(np.diff(recorded, axis=0), spread).mean(),
-    )
+    inside = in_spreads(np.diff(chunks, axis=1), spread).mean()
+    ordinary = in_spreads(np.diff(recorded, axis=0), spread).mean()
     return float(len(chunks) * inside), float(len(chunks) * ordinary)
 
-# %% ../../nbs/evaluation/00_measures.ipynb #bfb8b70b
+# %% ../../nbs/evaluation/00_measures.ipynb #a4b5449d
 GRIPPER_WORDS = re.compile(r"gripper|grasp|claw|jaw|finger|pinch", re.I)
-NEAR, TIME_AT_LEVELS, TIME_AT_EACH = (
-    0.15,
-    0.8,
-    0.1,
-)  # near: within this share of the range; shares of the time at both levels together, and at each
+NEAR = 0.15  # near a level: within this share of the range
+TIME_AT_LEVELS = 0.8  # share of the time that a gripper is near one of its levels
+TIME_AT_EACH = 0.1  # and near each of them
 
 
 def gripper_dimensions(
@@ -140,13 +133,10 @@ def gripper_dimensions(
     for d, name in enumerate(names):
         low, high = np.quantile(x[:, d], [0.01, 0.99])
         if high - low < STILL_RANGE: continue
-        near = [
-            (x[:, d] < low + NEAR * (high - low)).mean(),
-            (x[:, d] > high - NEAR * (high - low)).mean(),
-        ]
-        if GRIPPER_WORDS.search(name) or (
-            sum(near) >= TIME_AT_LEVELS and min(near) >= TIME_AT_EACH
-        ):
+        margin = NEAR * (high - low)
+        near = [(x[:, d] < low + margin).mean(), (x[:, d] > high - margin).mean()]
+        behaves = sum(near) >= TIME_AT_LEVELS and min(near) >= TIME_AT_EACH
+        if behaves or GRIPPER_WORDS.search(name):
             found[d] = tuple(float(q) for q in np.quantile(x[:, d], [0.05, 0.95]))
     return found
 
@@ -171,13 +161,11 @@ def switches(
             found.append((t, -1))
     return found
 
-# %% ../../nbs/evaluation/00_measures.ipynb #82f549c6
+# %% ../../nbs/evaluation/00_measures.ipynb #9742e049
 @dataclass
 class Timing:
     "Recorded switches of one dimension beside predicted ones."
-    pairs: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # steps of a recorded switch and the predicted one that belongs to it
+    pairs: list[tuple[int, int]] = field(default_factory=list)  # steps: recorded switch, and the predicted one
     missed: list[tuple[int, int]] = field(default_factory=list)  # recorded (step, direction) without a predicted one
     spurious: list[tuple[int, int]] = field(default_factory=list)  # predicted ones without a recorded one
 
@@ -210,7 +198,30 @@ def match_switches(
             right.remove(j)
             timing.pairs.append((recorded[i][0], predicted[j][0]))
     timing.pairs.sort()
-    timing.missed, timing.spurious = [recorded[i] for i in sorted(left)], [
-        predicted[j] for j in sorted(right)
-    ]
+    timing.missed = [recorded[i] for i in sorted(left)]
+    timing.spurious = [predicted[j] for j in sorted(right)]
     return timing
+
+# %% ../../nbs/evaluation/00_measures.ipynb #f17f57c7
+def chunk_error(
+    chunks: np.ndarray,  # (N, H, D), or (N, 1, D) where one row stands for all
+    truth: np.ndarray,  # (L, D)
+    steps: np.ndarray,  # (N,) when they were asked for
+    offsets: np.ndarray,  # (H,) which step each row is for, from there
+) -> np.ndarray:  # (N, D); NaN where no row lies inside the episode
+    "Mean absolute error of chunks over the rows inside the episode."
+    rows = steps[:, None] + offsets
+    inside = ((rows >= 0) & (rows < len(truth)))[..., None]
+    gap = np.where(inside, np.abs(chunks - truth[rows.clip(0, len(truth) - 1)]), 0)
+    with np.errstate(invalid="ignore"):
+        return gap.sum(1) / np.where(inside.any(1), inside.sum(1), np.nan)
+
+# %% ../../nbs/evaluation/00_measures.ipynb #7ae89ba3
+def pose_gap(
+    poses: np.ndarray,  # (..., 4, 4)
+    truth: np.ndarray,  # (..., 4, 4), broadcasting
+) -> tuple[np.ndarray, np.ndarray]:  # distance, in the unit of the poses; angle in degrees
+    "How far poses are from others."
+    turn = np.swapaxes(truth[..., :3, :3], -1, -2) @ poses[..., :3, :3]
+    distance = np.linalg.norm(poses[..., :3, 3] - truth[..., :3, 3], axis=-1)
+    return distance, np.degrees(np.linalg.norm(matrix_to_rotvec(turn), axis=-1))

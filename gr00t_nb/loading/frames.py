@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['frame_record', 'FrameCache', 'stored_as_images', 'BuildReport']
 
-# %% ../../nbs/loading/00_frames.ipynb #8e325abe
+# %% ../../nbs/loading/00_frames.ipynb #14d5dcc9
 import hashlib
 import os
 import shutil
@@ -20,12 +20,10 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from tqdm.auto import tqdm
-
-from ..processing.images import in_threads, prepare, prepared_side
 from ..data.lerobot import LeRobotDataset
-from ..data.modality import original_key
-from ..errors import InputError, did_you_mean
+from ..errors import InputError
 from ..files import cache_dir, fingerprint, replacing
+from ..processing.images import in_threads, prepare, prepared_side
 
 try: import fcntl
 except ImportError: fcntl = None  # Windows: two processes may then build the same file, and the second one wins
@@ -41,17 +39,19 @@ def frame_record(
 class FrameCache:
     """Prepared frames on disk, one file for an episode and a camera, made on first use or by `build`.
 
-    `FrameCache(**processor.image_settings)`. Files are named by a digest of the video (name, size, time of change, place in it) and of the
-    settings that matter, so that a changed video or another image size is another file and nothing can be out of date. Where the bound or
-    the disk is reached, or cannot be written, no more files are made, and frames are decoded as without a cache. `InputError` for images scaled to a rectangle.
+    `FrameCache(**processor.image_settings)`. Files are named by a digest of the video (name, size,
+    time of change, place in it) and of the settings that matter: a changed video or another image
+    size is another file, and nothing can be out of date. Where the bound or the disk is reached, or
+    cannot be written, no more files are made, and frames are decoded as without a cache.
+    `InputError` for images scaled to a rectangle.
     """
     keep_free = 2 * 2**30  # bytes of the disk that are left alone
 
     def __init__(self,
         max_bytes: int = 50 * 2**30,  # of all files in the folder together
         folder: str | Path | None = None,  # None: `frames` in the kit's cache folder
-        fill: bool = True,  # make an episode's file when one of its frames is first asked for; False: only by `build`
-        **settings,  # of `data.images.image_sizes`
+        fill: bool = True,  # make an episode's file when a frame of it is first asked for; False: only by `build`
+        **settings,  # of `processing.images.image_sizes`
     ):
         side = prepared_side(**settings)
         if side is None:
@@ -61,42 +61,36 @@ class FrameCache:
             )
         self.settings, self.side, self.fill, self.max_bytes = settings, side, fill, int(max_bytes)
         self.folder = Path(folder).expanduser() if folder is not None else cache_dir() / "frames"
-        self._files: dict[Path, tuple] = (
-            {}
-        )  # what is known of files that were read: length, offset, which frames were verified
-        self._broken: set[Path] = (
-            set()
-        )  # files that cannot be made, because a video does not decode to its end, or cannot be removed
+        self.__dict__.update(_nothing_known())
 
-    def __getstate__(self):
-        return {
-            **self.__dict__,
-            "_files": {},
-            "_broken": set(),
-        }  # another process finds out for itself
+    def __getstate__(self): return self.__dict__ | _nothing_known()  # another process finds out for itself
 
     def __repr__(self):
-        return (
-            f"FrameCache({self.side}x{self.side}, {self.bytes() / 2**30:.2f} of at most"
-            f" {self.max_bytes / 2**30:.2f} GiB, {self.folder})"
-        )
+        size = f"{self.bytes() / 2**30:.2f} of at most {self.max_bytes / 2**30:.2f} GiB"
+        return f"FrameCache({self.side}x{self.side}, {size}, {self.folder})"
 
     def bytes(self) -> int:
         "What all files of the folder take at the moment, of this and other data sets and settings."
         try:
-            return sum(e.stat().st_size for e in os.scandir(self.folder) if e.name.endswith(".npy"))
-        except (FileNotFoundError, NotADirectoryError):
-            return 0
+            files = [f for f in os.scandir(self.folder) if f.name.endswith(".npy")]
+            return sum(f.stat().st_size for f in files)
+        except (FileNotFoundError, NotADirectoryError): return 0
+
+
+def _nothing_known() -> dict:
+    return dict(
+        _files={},  # path of a file that was read -> its length, offset, and which frames were verified
+        _broken=set(),  # paths that cannot be made, as the video breaks off, or cannot be removed
+    )
 
 # %% ../../nbs/loading/00_frames.ipynb #986eb658
 def stored_as_images(
     ds: LeRobotDataset,
     view: str,  # camera name of modality.json
 ) -> bool:
-    "Whether the pictures of a camera stand in the tables instead of a video. Tables are read by one thread at a time."
-    return (ds.info["features"].get(original_key(ds.modality, "video", view)) or {}).get(
-        "dtype"
-    ) == "image"
+    "Whether the pictures of a camera stand in the tables. Tables are read by one thread at a time."
+    feature = ds.info["features"].get(ds.column_of("video", view)) or {}
+    return feature.get("dtype") == "image"
 
 # %% ../../nbs/loading/00_frames.ipynb #07fdf101
 @patch
@@ -105,14 +99,8 @@ def path(self: FrameCache,
     episode: int,  # position of the episode
     view: str,  # camera name of modality.json
 ) -> Path:  # there or not
-    "The file of an episode and a camera."
-    known = ds.modality["video"]
-    if view not in known:
-        raise InputError(
-            f"{ds.path} has no video '{view}', only"
-            f" {', '.join(known) or 'none'}.{did_you_mean(view, known)}"
-        )
-    e, column = ds.episodes[episode], original_key(ds.modality, "video", view)
+    "The file of an episode and a camera. `InputError` for a camera that does not exist."
+    e, column = ds.episodes[episode], ds.column_of("video", view)
     place = ds.layout.rows(e) if stored_as_images(ds, view) else ds.layout.frames(e, column)
     kind = "area" if self.settings.get("use_albumentations", True) else "bilinear"
     key = (  # 1: the version of this format
@@ -121,6 +109,7 @@ def path(self: FrameCache,
     )
     return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
+# %% ../../nbs/loading/00_frames.ipynb #9b186d06
 @patch
 def estimate(self: FrameCache,
     ds: LeRobotDataset,
@@ -128,12 +117,10 @@ def estimate(self: FrameCache,
     views: Iterable[str] | None = None,  # None: all
 ) -> int:  # bytes
     "What files of some episodes take, by the lengths in the metadata."
+    episodes = range(len(ds)) if episodes is None else episodes
     views = list(ds.modality["video"] if views is None else views)
-    return (
-        sum(ds.episodes[e].length for e in (range(len(ds)) if episodes is None else episodes))
-        * len(views)
-        * frame_record(self.side).itemsize
-    )
+    steps = sum(ds.episodes[e].length for e in episodes)
+    return steps * len(views) * frame_record(self.side).itemsize
 
 # %% ../../nbs/loading/00_frames.ipynb #be88e920
 @contextmanager
@@ -148,46 +135,44 @@ def _alone(path: Path) -> Iterator[bool]:
         else: yield True
     # the file stays: to remove it would let a third process lock another file of the same name
 
+# %% ../../nbs/loading/00_frames.ipynb #fa6dc94a
+@patch
+def _write(
+    self: FrameCache, file, ds: LeRobotDataset, episode: int, view: str, piece: int = 64
+):
+    "Writes an episode into an open file, `piece` frames at a time."
+    n, dtype = ds.length(episode), frame_record(self.side)
+    header = dict(descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=(n,))
+    np.lib.format.write_array_header_1_0(file, header)
+    for start in range(0, n, piece):
+        frames = ds.frames(episode, view, range(start, min(n, start + piece)))
+        pixels = prepare(frames, **self.settings)
+        rows = np.empty(len(pixels), dtype)
+        rows["pixels"] = pixels
+        rows["crc"] = [zlib.crc32(np.ascontiguousarray(p)) for p in pixels]
+        file.write(rows.tobytes())
+
 # %% ../../nbs/loading/00_frames.ipynb #82516261
 @patch
-def _make(
-    self: FrameCache, ds: LeRobotDataset, episode: int, view: str, path: Path, piece: int = 64
-) -> bool:
-    "Decodes and writes one file; False where there is no room or somebody else is at it. `InputError` from decoding, OSError from the disk."
-    n, dtype = ds.length(episode), frame_record(self.side)
+def _make(self: FrameCache, ds: LeRobotDataset, episode: int, view: str, path: Path) -> bool:
+    """Decodes and writes one file; False where there is no room or somebody else is at it.
+
+    `InputError` from decoding, OSError from the disk.
+    """
     self.folder.mkdir(parents=True, exist_ok=True)
-    size = n * dtype.itemsize
-    if (
-        self.bytes() + size > self.max_bytes
-        or shutil.disk_usage(self.folder).free < size + self.keep_free
-    ):
-        return False
+    size = ds.length(episode) * frame_record(self.side).itemsize
+    if self.bytes() + size > self.max_bytes: return False
+    if shutil.disk_usage(self.folder).free < size + self.keep_free: return False
     with _alone(path) as alone:
         if path.exists(): return True
         if not alone: return False
         for half in self.folder.glob(f".{path.name}.*") if fcntl else ():
             half.unlink()  # of a process that was killed while it wrote
-        with replacing(path) as temporary:
-            with open(temporary, "wb") as f:
-                np.lib.format.write_array_header_1_0(
-                    f,
-                    dict(
-                        descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=(n,)
-                    ),
-                )
-                for start in range(0, n, piece):
-                    pixels = prepare(
-                        ds.frames(episode, view, range(start, min(n, start + piece))),
-                        **self.settings
-                    )
-                    rows = np.empty(len(pixels), dtype)
-                    rows["pixels"], rows["crc"] = pixels, [
-                        zlib.crc32(np.ascontiguousarray(p)) for p in pixels
-                    ]
-                    f.write(rows.tobytes())
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            self._write(file, ds, episode, view)
     return True
 
-# %% ../../nbs/loading/00_frames.ipynb #b943002b
+# %% ../../nbs/loading/00_frames.ipynb #b368e951
 @patch
 def frames(self: FrameCache,
     ds: LeRobotDataset,
@@ -195,24 +180,23 @@ def frames(self: FrameCache,
     view: str,  # camera name of modality.json
     indices: Sequence[int] | np.ndarray,  # steps, in any order, repeats allowed
 ) -> np.ndarray:  # (n, side, side, 3) uint8
-    "Prepared frames: from the file, which is made if it is absent and there is room, else from the video. Errors as those of `ds.frames`."
+    """Prepared frames: from the file, which is made if it is absent and there is room, else from the video.
+
+    Errors are those of `ds.frames`.
+    """
     path, indices = self.path(ds, episode, view), np.asarray(indices, np.int64)
-    if path not in self._broken and (
-        path in self._files
-        or path.exists()
-        or (self.fill and self._can_make(ds, episode, view, path))
-    ):
-        if (found := self._read(path, indices)) is not None: return found
+    if path not in self._broken:
+        there = path in self._files or path.exists()
+        if there or (self.fill and self._can_make(ds, episode, view, path)):
+            if (found := self._read(path, indices)) is not None: return found
     return prepare(ds.frames(episode, view, indices), **self.settings)
 
 
 @patch
 def _can_make(self: FrameCache, ds: LeRobotDataset, episode: int, view: str, path: Path) -> bool:
     "Makes a file, once; where the video breaks off there is none, and decoding says which frames can be had."
-    try:
-        return self._make(ds, episode, view, path)
-    except InputError:
-        self._broken.add(path)
+    try: return self._make(ds, episode, view, path)
+    except InputError: self._broken.add(path)
     except OSError as e:
         self.fill = False
         warnings.warn(
@@ -221,21 +205,16 @@ def _can_make(self: FrameCache, ds: LeRobotDataset, episode: int, view: str, pat
         )
     return False
 
-
+# %% ../../nbs/loading/00_frames.ipynb #5d8b0fe3
 @patch
 def _read(self: FrameCache, path: Path, indices: np.ndarray) -> np.ndarray | None:
     "Frames of a file; None, and the file is gone, where it is broken, and None for frames that it does not have."
     dtype = frame_record(self.side)
     try:
-        if path not in self._files:
-            with open(path, "rb") as f:
-                np.lib.format.read_magic(f)
-                shape, _, found = np.lib.format.read_array_header_1_0(f)
-                if found != dtype or len(shape) != 1:
-                    raise ValueError(f"it holds {found} of shape {shape}")
-                self._files[path] = shape[0], f.tell(), np.zeros(shape, bool)
+        if path not in self._files: self._files[path] = _opened(path, dtype)
         n, offset, verified = self._files[path]
-        if len(indices) and not (0 <= indices.min() and indices.max() < n): return None  # decoding says what is wrong
+        outside = len(indices) and not (0 <= indices.min() and indices.max() < n)
+        if outside: return None  # decoding says what is wrong
         mapped = np.memmap(path, dtype, "r", offset, n)
         out, new = mapped["pixels"][indices], np.flatnonzero(~verified[indices])
         for i in new:
@@ -244,14 +223,28 @@ def _read(self: FrameCache, path: Path, indices: np.ndarray) -> np.ndarray | Non
         verified[indices] = True
         return out
     except FileNotFoundError: self._files.pop(path, None)  # somebody has emptied the cache
-    except (OSError, ValueError) as e:
-        warnings.warn(
-            f"The frame cache file {path} is broken ({e}): it is removed, and its frames are"
-            " decoded from the video."
-        )
-        self._files.pop(path, None)
-        try: path.unlink(missing_ok=True)
-        except OSError: self._broken.add(path)  # a folder that is only read: it stays, and is not asked again
+    except (OSError, ValueError) as e: self._remove(path, e)
+
+
+def _opened(path: Path, dtype: np.dtype) -> tuple[int, int, np.ndarray]:
+    "Length and offset of a file's records, and that none of them was verified; ValueError if it has others."
+    with open(path, "rb") as f:
+        np.lib.format.read_magic(f)
+        shape, _, found = np.lib.format.read_array_header_1_0(f)
+        if found != dtype or len(shape) != 1: raise ValueError(f"it holds {found} of shape {shape}")
+        return shape[0], f.tell(), np.zeros(shape, bool)
+
+
+@patch
+def _remove(self: FrameCache, path: Path, reason: Exception):
+    "Removes a broken file, and says so. One in a folder that is only read stays, and is not asked again."
+    warnings.warn(
+        f"The frame cache file {path} is broken ({reason}): it is removed, and its frames are"
+        " decoded from the video."
+    )
+    self._files.pop(path, None)
+    try: path.unlink(missing_ok=True)
+    except OSError: self._broken.add(path)
 
 # %% ../../nbs/loading/00_frames.ipynb #2e7a039a
 @dataclass(frozen=True)
@@ -259,7 +252,7 @@ class BuildReport:
     "What `FrameCache.build` did."
     made: int  # files that were made
     present: int  # files that were there already
-    without_room: int  # files for which there was no room, or which another process was making; their frames will be decoded
+    without_room: int  # files for which there was no room, or which another process was making
     broken: tuple[str, ...]  # what is wrong with the videos that could not be decoded
 
 # %% ../../nbs/loading/00_frames.ipynb #adc5d590
@@ -272,43 +265,47 @@ def build(self: FrameCache,
     threads: int | None = None,  # None: one for each core
 ) -> BuildReport:
     "Makes the files of some episodes. A broken video is reported and passed over."
-    episodes, views = list(range(len(ds)) if episodes is None else episodes), list(
-        ds.modality["video"] if views is None else views
-    )
+    episodes = list(range(len(ds)) if episodes is None else episodes)
+    views = list(ds.modality["video"] if views is None else views)
+    steps = sum(ds.episodes[e].length for e in episodes) * len(views)
     counts, broken, lock = dict(made=0, present=0, without_room=0), [], threading.Lock()
-    size = self.estimate(ds, episodes, views)
-    try:
-        self.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise InputError(
-            f"The frame cache cannot be made in {self.folder} ({e.strerror}): give another folder."
-        ) from None
-    room = min(self.max_bytes - self.bytes(), shutil.disk_usage(self.folder).free - self.keep_free)
-    bar = tqdm(
-        total=sum(ds.episodes[e].length for e in episodes) * len(views),
-        unit="frame",
-        disable=not progress,
-        desc=f"frame cache, {size / 2**30:.2f} GiB"
-        + ("" if size <= room else f" ({max(0, room) / 2**30:.2f} GiB of room)"),
-    )
+    title = self._room(self.estimate(ds, episodes, views))
+    bar = tqdm(total=steps, unit="frame", disable=not progress, desc=title)
     def one(job):
-        try:
-            path = self.path(ds, *job)
-            what = (
-                "present"
-                if path.exists()
-                else "made" if self._make(ds, *job, path) else "without_room"
-            )
-        except InputError as e: what = str(e)
-        except OSError as e: raise InputError(f"The frame cache in {self.folder} cannot be written ({e.strerror}): make room, or give another folder.") from None
+        what = self._build_one(ds, *job)
         with lock:
             if what in counts: counts[what] += 1
             else: broken.append(what)
             bar.update(ds.episodes[job[0]].length)
     for e in episodes: ds.length(e)  # reads a table where that is not known yet, which threads must not do
-    in_threads(
-        one, [(e, v) for e in episodes for v in views if not stored_as_images(ds, v)], threads
-    )
-    for job in [(e, v) for e in episodes for v in views if stored_as_images(ds, v)]: one(job)
+    jobs = [(e, v) for e in episodes for v in views]
+    in_threads(one, [j for j in jobs if not stored_as_images(ds, j[1])], threads)
+    for job in [j for j in jobs if stored_as_images(ds, j[1])]: one(job)
     bar.close()
     return BuildReport(**counts, broken=tuple(sorted(broken)))
+
+# %% ../../nbs/loading/00_frames.ipynb #d98122b0
+@patch
+def _room(self: FrameCache, size: int) -> str:
+    "Makes the folder, and says how much is to be written and whether there is room for it."
+    try: self.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        cannot = f"The frame cache cannot be made in {self.folder} ({e.strerror})"
+        raise InputError(f"{cannot}: give another folder.") from None
+    free = shutil.disk_usage(self.folder).free - self.keep_free
+    room = min(self.max_bytes - self.bytes(), free)
+    short = "" if size <= room else f" ({max(0, room) / 2**30:.2f} GiB of room)"
+    return f"frame cache, {size / 2**30:.2f} GiB{short}"
+
+
+@patch
+def _build_one(self: FrameCache, ds: LeRobotDataset, episode: int, view: str) -> str:
+    "Makes one file: 'made', 'present', 'without_room', or what is wrong with the video."
+    try:
+        path = self.path(ds, episode, view)
+        if path.exists(): return "present"
+        return "made" if self._make(ds, episode, view, path) else "without_room"
+    except InputError as e: return str(e)
+    except OSError as e:
+        cannot = f"The frame cache in {self.folder} cannot be written ({e.strerror})"
+        raise InputError(f"{cannot}: make room, or give another folder.") from None

@@ -22,6 +22,7 @@ from ..files import read_json, replacing, write_json
 
 # %% ../../nbs/model/35_checkpoints.ipynb #e11b0950
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 def weight_files(
     path: str | Path,  # a checkpoint folder
@@ -29,26 +30,25 @@ def weight_files(
     "The safetensors files of a checkpoint."
     path = Path(path)
     if (path / WEIGHTS).exists(): return [path / WEIGHTS]
-    if (path / INDEX).exists():
-        files = [
-            path / name for name in sorted(set(read_json(path / INDEX)["weight_map"].values()))
-        ]
-        if absent := [f.name for f in files if not f.exists()]:
-            raise InputError(
-                f"{path / INDEX} lists {len(files)} files, but {', '.join(absent[:3])} is not"
-                " there; copy the whole checkpoint."
-            )
-        return files
-    if pickles := sorted(
-        p.name
-        for p in path.glob("*")
-        if p.name.startswith("pytorch_model") or p.suffix in (".bin", ".pt", ".pth", ".ckpt")
-    ):
+    if (path / INDEX).exists(): return _shards(path)
+    inside = sorted(p.name for p in path.glob("*"))
+    pickles = [n for n in inside if n.startswith("pytorch_model") or n.endswith(_PICKLES)]
+    if pickles:
         raise InputError(
             f"{path} holds {pickles[0]}, a Python pickle, which can run code when it is opened;"
             f" convert it to {WEIGHTS} first."
         )
     raise InputError(f"There are no weights in {path}: expected {WEIGHTS} or {INDEX}.")
+
+def _shards(path: Path) -> list[Path]:
+    "The files that the index lists."
+    names = sorted(set(read_json(path / INDEX)["weight_map"].values()))
+    if absent := [n for n in names if not (path / n).exists()]:
+        raise InputError(
+            f"{path / INDEX} lists {len(names)} files, but {', '.join(absent[:3])} is not"
+            " there; copy the whole checkpoint."
+        )
+    return [path / n for n in names]
 
 # %% ../../nbs/model/35_checkpoints.ipynb #3667f82e
 DTYPES = {
@@ -78,35 +78,34 @@ def stored_tensors(
 ) -> dict[str, Stored]:  # by name, in the order of their place
     "Read the header alone; a file that is cut short or is no safetensors file is an `InputError`."
     file = Path(file)
-    with open(file, "rb") as f:
-        head, total = f.read(8), file.stat().st_size
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > total - 8:
-            raise InputError(f"{file} is no safetensors file or was cut short; copy it again.")
-        try:
-            header = json.loads(f.read(length))
-        except ValueError:
-            raise InputError(
-                f"{file} is no safetensors file: its header cannot be read; copy it again."
-            ) from None
-    header.pop("__metadata__", None)
-    found = {
-        name: Stored(
-            file,
-            DTYPES[t["dtype"]],
-            tuple(t["shape"]),
-            8 + length + t["data_offsets"][0],
-            t["data_offsets"][1] - t["data_offsets"][0],
-        )
-        for name, t in header.items()
-    }
-    end = max((t.start + t.size for t in found.values()), default=0)
+    header, start = _header(file)
+    found = {}
+    for name, t in header.items():
+        first, end = t["data_offsets"]
+        kind, shape = DTYPES[t["dtype"]], tuple(t["shape"])
+        found[name] = Stored(file, kind, shape, start + first, end - first)
+    total, end = file.stat().st_size, max((t.start + t.size for t in found.values()), default=0)
     if end > total:
         raise InputError(
             f"{file} has {total} bytes where its header tells of {end}; it was cut short, copy it"
             " again."
         )
     return dict(sorted(found.items(), key=lambda item: item[1].start))
+
+def _header(file: Path) -> tuple[dict, int]:
+    "The header without its metadata, and where the numbers begin."
+    with open(file, "rb") as f:
+        head, total = f.read(8), file.stat().st_size
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or length > total - 8:
+            raise InputError(f"{file} is no safetensors file or was cut short; copy it again.")
+        try: header = json.loads(f.read(length))
+        except ValueError:
+            raise InputError(
+                f"{file} is no safetensors file: its header cannot be read; copy it again."
+            ) from None
+    header.pop("__metadata__", None)
+    return header, 8 + length
 
 # %% ../../nbs/model/35_checkpoints.ipynb #65b3dd66
 def read_tensors(
@@ -136,16 +135,12 @@ def _copy_overlap(
 # %% ../../nbs/model/35_checkpoints.ipynb #4d220547
 def _complain(path: Path, missing: list, unknown: list, other_shape: list):
     "One `InputError` for everything that does not fit."
-    def some(names): return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-    parts = [
-        f"{len(names)} {'tensor' if len(names) == 1 else 'tensors'} {what} ({some(names)})"
-        for names, what in [
-            (missing, "missing"),
-            (unknown, "unknown to this model"),
-            (other_shape, "of another shape"),
-        ]
-        if names
-    ]
+    some = lambda names: ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    faults = {"missing": missing, "unknown to this model": unknown, "of another shape": other_shape}
+    parts = []
+    for what, names in faults.items():
+        many = "tensor" if len(names) == 1 else "tensors"
+        if names: parts.append(f"{len(names)} {many} {what} ({some(names)})")
     if parts:
         raise InputError(
             f"The weights in {path} do not fit the model that its config.json (and"
@@ -159,44 +154,40 @@ def load_weights(
     path: str | Path,  # a checkpoint folder
     *,
     device: str | torch.device = "cpu",
-    dtype: Callable[[str, torch.dtype], torch.dtype] = lambda name, stored: stored,  # (name, stored dtype) -> dtype in memory, for floats
-    ignore: Callable[[str], bool] = lambda name: False,  # stored tensors to pass over, whether the model knows them or not
-    initial: Callable[[str], Tensor | None] = lambda name: None,  # value for a parameter that the file does not have; None: it must have it
-    overlap: Callable[[str, tuple], Tensor | None] = lambda name, shape: None,  # a start for a parameter stored in another shape: the common part is copied in
+    dtype: Callable = lambda name, stored: stored,  # (name, stored dtype) -> dtype in memory, of floats
+    ignore: Callable = lambda name: False,  # (name) -> whether to pass over a stored tensor
+    initial: Callable = lambda name: None,  # (name) -> value where the file has none; None: an error
+    overlap: Callable = lambda name, shape: None,  # (name, shape) -> what a tensor of other shape is put into
 ):
     "Put the weights of a checkpoint into a model, tensor by tensor, after checking names and shapes."
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    files = [
-        {n: t for n, t in stored_tensors(f).items() if not ignore(n)} for f in weight_files(path)
-    ]
+    every = [stored_tensors(f) for f in weight_files(path)]
+    files = [{n: t for n, t in f.items() if not ignore(n)} for f in every]
     stored = {n: t for f in files for n, t in f.items()}
     made = {n: initial(n) for n in shapes if n not in stored}
-    wider = {
-        n: overlap(n, shapes[n]) for n, t in stored.items() if n in shapes and t.shape != shapes[n]
-    }
+    other = [n for n, t in stored.items() if n in shapes and t.shape != shapes[n]]
+    wider = {n: overlap(n, shapes[n]) for n in other}
+    told = lambda n: f"{n}: {list(stored[n].shape)} where {list(shapes[n])} was expected"
     _complain(
         Path(path),
-        [n for n, v in made.items() if v is None],
-        [n for n in stored if n not in shapes],
-        [
-            f"{n}: {list(stored[n].shape)} where {list(shapes[n])} was expected"
-            for n, v in wider.items()
-            if v is None
-        ],
+        missing=[n for n, v in made.items() if v is None],
+        unknown=[n for n in stored if n not in shapes],
+        other_shape=[told(n) for n, v in wider.items() if v is None],
     )
     def put(name, value, kind):
-        owner, _, leaf = name.rpartition(".")
-        owner, value = model.get_submodule(owner), value.to(
-            device, dtype(name, kind) if kind.is_floating_point else None
-        )
-        owner._parameters[leaf] = nn.Parameter(
-            value, requires_grad=owner._parameters[leaf].requires_grad
-        )
+        kind = dtype(name, kind) if kind.is_floating_point else None
+        _put(model, name, value.to(device, kind))
     for tensors in files:
         for name, value in read_tensors(tensors):
             if name in wider: value = _copy_overlap(wider.pop(name), value)
             put(name, value, stored[name].dtype)
     for name, value in made.items(): put(name, value, value.dtype)
+
+def _put(model: nn.Module, name: str, value: Tensor):
+    "Give the parameter of this name a new value, which trains if the old one did."
+    owner, _, leaf = name.rpartition(".")
+    parameters = model.get_submodule(owner)._parameters
+    parameters[leaf] = nn.Parameter(value, requires_grad=parameters[leaf].requires_grad)
 
 # %% ../../nbs/model/35_checkpoints.ipynb #5896a058
 def save_weights(
@@ -205,23 +196,19 @@ def save_weights(
     max_shard_size: str | int = "5GB",
 ):
     "Write the weights of a checkpoint in the official layout."
-    path = Path(path)
+    path, pattern = Path(path), "model{suffix}.safetensors"
     path.mkdir(parents=True, exist_ok=True)
     split = split_torch_state_dict_into_shards(
-        state, max_shard_size=max_shard_size, filename_pattern="model{suffix}.safetensors"
+        state, max_shard_size=max_shard_size, filename_pattern=pattern
     )
     for name, keys in split.filename_to_tensors.items():
-        with replacing(path / name) as tmp:
-            save_file(
-                {k: state[k].detach().contiguous() for k in keys}, tmp, metadata={"format": "pt"}
-            )
+        whole = {k: state[k].detach().contiguous() for k in keys}
+        with replacing(path / name) as tmp: save_file(whole, tmp, metadata={"format": "pt"})
     keep = set(split.filename_to_tensors)
     if split.is_sharded:
         keep.add(INDEX)
         total = sum(t.numel() * t.element_size() for t in state.values())
-        write_json(
-            path / INDEX,
-            {"metadata": {"total_size": total}, "weight_map": split.tensor_to_filename},
-        )
+        index = {"metadata": {"total_size": total}, "weight_map": split.tensor_to_filename}
+        write_json(path / INDEX, index)
     for old in [*path.glob("model-*-of-*.safetensors"), path / WEIGHTS, path / INDEX]:
         if old.name not in keep: old.unlink(missing_ok=True)

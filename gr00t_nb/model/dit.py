@@ -26,9 +26,8 @@ class TimestepEncoder(nn.Module):
 
     def forward(self, bucket: Tensor) -> Tensor:  # int64 [B] -> [B, width]
         mlp = self.timestep_embedder
-        code = sinusoid(bucket, 256, cos_first=True, include_last=True).to(
-            mlp["linear_1"].weight.dtype
-        )
+        code = sinusoid(bucket, 256, cos_first=True, include_last=True)
+        code = code.to(mlp["linear_1"].weight.dtype)
         return mlp["linear_2"](F.silu(mlp["linear_1"](code)))
 
 # %% ../../nbs/model/10_dit.ipynb #7fdd71f1
@@ -67,7 +66,7 @@ class Attention(nn.Module):
 
 # %% ../../nbs/model/10_dit.ipynb #f5022f27
 class GELU(nn.Module):
-    "Linear, then the tanh approximation of GELU (a module of its own because the official names say `net.0.proj`)."
+    "Linear, then the tanh approximation of GELU: a module, because official names say `net.0.proj`."
 
     def __init__(self, dim_in: int, dim_out: int):
         super().__init__()
@@ -100,7 +99,7 @@ class DiTBlock(nn.Module):
         heads: int,
         dropout: float,
         final_dropout: bool,
-        key_width: int | None = None,  # width of the tokens that cross attention looks at; None: self-attention
+        key_width: int | None = None,  # of the tokens that are looked at; None: self-attention
     ):
         super().__init__()
         self.norm1 = AdaLayerNorm(width)
@@ -135,7 +134,7 @@ def block_attends(
 
 # %% ../../nbs/model/10_dit.ipynb #168556e5
 class DiT(nn.Module):
-    "The diffusion transformer of N1.6; `alternate=True` is AlternateVLDiT (the default of the released model), else the plain DiT. Same weights."
+    "The diffusion transformer: AlternateVLDiT, or with `alternate=False` the plain DiT. Same weights."
 
     def __init__(
         self,
@@ -157,7 +156,7 @@ class DiT(nn.Module):
             raise InputError(
                 f"diffusion_model_cfg has norm_type {norm_type!r} and positional_embeddings"
                 f" {positional_embeddings!r}; this kit knows 'ada_norm' and null, the only ones"
-                " that N1.6 uses."
+                " that the released models use."
             )
         width = num_attention_heads * attention_head_dim
         self.attends = [
@@ -165,15 +164,10 @@ class DiT(nn.Module):
             for i in range(num_layers)
         ]
         self.timestep_encoder = TimestepEncoder(width)
+        strength = dropout, final_dropout
+        seen = [None if kind == "self" else cross_attention_dim for kind in self.attends]
         self.transformer_blocks = nn.ModuleList(
-            DiTBlock(
-                width,
-                num_attention_heads,
-                dropout,
-                final_dropout,
-                None if kind == "self" else cross_attention_dim,
-            )
-            for kind in self.attends
+            DiTBlock(width, num_attention_heads, *strength, key_width) for key_width in seen
         )
         self.proj_out_1 = nn.Linear(width, 2 * width)
         self.proj_out_2 = nn.Linear(width, output_dim)
@@ -188,12 +182,14 @@ def context(
     image_mask: Tensor | None = None,  # bool [B, N], True at image tokens; likewise
 ) -> list[tuple]:  # per block (kv, mask), or (None, None) for self-attention
     "Keys, values and mask of every cross-attention block."
-    masks = {"self": None, "all": None}  # H.5: the plain DiT attends to padding as well
+    masks = {"self": None, "all": None}  # as officially the plain DiT attends to padding, too
     if "text" in self.attends or "image" in self.attends:
         masks["text"] = (attention_mask & ~image_mask)[:, None, None]
         masks["image"] = (attention_mask & image_mask)[:, None, None]
-    return [(block.attn1.keys_values(features) if block.is_cross else None, masks[kind])
-            for block, kind in zip(self.transformer_blocks, self.attends)]
+    return [
+        (block.attn1.keys_values(features) if block.is_cross else None, masks[kind])
+        for block, kind in zip(self.transformer_blocks, self.attends)
+    ]
 
 # %% ../../nbs/model/10_dit.ipynb #c1c14340
 @patch
@@ -205,11 +201,10 @@ def forward(
 ) -> Tensor:  # [B, T, output_dim]
     "Run all blocks and the modulated output map."
     c = self.timestep_encoder(bucket)
+    recompute = self.gradient_checkpointing and self.training
     for block, (kv, mask) in zip(self.transformer_blocks, context):
-        x = run_block(
-            block, x, c, kv, mask, recompute=self.gradient_checkpointing and self.training
-        )
-    shift, scale = self.proj_out_1(F.silu(c))[:, None].chunk(2, -1)  # H.6: shift first, unlike in the blocks
+        x = run_block(block, x, c, kv, mask, recompute=recompute)
+    shift, scale = self.proj_out_1(F.silu(c))[:, None].chunk(2, -1)  # shift first, unlike in the blocks
     return self.proj_out_2(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
 
 # %% ../../nbs/model/10_dit.ipynb #5669c190

@@ -13,14 +13,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2TokenizerFast
 
-from .images import PIXELS_PER_TOKEN
 from ..errors import InputError
+from ..hub import hub_id, hub_snapshot
+from .images import PIXELS_PER_TOKEN
 
 # %% ../../nbs/processing/40_prompts.ipynb #1f21c219
 def formalize(
@@ -38,15 +38,18 @@ def chat_text(
     sentence: str,  # the instruction
     images: int,  # number of images
 ) -> str:
-    "The chat of one sample, with place holders <image-1>, <image-2>, ... for its images. `InputError` for sentences that contain such marks themselves."
-    if found := _RESERVED.search(sentence): raise InputError(
-        f"The instruction {sentence!r} contains {found[0]!r}, which marks images or turns in the prompt: remove it, "
-        "or let formalize_language do so.")
+    """The chat of one sample, with place holders <image-1>, <image-2>, ... for its images.
+
+    `InputError` for sentences that contain such marks themselves.
+    """
+    if found := _RESERVED.search(sentence):
+        raise InputError(
+            f"The instruction {sentence!r} contains {found[0]!r}, which marks images or turns in"
+            " the prompt: remove it, or let formalize_language do so."
+        )
     marks = "".join(f"<image-{k}>" for k in range(1, images + 1))
-    return (
-        "<|im_start|>system\nYou are a helpful"
-        f" assistant.<|im_end|>\n<|im_start|>user\n{sentence}{marks}<|im_end|>\n"
-    )
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    return f"{system}<|im_start|>user\n{sentence}{marks}<|im_end|>\n"
 
 # %% ../../nbs/processing/40_prompts.ipynb #7f4491ce
 def image_tokens(
@@ -66,18 +69,21 @@ def expand_images(
     text: str,  # from `chat_text`
     counts: Sequence[int],  # image tokens of each image, in order
 ) -> str:
-    "Replaces <image-k> by `<image k><img>`, `counts[k-1]` image tokens, and `</img>`. `InputError` where place holders and images disagree."
+    """Replaces <image-k> by `<image k><img>`, `counts[k-1]` image tokens, and `</img>`.
+
+    `InputError` where place holders and images disagree.
+    """
     marks = re.findall(r"<image-(\d+)>", text)
     if marks != [str(k) for k in range(1, len(counts) + 1)]:
         raise InputError(
             f"The prompt has {len(marks)} image place holders and the sample {len(counts)} images:"
             f" make the prompt with chat_text(sentence, {len(counts)})."
         )
-    return re.sub(
-        r"<image-(\d+)>",
-        lambda m: f"<image {m[1]}><img>{IMAGE_TOKEN * counts[int(m[1]) - 1]}</img>",
-        text,
-    )
+
+    def room(mark: re.Match) -> str:
+        return f"<image {mark[1]}><img>{IMAGE_TOKEN * counts[int(mark[1]) - 1]}</img>"
+
+    return re.sub(r"<image-(\d+)>", room, text)
 
 # %% ../../nbs/processing/40_prompts.ipynb #cc1f100d
 QWEN_TOKENS = (
@@ -96,20 +102,29 @@ GROOT_TOKENS = (
 
 # %% ../../nbs/processing/40_prompts.ipynb #dc306193
 CHAT_TEMPLATE = (
-    "{% set images = namespace(n=0) %}{% for message in messages %}{% if loop.first and"
-    " message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{%"
-    " endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{"
-    " message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] =="
-    " 'image' %}{% set images.n = images.n + 1 %}<image-{{ images.n }}>{% elif 'text' in part %}{{"
-    " part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if"
-    " add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% set images = namespace(n=0) %}"
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}"
+    "{% set images.n = images.n + 1 %}<image-{{ images.n }}>"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}"
+    "{% endif %}"
+    "<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 # %% ../../nbs/processing/40_prompts.ipynb #5688f774
 def add_groot_tokens(
     tokenizer: Qwen2TokenizerFast,  # changed in place
 ) -> Qwen2TokenizerFast:  # the same
-    "Adds those of the eleven tokens of N1.6 that the tokenizer lacks, in their official order, as special tokens."
+    "Adds those of the eleven tokens of N1.6 that the tokenizer lacks, in official order, as special tokens."
     known = tokenizer.get_vocab()
     missing = [t for t in GROOT_TOKENS if t not in known]
     if missing:
@@ -156,11 +171,13 @@ def _byte_bpe(
 # %% ../../nbs/processing/40_prompts.ipynb #9ff09199
 def train_tokenizer(
     texts: Iterable[str],  # instructions, as the model will see them (formalized)
-    vocab_size: int = 512,  # entries at most, with 256 bytes and 37 added tokens; fewer if the texts have no more to merge
+    vocab_size: int = 512,  # entries at most, 256 bytes and 37 added tokens among them
 ) -> Qwen2TokenizerFast:  # padding on the left, pad token <|endoftext|>
     """Learns a byte-level BPE tokenizer with the added tokens and chat template of GR00T N1.6.
 
-    `save_pretrained(folder)` keeps it and `load_tokenizer(folder)` brings it back. `InputError` without texts, or for too small a vocabulary.
+    It has fewer entries than asked for if the texts have no more to merge.
+    `save_pretrained(folder)` keeps it and `load_tokenizer(folder)` brings it back. `InputError`
+    without texts, or for too small a vocabulary.
     """
     least = 256 + len(QWEN_TOKENS) + len(QWEN_WORDS) + len(GROOT_TOKENS)
     if vocab_size < least:
@@ -174,71 +191,56 @@ def train_tokenizer(
             "There are no texts to train a tokenizer from: give the instructions of a data set,"
             " list(ds.tasks.values())."
         )
-    frame = (  # what the chat puts around each of them
-        "system\nYou are a helpful assistant.\nuser\n{}<image 1><image 2>\n"
-    )
-    return _byte_bpe(
-        [frame.format(t) for t in texts], vocab_size, QWEN_TOKENS + GROOT_TOKENS, QWEN_WORDS
-    )
+    # what the chat puts around each of them
+    frame = "system\nYou are a helpful assistant.\nuser\n{}<image 1><image 2>\n"
+    framed = [frame.format(t) for t in texts]
+    return _byte_bpe(framed, vocab_size, QWEN_TOKENS + GROOT_TOKENS, QWEN_WORDS)
 
 # %% ../../nbs/processing/40_prompts.ipynb #065955bb
+_TOKENIZER_FILES = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+]
+
+
+def _lacks(folder: Path) -> str:
+    "What a folder needs to be a tokenizer; '' where it is one."
+    if (folder / "tokenizer.json").exists(): return ""
+    needed = all((folder / n).exists() for n in ("vocab.json", "merges.txt"))
+    return "" if needed else "tokenizer.json, or vocab.json and merges.txt"
+
+# %% ../../nbs/processing/40_prompts.ipynb #ee132b5d
 def load_tokenizer(
     path: str | Path,  # a folder, or a hub id such as "Qwen/Qwen3-1.7B"
 ) -> Qwen2TokenizerFast:  # padding on the left
     """Loads a tokenizer of the Qwen2/Qwen3 kind with the tokens of GR00T N1.6.
 
-    Never runs code from a folder or the hub; folders need no network. `InputError` where there is no tokenizer.
+    Never runs code from a folder or the hub; folders need no network. `InputError` where there is
+    no tokenizer.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        if (found := hub_id(str(path))) is None:
             raise InputError(
                 f"There is no tokenizer folder {path}: give a folder with tokenizer.json, or"
                 " vocab.json and merges.txt, or a hub id such as Qwen/Qwen3-1.7B."
             )
-        folder = _download(str(path))
-    if not (folder / "tokenizer.json").exists() and not all(
-        (folder / n).exists() for n in ("vocab.json", "merges.txt")
-    ):
-        raise InputError(
-            f"The folder {folder} holds no tokenizer: expected tokenizer.json, or vocab.json and"
-            " merges.txt."
-        )
-    return add_groot_tokens(
-        Qwen2TokenizerFast.from_pretrained(
-            str(folder), padding_side="left", local_files_only=True, trust_remote_code=False
-        )
+        repo, revision = found
+        folder = hub_snapshot(repo, "tokenizer", _TOKENIZER_FILES, revision, _lacks)
+    if missing := _lacks(folder):
+        raise InputError(f"The folder {folder} holds no tokenizer: expected {missing}.")
+    tokenizer = Qwen2TokenizerFast.from_pretrained(
+        str(folder), padding_side="left", local_files_only=True, trust_remote_code=False
     )
-
-
-def _download(repo: str) -> Path:
-    "Tokenizer files of a hub repository, from the local cache if they are there."
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo,
-                allow_patterns=[
-                    "tokenizer.json",
-                    "tokenizer_config.json",
-                    "vocab.json",
-                    "merges.txt",
-                    "added_tokens.json",
-                    "special_tokens_map.json",
-                ],
-            )
-        )
-    except (
-        Exception
-    ) as e:  # no network, no such repository, no permission: the hub has a class for each
-        raise InputError(
-            f"There is no folder {repo}, and the tokenizer of that name cannot be fetched from the"
-            f" Hugging Face hub ({type(e).__name__}): give an existing folder, or connect to the"
-            " network once."
-        ) from e
+    return add_groot_tokens(tokenizer)
 
 # %% ../../nbs/processing/40_prompts.ipynb #9d09aa97
 class PromptEncoder:
-    "Turns prompts into padded ids; keeps the ids of the last `cache_size` distinct prompts. May be sent to other processes."
+    "Turns prompts into padded ids; keeps the ids of the last `cache_size` distinct prompts. Can be pickled."
 
     def __init__(self,
         tokenizer: Qwen2TokenizerFast,  # from `load_tokenizer` or `train_tokenizer`
@@ -255,13 +257,14 @@ class PromptEncoder:
         self._ids: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def ids(self, text: str) -> np.ndarray:  # (N,) int64
-        "Ids of one prompt, without padding. One text at a time keeps the tokenizer's threads asleep, which makes forking safe."
-        if (ids := self._ids.get(text)) is None:
-            ids = self._ids[text] = np.asarray(
-                self.tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64
-            )
-            if len(self._ids) > self.cache_size: self._ids.popitem(last=False)
-        else: self._ids.move_to_end(text)
+        "Ids of one prompt, without padding."
+        if text in self._ids:
+            self._ids.move_to_end(text)
+            return self._ids[text]
+        # one text at a time keeps the tokenizer's threads asleep, which makes forking safe
+        ids = np.asarray(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
+        self._ids[text] = ids
+        if len(self._ids) > self.cache_size: self._ids.popitem(last=False)
         return ids
 
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:  # input_ids and attention_mask, (B, N) int64
@@ -271,5 +274,6 @@ class PromptEncoder:
         ids = np.full((len(rows), longest), self.tokenizer.pad_token_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
-            ids[i, longest - len(row) :], mask[i, longest - len(row) :] = row, 1
+            ids[i, longest - len(row):] = row
+            mask[i, longest - len(row):] = 1
         return dict(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))

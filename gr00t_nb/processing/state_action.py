@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 from fastcore.basics import patch
 
-from .rotation import absolute_pose, relative_pose
 from ..embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType
 from ..embodiments import ModalityConfig
 from ..errors import InputError, did_you_mean
+from .rotation import absolute_pose, relative_pose
 
 # %% ../../nbs/processing/20_state_action.ipynb #4a965343
 def normalize_range(
@@ -23,7 +23,7 @@ def normalize_range(
     low: np.ndarray,  # (D,) or (H, D) float64, becomes -1
     high: np.ndarray,  # same shape, becomes 1
 ) -> np.ndarray:  # shape and dtype of `x`; not clipped
-    "`x` on the scale where [low, high] is [-1, 1]; 0 where low and high are close. NaN in `x` or in a bound gives NaN."
+    "`x` on the scale where [low, high] is [-1, 1]; 0 where low and high are close. NaN stays NaN."
     still = np.isclose(high, low)
     unit = (x - low) / np.where(still, 1.0, high - low)
     return np.where(still, 0.0, 2 * unit - 1).astype(x.dtype)
@@ -66,13 +66,14 @@ def encode_sin_cos(
 class StateActionProcessor:
     """Normalizes states and actions of any known embodiment and undoes it, by the rules of GR00T N1.6.
 
-    All arrays are (..., time, width): leading dimensions (a batch) are allowed everywhere. `InputError` for unknown embodiments, groups that are
-    absent, widths or horizons that do not fit the statistics, and representations that do not exist.
+    All arrays are (..., time, width): leading dimensions (a batch) are allowed everywhere.
+    `InputError` for unknown embodiments, groups that are absent, widths or horizons that do not fit
+    the statistics, and representations that do not exist.
     """
 
     def __init__(self,
-        modality_configs: dict[str, dict[str, ModalityConfig]],  # by embodiment, then by modality; only state and action are used
-        statistics: dict | None = None,  # by embodiment: {state|action|relative_action: {group: {min, max, mean, std, q01, q99}}}
+        modality_configs: dict[str, dict[str, ModalityConfig]],  # by embodiment, then modality
+        statistics: dict | None = None,  # by embodiment, as of `embodiment_statistics`
         use_percentiles: bool = False,  # q01 and q99 instead of min and max
         clip_outliers: bool = True,  # clip normalized values to [-1, 1]
         apply_sincos_state_encoding: bool = False,  # sin/cos for the state groups that ask for it
@@ -80,63 +81,31 @@ class StateActionProcessor:
     ):
         self.modality_configs, self.statistics = modality_configs, statistics or {}
         self.use_percentiles, self.clip_outliers = use_percentiles, clip_outliers
-        self.apply_sincos_state_encoding, self.use_relative_action = (
-            apply_sincos_state_encoding,
-            use_relative_action,
-        )
+        self.apply_sincos_state_encoding = apply_sincos_state_encoding
+        self.use_relative_action = use_relative_action
         self._arrays: dict[tuple, np.ndarray] = {}  # statistics as arrays, made when first needed
         for tag in self.statistics:
             if tag in modality_configs: self._check_relative(tag)
 
-# %% ../../nbs/processing/20_state_action.ipynb #5e46be22
-@patch
-def _action_configs(
-    self: StateActionProcessor, embodiment: str
-) -> dict[str, ActionConfig]:  # by group; absolute where nothing is said
-    config = self._config(embodiment, "action")
-    configs = config.action_configs or [ActionConfig(ActionRepresentation.ABSOLUTE)] * len(
-        config.modality_keys
-    )
-    return dict(zip(config.modality_keys, configs))
-
-@patch
-def is_relative(self: StateActionProcessor, embodiment: str, group: str) -> bool:
-    "Whether an action group is made relative to the state: its configuration says so and the processor's switch is on."
-    return (
-        self.use_relative_action
-        and self._action_configs(embodiment)[group].rep is ActionRepresentation.RELATIVE
-    )
-
-@patch
-def _check_relative(self: StateActionProcessor, embodiment: str):
-    if "action" not in self.modality_configs[embodiment]: return
-    groups = [
-        k
-        for k in self._config(embodiment, "action").modality_keys
-        if self.is_relative(embodiment, k)
-    ]
-    missing = [
-        k for k in groups if k not in (self.statistics[embodiment].get("relative_action") or {})
-    ]
-    if missing:
-        raise InputError(
-            f"The statistics of '{embodiment}' have no relative_action entry for"
-            f" {', '.join(missing)}, whose actions are RELATIVE: compute them with"
-            " embodiment_statistics(ds, config), or make these actions ABSOLUTE."
-        )
-
 # %% ../../nbs/processing/20_state_action.ipynb #4bfe2393
 @patch
-def _config(self: StateActionProcessor, embodiment: str, modality: str) -> ModalityConfig:
-    if embodiment not in self.modality_configs: raise InputError(
-        f"The processor has no modality configuration for the embodiment '{embodiment}': it knows "
-        f"{', '.join(self.modality_configs) or 'none'}.{did_you_mean(embodiment, self.modality_configs)}")
-    if modality not in self.modality_configs[embodiment]:
+def config_of(self: StateActionProcessor,
+    embodiment: str,  # tag value
+    modality: str,  # "state" or "action"; "video" or "language" where the configurations have them
+) -> ModalityConfig:
+    "The configuration of one modality of an embodiment; `InputError` where there is none."
+    known = self.modality_configs
+    if embodiment not in known:
+        raise InputError(
+            f"The processor has no modality configuration for the embodiment '{embodiment}': it knows"
+            f" {', '.join(known) or 'none'}.{did_you_mean(embodiment, known)}"
+        )
+    if modality not in known[embodiment]:
         raise InputError(
             f"The modality configuration of '{embodiment}' has no '{modality}': it has"
-            f" {', '.join(self.modality_configs[embodiment])}."
+            f" {', '.join(known[embodiment])}."
         )
-    return self.modality_configs[embodiment][modality]
+    return known[embodiment][modality]
 
 @patch
 def _array(
@@ -144,18 +113,46 @@ def _array(
 ) -> np.ndarray:  # (D,) or (H, D) float64
     "One array of the statistics."
     key = embodiment, modality, group, name
-    if key not in self._arrays:
-        where = self.statistics
-        for step in key:
-            if step not in where:
-                raise InputError(
-                    f"The statistics hold no {' / '.join(key)} ('{step}' is missing): they hold"
-                    f" {', '.join(where) or 'nothing'} there; compute them with"
-                    f" embodiment_statistics(ds, config).{did_you_mean(step, where)}"
-                )
-            where = where[step]
-        self._arrays[key] = np.asarray(where, dtype=np.float64)
+    if key in self._arrays: return self._arrays[key]
+    where = self.statistics
+    for step in key:
+        if step not in where:
+            raise InputError(
+                f"The statistics hold no {' / '.join(key)} ('{step}' is missing): they hold"
+                f" {', '.join(where) or 'nothing'} there; compute them with"
+                f" embodiment_statistics(ds, config).{did_you_mean(step, where)}"
+            )
+        where = where[step]
+    self._arrays[key] = np.asarray(where, dtype=np.float64)
     return self._arrays[key]
+
+# %% ../../nbs/processing/20_state_action.ipynb #5e46be22
+@patch
+def _action_configs(
+    self: StateActionProcessor, embodiment: str
+) -> dict[str, ActionConfig]:  # by group; absolute where nothing is said
+    config = self.config_of(embodiment, "action")
+    absolute = [ActionConfig(ActionRepresentation.ABSOLUTE)] * len(config.modality_keys)
+    return dict(zip(config.modality_keys, config.action_configs or absolute))
+
+@patch
+def is_relative(self: StateActionProcessor, embodiment: str, group: str) -> bool:
+    "Whether an action group is made relative: its configuration says so and the processor's switch is on."
+    if not self.use_relative_action: return False
+    return self._action_configs(embodiment)[group].rep is ActionRepresentation.RELATIVE
+
+@patch
+def _check_relative(self: StateActionProcessor, embodiment: str):
+    if "action" not in self.modality_configs[embodiment]: return
+    keys = self.config_of(embodiment, "action").modality_keys
+    there = self.statistics[embodiment].get("relative_action") or {}
+    missing = [k for k in keys if self.is_relative(embodiment, k) and k not in there]
+    if missing:
+        raise InputError(
+            f"The statistics of '{embodiment}' have no relative_action entry for"
+            f" {', '.join(missing)}, whose actions are RELATIVE: compute them with"
+            " embodiment_statistics(ds, config), or make these actions ABSOLUTE."
+        )
 
 # %% ../../nbs/processing/20_state_action.ipynb #26cb371e
 @patch
@@ -169,9 +166,8 @@ def group_width(self: StateActionProcessor,
 
 @patch
 def _is_sin_cos(self: StateActionProcessor, embodiment: str, group: str) -> bool:
-    return self.apply_sincos_state_encoding and group in (
-        self._config(embodiment, "state").sin_cos_embedding_keys or ()
-    )
+    asked = self.config_of(embodiment, "state").sin_cos_embedding_keys or ()
+    return self.apply_sincos_state_encoding and group in asked
 
 @patch
 def state_dim(self: StateActionProcessor,
@@ -179,22 +175,19 @@ def state_dim(self: StateActionProcessor,
     include_sincos_expansion: bool = False,  # count groups given as [sin, cos] twice: what the model sees
 ) -> int:  # numbers of one state
     "Width of all state groups together."
-    keys = self._config(embodiment, "state").modality_keys
-    return sum(
-        self.group_width(embodiment, "state", k)
-        * (2 if include_sincos_expansion and self._is_sin_cos(embodiment, k) else 1)
-        for k in keys
-    )
+    def width(group):
+        twice = include_sincos_expansion and self._is_sin_cos(embodiment, group)
+        return self.group_width(embodiment, "state", group) * (2 if twice else 1)
+
+    return sum(width(k) for k in self.config_of(embodiment, "state").modality_keys)
 
 @patch
 def action_dim(self: StateActionProcessor,
     embodiment: str,  # tag value
 ) -> int:  # numbers of one action
     "Width of all action groups together."
-    return sum(
-        self.group_width(embodiment, "action", k)
-        for k in self._config(embodiment, "action").modality_keys
-    )
+    keys = self.config_of(embodiment, "action").modality_keys
+    return sum(self.group_width(embodiment, "action", k) for k in keys)
 
 # %% ../../nbs/processing/20_state_action.ipynb #96f94ebf
 @patch
@@ -223,14 +216,21 @@ def _rule(
     "(by mean and std?, low or mean, high or std) of a group."
     relative = modality == "action" and self.is_relative(embodiment, group)
     stats = "relative_action" if relative else modality
-    mean_std = group in (self._config(embodiment, modality).mean_std_embedding_keys or ())
+    mean_std = group in (self.config_of(embodiment, modality).mean_std_embedding_keys or ())
     # relative groups keep min and max whatever use_percentiles says, as the official processor does
-    names = (
-        ("mean", "std")
-        if mean_std
-        else ("q01", "q99") if self.use_percentiles and not relative else ("min", "max")
-    )
+    if mean_std: names = "mean", "std"
+    elif self.use_percentiles and not relative: names = "q01", "q99"
+    else: names = "min", "max"
     return mean_std, *(self._array(embodiment, stats, group, n) for n in names)
+
+@patch
+def check_statistics(self: StateActionProcessor,
+    embodiment: str,  # tag value
+):
+    "`InputError` where the statistics lack what a state or action group of the embodiment is scaled with."
+    for modality in ("state", "action"):
+        for group in self.config_of(embodiment, modality).modality_keys:
+            self._rule(embodiment, modality, group)
 
 # %% ../../nbs/processing/20_state_action.ipynb #9204f11f
 @patch
@@ -240,7 +240,7 @@ def apply_state(self: StateActionProcessor,
 ) -> dict[str, np.ndarray]:  # {group: (..., T, D)}, or (..., T, 2 D) where sin/cos; dtype of the input
     "Normalizes every state group of the embodiment, in the order of its modality keys."
     out = {}
-    for group in self._config(embodiment, "state").modality_keys:
+    for group in self.config_of(embodiment, "state").modality_keys:
         x = self._take(state, embodiment, "state", group)
         if self._is_sin_cos(embodiment, group):
             out[group] = encode_sin_cos(x)
@@ -256,18 +256,17 @@ def unapply_state(self: StateActionProcessor,
     state: Mapping[str, np.ndarray],  # {group: (..., T, D)} normalized
     embodiment: str,  # tag value
 ) -> dict[str, np.ndarray]:  # {group: (..., T, D)} physical units
-    "The inverse of `apply_state`. `InputError` for groups given as sin/cos, which are not turned back."
+    "The inverse of `apply_state`. `InputError` for groups that were given as sin/cos."
     out = {}
-    for group in self._config(embodiment, "state").modality_keys:
+    for group in self.config_of(embodiment, "state").modality_keys:
         if self._is_sin_cos(embodiment, group):
             raise InputError(
                 f"The state group '{group}' of '{embodiment}' is encoded as sine and cosine, which"
                 " cannot be undone: keep the raw state instead."
             )
         mean_std, a, b = self._rule(embodiment, "state", group)
-        out[group] = (unnormalize_mean_std if mean_std else unnormalize_range)(
-            self._take(state, embodiment, "state", group), a, b
-        )
+        undo = unnormalize_mean_std if mean_std else unnormalize_range
+        out[group] = undo(self._take(state, embodiment, "state", group), a, b)
     return out
 
 # %% ../../nbs/processing/20_state_action.ipynb #e593794f
@@ -280,9 +279,13 @@ def _reference(self: StateActionProcessor,
 ) -> np.ndarray:  # (..., 1, D) float64
     "The last row of the state that an action group is relative to."
     key = config.state_key or group
-    if state is None or key not in state: raise InputError(
-        f"The action group '{group}' of '{embodiment}' is relative to the state group '{key}', which was not given"
-        f" (given: {', '.join(state or ()) or 'no state'}): pass the raw state.{did_you_mean(key, state or ())}")
+    given = state or ()
+    if key not in given:
+        raise InputError(
+            f"The action group '{group}' of '{embodiment}' is relative to the state group '{key}',"
+            f" which was not given (given: {', '.join(given) or 'no state'}): pass the raw state."
+            f"{did_you_mean(key, given)}"
+        )
     if config.type is ActionType.NON_EEF and config.format is not ActionFormat.DEFAULT:
         raise InputError(
             f"The action group '{group}' of '{embodiment}' is NON_EEF with the pose format"
@@ -336,11 +339,8 @@ def to_absolute(self: StateActionProcessor,
             " XYZ_ROTVEC."
         )
     self._check_width(embodiment, group, reference, x)
-    return (
-        x + reference
-        if config.type is ActionType.NON_EEF
-        else absolute_pose(x, reference, config.format)
-    )
+    if config.type is ActionType.NON_EEF: return x + reference
+    return absolute_pose(x, reference, config.format)
 
 # %% ../../nbs/processing/20_state_action.ipynb #37655c51
 @patch
@@ -364,7 +364,7 @@ def apply_action(self: StateActionProcessor,
 ) -> dict[str, np.ndarray]:  # {group: (..., T, D)}; float64 for relative groups, else dtype of the input
     "Makes actions relative where configured, and normalizes them, in the order of the modality keys."
     out = {}
-    for group in self._config(embodiment, "action").modality_keys:
+    for group in self.config_of(embodiment, "action").modality_keys:
         x = self._take(action, embodiment, "action", group)
         if self.is_relative(embodiment, group): x = self.to_relative(x, state, embodiment, group)
         mean_std, a, b = self._rule(embodiment, "action", group)
@@ -382,15 +382,12 @@ def unapply_action(self: StateActionProcessor,
 ) -> dict[str, np.ndarray]:  # {group: (..., T, D)} absolute, physical units; float64 except by mean and std
     "The inverse of `apply_action`: physical units, then absolute."
     out = {}
-    for group in self._config(embodiment, "action").modality_keys:
+    for group in self.config_of(embodiment, "action").modality_keys:
         if group not in action: self._take(action, embodiment, "action", group)  # raises
         x = np.asarray(action[group])
         mean_std, a, b = self._rule(embodiment, "action", group)
         self._check_horizon(embodiment, group, x, a)
         x = (unnormalize_mean_std if mean_std else unnormalize_range)(x, a, b)
-        out[group] = (
-            self.to_absolute(x, state, embodiment, group)
-            if self.is_relative(embodiment, group)
-            else x
-        )
+        if self.is_relative(embodiment, group): x = self.to_absolute(x, state, embodiment, group)
+        out[group] = x
     return out

@@ -12,7 +12,7 @@ from typing import Literal
 
 from fastcore.basics import patch
 
-from ..data.layouts import dataset_folder
+from ..data.layouts_v3 import dataset_folder
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
 from ..errors import InputError
 

@@ -23,16 +23,19 @@ from transformers import TrainingArguments, set_seed
 from ..checkup.checkup import check_dataset
 from ..data.lerobot import LeRobotDataset
 from ..checkup.problems import ranges
+from ..data.steps import require_keys
 from ..processing.processor import Gr00tProcessor
 from ..processing.prompts import load_tokenizer
 from ..loading.frames import FrameCache
-from ..loading.sampling import DataSource, OfficialStream, StepDataset, split_episodes
-from ..processing.statistics import embodiment_statistics
+from ..loading.order import DataSource, split_episodes
+from ..loading.official_order import OfficialStream
+from ..loading.samples import StepDataset
+from ..processing.embodiment_statistics import embodiment_statistics
 from ..data.video import check_ffmpeg
 from ..errors import InputError
 from ..files import cache_dir, fingerprint, keep, read_json, read_jsonl, write_json
 from ..files import write_text
-from ..model.layers import train_embodiment_rows
+from ..model.per_embodiment import train_embodiment_rows
 from ..families.n1d6 import Gr00tN1d6
 from ..families.base_models import resolve_base_model
 from .config import FinetuneConfig, check_config, choose_modality_config
@@ -136,7 +139,7 @@ def prepare_data(
     modality_config = choose_modality_config(
         tag, processor.modality_configs, from_file=config.modality_config_path is not None
     )
-    dataset.check_config(modality_config)
+    require_keys(dataset, modality_config)
     if config.check_data: require_sound(dataset, modality_config, skip_broken=config.skip_broken)
     processor.fast_resize = config.fast_resize
     processor.set_embodiment(

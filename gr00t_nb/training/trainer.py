@@ -25,10 +25,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..loading.sampling import GlobalBatches
+from ..loading.order import GlobalBatches
 from ..errors import InputError
 from ..files import read_json, read_jsonl, replacing, write_text
-from ..families.n1d6 import decayed_parameter_names
+from ..families.family import decayed_parameter_names
 from ..plots.actions import plot_loss
 
 # %% ../../nbs/training/10_trainer.ipynb #5c13031e

@@ -6,7 +6,7 @@
 __all__ = ['EpisodeViewer', 'PredictionViewer', 'TrainingMonitor']
 
 # %% ../../nbs/viz/90_widgets.ipynb #ab6a1800
-from .episodes import EpisodeViewer
+from .episode_viewer import EpisodeViewer
 from .monitor import TrainingMonitor
 from .prediction_viewer import PredictionViewer
 

@@ -12,6 +12,7 @@ from gr00t_nb.loading.order import DataSource
 from gr00t_nb.loading.official_order import OfficialStream, mixture_samples, mixture_schedule
 from gr00t_nb.loading.official_order import shard_episodes, worker_shards
 from gr00t_nb.data.moments import merge_statistics
+from gr00t_nb.data.steps import read_step
 from gr00t_nb.embodiments import ModalityConfig
 from gr00t_nb.errors import InputError
 
@@ -228,9 +229,9 @@ def test_sample(bundle, datasets, case):
     pad = bool(case["config"].get("allow_padding"))
     if "error" in case:
         with pytest.raises(InputError, match=str(case["step"])):
-            ds.step(case["episode"], case["step"], config, pad=pad, wrap=True)
+            read_step(ds, case["episode"], case["step"], config, pad=pad, wrap=True)
         return
-    step = ds.step(case["episode"], case["step"], config, pad=pad, wrap=True)
+    step = read_step(ds, case["episode"], case["step"], config, pad=pad, wrap=True)
     tensors = {
         k.split("/", 1)[1].replace("/", "."): v
         for k, v in load_file(bundle("dataset/samples.safetensors")).items()
@@ -257,4 +258,4 @@ def test_wrap_is_not_the_default(bundle, datasets, early):
         and d.episodes[early["episode"]].length == early["episode_length"]
     )
     with pytest.raises(InputError, match="pad=True"):
-        ds.step(early["episode"], early["step"], config)
+        read_step(ds, early["episode"], early["step"], config)

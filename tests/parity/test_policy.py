@@ -8,6 +8,7 @@ from bundles import json_of
 from safetensors.numpy import load_file
 
 from gr00t_nb.data.lerobot import LeRobotDataset
+from gr00t_nb.data.steps import read_step
 from gr00t_nb.files import read_json
 from gr00t_nb.evaluation.open_loop import evaluate_open_loop
 from gr00t_nb.policy.policy import Gr00tPolicy
@@ -101,7 +102,7 @@ def batch_of(policy, io, told, reference, tag):
         policy.get_modality_config()["language"].modality_keys[0],
     )
     steps = [
-        dataset.step(o["episode"], o["step"], config) | {key: o["language"]}
+        read_step(dataset, o["episode"], o["step"], config) | {key: o["language"]}
         for o in told["observations"]
     ]
     return policy.processor.collate([policy.processor(s, tag) for s in steps])

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from gr00t_nb.processing.images import eval_transform
 from gr00t_nb.data.lerobot import LeRobotDataset
+from gr00t_nb.data.steps import read_step
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.processing.prompts import (
     GROOT_TOKENS,
@@ -357,7 +358,7 @@ def test_policy_training_batch(reference, bundle, tokenizer):
     embodiment, config = next(iter(processor.modality_configs.items()))
     ds = LeRobotDataset(data)
     steps = [
-        ds.step(o["episode"], o["step"], config) | {
+        read_step(ds, o["episode"], o["step"], config) | {
             config["language"].modality_keys[0]: o["language"]
         }
         for o in facts["observations"]
