@@ -372,7 +372,7 @@ def test_missing_and_overlapping(copy):
     with pytest.raises(InputError, match="Episode 2, video .*frames for .*rows"):
         LeRobotDataset(copy).frames(2, view, [0])
     rewrite(copy, "dataset_from_index", 1, 3)
-    with pytest.raises(InputError, match="episode 1: rows 3 to") as e: LeRobotDataset(copy)
+    with pytest.raises(InputError, match="episode 1, rows 3 to") as e: LeRobotDataset(copy)
     assert str(file) in str(e.value)
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(InputError, match="cannot be read") as e: LeRobotDataset(copy)
@@ -412,6 +412,16 @@ def test_tasks_by_either_column(copy):
     (copy / "meta/tasks.parquet").unlink()
     with pytest.raises(InputError, match="Episode 0, step 0.*tasks.parquet"):
         LeRobotDataset(copy).instruction(0, 0, "annotation.human.task_description")
+
+
+def test_check_up_goes_on_after_a_broken_offset(copy):
+    "Training refuses the data set; the check-up tells the episode and looks at the others."
+    file = rewrite(copy, "dataset_from_index", 1, 3)
+    with pytest.raises(InputError, match="episode 1, rows 3 to"): LeRobotDataset(copy)
+    report = check_dataset(copy, progress=False, workers=1)
+    told = [(p.severity, p.kind, p.file, p.episode) for p in report.of("error")]
+    assert told == [("error", "metadata_broken", file.relative_to(copy).as_posix(), 1)]
+    assert list(report.lengths) == [0, 2, 3]
 
 
 # ------------------------------------------------------------------------------------------------------------ the hub, from its cache
