@@ -20,6 +20,7 @@ from gr00t_nb.conversion.aloha import from_hdf5, read_hdf5
 from gr00t_nb.conversion.convert import main
 from gr00t_nb.conversion.lerobot_v2 import to_v2
 from gr00t_nb.conversion.lerobot_v3 import to_v3
+from gr00t_nb.data.language import read_instruction
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.errors import InputError
 
@@ -90,7 +91,7 @@ def digest(folder):
 
 def texts_of(ds):
     "The instruction of the first step of every episode."
-    return [ds.instruction(i, 0, "annotation.human.task_description") for i in range(len(ds))]
+    return [read_instruction(ds, i, 0, "annotation.human.task_description") for i in range(len(ds))]
 
 
 # ---------------------------------------------------------------------------------------- HDF5
@@ -245,7 +246,7 @@ def test_odd_pictures_and_line_separators(tmp_path):
         ds = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
     seen = ds.frames(0, "top", range(20))
     assert seen.shape == wrote.shape and error(seen, wrote) < 3
-    assert ds.instruction(0, 0, "task") == "lift\u2028it"
+    assert read_instruction(ds, 0, 0, "task") == "lift\u2028it"
     assert not check_dataset(ds.path, progress=False).of("error")
 
 
@@ -266,7 +267,7 @@ def test_a_broken_episode_is_made_again(tmp_path, damage):
     if damage == "changed source":
         # an episode of another length moves the ones after it, whose rows are counted on
         seed, remade = 7, {"episode_000001", "episode_000002"}
-        assert again.instruction(1, 0, "task") == "stop"
+        assert read_instruction(again, 1, 0, "task") == "stop"
         assert np.ravel(again.column(2, "index"))[0] == 17
     assert {Path(k).stem for k in changed} == remade
     assert error(again.frames(1, "top", range(n)), picture(seed, n)) < 3
@@ -345,7 +346,7 @@ def few():
 def same(a, b, exact=True):
     assert [e.length for e in a.episodes] == [e.length for e in b.episodes] and a.tasks == b.tasks
     for i in range(len(a)):
-        for c in a._table_columns(): assert np.array_equal(a.column(i, c), b.column(i, c)), c
+        for c in a.table_columns(): assert np.array_equal(a.column(i, c), b.column(i, c)), c
         for view in a.modality["video"]:
             look = [0, a.length(i) // 2, a.length(i) - 1]
             difference = np.abs(a.frames(i, view, look).astype(int) - b.frames(i, view, look))
@@ -410,7 +411,7 @@ def test_sub_tasks_go_along(folder, tmp_path):
     lines[0]["sub_tasks"] = [{"start": 0, "end": 50, "text": "reach for the cube"}]
     episodes.write_text("".join(json.dumps(line) + "\n" for line in lines))
     again = to_v2(folder, tmp_path / "again", progress=False)
-    assert again.instruction(0, 3, "sub_task") == "reach for the cube"
+    assert read_instruction(again, 0, 3, "sub_task") == "reach for the cube"
 
 
 def test_a_column_of_another_type_is_told(folder, tmp_path):
