@@ -7,6 +7,7 @@ import torch
 from batches import ROOT, TAG, batch_of
 from dummy import DUMMY
 
+from gr00t_nb.data.steps import read_steps
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
 from gr00t_nb.families.registry import families, register, unregister
@@ -37,7 +38,7 @@ def sample() -> SimpleNamespace:
     load_modality_config(ROOT / "data_samples" / "cube_to_bowl_config.py")
     robot = MODALITY_CONFIGS.pop(TAG)
     data = LeRobotDataset(ROOT / "data_samples" / "cube_to_bowl")
-    steps = [s for e in (0, 1) for s in data.steps(e, [0, 20, 40], robot)]
+    steps = [s for e in (0, 1) for s in read_steps(data, e, [0, 20, 40], robot)]
     return SimpleNamespace(data=data, robot=robot, steps=steps)
 
 

@@ -11,6 +11,7 @@ from batches import ROOT, TAG
 from capabilities import TESTS, loss_of, padding_does_not_matter
 from dummy import DUMMY
 
+from gr00t_nb.data.steps import read_steps
 from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation.open_loop import evaluate_open_loop
 from gr00t_nb.evaluation.predictions import Predictions
@@ -159,7 +160,7 @@ def test_a_policy_in_a_fresh_process(family, checkpoint, batch, sample, tmp_path
         list(map(str, command)), env=os.environ | dict(PYTHONPATH=paths), capture_output=True
     )
     assert done.returncode == 0, done.stderr.decode()
-    steps = sample.data.steps(0, [0, 20, 40], sample.robot)
+    steps = read_steps(sample.data, 0, [0, 20, 40], sample.robot)
     shape = family.chunk_shape(model.config)
     noise = np.random.default_rng(7).standard_normal(shape, np.float32)
     asked = processor.collate([processor(s, TAG) for s in steps])
