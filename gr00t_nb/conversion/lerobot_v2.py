@@ -51,7 +51,8 @@ def recording_of(
 ) -> Recording:
     "An episode of a data set: its rows as they are in the file, its videos by place."
     n, e = ds.length(episode), ds.episodes[episode]
-    names = [c for c in ds.table_columns() if c not in ("index", "episode_index", "frame_index")]
+    anew = ("index", "episode_index", "frame_index")
+    names = [c for c in ds.table_columns() if c not in anew]
     columns = {k: v[:n] for k, v in ds.cells(episode, names).items()}
     places = {c: ds.layout.frames(e, c) for c in cameras}
     for c, p in places.items():

@@ -234,8 +234,8 @@ def _ask_changed(self: Probes, asker: _Asker, e: EpisodeResult) -> dict:  # (N, 
     out = {k: [] for k in [*range(len(asker.noises)), *(c.name for c in self.changes)]}
     for i in range(0, len(moments), asker.batch_size):
         batch = slice(i, i + asker.batch_size)
-        steps = asker.dataset.steps(e.episode, moments[batch], config, pad=True)
-        donors = asker.dataset.steps(other, far[batch].tolist(), config, pad=True)
+        steps = read_steps(asker.dataset, e.episode, moments[batch], config, pad=True)
+        donors = read_steps(asker.dataset, other, far[batch].tolist(), config, pad=True)
         for k, noise in enumerate(asker.noises):
             out[k].append(asker.answers(steps, steps, self.open_loop, noise))
         for c in self.changes:
