@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 FUNCTION, CELL, MODULE, ROOMS, COLUMNS = 40, 40, 400, 10, 100
 # what the floors that run on a bare GPU machine may import at module level
-BARE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "cv2", "fastcore"}
+BARE = set("torch transformers huggingface_hub safetensors numpy PIL cv2 fastcore".split())
 BARE_FLOORS = ("model", "backbones", "families", "policy")
 LATER = ("policy", "evaluation", "runs", "training", "serving", "simulators", "viz")  # than families
 
