@@ -280,7 +280,7 @@ def _path(self: PredictionViewer, **how) -> Figure:
     turn = dict(azimuth=self.controls.azimuth.value, elevation=self.controls.elevation.value)
     return plot_path_3d(self.predictions, *self.at, prompt=self.asked, **turn, **how)
 
-# %% ../../nbs/viz/70_prediction_viewer.ipynb #db149d47
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #817b63d9
 @patch
 def _facts(self: PredictionViewer, answers: dict) -> str:  # HTML
     "Error, spread, and what the prompt changed, by policy; and the error of holding the state."
@@ -293,7 +293,8 @@ def _facts(self: PredictionViewer, answers: dict) -> str:  # HTML
     hold = p.errors(HOLD, episode, self.chosen)[step]
     if np.isfinite(hold): rows.append((COLOURS["grey"], HOLD, f"error {hold:.3g}"))
     mark = '<span style="white-space:nowrap;margin-right:22px"><b class="gr00t-mark"'
-    lines = [f'{mark} style="color:{c}">■</b> <b>{html.escape(n)}</b> {t}</span>' for c, n, t in rows]
+    escaped = html.escape
+    lines = [f'{mark} style="color:{c}">■</b> <b>{escaped(n)}</b> {t}</span>' for c, n, t in rows]
     return f'<div style="line-height:1.5">{" ".join(lines)}</div>'
 
 
