@@ -1,7 +1,9 @@
-"""The house as a picture: each folder of notebooks is a storey, each notebook a room that links to it, the tutorials are the roof.
+"""The house as a picture.
 
-`house(root)` gives the SVG text. It depends on nothing but the notebooks' places, titles and summaries, so that `make export` can write it to
-`nbs/house.svg` and the tests can see that it is current. It reads well on light and on dark ground, and its colours follow the reader's theme.
+Each folder of notebooks is a storey, each notebook a room that links to it, the tutorials are the
+roof. `house(root)` gives the SVG text. It depends on nothing but the notebooks' places, titles and
+summaries, so that `make export` can write it to `nbs/house.svg` and the tests can see that it is
+current. It reads well on light and on dark ground, and its colours follow the reader's theme.
 """
 import json
 import re
@@ -31,6 +33,7 @@ FLOORS = {
     "tutorials": ("tutorials", "begin here"),
 }
 WIDTH, EAVES, WALL, LABEL, ROOM, GAP, PAD = 960, 4, 28, 166, 30, 8, 14  # units of the picture
+LEFT, RIGHT = WALL, WIDTH - WALL  # of all storeys but the roof
 LETTER = 7.2  # a letter's width in the widest common font
 # per floor: hue and saturation of the wall, from Okabe and Ito's palette where it has one
 HUES = {
@@ -53,6 +56,31 @@ HUES = {
     "viz": (220, 45),
     "tutorials": (18, 62),
 }
+
+# how it looks; it follows the reader's choice of light or dark
+LOOK = """\
+.house { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+.house { max-width: 100%; height: auto; }
+.house .wall { fill: hsl(var(--h) var(--s) 92%); stroke: hsl(var(--h) var(--s) 80%); }
+.house .edge, .house .chimney { fill: hsl(var(--h) var(--s) 45%); }
+.house .room { fill: #fff; stroke: hsl(var(--h) var(--s) 62%); }
+.house .floor { font-size: 15px; font-weight: 700; fill: hsl(var(--h) var(--s) 22%); }
+.house .what { font-size: 11px; fill: hsl(var(--h) var(--s) 28%); }
+.house .name { font-size: 12px; text-anchor: middle; fill: #1d232b; }
+.house .room.door { fill: hsl(var(--h) 30% 30%); stroke: none; }
+.house .name.door { fill: #fff; font-weight: 600; }
+.house a:hover .room, .house a:focus .room { stroke-width: 2.5; }
+.house .soil { stroke: #8a8a8a; stroke-width: 3; }
+@media (prefers-color-scheme: dark) {
+  .house .wall { fill: hsl(var(--h) var(--s) 15%); stroke: hsl(var(--h) var(--s) 27%); }
+  .house .room { fill: #14181d; stroke: hsl(var(--h) var(--s) 42%); }
+  .house .floor { fill: hsl(var(--h) var(--s) 86%); }
+  .house .what { fill: hsl(var(--h) var(--s) 76%); }
+  .house .name { fill: #e8ebee; }
+  .house .room.door { fill: hsl(var(--h) 25% 82%); }
+  .house .name.door { fill: #14181d; }
+}
+"""
 
 
 class DocsError(Exception):
@@ -92,29 +120,22 @@ def notebooks(
         title, summary = re.search(r"\A\s*# (.+)", head), re.search(r"^> (.+)", head, re.M)
         if not title or not summary:
             raise DocsError(
-                f"nbs/{path} does not begin with a title and a summary: its first Markdown cell"
-                " must hold `# title`, an empty line and `> one sentence`."
+                f"nbs/{path} does not begin with a title and a summary:"
+                " its first Markdown cell must hold `# title`, an empty line and `> one sentence`."
             )
-        module = next(
-            (
-                m[1]
-                for c in cells
-                if c["cell_type"] == "code"
-                and (m := re.search(r"^#\|\s*default_exp\s+(\S+)", text(c), re.M))
-            ),
-            None,
-        )
+        code = "\n".join(text(c) for c in cells if c["cell_type"] == "code")
+        module = re.search(r"^#\|\s*default_exp\s+(\S+)", code, re.M)
+        module = module[1] if module else None
         nb = Notebook(path, title[1].strip(), summary[1].strip(), module)
         if nb.floor not in FLOORS:
             raise DocsError(
-                f"nbs/{path} is on a floor that the house does not have: add '{nb.floor}' to FLOORS"
-                " and HUES in docs/house.py, above what it imports from."
+                f"nbs/{path} is on a floor that the house does not have:"
+                f" add '{nb.floor}' to FLOORS and HUES in docs/house.py, above what it imports from."
             )
         found.append(nb)
     floors = list(FLOORS)
-    return sorted(
-        found, key=lambda n: (n.path.name != "index.ipynb", floors.index(n.floor), n.path.name)
-    )
+    place = lambda n: (n.path.name != "index.ipynb", floors.index(n.floor), n.path.name)
+    return sorted(found, key=place)
 
 
 def rows_of(
@@ -137,6 +158,95 @@ def rows_of(
     return lay(share)
 
 
+@dataclass(frozen=True)
+class _Shape:
+    "Where a storey stands. The roof's walls lean, so that its rows get narrower towards the top."
+    y: float  # of its upper edge
+    rows: int  # of rooms
+    roof: bool
+
+    @property
+    def height(self) -> float: return self.rows * (ROOM + GAP) - GAP + 2 * PAD + 10 * self.roof
+
+    @property
+    def slope(self) -> float: return (46 + 26 * self.rows) * self.roof
+
+    @property
+    def first_row(self) -> float: return self.y + PAD + 10 * self.roof
+
+    def ends(self, row: int) -> tuple[float, float]:  # x where its first room begins and its last one ends
+        if not self.roof: return LEFT + LABEL, RIGHT - PAD
+        lean = self.slope * (1 - row / max(self.rows, 2)) * 0.72
+        return LEFT + lean + LABEL, RIGHT - lean - 16
+
+
+def _walls(shape: _Shape, name: str, what: str) -> list[str]:
+    "A storey without its rooms: wall or roof, and the two lines of its name."
+    y, bottom = shape.y, shape.y + shape.height
+    if shape.roof:
+        left, right = LEFT + shape.slope, RIGHT - shape.slope
+        parts = [
+            f'<path class="chimney" d="M{RIGHT - 190} {y - 22}h34v60h-34z"/>',
+            f'<path class="wall" d="M{left} {y}H{right}L{WIDTH - EAVES} {bottom}H{EAVES}Z"/>',
+        ]
+        at = LEFT + shape.slope * 0.72 + 14
+    else:
+        size = f'height="{shape.height}"'
+        parts = [
+            f'<rect class="wall" x="{LEFT}" y="{y}" width="{RIGHT - LEFT}" {size}/>',
+            f'<rect class="edge" x="{LEFT}" y="{y}" width="5" {size}/>',
+        ]
+        at = LEFT + 20
+    middle = y + shape.height / 2
+    return parts + [
+        f'<text class="floor" x="{at:.0f}" y="{middle - 2:.0f}">{escape(name)}</text>',
+        f'<text class="what" x="{at:.0f}" y="{middle + 15:.0f}">{escape(what)}</text>',
+    ]
+
+
+def _room(n: Notebook, x: float, y: float, width: float) -> str:
+    "One room: a link with the notebook's name, and its summary where the pointer rests."
+    door = " door" if n.path.name == "index.ipynb" else ""
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{ROOM}"'
+    middle = f'x="{x + width / 2:.1f}" y="{y + ROOM / 2 + 4.3:.1f}"'
+    return (
+        f'<a href="{escape(str(n.path))}">'
+        f"<title>{escape(n.title)}: {escape(n.plain_summary)}</title>"
+        f'<rect class="room{door}" {place} rx="4"/>'
+        f'<text class="name{door}" {middle}>{escape(n.label)}</text></a>'
+    )
+
+
+def _row(rooms: list[Notebook], y: float, start: float, end: float) -> list[str]:
+    "Rooms beside each other from `start` to `end`, as much wider than their names as there is room."
+    widths = [_width(n) for n in rooms]
+    grow = min((end - start - GAP * (len(rooms) - 1)) / sum(widths), 1.6)
+    parts, x = [], start
+    for n, width in zip(rooms, widths):
+        parts.append(_room(n, x, y, width * grow))
+        x += width * grow + GAP
+    return parts
+
+
+def _width(n: Notebook) -> float:  # of its room, at least
+    return len(n.label) * LETTER + 22
+
+
+def _storey(floor: str, rooms: list[Notebook], y: float) -> tuple[str, float]:  # SVG, and its height
+    "A storey whose upper edge is at `y`."
+    roof = floor == "tutorials"
+    inner = RIGHT - LEFT - LABEL - PAD
+    rows = rows_of([_width(n) for n in rooms], [inner - 150, inner - 60] if roof else [inner])
+    shape = _Shape(y, len(rows), roof)
+    hue, saturation = HUES[floor]
+    parts = [f'<g class="storey" style="--h:{hue};--s:{saturation}%">']
+    parts += _walls(shape, *FLOORS[floor])
+    for k, row in enumerate(rows):
+        top = shape.first_row + k * (ROOM + GAP)
+        parts += _row([rooms[i] for i in row], top, *shape.ends(k))
+    return "\n".join([*parts, "</g>"]), shape.height
+
+
 def house(
     root: Path,  # the checkout
 ) -> str:  # SVG; links are relative to nbs/
@@ -144,95 +254,20 @@ def house(
     rooms = notebooks(root)
     floors = {f: [n for n in rooms if n.floor == f] for f in FLOORS}
     floors = {f: ns for f, ns in floors.items() if ns}
-    parts, y = [], 26.0
-    left, right = WALL, WIDTH - WALL
+    storeys, y = [], 26.0
     for f in reversed(floors):
-        roof = f == "tutorials"
-        widths = [len(n.label) * LETTER + 22 for n in floors[f]]
-        inner = right - left - LABEL - PAD
-        if roof: rows = rows_of(widths, [inner - 150, inner - 60])
-        else: rows = rows_of(widths, [inner])
-        height = len(rows) * (ROOM + GAP) - GAP + 2 * PAD
-        name, what = FLOORS[f]
-        hue, saturation = HUES[f]
-        storey = [f'<g class="storey" style="--h:{hue};--s:{saturation}%">']
-        if roof:
-            height += 10
-            slope = 46 + 26 * len(rows)
-            storey += [
-                f'<path class="chimney" d="M{right - 190} {y - 22}h34v60h-34z"/>',
-                (
-                    f'<path class="wall" d="M{left + slope} {y}H{right - slope}L{WIDTH - EAVES}'
-                    f' {y + height}H{EAVES}Z"/>'
-                ),
-            ]
-            at = left + slope * 0.72 + 14
-        else:
-            storey += [
-                f'<rect class="wall" x="{left}" y="{y}" width="{right - left}" height="{height}"/>',
-                f'<rect class="edge" x="{left}" y="{y}" width="5" height="{height}"/>',
-            ]
-            at = left + 20
-        middle = y + height / 2
-        storey += [
-            f'<text class="floor" x="{at:.0f}" y="{middle - 2:.0f}">{escape(name)}</text>',
-            f'<text class="what" x="{at:.0f}" y="{middle + 15:.0f}">{escape(what)}</text>',
-        ]
-        top = y + PAD + (10 if roof else 0)
-        for k, row in enumerate(rows):
-            start = (
-                (left + slope * (1 - k / max(len(rows), 2)) * 0.72 + LABEL)
-                if roof
-                else left + LABEL
-            )
-            end = (right - slope * (1 - k / max(len(rows), 2)) * 0.72 - 16) if roof else right - PAD
-            natural = sum(widths[i] for i in row) + GAP * (len(row) - 1)
-            grow = min((end - start - GAP * (len(row) - 1)) / (natural - GAP * (len(row) - 1)), 1.6)
-            x = start
-            for i in row:
-                n, w = floors[f][i], widths[i] * grow
-                door = " door" if n.path.name == "index.ipynb" else ""
-                storey.append(
-                    f'<a href="{escape(str(n.path))}"><title>{escape(n.title)}:'
-                    f' {escape(n.plain_summary)}</title><rect class="room{door}" x="{x:.1f}"'
-                    f' y="{top:.1f}" width="{w:.1f}" height="{ROOM}" rx="4"/><text'
-                    f' class="name{door}" x="{x + w / 2:.1f}"'
-                    f' y="{top + ROOM / 2 + 4.3:.1f}">{escape(n.label)}</text></a>'
-                )
-                x += w + GAP
-            top += ROOM + GAP
-        storey.append("</g>")
-        parts.append("\n".join(storey))
+        storey, height = _storey(f, floors[f], y)
+        storeys.append(storey)
         y += height
-    bottom = y + 10
-    ground = f'<path class="soil" d="M0 {y + 2}H{WIDTH}"/>'
-    label = f"The kit as a house: {len(rooms)} notebooks on {len(floors)} floors, " + ", ".join(
-        f"{FLOORS[f][0]} ({len(ns)})" for f, ns in floors.items()
-    )
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" class="house" viewBox="0 0 {WIDTH} {bottom:.0f}" width="{WIDTH}" height="{bottom:.0f}" role="img" aria-label="{escape(label)}">
-<style>
-.house {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; max-width: 100%; height: auto; }}
-.house .wall {{ fill: hsl(var(--h) var(--s) 92%); stroke: hsl(var(--h) var(--s) 80%); }}
-.house .edge, .house .chimney {{ fill: hsl(var(--h) var(--s) 45%); }}
-.house .room {{ fill: #fff; stroke: hsl(var(--h) var(--s) 62%); }}
-.house .floor {{ font-size: 15px; font-weight: 700; fill: hsl(var(--h) var(--s) 22%); }}
-.house .what {{ font-size: 11px; fill: hsl(var(--h) var(--s) 28%); }}
-.house .name {{ font-size: 12px; text-anchor: middle; fill: #1d232b; }}
-.house .room.door {{ fill: hsl(var(--h) 30% 30%); stroke: none; }}
-.house .name.door {{ fill: #fff; font-weight: 600; }}
-.house a:hover .room, .house a:focus .room {{ stroke-width: 2.5; }}
-.house .soil {{ stroke: #8a8a8a; stroke-width: 3; }}
-@media (prefers-color-scheme: dark) {{
-  .house .wall {{ fill: hsl(var(--h) var(--s) 15%); stroke: hsl(var(--h) var(--s) 27%); }}
-  .house .room {{ fill: #14181d; stroke: hsl(var(--h) var(--s) 42%); }}
-  .house .floor {{ fill: hsl(var(--h) var(--s) 86%); }}
-  .house .what {{ fill: hsl(var(--h) var(--s) 76%); }}
-  .house .name {{ fill: #e8ebee; }}
-  .house .room.door {{ fill: hsl(var(--h) 25% 82%); }}
-  .house .name.door {{ fill: #14181d; }}
-}}
-</style>
-{chr(10).join(parts)}
-{ground}
-</svg>
-"""
+    counts = ", ".join(f"{FLOORS[f][0]} ({len(ns)})" for f, ns in floors.items())
+    label = f"The kit as a house: {len(rooms)} notebooks on {len(floors)} floors, {counts}"
+    height = f"{y + 10:.0f}"
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="house" viewBox="0 0 {WIDTH} {height}"'
+        f' width="{WIDTH}" height="{height}" role="img" aria-label="{escape(label)}">',
+        f"<style>\n{LOOK}</style>",
+        *storeys,
+        f'<path class="soil" d="M0 {y + 2}H{WIDTH}"/>',
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
