@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = (  # becomes scripts/finetune.py, outside the package, with absolute imports as torchrun needs
-    "nbs/training/30_script.ipynb"
+    "nbs/training/90_script.ipynb"
 )
 
 
