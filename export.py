@@ -7,8 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-# becomes scripts/finetune.py, outside the package, with absolute imports as torchrun needs
-SCRIPT = "nbs/training/30_script.ipynb"
+SCRIPT = (  # becomes scripts/finetune.py, outside the package, with absolute imports as torchrun needs
+    "nbs/training/90_script.ipynb"
+)
 
 
 def _seen_from_root(source: str) -> str:
