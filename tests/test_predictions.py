@@ -10,13 +10,13 @@ import pytest
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
-from gr00t_nb.embodiments import MODALITY_CONFIGS
+from gr00t_nb.embodiment_configs import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 from gr00t_nb.families.n1d6 import Gr00tN1d6
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.evaluation.predictions import HOLD, Predictions
 from gr00t_nb.families.base_models import resolve_base_model
-from gr00t_nb.plots.actions import save_figure
+from gr00t_nb.plots.style import save_figure
 from gr00t_nb.viz.prediction_viewer import PredictionViewer
 from gr00t_nb.viz.prediction_figures import plot_prediction
 

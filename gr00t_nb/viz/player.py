@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..errors import InputError, did_you_mean
-from ..plots.actions import COLOURS, Plot, save_figure
+from ..plots.style import COLOURS, Plot, save_figure
 from .frame_store import PAGE, FrameStore
 
 try: import ipywidgets as widgets

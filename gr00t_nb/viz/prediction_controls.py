@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from ..evaluation.predictions import Predictions
-from ..plots.actions import COLOURS
+from ..plots.style import COLOURS
 from .frame_store import PAGE, FrameStore
 from .player import CameraView, FigureView, TimeControls
 

@@ -21,7 +21,7 @@ from ..processing.rotation import pose_to_matrix
 from ..errors import InputError, did_you_mean
 from ..evaluation.predictions import HOLD, Predictions
 from ..evaluation.measures import pose_gap
-from ..plots.actions import COLOURS, _legend, _styled
+from ..plots.style import COLOURS, legend, styled
 from .episodes import shortened
 from .player import Page, canvas_png
 
@@ -216,7 +216,7 @@ def _page(cameras: int, panels: int) -> tuple[Page, list[Axes], list[Axes], Axes
     return fig, views, axes, place(0.5, height - 1.42, width - 0.6, 0.75)
 
 # %% ../../nbs/viz/50_prediction_figures.ipynb #d5625d63
-@_styled
+@styled
 def plot_prediction(
     predictions: Predictions,
     episode: int = 0,  # position of the episode
@@ -293,7 +293,7 @@ def draw_point(
     ax.plot(time, headings[k, :, d], **heading)
 
 # %% ../../nbs/viz/50_prediction_figures.ipynb #1d9c2ebc
-@_styled
+@styled
 def plot_denoising(
     predictions: Predictions,
     episode: int = 0,  # position of the episode
@@ -342,7 +342,7 @@ def _pose_group(predictions: Predictions, group: str | None) -> tuple:
     return group, known[group]
 
 # %% ../../nbs/viz/50_prediction_figures.ipynb #eea767ab
-@_styled
+@styled
 def plot_path_3d(
     predictions: Predictions,
     episode: int = 0,  # position of the episode
@@ -374,7 +374,7 @@ def plot_path_3d(
     _draw_space(space, tracks)
     told = prompt if prompt is not None else predictions.instruction(episode, step)
     fig.suptitle(title or f"{group}, episode {episode}, step {step}: “{told}”", x=0.01, ha="left")
-    _legend(fig, space, 5)
+    legend(fig, space, 5)
     return fig
 
 # %% ../../nbs/viz/50_prediction_figures.ipynb #6cd9d19f

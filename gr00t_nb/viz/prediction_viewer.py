@@ -22,7 +22,7 @@ from ..data.lerobot import LeRobotDataset
 from ..errors import InputError
 from ..evaluation.predictions import HOLD, Predictions
 from ..evaluation.measures import chunk_error
-from ..plots.actions import COLOURS, Plot, _legend, _panels, _styled
+from ..plots.style import COLOURS, Plot, legend, panels, styled
 from .player import Viewer, note
 from .prediction_controls import PredictionControls, own_steps, strip_svg
 from .prediction_figures import POLICY_COLOURS, Fan, draw_point, plot_denoising
@@ -35,12 +35,12 @@ except ImportError: widgets = None  # the viewer is its static twin then
 def _live_page(count: int, title: str = "") -> tuple[Plot, list[Axes]]:
     "Panels for the right half of the viewer."
     size = dict(columns=min(4, count), width=8.7, height=1.75 if count > 4 else 2.4)
-    fig, axes = _panels(count, xlabel="seconds from now", title=title, **size)
+    fig, axes = panels(count, xlabel="seconds from now", title=title, **size)
     fig.set_dpi(100)
     return fig, axes
 
 
-@_styled
+@styled
 def _fan_page(
     predictions: Predictions, dims: Sequence[int], zoom: bool, moment: tuple, answers: dict, reached
 ) -> Figure:
@@ -49,11 +49,11 @@ def _fan_page(
     fig.fan, fig.named = Fan(axes, predictions, dims, zoom), list(answers)
     if reached is not None: fig.fan.reached = reached
     fig.fan.show(*moment, answers)  # the layout has to know how wide the numbers at the axes are
-    _legend(fig, axes[0])
+    legend(fig, axes[0])
     return fig
 
 
-@_styled
+@styled
 def _point_page(
     predictions: Predictions, name: str, moment: tuple, way: tuple, k: int, dims: Sequence[int]
 ) -> Figure:
@@ -69,11 +69,11 @@ def _point_page(
         low, high = np.nanmin(values), np.nanmax(values)
         room = 0.05 * (high - low) + 1e-3
         ax.set(title=predictions.names()[d], ylim=(low - room, high + room))
-    _legend(fig, axes[0])
+    legend(fig, axes[0])
     return fig
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #131e89e4
-@_styled
+@styled
 def _sentence_page(text: str) -> Figure:
     "A page for what cannot be drawn."
     fig = Plot(7, 1.2)

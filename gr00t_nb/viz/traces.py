@@ -19,7 +19,7 @@ from ..data.lerobot import LeRobotDataset
 from ..data.steps import require_keys
 from ..embodiments import ActionConfig, ModalityConfig, embodiment_value
 from ..errors import InputError, did_you_mean
-from ..plots.actions import COLOURS
+from ..plots.style import COLOURS
 from ..processing.state_action import StateActionProcessor
 from ..processing.embodiment_statistics import embodiment_statistics
 

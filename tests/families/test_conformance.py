@@ -18,7 +18,7 @@ from gr00t_nb.evaluation.predictions import Predictions
 from gr00t_nb.families.base_models import base_limits, tiny_base, tiny_family
 from gr00t_nb.families.family import CAPABILITIES
 from gr00t_nb.families.registry import families, family_of
-from gr00t_nb.plots.actions import save_figure
+from gr00t_nb.plots.style import save_figure
 from gr00t_nb.viz.prediction_figures import plot_prediction
 
 HERE = Path(__file__).resolve().parent
