@@ -5,7 +5,7 @@ with a true reason.
 import subprocess
 
 import numpy as np
-from case import end, read, SAMPLE, TMP
+from case import end, SAMPLE, TMP
 from gr00t_nb.data.video import decode_frames
 from gr00t_nb.errors import InputError
 subprocess.run(
@@ -45,7 +45,9 @@ seen = np.frombuffer(raw, np.uint8).reshape(-1, 240, 320, 3).astype(int)  # what
 wrong, refused, asked = [], [], range(len(seen))
 for k in asked:
     try: x = decode_frames(TMP / "cut.mp4", [k])[0].astype(int)
-    except InputError as e: refused.append(str(e)); continue
+    except InputError as e:
+        refused.append(str(e))
+        continue
     if np.abs(x - seen[k]).mean() > 0.5:
         wrong.append((k, int(np.argmin([np.abs(x - s).mean() for s in seen])) - k))
 try:

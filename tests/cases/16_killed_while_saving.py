@@ -1,7 +1,7 @@
 """Isaac-GR00T 626af89/4c0662f (writers killed in mid-write), starVLA#162: a run died while it wrote
 its first checkpoint. The next run in that folder must not publish the broken one.
 """
-from case import end, finetune, run, sample, TMP
+from case import end, finetune, sample, TMP
 d = sample(1)
 o = TMP / "out"
 dead = o / ".unfinished/checkpoint-1"

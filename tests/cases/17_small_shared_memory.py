@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from case import CONFIG, end, finetune, last, ROOT, run, sample, TMP
+from case import CONFIG, end, last, ROOT, sample, TMP
 d = sample(1)
 job = [
     sys.executable,

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from case import CONFIG, end, finetune, last, ROOT, sample, TMP
+from case import CONFIG, end, last, ROOT, sample, TMP
 d = sample(1)
 job = [
     sys.executable,

@@ -1,5 +1,4 @@
 """Every case of the state/action bundle, forward, inverse, batched, and its errors, against `StateActionProcessor`."""
-import json
 
 import numpy as np
 import pytest
