@@ -1,6 +1,7 @@
-"""How Sphinx makes the site, as `make docs` does: one page a notebook, from the outputs it was committed with.
+"""How `make docs` makes the site: one page a notebook, from the outputs as committed.
 
-Nothing is executed and nothing comes from the network: formulas become MathML, and the pages open from disk.
+Nothing is executed and nothing comes from the network: formulas become MathML, and the pages can be
+opened from disk.
 """
 import json
 import re
@@ -12,25 +13,23 @@ from docutils.nodes import SkipNode
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from house import FLOORS, DocsError, notebooks
-from sphinx.errors import ConfigError
 from sphinx.util import logging
 
 project = author = "gr00t_nb"
 html_title = "gr00t_nb"
-extensions = ["myst_nb", "names"]
+extensions = ["myst_nb"]
 exclude_patterns = ["**.ipynb_checkpoints", "**/_*"]
 nb_execution_mode = "off"
 nb_merge_streams = True
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
-myst_links_external_new_tab = False
 nitpicky = True
 html_theme = "furo"
 html_math_renderer = "mathml"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
 html_show_search_summary = False  # it would fetch pages, which a browser refuses from disk
 
 
@@ -44,7 +43,7 @@ def contents(books) -> dict:
         name, what = FLOORS[floor]
         lines += ["```{toctree}", ":hidden:", f":caption: {name}, {what}", "", *pages, "```", ""]
     lines += ["```{toctree}", ":hidden:", ":caption: more", "", "All names <genindex>", "```"]
-    return dict(cell_type="markdown", metadata={}, source="\n".join(lines))
+    return dict(cell_type="markdown", id="contents", metadata={}, source="\n".join(lines))
 
 
 def with_files(text: str, folder: Path) -> str:
@@ -85,21 +84,29 @@ def readable(app, docname: str, source: list[str], books):
     source[0] = json.dumps(dict(nb, cells=cells))
 
 
+def mathml(latex: str, block: bool) -> str:
+    "A formula for browsers, or MathError."
+    bare = re.sub(r"\\.", "", latex)
+    if bare.count("{") != bare.count("}"): raise MathError("Its braces do not match.")
+    plain = re.sub(r"\\big(?![a-z])", "", latex).replace(r"\dots", r"\ldots")  # docutils lacks both
+    bar = r'<mo( class="\w+")?>([‖∥|])</mo>'  # as high as its letters, as TeX sets it
+    return re.sub(bar, r'<mo\1 stretchy="false">\2</mo>', tex2mathml(plain, as_block=block))
+
+
 def formula(self, node):
     "LaTeX as MathML, which needs no script and no fonts."
-    latex, block = node.astext(), node.tagname == "math_block"
-    plain = re.sub(r"\\big(?![a-z])", "", latex).replace(r"\dots", r"\ldots")  # docutils lacks both
+    latex = node.astext().strip()
     try:
-        self.body.append(tex2mathml(plain, as_block=block))
+        self.body.append(mathml(latex, node.tagname == "math_block"))
     except MathError as e:
-        sentence = f"the formula {latex.strip()} cannot be set: {e} Write it with plainer LaTeX."
+        sentence = f"the formula {latex} cannot be set: {e} Write it with plainer LaTeX."
         logging.getLogger(__name__).warning(sentence, location=node)
     raise SkipNode
 
 
 def setup(app):
-    app.setup_extension("myst_nb")
     try: books = notebooks(Path(app.srcdir).parent)
-    except DocsError as e: raise ConfigError(str(e)) from e
+    except DocsError as e: sys.exit(f"error: {e}")
+    app.setup_extension("names")
     app.connect("source-read", lambda *event: readable(*event, books))
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))

@@ -1,8 +1,9 @@
 """The house as a picture: each folder is a floor, each notebook a room that links to it, the tutorials are the roof.
 
-`house(root)` gives the SVG text. It depends on nothing but the notebooks' places, titles and summaries, so
-that `make export` can write it to `nbs/house.svg` and the tests can see that it is current. Small floors that
-follow each other share a storey, the earlier one to the left. The colours follow the reader's theme.
+`house(root)` gives the SVG text. It depends on nothing but the places, titles and summaries of the
+notebooks, so `make export` can write it to `nbs/house.svg` and the tests see that it is current.
+Small floors that follow each other share a storey, the earlier one to the left. The colours follow
+the theme of the reader.
 """
 import json
 import re

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from docutils import nodes
 from house import notebooks
-from sphinx.addnodes import index
 from sphinx.util.nodes import make_refnode
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -20,7 +19,9 @@ def defined(source: str) -> dict[str, str]:
     found = {}
     for node in ast.parse(source).body:
         if isinstance(node, FUNCTIONS):
-            found[node.name] = "function"
+            patched = any(ast.unparse(d).startswith("patch") for d in node.decorator_list)
+            owner = f"{ast.unparse(node.args.args[0].annotation)}." if patched else ""
+            found[owner + node.name] = "method" if patched else "function"
         elif isinstance(node, ast.ClassDef):
             found[node.name] = "class"
             methods = [m.name for m in node.body if isinstance(m, FUNCTIONS)]
@@ -43,7 +44,7 @@ def register(app, doctree, modules):
             cell["ids"].append(full)
             app.env.domains["py"].note_object(full, kind, full, location=cell)
             entry = ("single", f"{name} ({module})", full, "", None)
-            cell.insert(0, index(entries=[entry]))
+            app.env.domains["index"].entries[app.env.docname].append(entry)
 
 
 def link(app, doctree, docname):
