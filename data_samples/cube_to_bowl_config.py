@@ -4,8 +4,7 @@ Importing this file registers it for the tag NEW_EMBODIMENT; `load_modality_conf
 `--modality-config-path` import it.
 """
 from gr00t_nb.embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType
-from gr00t_nb.embodiments import EmbodimentTag, ModalityConfig
-from gr00t_nb.embodiment_configs import register_modality_config
+from gr00t_nb.embodiments import EmbodimentTag, ModalityConfig, register_modality_config
 
 cube_to_bowl = {
     "video": ModalityConfig(delta_indices=[0], modality_keys=["front", "wrist"]),

@@ -12,8 +12,8 @@ from gr00t_nb.checkup.checkup import check_dataset
 from gr00t_nb.checkup.problems import grouped
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.video import decode_frames, write_video
-from gr00t_nb.embodiments import ActionConfig, ModalityConfig
-from gr00t_nb.embodiment_configs import MODALITY_CONFIGS
+from gr00t_nb.modality_configs import ActionConfig, ModalityConfig
+from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 
 SAMPLE = Path(__file__).parents[1] / "data_samples/cube_to_bowl"

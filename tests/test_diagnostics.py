@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gr00t_nb.data.lerobot import LeRobotDataset
-from gr00t_nb.embodiment_configs import MODALITY_CONFIGS
+from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.evaluation.diagnosis_page import rows_that_move
 from gr00t_nb.evaluation.diagnostics import Diagnosis, diagnose
 from gr00t_nb.evaluation.replay import ReplayPolicy

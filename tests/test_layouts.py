@@ -21,7 +21,7 @@ from gr00t_nb.data.modality import propose_modality
 from gr00t_nb.data.steps import read_step, read_steps, require_keys
 from gr00t_nb.processing.statistics import dataset_statistics
 from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
-from gr00t_nb.embodiments import ActionConfig, ModalityConfig
+from gr00t_nb.modality_configs import ActionConfig, ModalityConfig
 from gr00t_nb.errors import InputError
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data_samples" / "cube_to_bowl"

@@ -10,7 +10,7 @@ import pytest
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
-from gr00t_nb.embodiment_configs import MODALITY_CONFIGS
+from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 from gr00t_nb.families.n1d6 import Gr00tN1d6
 from gr00t_nb.policy.policy import Gr00tPolicy

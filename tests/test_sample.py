@@ -185,7 +185,7 @@ def test_small_enough_for_git():
 
 
 def test_configuration_names_what_the_data_set_has():
-    from gr00t_nb.embodiment_configs import MODALITY_CONFIGS
+    from gr00t_nb.embodiments import MODALITY_CONFIGS
     before = MODALITY_CONFIGS.pop("new_embodiment", None)
     try:
         sys.modules.pop("cube_to_bowl_config", None)

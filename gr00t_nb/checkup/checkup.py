@@ -35,10 +35,10 @@ from ..data.info import positive_number
 from ..data.modality import depth_reason, original_key
 from ..data.moments import Moments
 from ..data.video import check_ffmpeg
-from ..embodiment_configs import MODALITY_CONFIGS
-from ..embodiments import ModalityConfig, check_modality_config
+from ..embodiments import MODALITY_CONFIGS
+from ..modality_configs import ModalityConfig, check_modality_config
 from ..embodiments import embodiment_value
-from ..embodiment_configs import load_modality_config
+from ..embodiments import load_modality_config
 from ..errors import InputError, command
 
 # %% ../../nbs/checkup/40_checkup.ipynb #f47ffbe0

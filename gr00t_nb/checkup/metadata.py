@@ -25,7 +25,7 @@ from ..data.layouts_v3 import dataset_folder, open_layout
 from ..data.modality import Group, check_modality, dimension_names, groups_of
 from ..data.modality import original_key, propose_modality, read_modality
 from ..data.steps import action_horizon
-from ..embodiments import ActionRepresentation, ModalityConfig
+from ..modality_configs import ActionRepresentation, ModalityConfig
 from ..errors import InputError, did_you_mean
 
 # %% ../../nbs/checkup/10_metadata.ipynb #5709d925

@@ -13,7 +13,7 @@ from .metadata import Metadata, Used, dimensions, json_lines, width
 from .problems import Fault
 from ..data.modality import groups_of
 from ..data.moments import ENTRIES, Moments
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError
 from ..files import read_json
 

@@ -14,7 +14,7 @@ from .language import read_instruction
 from .lerobot import LeRobotDataset
 from .modality import no_depth
 from .modality import depth_reason, fixed_text
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError, did_you_mean
 
 # %% ../../nbs/data/25_steps.ipynb #719dc0a8

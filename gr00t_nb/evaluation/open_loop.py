@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..data.lerobot import LeRobotDataset
 from ..data.steps import read_steps
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError, command
 from .asking import AskingConfig, action_widths, ask, check_episodes
 from .asking import check_fit, held_out_episodes, question_config

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from ..data.language import read_instruction
 from ..data.lerobot import LeRobotDataset
 from ..data.steps import read_steps
-from ..embodiments import ActionFormat, ActionType
+from ..modality_configs import ActionFormat, ActionType
 from ..errors import InputError, did_you_mean
 from .asking import action_widths, check_fit, question_config
 from .asking import side_by_side

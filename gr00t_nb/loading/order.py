@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch.utils.data import Sampler
 from ..data.lerobot import LeRobotDataset
 from ..data.steps import usable_steps
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError
 
 # %% ../../nbs/loading/10_order.ipynb #7a3cf295

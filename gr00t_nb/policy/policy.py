@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..embodiments import ModalityConfig, embodiment_value
+from ..modality_configs import ModalityConfig
+from ..embodiments import embodiment_value
 from ..errors import InputError, did_you_mean
 from ..families.registry import family_of
 

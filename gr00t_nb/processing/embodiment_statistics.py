@@ -16,7 +16,7 @@ import numpy as np
 from ..data.lerobot import LeRobotDataset
 from ..data.moments import ENTRIES
 from ..data.steps import require_keys
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError
 from ..files import cache_dir, fingerprint, keep, read_json
 from .statistics import dataset_statistics, relative_groups, relative_statistics

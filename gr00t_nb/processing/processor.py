@@ -17,7 +17,8 @@ from fastcore.basics import patch
 from fastcore.meta import use_kwargs_dict
 from transformers import Qwen2TokenizerFast
 
-from ..embodiments import EMBODIMENT_IDS, ModalityConfig
+from ..embodiments import EMBODIMENT_IDS
+from ..modality_configs import ModalityConfig
 from ..errors import InputError, did_you_mean
 from .batches import make_batch
 from .embodiment_statistics import largest_difference

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError
 from ..files import read_json, write_json
 

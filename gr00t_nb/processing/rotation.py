@@ -9,7 +9,7 @@ __all__ = ['rot6d_to_matrix', 'matrix_to_rot6d', 'rotvec_to_matrix', 'matrix_to_
 # %% ../../nbs/processing/00_rotation.ipynb #6a20b89e
 import numpy as np
 
-from ..embodiments import POSE_SIZES, ActionFormat
+from ..modality_configs import POSE_SIZES, ActionFormat
 from ..errors import InputError
 
 # %% ../../nbs/processing/00_rotation.ipynb #0f3b6653

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 from fastcore.basics import patch
 
-from ..embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType
-from ..embodiments import ModalityConfig
+from ..modality_configs import ActionConfig, ActionFormat, ActionRepresentation, ActionType
+from ..modality_configs import ModalityConfig
 from ..errors import InputError, did_you_mean
 from .rotation import absolute_pose, relative_pose
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..data.lerobot import LeRobotDataset
 from ..data.modality import Group
 from ..data.moments import ENTRIES, Summary, summarize
-from ..embodiments import ActionConfig, ActionRepresentation, ActionType, ModalityConfig
+from ..modality_configs import ActionConfig, ActionRepresentation, ActionType, ModalityConfig
 from ..errors import InputError
 from .rotation import relative_pose
 

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from tyro.conf import DisallowNone
 
 from ..data.layouts_v3 import dataset_folder
-from ..embodiment_configs import MODALITY_CONFIGS, load_modality_config
+from ..embodiments import MODALITY_CONFIGS, load_modality_config
 from ..embodiments import embodiment_value
 from ..errors import InputError
 from ..families.family import Family

@@ -22,7 +22,7 @@ from ..checkup.signals import Scales, idle_ends
 from ..checkup.unusual import EpisodeScore, all_numbers, change, dataset_scales
 from ..data.language import read_instructions
 from ..data.lerobot import LeRobotDataset
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError
 from ..plots.style import COLOURS, Plot, styled
 from .frame_store import PAGE, check_views

@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from ..checkup.unusual import all_numbers
 from ..data.lerobot import LeRobotDataset
 from ..data.steps import require_keys
-from ..embodiments import ActionConfig, ModalityConfig, embodiment_value
+from ..modality_configs import ActionConfig, ModalityConfig
+from ..embodiments import embodiment_value
 from ..errors import InputError, did_you_mean
 from ..plots.style import COLOURS
 from ..processing.state_action import StateActionProcessor

@@ -6,7 +6,7 @@ import pyarrow as pa
 from case import end, read, sample, tables, write
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.processing.statistics import relative_statistics
-from gr00t_nb.embodiments import ActionConfig, ActionRepresentation, ModalityConfig
+from gr00t_nb.modality_configs import ActionConfig, ActionRepresentation, ModalityConfig
 d = sample(2)
 def add(t):
     for src in ("observation.state", "action"):

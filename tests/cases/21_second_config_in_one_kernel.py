@@ -2,7 +2,7 @@
 settings (the official register refuses it, too). The advice given must work.
 """
 from case import CONFIG, end, TMP
-from gr00t_nb.embodiment_configs import load_modality_config, MODALITY_CONFIGS
+from gr00t_nb.embodiments import load_modality_config, MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 load_modality_config(CONFIG)
 second, ok = TMP / "shorter.py", True

@@ -30,7 +30,7 @@ rc, out, err = run(
     "--steps",
     40,
 )
-from gr00t_nb.embodiment_configs import load_modality_config, MODALITY_CONFIGS
+from gr00t_nb.embodiments import load_modality_config, MODALITY_CONFIGS
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.steps import read_step
 load_modality_config(c)

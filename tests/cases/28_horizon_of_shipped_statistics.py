@@ -5,7 +5,7 @@ import numpy as np
 from case import CONFIG, end, finetune, read, sample, TMP, write
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.processing.statistics import relative_statistics
-from gr00t_nb.embodiment_configs import load_modality_config, MODALITY_CONFIGS
+from gr00t_nb.embodiments import load_modality_config, MODALITY_CONFIGS
 d = sample(2)
 load_modality_config(CONFIG)
 s = relative_statistics(LeRobotDataset(d), MODALITY_CONFIGS["new_embodiment"])
