@@ -52,9 +52,9 @@ browser: # Chromium for tests/test_browser.py, which is skipped where there is n
 	   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || echo "note: Chromium could not be installed."; \
 	 else echo "note: without Chromium the browser test is skipped. To run it: sudo apt-get install -y chromium"; fi
 
-test: setup browser ## notebooks, package, scripts and README in step; tests
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+test: setup browser ## every notebook, in a drawn order; tests of the package, its rules, and what is generated
+	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 clean: ## what can be made again: .venv, outputs, caches in the checkout
 	rm -rf .venv outputs _docs _proc build dist *.egg-info .pytest_cache

@@ -1,14 +1,17 @@
-"""Executes notebooks as tests, as nbdev_test does, in an order drawn from a printed seed, and sees that each leaves nothing behind.
+"""Executes notebooks as nbdev_test does, in an order drawn from a printed seed, and sees that each
+leaves nothing behind.
 
     python tests/notebooks.py                              # all of them, two at a time
     python tests/notebooks.py --seed 7                     # in the order of an earlier run
     python tests/notebooks.py nbs/data/00_video.ipynb      # one alone
 
-Processes are reused, so what a notebook registers, sets or makes would be seen by the next one, and whether it fails would
-depend on the order. A notebook is refused that leaves matplotlib's settings, a robot, a family, an environment variable, the
-folder, torch's threads, default type or switches other than it found them, or a file in the checkout.
+Processes are reused, so what a notebook registers, sets or makes would be seen by the next one, and
+whether that fails would depend on the order. A notebook is refused that leaves other settings of
+matplotlib, robots, families, environment variables, folder, torch threads, default type or switches
+than it found, or a new file in the checkout.
 """
 import argparse
+import itertools
 import os
 import random
 import subprocess
@@ -26,7 +29,8 @@ def process_state() -> dict:
     state = {f"environment variable {k}": v for k, v in os.environ.items() if k not in FREE}
     state["folder"] = os.getcwd()
     if plt := modules.get("matplotlib"):
-        state |= {f"matplotlib's {k}": repr(v) for k, v in plt.rcParams.items() if k not in ("backend", "interactive")}
+        kept = {k: v for k, v in plt.rcParams.items() if k not in ("backend", "interactive")}
+        state |= {f"matplotlib's {k}": repr(v) for k, v in kept.items()}
     if robots := modules.get("gr00t_nb.embodiments"):
         state |= {f"robot {k}": repr(v) for k, v in robots.MODALITY_CONFIGS.items()}
     if registry := modules.get("gr00t_nb.families.registry"):
@@ -94,7 +98,8 @@ def main():
     seconds = time.perf_counter() - start
     for (_, took, _), book in sorted(zip(results, books), key=lambda r: -r[0][1])[:10]:
         print(f"{took:6.0f} s  {book.relative_to(ROOT)}")
-    failed = [b.relative_to(ROOT) for (passed, _, left), b in zip(results, books) if not passed or left]
+    bad = [not passed or bool(left) for passed, _, left in results]
+    failed = [b.relative_to(ROOT) for b in itertools.compress(books, bad)]
     made = sorted(changed_files() - files)
     for m in made: print(f"a notebook left a file in the checkout: {m}")
     print(f"{len(books) - len(failed)} passed, {len(failed)} failed in {seconds:.0f} s", flush=True)
@@ -103,4 +108,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    # by its own name: a notebook's names become those of __main__, where the processes would look for `run`
+    sys.path.insert(0, str(Path(__file__).parent))
+    import notebooks
+    notebooks.main()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 FUNCTION, CELL, MODULE, ROOMS, COLUMNS = 40, 40, 400, 10, 100
 # what the floors that run on a bare GPU machine may import at module level
-BARE = {"torch", "transformers", "safetensors", "numpy", "PIL", "cv2", "fastcore"}
+BARE = set("torch transformers huggingface_hub safetensors numpy PIL cv2 fastcore".split())
 BARE_FLOORS = ("model", "backbones", "families", "policy")
 LATER = ("policy", "evaluation", "runs", "training", "serving", "simulators", "viz")  # than families
 
@@ -24,7 +24,8 @@ LATER = ("policy", "evaluation", "runs", "training", "serving", "simulators", "v
 def modules() -> dict[str, Path]:
     "Name below the package -> file, of all that the notebooks make."
     files = [p for p in sorted((ROOT / "gr00t_nb").rglob("*.py")) if p.name[0] != "_"]
-    return {p.relative_to(ROOT / "gr00t_nb").with_suffix("").as_posix().replace("/", "."): p for p in files}
+    names = [p.relative_to(ROOT / "gr00t_nb").with_suffix("").parts for p in files]
+    return dict(zip(map(".".join, names), files))
 
 
 @cache
@@ -34,8 +35,8 @@ def tree(path: Path) -> ast.Module:
 
 @cache
 def notebooks() -> dict[Path, list[dict]]:
-    books = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
-    found = {p: json.loads(p.read_text())["cells"] for p in books}
+    books = sorted((ROOT / "nbs").rglob("*.ipynb"))
+    found = {p: json.loads(p.read_text())["cells"] for p in books if p.parent.name[0] != "."}
     for cells in found.values():
         for c in cells: c["source"] = "".join(c["source"])
     return found
@@ -89,10 +90,11 @@ def test_imports_stand_at_the_top():
     "No import of the package is hidden in a function, and none takes another module's private name."
     for module, path in modules().items():
         for node in ast.walk(tree(path)):
-            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("gr00t_nb")):
+            own = isinstance(node, ast.ImportFrom)
+            if own and (node.level or node.module.startswith("gr00t_nb")):
                 private = [a.name for a in node.names if a.name.startswith("_")]
                 assert not private, f"{module} takes {private[0]} of {node.module}"
-                assert node.col_offset == 0, f"{module}, line {node.lineno}: an import inside a function"
+                assert node.col_offset == 0, f"{module}, line {node.lineno}: a hidden import"
 
 
 def test_a_public_name_exists_once():
@@ -100,7 +102,8 @@ def test_a_public_name_exists_once():
     places = defaultdict(list)
     for module, path in modules().items():
         for node in tree(path).body:
-            if isinstance(node, ast.Assign): names = [t.id for t in node.targets if isinstance(t, ast.Name)]
+            if isinstance(node, ast.Assign):
+                names = [t.id for t in node.targets if isinstance(t, ast.Name)]
             elif not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
             elif any("patch" in ast.unparse(d) for d in node.decorator_list): continue
             else: names = [node.name]
@@ -118,8 +121,8 @@ def test_bare_machines():
             if isinstance(node, ast.Import): names = [a.name for a in node.names]
             if isinstance(node, ast.ImportFrom) and not node.level: names = [node.module]
             for name in names:
-                top = name.split(".")[0]
-                assert top in sys.stdlib_module_names | BARE | {"gr00t_nb"}, f"{module} imports {name}"
+                known = sys.stdlib_module_names | BARE | {"gr00t_nb"}
+                assert name.split(".")[0] in known, f"{module} imports {name}"
 
 
 def test_families_are_named_by_families_alone():
@@ -128,9 +131,8 @@ def test_families_are_named_by_families_alone():
     assert floors
     for module in floors:
         for node in ast.walk(tree(modules()[module])):
-            text = getattr(node, "id", None) or getattr(node, "attr", None) or getattr(node, "value", None)
-            if isinstance(node, (ast.Name, ast.Attribute, ast.Constant)) and isinstance(text, str):
-                if "\n" in text or " " in text: continue  # prose
+            texts = [getattr(node, name, None) for name in ("id", "attr", "value")]
+            for text in [t for t in texts if isinstance(t, str) and " " not in t]:  # no prose
                 assert not re.search(r"n1d[567]|n1\.[567]", text, re.I), f"{module}: {text}"
 
 
@@ -138,7 +140,7 @@ def test_families_are_named_by_families_alone():
 
 def test_ruff():
     "But for the first line of `__all__`, which nbdev breaks at 120 without its name."
-    places = ["gr00t_nb", "nbs", "tests", "scripts", "benchmarks", "docs", "data_samples", "export.py"]
+    places = "gr00t_nb nbs tests scripts benchmarks docs data_samples export.py".split()
     done = run(BIN / "ruff", "check", "--no-cache", "--output-format", "json", *places)
     found = []
     for f in json.loads(done.stdout):

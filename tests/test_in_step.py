@@ -1,5 +1,7 @@
-"The package, the script, the README and the notebooks are in step, and the notebooks are clean: what is committed is what the notebooks say."
+"""The package, the script, the README and the notebooks are in step, and the notebooks are clean: what
+is committed is what the notebooks say."""
 import filecmp
+import json
 import os
 import shutil
 import subprocess
@@ -73,7 +75,6 @@ def test_notebooks_are_clean(exported):
 
 
 def test_notebooks_are_small_and_executed():
-    import json
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         if ".ipynb_checkpoints" in path.parts: continue
         assert path.stat().st_size <= 600 * 1024, f"{path} is larger than 600 KB"
@@ -94,52 +95,39 @@ def test_notebooks_are_small_and_executed():
             " kernel; run make export"
         )
         assert (
-            any(c.get("outputs") for c in nb["cells"]) or path.stem == "30_script"
+            any(c.get("outputs") for c in nb["cells"]) or path.stem == "90_script"
         ), f"{path} was committed without outputs"
 
 
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def output(**data) -> dict:
+    return {"data": data, "execution_count": None, "metadata": {}, "output_type": "execute_result"}
+
+
+def notebook(*outputs) -> dict:
+    "With one cell, which shows `outputs`."
+    cell = {"cell_type": "code", "execution_count": None, "id": "0a", "metadata": {}}
+    cell |= {"source": ["viewer"], "outputs": list(outputs)}
+    kept = {"metadata": {"widgets": {VIEW: {}}}, "nbformat": 4, "nbformat_minor": 5}
+    return {"cells": [cell]} | kept
+
+
 def test_live_widgets_are_taken_out(tmp_path):
-    "What stays of a viewer's output is its picture, of a progress bar nothing; and nothing else of the notebook changes."
-    import json
+    "What stays of a viewer's output is its picture, of a progress bar nothing; all else is as before."
     sys.path.insert(0, str(ROOT))
     from export import strip_widgets
-    view = "application/vnd.jupyter.widget-view+json"
-    output = lambda **data: {
-        "data": data,
-        "execution_count": None,
-        "metadata": {},
-        "output_type": "execute_result",
-    }
-    cell = {
-        "cell_type": "code",
-        "execution_count": None,
-        "id": "0a",
-        "metadata": {},
-        "source": ["viewer"],
-    }
-    nb = {
-        "cells": [{
-            **cell,
-            "outputs": [
-                output(**{view: {"model_id": "1"}, "image/png": "aGk=", "text/plain": ["viewer"]}),
-                output(**{
-                    view: {"model_id": "2"},
-                    "text/plain": ["open loop:   0%|          | 0/4 [00:00<?, ?episode/s]"],
-                }),
-            ],
-        }],
-        "metadata": {"widgets": {view: {}}},
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
+    picture = {"image/png": "aGk=", "text/plain": ["viewer"]}
+    bar = ["open loop:   0%|          | 0/4 [00:00<?, ?episode/s]"]
+    live = output(**{VIEW: {"model_id": "1"}}, **picture)
+    nb = notebook(live, output(**{VIEW: {"model_id": "2"}, "text/plain": bar}))
     (tmp_path / "nbs").mkdir()
     file = tmp_path / "nbs" / "a.ipynb"
     file.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     strip_widgets(tmp_path)
     stripped = json.loads(file.read_text())
-    assert stripped["cells"][0]["outputs"] == [
-        output(**{"image/png": "aGk=", "text/plain": ["viewer"]})
-    ]
+    assert stripped["cells"][0]["outputs"] == [output(**picture)]
     assert "widgets" not in stripped["metadata"] and stripped["cells"][0]["source"] == ["viewer"]
     before = file.read_bytes()
     strip_widgets(tmp_path)
