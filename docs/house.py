@@ -55,31 +55,6 @@ HUES = {
     "tutorials": (18, 62),
 }
 
-# how it looks; it follows the reader's choice of light or dark
-LOOK = """\
-.house { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-.house { max-width: 100%; height: auto; }
-.house .wall { fill: hsl(var(--h) var(--s) 92%); stroke: hsl(var(--h) var(--s) 80%); }
-.house .edge, .house .chimney { fill: hsl(var(--h) var(--s) 45%); }
-.house .room { fill: #fff; stroke: hsl(var(--h) var(--s) 62%); }
-.house .floor { font-size: 15px; font-weight: 700; fill: hsl(var(--h) var(--s) 22%); }
-.house .what { font-size: 11px; fill: hsl(var(--h) var(--s) 28%); }
-.house .name { font-size: 12px; text-anchor: middle; fill: #1d232b; }
-.house .room.door { fill: hsl(var(--h) 30% 30%); stroke: none; }
-.house .name.door { fill: #fff; font-weight: 600; }
-.house a:hover .room, .house a:focus .room { stroke-width: 2.5; }
-.house .soil { stroke: #8a8a8a; stroke-width: 3; }
-@media (prefers-color-scheme: dark) {
-  .house .wall { fill: hsl(var(--h) var(--s) 15%); stroke: hsl(var(--h) var(--s) 27%); }
-  .house .room { fill: #14181d; stroke: hsl(var(--h) var(--s) 42%); }
-  .house .floor { fill: hsl(var(--h) var(--s) 86%); }
-  .house .what { fill: hsl(var(--h) var(--s) 76%); }
-  .house .name { fill: #e8ebee; }
-  .house .room.door { fill: hsl(var(--h) 25% 82%); }
-  .house .name.door { fill: #14181d; }
-}
-"""
-
 
 class DocsError(Exception):
     "Notebooks that no site can be made of: a sentence that says what, where, and what to do."
@@ -278,95 +253,6 @@ def roof(rooms: list[Notebook], y: float) -> tuple[str, float]:
         top = y + PAD + 10 + k * (ROOM + GAP)
         shapes += row(rooms, left + indent + LABEL + 10, right - indent - 16, top)
     return group("tutorials", shapes), height
-
-
-@dataclass(frozen=True)
-class _Shape:
-    "Where a storey stands. The roof's walls lean, so that its rows get narrower towards the top."
-    y: float  # of its upper edge
-    rows: int  # of rooms
-    roof: bool
-
-    @property
-    def height(self) -> float: return self.rows * (ROOM + GAP) - GAP + 2 * PAD + 10 * self.roof
-
-    @property
-    def slope(self) -> float: return (46 + 26 * self.rows) * self.roof
-
-    @property
-    def first_row(self) -> float: return self.y + PAD + 10 * self.roof
-
-    def ends(self, row: int) -> tuple[float, float]:  # x where its first room begins and its last one ends
-        if not self.roof: return LEFT + LABEL, RIGHT - PAD
-        lean = self.slope * (1 - row / max(self.rows, 2)) * 0.72
-        return LEFT + lean + LABEL, RIGHT - lean - 16
-
-
-def _walls(shape: _Shape, name: str, what: str) -> list[str]:
-    "A storey without its rooms: wall or roof, and the two lines of its name."
-    y, bottom = shape.y, shape.y + shape.height
-    if shape.roof:
-        left, right = LEFT + shape.slope, RIGHT - shape.slope
-        parts = [
-            f'<path class="chimney" d="M{RIGHT - 190} {y - 22}h34v60h-34z"/>',
-            f'<path class="wall" d="M{left} {y}H{right}L{WIDTH - EAVES} {bottom}H{EAVES}Z"/>',
-        ]
-        at = LEFT + shape.slope * 0.72 + 14
-    else:
-        size = f'height="{shape.height}"'
-        parts = [
-            f'<rect class="wall" x="{LEFT}" y="{y}" width="{RIGHT - LEFT}" {size}/>',
-            f'<rect class="edge" x="{LEFT}" y="{y}" width="5" {size}/>',
-        ]
-        at = LEFT + 20
-    middle = y + shape.height / 2
-    return parts + [
-        f'<text class="floor" x="{at:.0f}" y="{middle - 2:.0f}">{escape(name)}</text>',
-        f'<text class="what" x="{at:.0f}" y="{middle + 15:.0f}">{escape(what)}</text>',
-    ]
-
-
-def _room(n: Notebook, x: float, y: float, width: float) -> str:
-    "One room: a link with the notebook's name, and its summary where the pointer rests."
-    door = " door" if n.path.name == "index.ipynb" else ""
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{ROOM}"'
-    middle = f'x="{x + width / 2:.1f}" y="{y + ROOM / 2 + 4.3:.1f}"'
-    return (
-        f'<a href="{escape(str(n.path))}">'
-        f"<title>{escape(n.title)}: {escape(n.plain_summary)}</title>"
-        f'<rect class="room{door}" {place} rx="4"/>'
-        f'<text class="name{door}" {middle}>{escape(n.label)}</text></a>'
-    )
-
-
-def _row(rooms: list[Notebook], y: float, start: float, end: float) -> list[str]:
-    "Rooms beside each other from `start` to `end`, as much wider than their names as there is room."
-    widths = [_width(n) for n in rooms]
-    grow = min((end - start - GAP * (len(rooms) - 1)) / sum(widths), 1.6)
-    parts, x = [], start
-    for n, width in zip(rooms, widths):
-        parts.append(_room(n, x, y, width * grow))
-        x += width * grow + GAP
-    return parts
-
-
-def _width(n: Notebook) -> float:  # of its room, at least
-    return len(n.label) * LETTER + 22
-
-
-def _storey(floor: str, rooms: list[Notebook], y: float) -> tuple[str, float]:  # SVG, and its height
-    "A storey whose upper edge is at `y`."
-    roof = floor == "tutorials"
-    inner = RIGHT - LEFT - LABEL - PAD
-    rows = rows_of([_width(n) for n in rooms], [inner - 150, inner - 60] if roof else [inner])
-    shape = _Shape(y, len(rows), roof)
-    hue, saturation = HUES[floor]
-    parts = [f'<g class="storey" style="--h:{hue};--s:{saturation}%">']
-    parts += _walls(shape, *FLOORS[floor])
-    for k, row in enumerate(rows):
-        top = shape.first_row + k * (ROOM + GAP)
-        parts += _row([rooms[i] for i in row], top, *shape.ends(k))
-    return "\n".join([*parts, "</g>"]), shape.height
 
 
 def house(
