@@ -9,15 +9,13 @@ __all__ = ['Switch', 'SWITCHES', 'FROM_DEFAULTS', 'COUNTS', 'SHARES', 'JITTERS',
 
 # %% ../../nbs/training/00_config.ipynb #2389154d
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 from fastcore.basics import patch
 from tyro.conf import DisallowNone
 
 from ..data.layouts_v3 import dataset_folder
-from ..embodiments import MODALITY_CONFIGS, load_modality_config
-from ..embodiments import embodiment_value
+from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
 from ..errors import InputError
 from ..families.family import Family
 
