@@ -13,7 +13,7 @@ from test_checkup import CONFIG, subset, table_of, video_of
 
 LIMITS = settings(
     max_examples=25,
-    deadline=20_000,
+    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     derandomize=True,
 )
