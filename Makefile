@@ -41,7 +41,9 @@ notebooks: setup ## execute every notebook in place, clean it, and export: as th
 	$(BIN)/python export.py
 
 docs: setup ## the notebooks as a site in _docs/, to be read without a network
-	$(BIN)/python docs/build.py
+	rm -rf _docs
+	$(BIN)/sphinx-build -q -W --keep-going -j auto -c docs nbs _docs
+	@echo "Open _docs/index.html in a browser."
 
 browser: # Chromium for tests/test_browser.py, which is skipped where there is none; the demo needs no browser
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \

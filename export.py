@@ -1,6 +1,6 @@
 """Notebooks to package, script, README and the picture of the house: what `make export` runs.
 
-`python export.py [ROOT]` does it in another checkout, which is how the tests see whether this one is in step.
+`python export.py [ROOT]` does it in another checkout: so the tests see whether this one is in step.
 """
 import os
 import re
@@ -8,44 +8,47 @@ import sys
 from pathlib import Path
 
 SCRIPT = (  # becomes scripts/finetune.py, outside the package, with absolute imports as torchrun needs
-    "nbs/training/30_script.ipynb"
+    "nbs/training/90_script.ipynb"
 )
 
 
-def readme(root: Path):
-    "README.md from nbs/index.ipynb: without hidden cells, its pictures in README_files/, its links seen from the root."
-    from nbconvert import MarkdownExporter
+def _seen_from_root(source: str) -> str:
+    "Markdown of nbs/index.ipynb with its relative links as README.md needs them."
+    return re.sub(r"\]\((?!\w+:|#|\.\./)", "](nbs/", source).replace("](../", "](")
+
+
+def _page(root: Path):
+    "nbs/index.ipynb as a reader of README.md sees it, and what its pictures show for those who cannot see them."
     from nbformat import read
     nb = read(root / "nbs" / "index.ipynb", as_version=4)
     nb.cells = [c for c in nb.cells if not re.match(r"#\|\s*hide\b", c.source)]
     nb.metadata["language_info"] = {"name": "python"}  # the fence of code blocks
-    alts = iter(
-        re.findall(r"^#\|\s*fig-alt:\s*(.+)$", "\n".join(c.source for c in nb.cells), re.M)
-    )  # what a picture shows, for those who cannot see it
+    sources = "\n".join(c.source for c in nb.cells)
+    alts = re.findall(r"^#\|\s*fig-alt:\s*(.+)$", sources, re.M)
     for c in nb.cells:
         if re.search(r"^#\|\s*echo:\s*false", c.source, re.M):
             c.metadata["transient"] = {"remove_source": True}  # its output alone
         c.source = re.sub(r"^#\|.*\n", "", c.source, flags=re.M)
-        if c.cell_type == "markdown":
-            c.source = re.sub(r"\]\((?!\w+:|#|\.\./)", "](nbs/", c.source).replace("](../", "](")
-    text, resources = MarkdownExporter().from_notebook_node(
-        nb, resources={"output_files_dir": "README_files", "unique_key": "README"}
-    )
+        if c.cell_type == "markdown": c.source = _seen_from_root(c.source)
+    return nb, alts
+
+
+def readme(root: Path):
+    "README.md from nbs/index.ipynb: without hidden cells, its pictures in README_files/."
+    from nbconvert import MarkdownExporter
+    nb, alts = _page(root)
+    places = {"output_files_dir": "README_files", "unique_key": "README"}
+    text, resources = MarkdownExporter().from_notebook_node(nb, resources=places)
     for old in (root / "README_files").glob("*"): old.unlink()
     for name, data in resources["outputs"].items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(data)
+    alts = iter(alts)
+    picture = lambda m: f"\n\n![{next(alts, 'picture')}]{m[1]}\n\n"
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    text = re.sub(r"\s*\n!\[png\](\(.*\))\s*\n", picture, text)
     note = "<!-- Made from nbs/index.ipynb by `make export`: edit the notebook. -->\n\n"
-    (root / "README.md").write_text(
-        note
-        + re.sub(
-            r"\s*\n!\[png\](\(.*\))\s*\n",
-            lambda m: f"\n\n![{next(alts, 'picture')}]{m[1]}\n\n",
-            re.sub(r"\n{3,}", "\n\n", text),
-        ).strip()
-        + "\n",
-        encoding="utf-8",
-    )
+    (root / "README.md").write_text(f"{note}{text.strip()}\n", encoding="utf-8")
 
 
 def _begun_bar(output) -> bool:
@@ -55,23 +58,22 @@ def _begun_bar(output) -> bool:
 
 
 def strip_widgets(root: Path):
-    "Takes live widgets out of the notebooks: without their kernel they are error messages. The picture beside them, or the text, stays, but for progress bars, whose text is how they began."
+    """Takes live widgets out of the notebooks: without their kernel they are error messages.
+
+    The picture or the text beside them stays, but for progress bars, whose text is how they began.
+    """
     from execnb.nbio import read_nb, write_nb
+    live = re.compile(r'"application/vnd\.jupyter\.widget|^  "widgets": |   0%\|', re.M)
     for path in sorted((root / "nbs").rglob("*.ipynb")):
-        if ".ipynb_checkpoints" in path.parts or not re.search(
-            r'"application/vnd\.jupyter\.widget|^  "widgets": |   0%\|',
-            path.read_text(encoding="utf-8"),
-            re.M,
-        ):
-            continue
+        if ".ipynb_checkpoints" in path.parts: continue
+        if not live.search(path.read_text(encoding="utf-8")): continue
         nb = read_nb(path)
         nb.metadata.pop("widgets", None)
         for c in nb.cells:
             for o in c.get("outputs", []):
-                for kind in [
-                    k for k in o.get("data", {}) if k.startswith("application/vnd.jupyter.widget")
-                ]:
-                    del o["data"][kind]
+                data = o.get("data", {})
+                for kind in list(data):
+                    if kind.startswith("application/vnd.jupyter.widget"): del data[kind]
             if "outputs" in c: c["outputs"] = [o for o in c["outputs"] if not _begun_bar(o)]
         write_nb(nb, path)
 

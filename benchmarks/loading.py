@@ -39,7 +39,8 @@ from torch.utils.data import DataLoader
 
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.video import write_video
-from gr00t_nb.embodiments import MODALITY_CONFIGS, ActionConfig, ModalityConfig
+from gr00t_nb.embodiments import MODALITY_CONFIGS
+from gr00t_nb.modality_configs import ActionConfig, ModalityConfig
 from gr00t_nb.files import write_json
 from gr00t_nb.loading.frames import FrameCache
 from gr00t_nb.loading.order import DataSource, GlobalBatches

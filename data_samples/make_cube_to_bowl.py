@@ -33,8 +33,7 @@ from gr00t_nb.conversion.writer import Recording, arrow_column, column_statistic
 from gr00t_nb.errors import command
 from gr00t_nb.files import write_json, write_text
 from gr00t_nb.simulators.arm_scene import CAMERAS, FPS, HEIGHT, JOINTS, WIDTH
-from gr00t_nb.simulators.cube_to_bowl import TASKS
-from gr00t_nb.simulators.cube_to_bowl import CubeToBowl as Simulator
+from gr00t_nb.simulators.cube_to_bowl import TASKS, CubeToBowl
 from gr00t_nb.simulators.expert import record_success
 
 SCALARS = {
@@ -176,7 +175,7 @@ def write_episode(work: Path, r: Recording, episode: int, first: int, crf: int) 
 
 def make(out: Path, episodes: int = 40, seed: int = 0, render: bool = True, crf: int = 29):
     "Writes the data set into the new folder `out`; nothing is left there if anything goes wrong on the way."
-    sim, cameras = Simulator(render), CAMERAS if render else ()
+    sim, cameras = CubeToBowl(render), CAMERAS if render else ()
     total, listing, stats = 0, [], []
     with whole_or_nothing(Path(out)) as work:
         for i in tqdm(range(episodes), desc="episodes", disable=None):

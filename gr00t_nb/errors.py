@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 class InputError(ValueError):
     """What the user gave does not fit.
 
-    The message is one sentence that says what was found, where, what was expected and what to do. Commands print it alone, without
-    a traceback, and end with exit code 2.
+    The message is one sentence that says what was found, where, what was expected and what to do.
+    Commands print it alone, without a traceback, and end with exit code 2.
     """
 
 # %% ../nbs/00_errors.ipynb #4c3d0d68

@@ -108,4 +108,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    # by its own name: a notebook's names become those of __main__, where the processes would look for `run`
+    sys.path.insert(0, str(Path(__file__).parent))
+    import notebooks
+    notebooks.main()

@@ -1,5 +1,5 @@
 """What a user sees: JupyterLab in a real browser, where notebooks are run, sliders moved and pictures
-looked at; and the site, opened from disk.
+looked at.
 
 JupyterLab runs on a free port of this machine, with a token, in a copy of the notebooks and the
 sample data, and with settings, cache and runtime files of its own. Screenshots go to
@@ -604,49 +604,3 @@ def test_the_training_monitor(opened):
     wait_for_other(curves, before)
     look(nb, viewer, "80_monitor")
     assert not nb.faults()
-
-
-# ---------------------------------------------------------------- the site
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    "The site, built once."
-    folder = tmp_path_factory.mktemp("site") / "site"
-    command = [sys.executable, ROOT / "docs/build.py", "--out", folder]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder
-
-
-def page_of(site: Path, module: str) -> Path:
-    "The page of a notebook, by the last part of its name; its number may change."
-    return next(site.rglob(f"*_{module}.html"), site / f"{module}.html")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_site_from_disk(browser, site, scheme, width):
-    "Pages open without server and network, are no wider than the window; what is searched is found."
-    page = browser.new_page(viewport=dict(width=width, height=844), color_scheme=scheme)
-    complaints = []
-    page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(m.text))
-    page.on("pageerror", lambda e: complaints.append(str(e)))
-    page.on("request", lambda r: r.url.startswith("file:") or complaints.append(f"asks {r.url}"))
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    for name in ("index", "first_policy", "action_head", "checkup", "names"):
-        page.goto(page_of(site, name).as_uri())
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= width, f"{name} is wider than the window"
-        assert not (poor := page.evaluate(f"({CONTRAST})(document.body)")), poor
-        page.screenshot(path=SHOTS / f"site-{name}-{width}-{scheme}.png")
-    page.goto(page_of(site, "video").as_uri())
-    if width < 860: page.locator("label.menu").click()
-    else: page.keyboard.press("/")
-    page.locator("#search").click()
-    page.keyboard.type("flow noise")
-    page.locator("#found a").first.wait_for()
-    page.screenshot(path=SHOTS / f"site-search-{width}-{scheme}.png")
-    page.locator("#search").fill("EpisodeResult")
-    page.keyboard.press("Enter")
-    page.wait_for_url(re.compile(r"_open_loop\.html#.*EpisodeResult$"))
-    page.locator("#search").evaluate("e => e.closest('nav').checkVisibility()")
-    assert not complaints
-    page.close()

@@ -10,8 +10,10 @@ import pytest
 
 from gr00t_nb.checkup.checkup import check_dataset
 from gr00t_nb.checkup.problems import grouped
+from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.video import decode_frames, write_video
-from gr00t_nb.embodiments import ActionConfig, MODALITY_CONFIGS, ModalityConfig
+from gr00t_nb.modality_configs import ActionConfig, ModalityConfig
+from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 
 SAMPLE = Path(__file__).parents[1] / "data_samples/cube_to_bowl"
@@ -587,6 +589,73 @@ CASES = {
         "error", "camera_without_files", "meta/info.json", None, None,
     ),
 }
+
+
+F32, F64 = pa.float32(), pa.float64()
+WHOLE = lambda x: np.round(x * 100).astype(int)
+# form of an action column -> how its cells are made of x (L, 7), their type, dtype and shape in info.json
+FORMS = {
+    "a list": (lambda x: x, pa.list_(F32), "float32", [7]),
+    "a list of fixed size": (lambda x: x, pa.list_(F64, 7), "float64", [7]),
+    "a large list": (lambda x: x, pa.large_list(pa.float16()), "float16", [7]),
+    "whole numbers": (WHOLE, pa.list_(pa.int16()), "int16", [7]),
+    "yes and no": (lambda x: x > 0, pa.list_(pa.bool_()), "bool", [7]),
+    "a matrix of one row": (lambda x: x[:, None], pa.list_(pa.list_(F32)), "float32", [1, 7]),
+    "a matrix of one column": (lambda x: x[..., None], pa.list_(pa.list_(F32)), "float32", [7, 1]),
+    "a matrix of fixed size": (
+        lambda x: x[:, None], pa.list_(pa.list_(F32, 7), 1), "float32", [1, 7],
+    ),
+    "rows of different lengths": (
+        lambda x: [r[: 7 - (i == 50)] for i, r in enumerate(x.tolist())],
+        pa.list_(F32), "float32", [7],
+    ),
+    "matrices of different lengths": (
+        lambda x: [[r[: 7 - (i == 50)]] for i, r in enumerate(x.tolist())],
+        pa.list_(pa.list_(F32)), "float32", [1, 7],
+    ),
+    "a row of nothing": (
+        lambda x: [r if i != 50 else None for i, r in enumerate(x.tolist())],
+        pa.list_(F32), "float32", [7],
+    ),
+    "lists of text": (lambda x: [[str(v) for v in r] for r in x], pa.list_(pa.string()), "string", [7]),
+    "text": (lambda x: [str(r) for r in x], pa.string(), "string", [1]),
+    "dates": (lambda x: [0] * len(x), pa.date32(), "date", [1]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_accepted_can_be_read(folder, form):
+    "The check-up finds no fault in an action column that training can read, and the other way round."
+    make, type_, dtype, shape = FORMS[form]
+    feature = dict(dtype=dtype, shape=shape)
+    edit = lambda i: i["features"]["action"].update(feature) or i
+    edit_json(folder, "info", edit)
+    if shape == [1]:
+        one = lambda m: m | {"action": {"single_arm": {"start": 0, "end": 1}}}
+        edit_json(folder, "modality", one)
+    before = {}
+    for e in range(4):
+        before[e] = np.array(pq.read_table(folder / table_of(e))["action"].to_pylist())
+        edit_table(folder, e, column("action", make, type_))
+    report = check(folder)
+    faults = [p for p in report.problems if p.about == "action" and p.kind in ("shape", "dtype")]
+    assert {p.severity for p in faults} <= {"error"}
+    ds = LeRobotDataset(folder)
+    try: read = np.hstack([*ds.action(2).values()])
+    except InputError: read = None
+    assert (read is None) == bool(faults), f"{report}"
+    if read is not None:
+        made = np.array(make(before[2])).reshape(len(read), 7)
+        assert np.array_equal(read, made.astype(dtype).astype(np.float32))
+    expected = form.split()[-1] in ("lengths", "nothing", "text", "dates")
+    assert bool(faults) == expected
+
+
+def test_a_column_that_is_there_twice_is_neither_accepted_nor_read(folder):
+    edit_table(folder, 2, lambda t: t.append_column("action", t["action"]))
+    assert "column_missing" in [p.kind for p in check(folder).of("error")]
+    with pytest.raises(InputError, match="has several columns 'action'"):
+        LeRobotDataset(folder).action(2)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa

@@ -7,44 +7,38 @@ import pytest
 from gr00t_nb.training.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
 
-DATASET = (
-    Path(__file__).resolve().parents[2] / "shared" / "reference" / "datasets" / "gr1.PickNPlace"
-)
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+DATASET = SHARED / "reference" / "datasets" / "gr1.PickNPlace"
 
 
 def digest(folder: Path) -> str:
     h = hashlib.sha256()
     for p in sorted(folder.rglob("*")):
-        h.update(
-            f"{p.relative_to(folder)} {p.stat().st_mtime_ns}".encode()
-            + (p.read_bytes() if p.is_file() else b"")
-        )
+        h.update(f"{p.relative_to(folder)} {p.stat().st_mtime_ns}".encode())
+        if p.is_file(): h.update(p.read_bytes())
     return h.hexdigest()
 
 
 @pytest.mark.skipif(not DATASET.exists(), reason=f"the data set gr1.PickNPlace is not at {DATASET}")
 def test_trains(tmp_path):
     before = digest(DATASET)
-    result = finetune(
-        FinetuneConfig(
-            "tiny",
-            str(DATASET),
-            "GR1",
-            tune_llm=True,
-            tune_visual=True,
-            max_steps=20,
-            global_batch_size=8,
-            logging_steps=5,
-            learning_rate=1e-3,
-            dataloader_num_workers=1,
-            output_dir=str(tmp_path),
-        )
+    config = FinetuneConfig(
+        "tiny",
+        str(DATASET),
+        "GR1",
+        tune_llm=True,
+        tune_visual=True,
+        max_steps=20,
+        global_batch_size=8,
+        logging_steps=5,
+        learning_rate=1e-3,
+        dataloader_num_workers=1,
+        output_dir=str(tmp_path),
     )
+    result = finetune(config)
     assert digest(DATASET) == before
-    assert [r["step"] for r in result.log] == [5, 10, 15, 20] and result.log[-1][
-        "loss"
-    ] < result.log[0]["loss"]
+    assert [r["step"] for r in result.log] == [5, 10, 15, 20]
+    assert result.log[-1]["loss"] < result.log[0]["loss"]
     assert set(result.prepared.processor.statistics) == {"gr1"}
-    assert (tmp_path / "checkpoint-20" / "model.safetensors").exists() and (
-        tmp_path / "checkpoint-20" / "statistics.json"
-    ).exists()
+    for name in ("model.safetensors", "statistics.json"):
+        assert (tmp_path / "checkpoint-20" / name).exists()

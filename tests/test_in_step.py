@@ -95,7 +95,7 @@ def test_notebooks_are_small_and_executed():
             " kernel; run make export"
         )
         assert (
-            any(c.get("outputs") for c in nb["cells"]) or path.stem == "30_script"
+            any(c.get("outputs") for c in nb["cells"]) or path.stem == "90_script"
         ), f"{path} was committed without outputs"
 
 

@@ -17,11 +17,11 @@ from gr00t_nb.conversion.lerobot_v2 import to_v2
 from gr00t_nb.conversion.lerobot_v3 import to_v3
 from gr00t_nb.data.language import read_instruction, read_instructions
 from gr00t_nb.data.lerobot import LeRobotDataset
-from gr00t_nb.data.modality import original_key, propose_modality
+from gr00t_nb.data.modality import propose_modality
 from gr00t_nb.data.steps import read_step, read_steps, require_keys
 from gr00t_nb.processing.statistics import dataset_statistics
 from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
-from gr00t_nb.embodiments import ActionConfig, ModalityConfig
+from gr00t_nb.modality_configs import ActionConfig, ModalityConfig
 from gr00t_nb.errors import InputError
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data_samples" / "cube_to_bowl"
@@ -346,7 +346,7 @@ def test_offsets_that_run_over_the_files(copy):
     with pytest.raises(InputError, match="Episode 0: its rows 0 to .* run over the end") as e:
         LeRobotDataset(copy).state(0)
     assert str(table) in str(e.value)
-    column = original_key(ds.modality, "video", view)
+    column = ds.column_of("video", view)
     lost = ds.episodes[-1]
     for name in ("from_timestamp", "to_timestamp"):
         at = pq.read_table(next(copy.glob("meta/episodes/*/*.parquet")))[f"videos/{column}/{name}"][
@@ -362,7 +362,7 @@ def test_offsets_that_run_over_the_files(copy):
 def test_missing_and_overlapping(copy):
     ds = LeRobotDataset(copy)
     view = next(iter(ds.modality["video"]))
-    column = f"videos/{original_key(ds.modality, 'video', view)}"
+    column = f"videos/{ds.column_of('video', view)}"
     file = rewrite(
         copy,
         f"{column}/to_timestamp",

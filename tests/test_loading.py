@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from gr00t_nb.data import lerobot
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.steps import read_step, require_keys
-from gr00t_nb.embodiments import ActionConfig, ModalityConfig
+from gr00t_nb.modality_configs import ActionConfig, ModalityConfig
 from gr00t_nb.errors import InputError
 from gr00t_nb.loading.frames import FrameCache
 from gr00t_nb.loading.official_order import OfficialStream

@@ -19,7 +19,7 @@ from gr00t_nb.data.lerobot import LeRobotDataset, save_modality
 from gr00t_nb.data.modality import propose_modality
 from gr00t_nb.data.steps import read_step, require_keys
 from gr00t_nb.data.video import decode_frames, video_info
-from gr00t_nb.embodiments import ActionConfig, ModalityConfig
+from gr00t_nb.modality_configs import ActionConfig, ModalityConfig
 from gr00t_nb.errors import InputError
 from gr00t_nb.loading.order import DataSource, GlobalBatches, StepOrder, permuted
 from gr00t_nb.loading.samples import StepDataset

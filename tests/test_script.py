@@ -1,24 +1,30 @@
 "The command line: scripts/finetune.py on one process and on two, its help, and what it says to bad input."
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from gr00t_nb.data.lerobot import LeRobotDataset
+from gr00t_nb.evaluation.asking import held_out_episodes
+from gr00t_nb.training.config import FinetuneConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 SAMPLE = [
-    "--base-model-path",
-    "tiny",
-    "--dataset-path",
-    "data_samples/cube_to_bowl",
-    "--embodiment-tag",
-    "NEW_EMBODIMENT",
-    "--modality-config-path",
-    "data_samples/cube_to_bowl_config.py",
+    *("--base-model-path", "tiny"),
+    *("--dataset-path", "data_samples/cube_to_bowl"),
+    *("--embodiment-tag", "NEW_EMBODIMENT"),
+    *("--modality-config-path", "data_samples/cube_to_bowl_config.py"),
     "--tune-llm",
     "--tune-visual",
 ]
@@ -35,79 +41,56 @@ def run(*command, **env) -> subprocess.CompletedProcess:
     )
 
 
+def finetune(*args, processes: int = 1, **env) -> subprocess.CompletedProcess:
+    start = [BIN / "python"]
+    if processes > 1: start = [BIN / "torchrun", f"--nproc_per_node={processes}"]
+    return run(*start, "scripts/finetune.py", *args, **env)
+
+
+def succeeds(*args, **how):
+    done = finetune(*args, **how)
+    assert done.returncode == 0, done.stderr
+
+
+def refusal(*args, **how) -> str:
+    "The one sentence with which the script refuses."
+    done = finetune(*args, **how)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.startswith("error: "), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    return done.stderr
+
+
 def losses(folder: Path) -> dict[int, float]:
-    return {
-        r["step"]: r["loss"]
-        for r in map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    }
+    log = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return {r["step"]: r["loss"] for r in log}
 
 
 def test_help_explains_every_field():
-    from gr00t_nb.training.config import FinetuneConfig
-    out = run(
-        BIN / "torchrun", "--nproc_per_node=2", "scripts/finetune.py", "--help", COLUMNS="200"
-    )
+    out = finetune("--help", processes=2, COLUMNS="200")
     assert out.returncode == 0, out.stderr
     for f in fields(FinetuneConfig): assert "--" + f.name.replace("_", "-") in out.stdout
 
 
 def test_two_processes_train_as_one(tmp_path):
-    "The same global batches, noise and augmentation: the same loss. What is left is the order of summation. Two processes may also go on where one stopped."
+    "The same loss, but for the order of summation; and two processes go on where one stopped."
     common = [
         *SAMPLE,
-        "--max-steps",
-        20,
-        "--global-batch-size",
-        8,
-        "--learning-rate",
-        1e-3,
-        "--dropout",
-        0,
-        "--logging-steps",
-        1,
-        "--save-steps",
-        10,
+        *("--max-steps", 20, "--global-batch-size", 8, "--learning-rate", 1e-3, "--dropout", 0),
+        *("--logging-steps", 1, "--save-steps", 10),
     ]
-    one = run(
-        BIN / "python",
-        "scripts/finetune.py",
-        *common,
-        "--dataloader-num-workers",
-        0,
-        "--output-dir",
-        tmp_path / "one"
-    )
-    assert one.returncode == 0, one.stderr
-    two = run(
-        BIN / "torchrun",
-        "--nproc_per_node=2",
-        "scripts/finetune.py",
-        *common,
-        "--dataloader-num-workers",
-        1,
-        "--output-dir",
-        tmp_path / "two"
-    )
-    assert two.returncode == 0, two.stderr
-    a, b = losses(tmp_path / "one"), losses(tmp_path / "two")
+    def train(name: str, workers: int, **how) -> dict[int, float]:
+        more = ["--dataloader-num-workers", workers, "--output-dir", tmp_path / name]
+        succeeds(*common, *more, **how)
+        return losses(tmp_path / name)
+
+    a, b = train("one", 0), train("two", 1, processes=2)
     assert set(a) == set(b) == set(range(1, 21))
     for step in a: assert abs(a[step] - b[step]) <= 0.01 * a[step], (step, a[step], b[step])
     assert a[20] < a[1]
 
-    import shutil
     shutil.rmtree(tmp_path / "one" / "checkpoint-20")
-    again = run(
-        BIN / "torchrun",
-        "--nproc_per_node=2",
-        "scripts/finetune.py",
-        *common,
-        "--dataloader-num-workers",
-        0,
-        "--output-dir",
-        tmp_path / "one"
-    )
-    assert again.returncode == 0, again.stderr
-    c = losses(tmp_path / "one")
+    c = train("one", 0, processes=2)
     assert {s: c[s] for s in range(1, 11)} == {s: a[s] for s in range(1, 11)}
     for step in range(11, 21):
         assert abs(a[step] - c[step]) <= 0.01 * a[step], (step, a[step], c[step])
@@ -121,7 +104,7 @@ def test_two_processes_train_as_one(tmp_path):
         (["--embodiment-tag", "GR2"], ["GR2", "GR1"]),
         (["--modality-config-path", "no.py"], ["no.py"]),
         (
-            ["--embodiment-tag", "OXE_DROID", "--modality-config-path", "none"],
+            ["--embodiment-tag", "OXE_DROID", "--modality-config-path", "None"],
             ["exterior_image_1_left"],
         ),
         (["--base-model-path", "no/model/here"], ["no/model/here", "tiny"]),
@@ -130,31 +113,18 @@ def test_two_processes_train_as_one(tmp_path):
 )
 def test_bad_input_is_one_sentence(tmp_path, change, words):
     args = list(SAMPLE)
-    for flag, value in zip(change[::2], change[1::2]):
-        args[args.index(flag) + 1] = value if value != "none" else "None"
-    out = run(BIN / "python", "scripts/finetune.py", *args, "--output-dir", tmp_path / "out")
-    assert out.returncode == 2, out.stderr
-    assert "Traceback" not in out.stderr and out.stderr.startswith("error: "), out.stderr
-    assert len(out.stderr.strip().splitlines()) == 1, out.stderr
-    for w in words: assert w in out.stderr
+    for flag, value in zip(change[::2], change[1::2]): args[args.index(flag) + 1] = value
+    said = refusal(*args, "--output-dir", tmp_path / "out")
+    for w in words: assert w in said
     assert not (tmp_path / "out").exists()
 
 
 def test_indivisible_batch(tmp_path):
-    out = run(
-        BIN / "torchrun",
-        "--nproc_per_node=2",
-        "scripts/finetune.py",
-        *SAMPLE,
-        "--global-batch-size",
-        7,
-        "--output-dir",
-        tmp_path / "out"
-    )
+    odd = ["--global-batch-size", 7, "--output-dir", tmp_path / "out"]
+    out = finetune(*SAMPLE, *odd, processes=2)
+    words = "global_batch_size is 7, which 2 processes do not divide"
     assert out.returncode != 0
-    assert (
-        out.stderr.count("global_batch_size is 7, which 2 processes do not divide") == 1
-    ), out.stderr
+    assert out.stderr.count(words) == 1, out.stderr
     assert "Traceback" not in out.stderr.split("global_batch_size is 7")[0]
     assert not (tmp_path / "out").exists()
 
@@ -163,118 +133,66 @@ def test_missing_ffmpeg(tmp_path):
     "A torchcodec that finds no FFmpeg is answered with the command that installs it."
     fake = tmp_path / "torchcodec"
     fake.mkdir()
-    (fake / "__init__.py").write_text(
-        "raise RuntimeError('Could not load libtorchcodec. Likely causes: FFmpeg is not properly"
-        " installed')"
-    )
-    out = run(
-        BIN / "python",
-        "scripts/finetune.py",
-        *SAMPLE,
-        "--output-dir",
-        tmp_path / "out",
-        PYTHONPATH=str(tmp_path)
-    )
-    assert out.returncode == 2, out.stderr
-    assert (
-        "Traceback" not in out.stderr
-        and "apt-get install" in out.stderr
-        and "ffmpeg" in out.stderr.lower()
-    ), out.stderr
+    why = "Could not load libtorchcodec. Likely causes: FFmpeg is not properly installed"
+    (fake / "__init__.py").write_text(f"raise RuntimeError({why!r})")
+    out = finetune(*SAMPLE, "--output-dir", tmp_path / "out", PYTHONPATH=str(tmp_path))
+    assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr
+    assert "apt-get install" in out.stderr and "ffmpeg" in out.stderr.lower(), out.stderr
 
 
-def test_without_a_bad_episode(tmp_path):
-    "Two episodes cannot be used: the refusal ends with the option that leaves them out, and the run, its record, its resumption and its evaluation go without them."
-    import re, shlex, shutil
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    data, out = (
-        Path(shutil.copytree(ROOT / "data_samples/cube_to_bowl", tmp_path / "data")),
-        tmp_path / "out",
-    )
+# ---------------------------------------------------------------- two episodes cannot be used
+BAD = [0, 17]  # a video is missing, a number is none
+KEPT = sorted({*range(40)} - {*BAD})
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    "The sample, with the two bad episodes."
+    data = Path(shutil.copytree(ROOT / "data_samples/cube_to_bowl", tmp_path / "data"))
     (data / "videos/chunk-000/observation.images.front/episode_000000.mp4").unlink()
     file = data / "data/chunk-000/episode_000017.parquet"
     table = pq.read_table(file)
     rows = np.stack(table["action"].to_numpy())
     rows[5, 2] = np.nan
-    pq.write_table(
-        table.set_column(
-            table.column_names.index("action"), "action", pa.array(list(rows), table["action"].type)
-        ),
-        file,
-    )
-    args = [
-        str(data) if a.startswith("data_samples") and not a.endswith(".py") else a for a in SAMPLE
-    ]
-    args += [
-        "--max-steps",
-        4,
-        "--save-steps",
-        2,
-        "--logging-steps",
-        1,
-        "--global-batch-size",
-        8,
-        "--dataloader-num-workers",
-        0,
-        "--val-fraction",
-        0.1,
-        "--output-dir",
-        out,
-    ]
-    refused = run(BIN / "python", "scripts/finetune.py", *args)
-    assert (
-        refused.returncode == 2 and "Traceback" not in refused.stderr and not out.exists()
-    ), refused.stderr
+    column = pa.array(list(rows), table["action"].type)
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", column), file)
+    return data
+
+
+def check_record(data: Path, out: Path):
+    "The record, the statistics and the later evaluation are those of the other episodes."
+    record = json.loads((out / "experiment_cfg/finetune.json").read_text())
+    assert record["config"]["exclude_episodes"] == BAD and len(record["val_episodes"]) == 4
+    assert sorted(record["train_episodes"] + record["val_episodes"]) == KEPT
+    text = (out / "experiment_cfg/dataset_statistics.json").read_text()
+    statistics = json.loads(text)["new_embodiment"]
+    files = [data / f"data/chunk-000/episode_{i:06}.parquet" for i in KEPT]
+    actions = np.concatenate([np.stack(pq.read_table(f)["action"].to_numpy()) for f in files])
+    assert np.allclose(statistics["action"]["single_arm"]["max"], actions[:, :6].max(0))
+    assert np.isfinite(statistics["relative_action"]["single_arm"]["mean"]).all()
+    whole, without = LeRobotDataset(data), LeRobotDataset(data, exclude_episodes=BAD)
+    held = [whole.episodes[i].index for i in held_out_episodes(out)]
+    again = [without.episodes[i].index for i in held_out_episodes(out, without)]
+    assert held == again == record["val_episodes"]
+
+
+def test_without_a_bad_episode(data, tmp_path):
+    "The refusal ends with the option that leaves them out, and everything then goes without them."
+    out = tmp_path / "out"
+    args = [str(data) if a == "data_samples/cube_to_bowl" else a for a in SAMPLE]
+    args += ["--max-steps", 4, "--save-steps", 2, "--logging-steps", 1, "--global-batch-size", 8]
+    args += ["--dataloader-num-workers", 0, "--val-fraction", 0.1, "--output-dir"]
+    refused = finetune(*args, out)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused.stderr
+    assert not out.exists()
     option = shlex.split(re.search(r"(--exclude-episodes [\d ]+),", refused.stderr)[1])
     assert option == ["--exclude-episodes", "0", "17"]
 
-    done = run(BIN / "python", "scripts/finetune.py", *args, *option)
-    assert done.returncode == 0, done.stderr
-    assert set(losses(out)) and all(np.isfinite(v) for v in losses(out).values())
-    record = json.loads((out / "experiment_cfg/finetune.json").read_text())
-    assert record["config"]["exclude_episodes"] == [0, 17] and len(record["val_episodes"]) == 4
-    assert sorted(record["train_episodes"] + record["val_episodes"]) == sorted(
-        {*range(40)} - {0, 17}
-    )
-    statistics = json.loads((out / "experiment_cfg/dataset_statistics.json").read_text())[
-        "new_embodiment"
-    ]
-    kept = np.concatenate([
-        np.stack(pq.read_table(f)["action"].to_numpy())
-        for f in sorted(file.parent.glob("*.parquet"))
-        if int(f.stem[-6:]) not in (0, 17)
-    ])
-    assert np.allclose(statistics["action"]["single_arm"]["max"], kept[:, :6].max(0))
-    assert np.isfinite(statistics["relative_action"]["single_arm"]["mean"]).all()
-
-    other = run(
-        BIN / "python", "scripts/finetune.py", *args, "--no-check-data", "--exclude-episodes", 0
-    )
-    assert (
-        other.returncode == 2 and "exclude_episodes was [0, 17], now [0]" in other.stderr
-    ), other.stderr
+    succeeds(*args, out, *option)
+    assert losses(out) and all(np.isfinite(v) for v in losses(out).values())
+    check_record(data, out)
+    other = finetune(*args, out, "--no-check-data", "--exclude-episodes", 0)
+    assert other.returncode == 2, other.stderr
+    assert "exclude_episodes was [0, 17], now [0]" in other.stderr, other.stderr
     for wrong, words in (([40], "names episode 40"), (range(40), "all 40 episodes")):
-        bad = run(
-            BIN / "python",
-            "scripts/finetune.py",
-            *args[:-1],
-            tmp_path / "none",
-            "--exclude-episodes",
-            *wrong
-        )
-        assert (
-            bad.returncode == 2
-            and words in bad.stderr
-            and len(bad.stderr.strip().splitlines()) == 1
-        ), bad.stderr
-
-    from gr00t_nb.data.lerobot import LeRobotDataset
-    from gr00t_nb.evaluation.asking import held_out_episodes
-    whole, without = LeRobotDataset(data), LeRobotDataset(data, exclude_episodes=[0, 17])
-    assert (
-        [whole.episodes[i].index for i in held_out_episodes(out)]
-        == [without.episodes[i].index for i in held_out_episodes(out, without)]
-        == record["val_episodes"]
-    )
+        assert words in refusal(*args, tmp_path / "none", "--exclude-episodes", *wrong)

@@ -25,19 +25,20 @@ from tqdm.auto import tqdm
 
 from .episode_findings import Known, check_episode, column_scales
 from .episodes import Findings
-from .metadata import Metadata, Used, check_extra_files, check_configuration
-from .metadata import check_slices
-from .metadata import check_totals, dimensions, exclude, read_metadata
-from ..data.info import positive_number
+from .metadata import Metadata, Used, check_configuration, check_extra_files
+from .metadata import check_slices, check_totals, dimensions, exclude, read_metadata
 from .metadata import used_columns
 from .problems import Fault, Report
 from .shipped_statistics import check_episode_statistics, check_relative_statistics
 from .shipped_statistics import check_statistics, shipped_bounds
+from ..data.info import positive_number
 from ..data.modality import depth_reason, original_key
 from ..data.moments import Moments
 from ..data.video import check_ffmpeg
-from ..embodiments import MODALITY_CONFIGS, ModalityConfig, check_modality_config
-from ..embodiments import embodiment_value, load_modality_config
+from ..embodiments import MODALITY_CONFIGS
+from ..modality_configs import ModalityConfig, check_modality_config
+from ..embodiments import embodiment_value
+from ..embodiments import load_modality_config
 from ..errors import InputError, command
 
 # %% ../../nbs/checkup/40_checkup.ipynb #f47ffbe0
@@ -77,8 +78,7 @@ def _check_constants(
             for asked in (True, False):
                 dims = [d for d in every[c] if which[d] and (d in used.dims.get(c, ())) == asked]
                 if not dims: continue
-                fault, severity = _standing(m, kind, c, dims, asked), "warning" if asked else "info"
-                m.problems.append(fault.problem(severity, "meta/modality.json"))
+                m.add("warning" if asked else "info", _standing(m, kind, c, dims, asked))
 
 # %% ../../nbs/checkup/40_checkup.ipynb #22bea871
 def _quoted(texts: set) -> str:
@@ -106,7 +106,7 @@ def _task_fault(m: Metadata, f: Findings) -> Fault | None:
     if not f.tasks or not f.episode.tasks: return None
     values = {v for column in f.tasks.values() for v in column}
     said, listed = _texts(m, values), {*f.episode.tasks}
-    pointed = {m.tasks[v] for v in values if v in m.tasks}  # a text in a column of its own needs no list
+    pointed = {m.tasks[v] for v in values if v in m.tasks}  # a text needs no list
     if never := sorted(listed - said):
         return _other_tasks(never[0], "listed for the episode, but no row points at it", said)
     if unlisted := sorted(pointed - listed):
@@ -131,11 +131,10 @@ def _check_languages(m: Metadata, used: Used, findings: list[Findings]):
     "Tasks of each episode, and whether there is more than one in all."
     for f in findings:
         if fault := _task_fault(m, f):
-            m.problems.append(fault.problem("warning", m.listing("episodes"), f.episode.index))
+            m.add("warning", fault, m.listing("episodes"), f.episode.index)
     columns = used.languages or ("task_index",)
     texts = _texts(m, {v for f in findings for c in columns for v in f.tasks.get(c, ())})
-    if len(texts) == 1:
-        m.problems.append(_task_single(*texts).problem("warning", m.listing("tasks")))
+    if len(texts) == 1: m.add("warning", _task_single(*texts), m.listing("tasks"))
 
 # %% ../../nbs/checkup/40_checkup.ipynb #aa603be5
 def _no_camera(key: str, column: str) -> Fault:
@@ -143,7 +142,7 @@ def _no_camera(key: str, column: str) -> Fault:
         "modality_column",
         found=f"video.{key} stands for the column '{column}', which is no video of info.json",
         expected="a video of info.json",
-        mend="mend original_key, or info.json",
+        mend="fix original_key, or info.json",
         about=f"video.{key}",
     )
 
@@ -167,7 +166,7 @@ def _check_views(m: Metadata, used: Used, config: dict[str, ModalityConfig] | No
         if feature.get("dtype") not in ("video", "image"): found = "error", _no_camera(key, c)
         elif reason := depth_reason(c, feature):
             found = "warning" if config is None else "error", _depth(key, c, reason)
-        if found: m.problems.append(found[1].problem(found[0], "meta/modality.json"))
+        if found: m.add(*found)
 
 # %% ../../nbs/checkup/40_checkup.ipynb #6f222ec6
 def _declared_rate(column: str, fps: float, said: float) -> Fault:
@@ -175,7 +174,7 @@ def _declared_rate(column: str, fps: float, said: float) -> Fault:
         "fps_declared",
         found=f"'{column}' is said to have {fps:g} frames a second",
         expected=f"{said:g}, the fps of the data set",
-        mend="mend the one that is wrong",
+        mend="fix the one that is wrong",
         about=column,
     )
 
@@ -213,12 +212,10 @@ def _check_cameras(
     for c in declared:
         fps = _video_rate(m.info["features"][c])
         if fps and m.fps and abs(fps / m.fps - 1) > 0.02:
-            fault = _declared_rate(c, fps, m.fps)
-            m.problems.append(fault.problem("warning", "meta/info.json"))
+            m.add("warning", _declared_rate(c, fps, m.fps), "meta/info.json")
         if c not in seen and m.episodes:
             asked = c in used.cameras and (config is not None or blind)
-            severity = "error" if asked else "warning"
-            m.problems.append(_camera_without_files(c).problem(severity, "meta/info.json"))
+            m.add("error" if asked else "warning", _camera_without_files(c), "meta/info.json")
     return tuple(seen)
 
 # %% ../../nbs/checkup/40_checkup.ipynb #8b4defe8
@@ -305,15 +302,15 @@ def _check_together(
 # %% ../../nbs/checkup/40_checkup.ipynb #8ab8e24a
 def check_dataset(
     path: str | Path,  # root of the data set, the folder that holds meta/; or an id on the hub
-    embodiment=None,  # an EmbodimentTag, its name or its value: check that the data set fits this robot
-    config: dict[str, ModalityConfig] | None = None,  # a modality configuration, in place of the registered one
+    embodiment=None,  # an EmbodimentTag, its name or its value: the robot it has to fit
+    config: dict[str, ModalityConfig] | None = None,  # in place of the registered one
     modality_config_path: str | Path | None = None,  # a Python file that registers one
     thorough: bool = False,  # decode every frame of every video
     workers: int | None = None,  # threads; None: one per processor, at most 8
     progress: bool = True,  # show a progress bar on standard error
     exclude_episodes: Iterable[int] | None = None,  # episodes to leave out, by number (episode_index)
 ) -> Report:
-    """Checks a LeRobot data set of version 2.0, 2.1 or 3.0 and reports every problem. Writes nothing.
+    """Checks a LeRobot data set, version 2.0, 2.1 or 3.0; reports every problem. Writes nothing.
 
     `InputError` where there is no data set, and for arguments that do not fit.
     """

@@ -13,7 +13,7 @@ from .metadata import Metadata, Used, dimensions, json_lines, width
 from .problems import Fault
 from ..data.modality import groups_of
 from ..data.moments import ENTRIES, Moments
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError
 from ..files import read_json
 
@@ -34,7 +34,7 @@ def _stats_file(m: Metadata, name: str) -> dict:
     try: found = read_json(file)
     except (InputError, RecursionError): found = None
     if isinstance(found, dict): return found
-    m.problems.append(_no_object().problem("error", f"meta/{name}"))
+    m.add("error", _no_object(), f"meta/{name}")
     return {}
 
 # %% ../../nbs/checkup/35_shipped_statistics.ipynb #39d0b5ee
@@ -53,7 +53,7 @@ def _unsound(
 
 
 def _severity(why: str) -> str:
-    "Training computes its own statistics in place of some that are missing; false ones it would use."
+    "Training computes statistics in place of some that are missing; false ones it would use."
     return "error" if "NaN" in why or "above" in why or "negative" in why else "warning"
 
 # %% ../../nbs/checkup/35_shipped_statistics.ipynb #850b6ded
@@ -77,7 +77,7 @@ def shipped_bounds(
     for c in used.dims:
         if not stats or c not in m.info["features"]: continue
         if why := _unsound(stats.get(c), (width(m, c),)):
-            m.problems.append(_unusable(m, c, why).problem(_severity(why), "meta/stats.json"))
+            m.add(_severity(why), _unusable(m, c, why), "meta/stats.json")
         else:
             low, high = (np.asarray(stats[c][k], np.float64) for k in ("min", "max"))
             bounds[c] = low, high
@@ -135,10 +135,8 @@ def check_statistics(
         half_empty = (x.high - x.low) < 0.5 * (high - low) - 1e-4
         rest = np.setdiff1d(dims, far)
         other = rest[(other_mean | half_empty)[rest]]
-        found = []
-        if len(far): found.append(("warning", _beyond(m, c, far, share.max())))
-        if len(other): found.append(("info", _of_other_data(m, c, other)))
-        m.problems += [fault.problem(severity, "meta/stats.json") for severity, fault in found]
+        if len(far): m.add("warning", _beyond(m, c, far, share.max()), "meta/stats.json")
+        if len(other): m.add("info", _of_other_data(m, c, other), "meta/stats.json")
 
 # %% ../../nbs/checkup/35_shipped_statistics.ipynb #3a11bb47
 def _other_horizon(group: str, why: str, shape: tuple[int, int]) -> Fault:
@@ -175,8 +173,7 @@ def check_relative_statistics(
         shape = horizon, groups[name].width
         if why := _unsound(entries, shape):
             severity = "error" if "NaN" in why or "above" in why else "warning"
-            fault = _other_horizon(name, why, shape)
-            m.problems.append(fault.problem(severity, f"meta/{file}"))
+            m.add(severity, _other_horizon(name, why, shape), f"meta/{file}")
 
 # %% ../../nbs/checkup/35_shipped_statistics.ipynb #d5611fbe
 def _edited_since(m: Metadata, column: str, dims: list[int]) -> Fault:
@@ -223,5 +220,4 @@ def check_episode_statistics(
             if c not in f.moments or not f.moments[c].rows or c not in stats: continue
             dims = _other_dimensions(stats[c], f.moments[c])
             if dims is None: continue
-            fault = _edited_since(m, c, dims)
-            m.problems.append(fault.problem("warning", "meta/episodes_stats.jsonl", index))
+            m.add("warning", _edited_since(m, c, dims), "meta/episodes_stats.jsonl", index)

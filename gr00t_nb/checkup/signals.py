@@ -48,7 +48,7 @@ def ordinary(
     return Scales(span, step)
 
 # %% ../../nbs/checkup/05_signals.ipynb #74b04419
-JUMP_STEPS, JUMP_SPAN = 10.0, 0.2  # a jump is beyond so many fast steps, and beyond this share of the span
+JUMP_STEPS, JUMP_SPAN = 10.0, 0.2  # a jump: so many fast steps, and this share of the span
 
 
 def jumps(

@@ -48,7 +48,7 @@ def dataset_scales(
 def change(
     x: np.ndarray,  # (L, D) of `all_numbers`
     scales: Scales,
-) -> np.ndarray:  # (L, D) from the row before, in shares of a jump; row 0, NaN and what never moves are 0
+) -> np.ndarray:  # (L, D) in shares of a jump; row 0, NaN and what never moves are 0
     "How much each number changes at each step; 1 is where `signals.jumps` begins."
     limit = np.maximum(JUMP_STEPS * scales.step, JUMP_SPAN * scales.span)
     d = np.abs(np.diff(x.astype(np.float64), axis=0, prepend=x[:1]))
@@ -65,7 +65,7 @@ class EpisodeScore:
     row: int = 0  # step after that change
     where: str = ""  # the number that changed
     idle: float = 0.0  # share of the steps at rest, before and after the motion
-    score: float = 0.0  # largest of the robust z of the three; infinite where the episode cannot be read
+    score: float = 0.0  # largest robust z of the three; infinite for an unreadable episode
     why: str = ""  # a sentence
 
     def __str__(self): return f"episode {self.episode} ({self.score:.1f}): {self.why}"

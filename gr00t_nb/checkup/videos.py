@@ -21,7 +21,7 @@ from .metadata import Metadata, Used
 from .problems import Fault
 from .signals import alike, frozen_run, thumbnails
 from ..data.layouts import Place
-from ..data.lerobot import decode_picture
+from ..data.video import decode_picture
 from ..data.modality import depth_reason
 from ..data.video import new_decoder, ffmpeg_reason
 from ..errors import InputError
@@ -80,7 +80,7 @@ class _Clip:
 
     def decode(
         self, frames: list[int]  # of the episode, from 0
-    ) -> tuple[np.ndarray | None, int | None, str]:  # (n, H, W, 3); else None, the first that fails, and why
+    ) -> tuple[np.ndarray | None, int | None, str]:  # (n, H, W, 3), or the first that fails and why
         wanted = [self.first + i for i in frames]
         # torchcodec raises RuntimeError, IndexError and others for the same damage
         try: return self.decoder.get_frames_at(wanted).data.numpy(), None, ""
@@ -181,7 +181,7 @@ def _other_rate(column: str, fps: float, said: float) -> Fault:
         "fps_video",
         found=f"{fps:.4g} frames a second",
         expected=f"{said:g}, the fps of info.json",
-        mend="write the video again at that rate, or mend info.json",
+        mend="write the video again at that rate, or fix info.json",
         about=column,
     )
 
@@ -193,7 +193,7 @@ def _other_size(
         "video_size",
         found=f"{size[0]} x {size[1]} pixels",
         expected=f"{said[0]} x {said[1]}, the shape in info.json",
-        mend=f"mend info.json, or scale the {what}",
+        mend=f"fix info.json, or scale the {what}",
         row=row,
         about=column,
     )
@@ -271,7 +271,7 @@ class Motion:
 def _picture_faults(
     m: Metadata, column: str, clip: _Clip, severity: str, motion: Motion | None, thorough: bool
 ) -> Iterator[tuple[str, Fault]]:  # with how bad it is
-    "Decodes frames of an episode, looks for damage, for a single colour, and for standing pictures."
+    "Decodes frames of an episode; looks for damage, a single colour, and standing pictures."
     if not clip.count: return
     pairs = _pairs(clip.count)
     chosen = sorted({0, clip.count - 1, *pairs, *(i + APART for i in pairs)})

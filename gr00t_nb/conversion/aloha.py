@@ -130,7 +130,7 @@ def read_hdf5(
     task: str | None = None,  # instruction; None: that of the file
     bgr: bool = False,  # the file's pictures have red and blue the other way round
 ) -> tuple[Recording, float | None]:  # the episode, and frames a second if the file says
-    "Reads one recording; cameras are read when they are written. `InputError` names the file and what is missing."
+    "Reads one recording; cameras later, when written. `InputError` names file and what is missing."
     path = Path(path)
     with _open_hdf5(path) as f:
         numbers = _numbers(f, path)
@@ -164,7 +164,7 @@ def _natural(path: Path) -> list:
 
 # %% ../../nbs/conversion/20_aloha.ipynb #9148c646
 def from_hdf5(
-    source: Positional[Path],  # folder of HDF5 files in ALOHA's layout, one per episode, or a single file
+    source: Positional[Path],  # folder of HDF5 files, one per episode, or a single file
     out: Positional[Path],  # data set to make, or to go on with
     task: str | None = None,  # the instruction; without it that of each file
     fps: float | None = None,  # frames a second; without it that of the first file

@@ -34,7 +34,7 @@ def _same_frames(
     path: Path,  # a new video
     parts: list[Place],  # what it should hold, one after the other
 ) -> bool:
-    "Whether a video has the frames of its parts: their number, and pixels at both ends and in the middle of each."
+    "Whether a video has its parts' frames: their number, and pixels at ends and middle of each."
     try:
         if video_info(path).frames != sum(p.count for p in parts): return False
         begin = 0
@@ -51,7 +51,7 @@ def cut_video(
     place: Place,  # frames of a video file, with their number
     target: Path,  # mp4 file to make
     fps: float,  # frames a second
-) -> str:  # 'copied' (the whole file), 'cut' (compressed frames moved) or 'encoded' (compressed again)
+) -> str:  # 'copied' (the file), 'cut' (frames moved) or 'encoded' (again)
     "Writes the frames of a place to a file of their own, without a loss if that is possible."
     held = video_info(place.path).frames
     count = held - place.first if place.count is None else place.count
@@ -71,7 +71,7 @@ def cut_video(
 
 
 def _cut_out(place: Place, made: Path, fps: float) -> bool:
-    "Moves the compressed frames of a place to another file; False where that does not give these frames."
+    "Moves compressed frames of a place to another file; False where that gives other frames."
     # a quarter of a frame late, so that rounding does not seek to the frame before
     begin = f"{(place.first + .25) / fps:.6f}"
     from_there = ("-ss", begin, "-i", str(place.path), "-frames:v", str(place.count))
@@ -94,7 +94,7 @@ def join_videos(
 
 
 def _concatenated(parts: list[Place], made: Path) -> bool:
-    "Puts whole videos one after the other into a file; False where that does not give their frames."
+    "Puts whole videos one after the other into a file; False where that gives other frames."
     quoted = [str(p.path).replace("'", r"'\''") for p in parts]
     with tempfile.TemporaryDirectory() as tmp:
         listed = Path(tmp) / "list.txt"

@@ -19,10 +19,10 @@ from ..files import fingerprint, read_json
 
 # %% ../../nbs/conversion/22_lerobot_v2.ipynb #1a0354df
 def open_source(
-    source: str | Path | LeRobotDataset,  # the data set; it may be given open, with episodes taken out
+    source: str | Path | LeRobotDataset,  # may be given open, with episodes taken out
     out: str | Path,  # folder of the result
 ) -> LeRobotDataset:
-    "The data set that is to be converted. `InputError` where the result would lie in it, or its rate is unknown."
+    "The data set to convert. `InputError` where the result would lie in it, or has no rate."
     ds = source if isinstance(source, LeRobotDataset) else LeRobotDataset(str(source))
     check_apart(ds.path, out)
     if not ds.fps > 0:
@@ -36,7 +36,7 @@ def open_source(
 def cameras_with_files(
     ds: LeRobotDataset,
 ) -> list[str]:  # columns, such as 'observation.images.front'
-    "The video columns that have files; one that only some episodes lack is kept, and not dropped in silence."
+    "The video columns that have files; one that only some episodes lack is kept."
     def there(episode, column):
         try: return ds.layout.frames(episode, column).path.exists()
         except InputError: return False

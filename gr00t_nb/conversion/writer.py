@@ -44,7 +44,7 @@ class Recording:
 
 # %% ../../nbs/conversion/10_writer.ipynb #254b091f
 def arrow_column(
-    values: np.ndarray | pa.Array | pa.ChunkedArray,  # (L,), or (L, ...) of which each row becomes a list
+    values: np.ndarray | pa.Array | pa.ChunkedArray,  # (L,), or (L, ...): lists
 ) -> pa.Array | pa.ChunkedArray:  # L rows
     "A column for a parquet file."
     if isinstance(values, (pa.Array, pa.ChunkedArray)): return values
@@ -89,7 +89,7 @@ def _video_feature(held: VideoInfo, fps: float) -> dict:
 def column_statistics(
     columns: dict[str, np.ndarray | pa.Array | pa.ChunkedArray],  # name -> L rows
 ) -> dict[str, dict[str, list]]:  # name -> min, max, mean, std (one number per dimension) and count
-    "Statistics of the columns that are numbers: a line of meta/episodes_stats.jsonl. Computed in float64."
+    "Statistics of columns of numbers, in float64: a line of meta/episodes_stats.jsonl."
     out, measures = {}, (("min", np.min), ("max", np.max), ("mean", np.mean), ("std", np.std))
     for name, values in columns.items():
         if isinstance(values, pa.Array): values = pa.chunked_array(values)
@@ -103,12 +103,12 @@ def column_statistics(
 
 # %% ../../nbs/conversion/10_writer.ipynb #8f27bf40
 class WriterV2:
-    "Writes a data set of version 2.1 (or 2.0), episode by episode, and goes on where an earlier run stopped."
+    "Writes a data set of version 2.1 (or 2.0) by episode; goes on where an earlier run stopped."
 
     def __init__(self,
         out: str | Path,  # folder to make, or to go on with
         fps: float,  # rows and frames a second
-        parameters: dict | None = None,  # what the result depends on besides its source: others make all anew
+        parameters: dict | None = None,  # that the result depends on: others make all anew
         tasks: dict[int, str] | None = None,  # tasks whose numbers are given
         robot_type: str = "unknown",
         version: str = "v2.1",  # or 'v2.0'
@@ -148,7 +148,7 @@ def _read_journal(self: WriterV2) -> dict[int, dict]:
 
 @patch
 def _intact(self: WriterV2, line: dict) -> bool:
-    "Whether the files of an episode are there, of the noted size, and open with as many rows or frames."
+    "Whether an episode's files are there, of the noted size, with as many rows or frames."
     try:
         for name, size in line["files"].items():
             file = self.out / name
@@ -165,7 +165,7 @@ _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_inde
 
 @patch
 def _all_columns(self: WriterV2, i: int, first: int, r: Recording) -> dict:
-    "The columns of episode `i`, whose first row is row `first` of the data set, with the book-keeping."
+    "The columns of episode `i`, from row `first` of the data set on, with the book-keeping."
     n = len(r)
     if not n: raise InputError(f"Episode {i} has no rows: leave it out.")
     for name, values in r.columns.items():
@@ -255,7 +255,7 @@ def add(self: WriterV2,
         return
     self.journal.parent.mkdir(parents=True, exist_ok=True)
     self.journal.touch()  # from the first file on the folder is known to be a conversion's
-    (self.out / "meta/info.json").unlink(missing_ok=True)  # what was finished is now half old, half new
+    (self.out / "meta/info.json").unlink(missing_ok=True)  # half old, half new from here
     line = self._write(i, first, recording()) | {"origin": origin}
     self._note(line)
     self.done.append(line)
@@ -275,7 +275,7 @@ def _note(self: WriterV2, line: dict):
 # %% ../../nbs/conversion/10_writer.ipynb #7d393586
 @patch
 def _sweep(self: WriterV2):
-    "Removes files of episodes that the source no longer has, and halves of files of a killed process."
+    "Removes files of episodes that the source no longer has, and half files of a killed process."
     for name in self.noted - {name for line in self.done for name in line["files"]}:
         (self.out / name).unlink(missing_ok=True)
     for folder in ("data", "videos"):
@@ -326,9 +326,9 @@ def _info(self: WriterV2, features: dict[str, dict]) -> dict:
 # %% ../../nbs/conversion/10_writer.ipynb #855bbc1d
 @patch
 def finish(self: WriterV2,
-    features: dict | None = None,  # what is known better than from the arrays: {column: {"names": [...]}}
+    features: dict | None = None,  # what arrays do not tell: {column: {"names": [...]}}
     modality: dict | None = None,  # meta/modality.json; None: a proposal
-    shipped: dict[str, dict] | None = None,  # statistics of the source: file name -> content; None: computed
+    shipped: dict[str, dict] | None = None,  # the source's: file name -> content; None: computed
 ) -> LeRobotDataset:
     "Writes the metadata, info.json after all that it speaks of."
     if not self.done:

@@ -20,7 +20,7 @@ from ..files import read_json
 # %% ../../nbs/data/02_info.ipynb #12e36aa3
 @dataclass(frozen=True)
 class MetadataFault:
-    "Something in the metadata that cannot be used, or that should not be so. As a string it is a sentence."
+    "Something in a data set that cannot be used, or should not be so. As a string a sentence."
     file: Path | str  # the file, or what its content is called
     found: str  # what is there
     expected: str  # what should be there
@@ -30,6 +30,7 @@ class MetadataFault:
     about: str = ""  # the entry concerned, such as a column
     episode: int | None = None  # the episode concerned, by its number
     stops: bool = True  # whether the data set cannot be read because of it
+    row: int | None = None  # of a table, from 0
 
     def __str__(self):
         place = f"{self.file}, {self.where}," if self.where else f"{self.file}:"
@@ -40,7 +41,7 @@ OnFault = Callable[[MetadataFault], None]  # what is done with each fault that a
 
 
 def raise_fault(fault: MetadataFault):
-    "What a reader does with a fault unless it is told otherwise: `InputError` for one that stops it."
+    "What a reader does with a fault unless told otherwise: `InputError` for one that stops it."
     if fault.stops: raise InputError(str(fault))
 
 # %% ../../nbs/data/02_info.ipynb #2a10940a
@@ -77,7 +78,7 @@ def numbered_lines(
         fault(MetadataFault(file, found, each, restore, kind="metadata_missing", stops=stops))
         return []
     rows = []
-    for i, line in enumerate(text.split("\n"), 1):  # splitlines would cut at U+2028, which JSON allows
+    for i, line in enumerate(text.split("\n"), 1):  # splitlines cuts at U+2028, which JSON allows
         if not line.strip(): continue
         try:
             row = json.loads(line)
@@ -92,7 +93,7 @@ def numbered_lines(
 def read_object(
     file: Path,  # a JSON file
 ):  # the decoded value, most often a dict
-    "Reads a JSON file of the metadata. `InputError` where it is missing, broken, or nested too deeply."
+    "Reads a JSON file of the metadata. `InputError` where it is missing or broken."
     try: return read_json(file)
     except RecursionError: pass
     raise InputError(f"{file} is nested too deeply to be read: expected a JSON object.")
@@ -101,7 +102,7 @@ def read_object(
 def info_file(
     path: Path,  # root of the data set
 ) -> Path:  # its meta/info.json
-    "The file that makes a folder a data set; where it is missing, a sentence that names a data set nearby."
+    "The file that makes a folder a data set; where it is missing, a sentence names one nearby."
     if not path.exists():
         raise InputError(
             f"There is no folder {path}: expected the root of a LeRobot data set, the folder that"
@@ -165,7 +166,7 @@ def _check_rate(info: dict, file: Path, fault: OnFault):
 
 
 def _check_names(info: dict, file: Path, fault: OnFault):
-    "Where version 2 says that its files lie; what cannot be used is left out, so that the default counts."
+    "Where version 2 says that its files lie; what cannot be used gives way to the default."
     for key, default in V2_DEFAULTS.items():
         value = info.get(key)
         if key == "chunks_size": good = is_whole(value) and 0 < value < 1e9
@@ -181,7 +182,7 @@ def read_info(
     path: Path,  # root of the data set
     fault: OnFault = raise_fault,  # is given each fault
 ) -> dict:  # meta/info.json, without what cannot be used
-    "Reads meta/info.json. `InputError` where `path` is no data set of a known version, whatever `fault` does."
+    "Reads meta/info.json. `InputError` for no data set of a known version, whatever `fault` does."
     file = info_file(path)
     found = read_object(file)
     info = dict(found) if isinstance(found, dict) else {}

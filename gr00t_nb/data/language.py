@@ -50,7 +50,7 @@ def read_instruction(
     rng: np.random.Generator | None = None,  # draws among several texts; None: the first
     horizon: int = 1,  # action horizon in steps, for sub_task
 ) -> str:
-    "What the robot was told at one step. `InputError` for a key, episode, step or task that does not exist."
+    "What the robot was told at one step. `InputError` for what does not exist."
     ds.episode(episode)  # there is one
     if key in ("task", "sub_task"):
         if ds.prompt is not None: return ds.prompt
@@ -69,7 +69,7 @@ def read_instructions(
     ds: LeRobotDataset,
     episode: int,  # position of the episode
     key: str,  # 'annotation.<name>', 'task' or 'sub_task'
-    rng: np.random.Generator | None = None,  # draws among several texts, for each step anew; None: the first
+    rng: np.random.Generator | None = None,  # draws among several texts at each step; None: the first
     horizon: int = 1,  # action horizon in steps, for sub_task
 ) -> list[str]:  # one per step
     "What the robot was told at every step of an episode. Errors as in `read_instruction`."

@@ -40,7 +40,7 @@ def _read_parquet(path: Path, wanted: Callable[[str], bool]) -> pa.Table:
             return file.read([n for n in file.schema_arrow.names if wanted(n)], use_threads=False)
     except FileNotFoundError:
         raise InputError(f"There is no file {path}: expected a parquet file there.") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:  # the last where damage hits the name of a column
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:  # the last: a damaged name of a column
         raise InputError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read"
             f" ({str(e).splitlines()[0][:120]}): it is truncated or no parquet file; restore it."
@@ -80,7 +80,7 @@ def _overlaps(
 
 # %% ../../nbs/data/06_layouts_v3.ipynb #616c7320
 class LayoutV3:
-    "LeRobot 3.0: several episodes in one parquet and one mp4, found by the offsets in meta/episodes."
+    "LeRobot 3.0: several episodes in one parquet and one mp4, by the offsets in meta/episodes."
 
     def __init__(self,
         path: Path,  # root of the data set
@@ -216,7 +216,7 @@ def _video_file(self: LayoutV3, chunk: int, file: int, key: str) -> Path:
 def _times(
     self: LayoutV3, raw: dict[str, pa.ChunkedArray], which: np.ndarray, key: str, fault
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "First frame and number of frames of the episodes `which`, and (n,) bool: whether their times can be."
+    "First frame and number of frames of episodes, and (n,) bool: whether their times can be."
     where = lambda i: self._where(which[i])
     names = [f"videos/{key}/{c}" for c in _OF_VIDEO[2:]]
     begin, end = (_floats(raw[c], name, where) for c, name in zip(_OF_VIDEO[2:], names))
@@ -232,7 +232,7 @@ def _times(
 
 @patch
 def _video(self: LayoutV3, table: pa.Table, key: str, fault) -> dict[str, np.ndarray]:
-    "First frame and number of frames of every episode in the videos of one camera; -1 where an episode has none."
+    "First frame and number of frames of every episode in one camera's videos; -1 where it has none."
     raw = {c: table[f"videos/{key}/{c}"] for c in _OF_VIDEO}
     have = ~np.any([np.asarray(pc.is_null(v)) for v in raw.values()], axis=0)
     which, where = np.flatnonzero(have), lambda i: self._where(np.flatnonzero(have)[i])
@@ -318,7 +318,7 @@ def open_layout(
 
 # %% ../../nbs/data/06_layouts_v3.ipynb #43397a21
 def _first_missing(folder: Path) -> str:
-    "The first file that the first and the last episode lack, or ''. Tables are named before videos."
+    "The first file that the first and the last episode lack, or ''; tables before videos."
     try:
         layout = open_layout(folder, read_info(folder))
         ends = [layout.episodes()[i] for i in (0, -1)]

@@ -88,7 +88,7 @@ SAMPLED_ROWS = 200_000  # rows of the sample: the q01 of a normal distribution i
 
 
 class Summary:
-    "The six statistics of rows that come in pieces, in memory that does not grow with their number."
+    "The six statistics of rows that come in pieces, in memory that does not grow with them."
 
     def __init__(self,
         total: int,  # rows that will come
@@ -109,7 +109,7 @@ class Summary:
         chosen = self.rng.random(len(values)) < self.share
         self.sample.append(np.asarray(values, np.float32)[chosen])
 
-    def result(self) -> dict[str, np.ndarray]:  # as `summarize`, and 'sampled': (rows of the sample, all rows)
+    def result(self) -> dict[str, np.ndarray]:  # as `summarize`, and 'sampled': (rows taken, all rows)
         "The statistics of what came; at least one row must have come."
         m, sample = self.moments, np.concatenate(self.sample)
         of_all = dict(mean=m.mean, std=m.std, min=m.low, max=m.high)
@@ -120,7 +120,7 @@ class Summary:
 
 # %% ../../nbs/data/30_moments.ipynb #f6aee58e
 def merge_statistics(
-    statistics: list[dict],  # of one form: entries, or entries under any nesting of names such as state -> group
+    statistics: list[dict],  # of one form: entries, or entries under names such as state -> group
     weights: list[float],  # share of each in the mixture; they are scaled to sum to one
 ) -> dict:  # the same form
     "Statistics of a mixture. Groups that only some of the data sets have are an error."

@@ -16,9 +16,11 @@ import numpy as np
 from .language import read_instruction
 from .lerobot import LeRobotDataset
 from .steps import camera_problem
-from ..embodiments import POSE_SIZES, ActionConfig, ActionFormat, ActionRepresentation
-from ..embodiments import ActionType, EmbodimentTag, ModalityConfig
-from ..embodiments import check_modality_config, embodiment_value
+from ..modality_configs import POSE_SIZES, ActionConfig, ActionFormat, ActionRepresentation
+from ..modality_configs import ActionType, ModalityConfig
+from ..embodiments import EmbodimentTag
+from ..modality_configs import check_modality_config
+from ..embodiments import embodiment_value
 from ..errors import InputError, did_you_mean
 from ..files import write_text
 
@@ -33,7 +35,7 @@ def _look(
     parts, error = [], InputError(f"{ds.path} has no episodes: there is nothing to propose from.")
     for e in np.unique(np.linspace(0, len(ds) - 1, min(episodes, len(ds))).astype(int)):
         try:
-            both = {k: ds.vectors(e, k) for k in ("state", "action")}  # so that their rows belong together
+            both = {k: ds.vectors(e, k) for k in ("state", "action")}  # rows that belong together
         except InputError as err:
             error = err
             continue
@@ -48,7 +50,7 @@ _INSTRUCTIONS = [
     r"action",
     r"",
 ]  # what a name says, the clearest first
-_JUDGEMENTS = r"valid|success|quality|reward|score|rating|done"  # about an episode, not to the robot
+_JUDGEMENTS = r"valid|success|quality|reward|score|rating|done"  # about an episode, not the robot
 
 
 def _language_key(
@@ -207,7 +209,7 @@ def _fitting(
 
 # %% ../../nbs/data/50_proposal.ipynb #ad0a7cb9
 class Proposal(NamedTuple):
-    "A modality configuration, and a sentence for each decision in it: `config, reasons = propose_config(ds)`."
+    "A modality configuration, and a sentence for each decision: `config, reasons = propose_config(ds)`."
     config: dict[str, ModalityConfig]  # video, state, action, language
     reasons: list[str]  # in the order in which they were taken
 
@@ -285,11 +287,11 @@ def propose_config(
     ds: LeRobotDataset,  # the data set; its modality.json, info.json and some rows are read
     without: Iterable[str] = (),  # cameras and groups to leave out, by name
     seconds: float = 0.8,  # length of an action chunk that is wished for
-    max_horizon: int = 16,  # steps of a chunk: what the tiny model takes, and usual for N1.6, which takes 50
+    max_horizon: int = 16,  # steps of a chunk: what the tiny model takes, and usual for N1.6
     max_state_dim: int = 64,  # numbers of the state: what the tiny model takes; N1.6 takes 128
     max_action_dim: int = 32,  # numbers of the action, likewise
 ) -> Proposal:  # (config, reasons)
-    "A modality configuration to begin with. `InputError` where something is missing, or too large for the model."
+    "A modality configuration to begin with. `InputError` where something is missing or too large."
     without, reasons = [without] if isinstance(without, str) else list(without), []
     _check_names(ds, without)
     states = _taken_groups(ds, "state", max_state_dim, without, reasons)
@@ -373,7 +375,7 @@ def save_config(
     reasons: Iterable[str] = (),  # sentences for the head of the file
     overwrite: bool = False,  # replace a file that exists
 ) -> Path:  # the file, for `modality_config_path`
-    "Writes the file that registers `config`. `InputError` for another ending, and for a file that exists."
+    "Writes the file that registers `config`. `InputError` for another ending or a file that exists."
     path = Path(path)
     wanted = "a modality configuration is a Python file; give such a name"
     if path.suffix != ".py": raise InputError(f"{path} does not end in .py: {wanted}.")

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from .language import read_instruction
-from .lerobot import LeRobotDataset, no_depth
+from .lerobot import LeRobotDataset
+from .modality import no_depth
 from .modality import depth_reason, fixed_text
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError, did_you_mean
 
 # %% ../../nbs/data/25_steps.ipynb #719dc0a8
@@ -71,7 +72,7 @@ def _part(kind: str, key: str) -> tuple[str, str]:
 
 
 def _columns_for(ds: LeRobotDataset, config: dict[str, ModalityConfig]) -> list[str]:
-    "Columns of the table that a configuration needs. Keys that do not exist are for the reader to name."
+    "Columns of the table that a configuration needs. The reader names keys that do not exist."
     kinds = [k for k in ("state", "action", "language") if k in config]
     found = {}
     for part, name in (_part(k, key) for k in kinds for key in config[k].modality_keys):
@@ -98,13 +99,13 @@ def _indices(
 def _require_finite(
     values: np.ndarray, where: np.ndarray, what: str, ds: LeRobotDataset, episode: int
 ):
-    "`InputError` that names the first row with a NaN or an infinity: values (n, T, D), where (n, T)."
+    "`InputError` that names the first row with a NaN or infinity: values (n, T, D), where (n, T)."
     finite = np.isfinite(values)
     if finite.all(): return
     row = where[~finite.all(-1)][0]
     raise InputError(
         f"{ds.called(episode)}: row {row} of {what} holds NaN or infinity, which would spoil the"
-        " weights: mend it, or leave the episode out."
+        " weights: fix it, or leave the episode out."
     )
 
 # %% ../../nbs/data/25_steps.ipynb #390fc94c
@@ -118,7 +119,7 @@ def read_numbers(
     rngs: Sequence[np.random.Generator | None] | None = None,  # one per step, for languages that are drawn
     finite: bool = False,  # refuse rows with NaN or infinity, as training must
 ) -> list[dict]:  # one per step: as in `read_step`, but None for each 'video.<view>'
-    "Numbers and words of some steps of an episode, without their frames. `InputError` names file and episode."
+    "Numbers and words of some steps, without their frames. `InputError` names file and episode."
     cameras = config["video"].modality_keys if "video" in config else ()
     out = [dict.fromkeys(f"video.{v}" for v in cameras) for _ in steps]
     ds.rows(episode, _columns_for(ds, config))  # all at once: the file is opened a single time
@@ -145,7 +146,7 @@ def wanted_frames(
     config: dict[str, ModalityConfig],  # modality configuration with 'video'
     pad: bool = False,
     wrap: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:  # frames (m,), each once, rising; where each step's are among them (n, T)
+) -> tuple[np.ndarray, np.ndarray]:  # frames (m,), each once, rising; places of each step's (n, T)
     "Which frames some steps need. `InputError` names the episode."
     where = _indices(ds, episode, steps, config["video"], pad, wrap)
     wanted, back = np.unique(where, return_inverse=True)
@@ -189,7 +190,7 @@ def read_step(
     pad: bool = False,  # repeat the first and last step beyond the ends
     wrap: bool = False,  # negative indices count from the end, as in NVIDIA's loader
     rng: np.random.Generator | None = None,  # for languages that are drawn
-) -> dict:  # 'video.<view>' uint8 (T,H,W,3), 'state.<group>' and 'action.<group>' float32 (T,D), key: str
+) -> dict:  # 'video.<view>' uint8 (T,H,W,3), '{state,action}.<group>' float32 (T,D), key: str
     "One step: what the robot saw, felt, was told and did around one moment."
     return read_steps(ds, episode, [step], config, pad, wrap, [rng])[0]
 
@@ -248,7 +249,7 @@ def require_keys(
     ds: LeRobotDataset,
     config: dict[str, ModalityConfig],  # modality configuration
 ):
-    "`InputError` that lists every key and column of `config` which the data set does not have. Reads metadata only."
+    "`InputError` that lists what of `config` the data set does not have. Reads metadata only."
     keys = [(kind, key) for kind, c in config.items() for key in c.modality_keys]
     problems = [p for kind, key in keys if (p := _key_problem(ds, kind, key))]
     if problems:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPEN_BYTES', 'check_ffmpeg', 'ffmpeg_reason', 'new_decoder', 'VideoInfo', 'video_info', 'decode_frames',
-           'write_video']
+           'decode_picture', 'write_video']
 
 # %% ../../nbs/data/00_video.ipynb #b46be1e1
 import importlib
@@ -56,7 +56,7 @@ def _import_failure(
 
 # %% ../../nbs/data/00_video.ipynb #68b56328
 def check_ffmpeg() -> str:  # version of the FFmpeg that torchcodec loaded, such as '5.1.9'
-    "Loads torchcodec and FFmpeg; an `InputError` names the missing library and the command that installs it."
+    "Loads torchcodec and FFmpeg; `InputError` names what is missing and the command to install it."
     try:
         importlib.import_module("torchcodec.decoders")
         core = importlib.import_module("torchcodec._core")
@@ -98,7 +98,7 @@ def ffmpeg_reason(
 # %% ../../nbs/data/00_video.ipynb #280d81e7
 def new_decoder(
     path: str | Path,  # a video file
-):  # a torchcodec VideoDecoder that gives (n, H, W, 3); it is not shared, and raises torchcodec's own errors
+):  # a torchcodec VideoDecoder that gives (n, H, W, 3), with torchcodec's own errors
     "Opens a video by itself, outside the shelf of open ones."
     from torchcodec.decoders import VideoDecoder
     return VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
@@ -125,7 +125,7 @@ def _open(path, size: int):
 def _lent(
     path: str | Path,  # a video file
 ) -> Iterator:  # an open `torchcodec.decoders.VideoDecoder` that nobody else has
-    "The open decoder of `path`, for the length of a block; after an error in the block it is not kept."
+    "The open decoder of `path`, for the length of a block; after an error it is not kept."
     try:
         stat = os.stat(path)
     except OSError:
@@ -158,7 +158,7 @@ class VideoInfo:
 def video_info(
     path: str | Path,  # a video file
 ) -> VideoInfo:  # frame count, size, rate, codec
-    "Reads frame count, size, rate and codec of a video without decoding it. Errors as in `decode_frames`."
+    "Reads frame count, size, rate and codec without decoding. Errors as in `decode_frames`."
     with _lent(path) as decoder: m = decoder.metadata
     return VideoInfo(
         frames=int(m.num_frames or 0),
@@ -187,9 +187,9 @@ def _checked(
 # %% ../../nbs/data/00_video.ipynb #d385e74e
 def decode_frames(
     path: str | Path,  # a video file
-    indices: Sequence[int] | np.ndarray | None = None,  # frame numbers from 0, in any order, repeats allowed; None: all
+    indices: Sequence[int] | np.ndarray | None = None,  # from 0, in any order, repeats allowed; None: all
 ) -> np.ndarray:  # uint8 (n, H, W, 3), RGB, in the order of `indices`
-    "Decodes frames of a video by index. `InputError` where the file is missing, broken, or shorter than an index."
+    "Decodes frames of a video by index. `InputError` for a file that is missing, broken or too short."
     with _lent(path) as decoder:
         if indices is None: indices = np.arange(len(decoder))
         indices = np.asarray(indices, dtype=np.int64).reshape(-1)
@@ -208,6 +208,32 @@ def decode_frames(
     rising = len(back) == len(wanted) and (back[1:] > back[:-1]).all()
     return frames if rising else frames[back]
 
+# %% ../../nbs/data/00_video.ipynb #eb6ac514
+def decode_picture(
+    cell: dict | bytes,  # encoded bytes, or {'bytes': ..., 'path': in the data set}
+    root: Path,  # of the data set
+    where: str,  # what the cell is called in a message
+) -> np.ndarray:  # uint8 (H, W, 3), RGB
+    "A cell of an image column as a picture. `InputError` if missing, damaged or deeper than 8 bits."
+    import cv2
+    data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    if data is None and path:
+        file = next((f for f in (root / path, root / "images" / path) if f.is_file()), None)
+        if file is None:
+            gone = f"The picture '{path}' that {where} points to is not in {root}"
+            raise InputError(f"{gone}: restore it, or leave its episode out with exclude_episodes.")
+        data = file.read_bytes()
+    try: array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    except (cv2.error, TypeError): array = None
+    if array is None:
+        expected = "expected the bytes of a PNG or JPEG file; restore the table"
+        raise InputError(f"The picture in {where} cannot be decoded: {expected}.")
+    if array.dtype != np.uint8:
+        found = f"The picture in {where} has {array.dtype} values, as depth maps have"
+        raise InputError(f"{found}: the model reads colour of 8 bits; leave this camera out.")
+    if array.ndim == 2: return np.repeat(array[..., None], 3, -1)  # grey
+    return np.ascontiguousarray(array[..., 2::-1])
+
 # %% ../../nbs/data/00_video.ipynb #53a4a3b3
 def write_video(
     path: str | Path,  # mp4 file to make or replace
@@ -216,7 +242,7 @@ def write_video(
     crf: int = 18,  # quality of x264: 0 is lossless, 18 looks it, 28 is small
     gop: int = 10,  # frames from one key frame to the next
 ):
-    "Writes an H.264 video. The same frames give the same picture, on the same FFmpeg; nearly always the same bytes."
+    "Writes an H.264 video. The same frames give the same picture, on the same FFmpeg."
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise InputError(
@@ -228,7 +254,7 @@ def write_video(
     from torchcodec.encoders import VideoEncoder
     pixels = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
     encoder = VideoEncoder(pixels, frame_rate=float(fps))
-    # colour is kept at half the resolution, as every player expects; pictures of odd sides have no half
+    # colour at half the resolution, as every player expects; odd sides have no half
     odd = frames.shape[1] % 2 or frames.shape[2] % 2
     format = dict(codec="libx264", pixel_format="yuv444p" if odd else "yuv420p", crf=crf)
     options = {"g": str(gop), "bf": "0", "threads": "1"}

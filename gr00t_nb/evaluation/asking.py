@@ -17,7 +17,7 @@ import numpy as np
 from ..data.lerobot import LeRobotDataset
 from ..data.modality import groups_of
 from ..data.steps import require_keys
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError
 from ..files import read_json
 from ..policy.policy import Gr00tPolicy

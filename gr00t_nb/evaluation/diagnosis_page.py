@@ -15,7 +15,7 @@ from .probes import Probes
 from .scores import error_beside, error_by_horizon, gripper_switches
 from .scores import gripper_timings, inputs_taken_away
 from .verdicts import Limits, findings_of, headline_of
-from ..plots.actions import COLOURS, STYLE, Plot, _styled
+from ..plots.style import COLOURS, STYLE, Plot, styled
 
 # %% ../../nbs/evaluation/55_diagnosis_page.ipynb #556a9cb7
 _PAINT = dict(zip(("policy", "hold state", "repeat action"), ("blue", "orange", "green")))
@@ -213,7 +213,7 @@ def plot_diagnosis(
     return _page(p, title or headline_of(p, findings_of(p)))
 
 
-@_styled
+@styled
 def _page(p: Probes, title: str) -> Plot:
     lines = min(MOST_ROWS, len(p.recording.grippers) * len(p.episodes))
     heights = [

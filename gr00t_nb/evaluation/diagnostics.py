@@ -21,7 +21,7 @@ from .scores import BASELINES, error_beside, error_by_horizon, gripper_switches
 from .scores import gripper_timing, inputs_taken_away, motion_share
 from .scores import noise_distance, seam_jumps, start_share, trembling
 from .verdicts import Finding, Limits, findings_of, headline_of, verdict_of
-from ..plots.actions import COLOURS, Plot, save_figure
+from ..plots.style import COLOURS, Plot, save_figure
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #bade910a
 def _number(x) -> float | None: return None if x is None or not np.isfinite(x) else float(x)

@@ -16,12 +16,13 @@ from tqdm.auto import tqdm
 
 from ..data.lerobot import LeRobotDataset
 from ..data.steps import read_steps
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError, command
 from .asking import AskingConfig, action_widths, ask, check_episodes
 from .asking import check_fit, held_out_episodes, question_config
 from .asking import recorded_chunks, short_names, side_by_side
-from ..plots.actions import plot_error_by_horizon, plot_open_loop, save_figure
+from ..plots.actions import plot_error_by_horizon, plot_open_loop
+from ..plots.style import save_figure
 from ..policy.policy import Gr00tPolicy
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #5e90eb65

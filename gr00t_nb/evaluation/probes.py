@@ -18,7 +18,7 @@ from ..checkup.signals import idle_ends, ordinary
 from ..data.language import read_instruction
 from ..data.lerobot import LeRobotDataset
 from ..data.steps import read_steps
-from ..embodiments import ActionRepresentation, ActionType
+from ..modality_configs import ActionRepresentation, ActionType
 from ..errors import InputError
 from .asking import ask, check_episodes, evenly, question_config
 from .asking import recorded_chunks

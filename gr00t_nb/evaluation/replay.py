@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.language import read_instruction
 from ..data.lerobot import LeRobotDataset
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from .asking import action_widths, side_by_side
 from .measures import action_spread
 

@@ -9,7 +9,6 @@ __all__ = ['tiny_family', 'tiny_base', 'resolve_base_model', 'base_limits']
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..errors import InputError
 from .family import Family
 from .registry import families, family_of
 from ..files import cache_dir
+from ..hub import hub_id, hub_snapshot
 
 # %% ../../nbs/families/90_base_models.ipynb #05c8c9c1
 _TINY = "tiny-n1.6"  # what the word `tiny` alone means
@@ -47,52 +47,28 @@ def tiny_base(
     return place
 
 # %% ../../nbs/families/90_base_models.ipynb #62e0195f
+_FILES = ["*.json", "*.safetensors", "*.txt", "experiment_cfg/*"]  # what is fetched from the hub
+
 def resolve_base_model(
     name: str | Path,  # folder, hub id, 'tiny' or a family's own tiny name
 ) -> Path:  # a folder with config.json and weights
     "The folder of the base model; `InputError` where there is none."
     if family := tiny_family(str(name)): return tiny_base(family=family)
     path = Path(name).expanduser()
-    if not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        path = _from_hub(str(name))
+    if not path.is_dir() and (found := hub_id(name)):
+        path = hub_snapshot(found[0], "model", _FILES, revision=found[1])
     if not path.is_dir():
         raise InputError(
             f"There is no base model at {name}: give a checkpoint folder, a hub id such as"
             " nvidia/GR00T-N1.6-3B, or 'tiny', with --base-model-path."
         )
-    if not (path / "config.json").is_file():
-        inside = sorted(path.glob("checkpoint-*/config.json"))
-        hint = f" Did you mean {inside[-1].parent}?" if inside else ""
-        raise InputError(
-            f"{path} holds no config.json: expected a checkpoint folder with config.json and"
-            f" safetensors weights.{hint}"
-        )
-    return path
-
-# %% ../../nbs/families/90_base_models.ipynb #56a371f0
-def _from_hub(repo: str) -> Path:  # e.g. nvidia/GR00T-N1.6-3B
-    "The local snapshot of a model on the hub: from the cache, else downloaded."
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
+    if (path / "config.json").is_file(): return path
+    inside = sorted(path.glob("checkpoint-*/config.json"))
+    hint = f" Did you mean {inside[-1].parent}?" if inside else ""
+    raise InputError(
+        f"{path} holds no config.json: expected a checkpoint folder with config.json and"
+        f" safetensors weights.{hint}"
     )
-    wanted = dict(allow_patterns=["*.json", "*.safetensors", "*.txt", "experiment_cfg/*"])
-    try: return Path(snapshot_download(repo, local_files_only=True, **wanted))
-    except LocalEntryNotFoundError: pass
-    try:
-        return Path(snapshot_download(repo, **wanted))
-    except RepositoryNotFoundError:
-        raise InputError(
-            f"There is no folder {repo}, and no model of that name on the hub that you may read:"
-            " check the spelling, or log in with 'hf auth login'."
-        ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        raise InputError(
-            f"There is no folder {repo}, and the hub cannot be reached for it ({type(e).__name__}):"
-            " download it first on a machine with a connection, and give its folder."
-        ) from None
 
 # %% ../../nbs/families/90_base_models.ipynb #b178b71a
 def base_limits(

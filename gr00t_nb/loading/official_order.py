@@ -24,9 +24,9 @@ def shard_episodes(
     lengths: Sequence[int],  # steps of each episode
     horizon: int,  # action horizon, max - min + 1 of the action offsets
     shard_size: int = 1024,  # steps that a shard should have
-    episode_sampling_rate: float = 0.1,  # one over the pieces of an episode; it drops nothing, despite its name
+    episode_sampling_rate: float = 0.1,  # one over the pieces of an episode; drops nothing
     seed: int = 42,
-) -> list[list[tuple[int, np.ndarray]]]:  # shards, each a list of pieces: (episode position, its steps in order)
+) -> list[list[tuple[int, np.ndarray]]]:  # shards of pieces (episode position, its steps)
     "How GR00T N1.6 distributes the steps of a data set over shards."
     if not (0 < episode_sampling_rate <= 1 and shard_size >= 1):
         raise InputError(
@@ -84,7 +84,7 @@ def worker_shards(
     rank: int = 0, world_size: int = 1,  # processes that train
     worker: int = 0, workers: int = 1,  # data-loader workers of each process
 ) -> list[tuple[int, int]]:  # entries that this worker loads
-    "The part of a schedule that one worker of one rank loads: every (world_size x workers)-th entry."
+    "What one worker of one rank loads of a schedule: every (world_size x workers)-th entry."
     return list(schedule[rank * workers + worker::world_size * workers])
 
 # %% ../../nbs/loading/30_official_order.ipynb #0ec18d5a
@@ -161,7 +161,7 @@ def _shards_of(
 @patch
 def order(self: OfficialStream,
     worker: int = 0, workers: int = 1,  # data-loader workers of this rank
-) -> Iterator[np.ndarray]:  # int (n, 3), the (source, episode position, step) of one shard after the other
+) -> Iterator[np.ndarray]:  # int (n, 3): (source, episode position, step) of each shard
     "Which steps a worker gives, shard by shard, without end. Reads nothing."
     numbers = mixture_samples(
         self.shard_lengths,

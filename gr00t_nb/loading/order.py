@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch.utils.data import Sampler
 from ..data.lerobot import LeRobotDataset
 from ..data.steps import usable_steps
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError
 
 # %% ../../nbs/loading/10_order.ipynb #7a3cf295
@@ -23,7 +23,7 @@ _64 = (1 << 64) - 1
 
 
 def _mix(x):
-    "The finalizer of splitmix64: a one-to-one scrambling of 64 bits; for a Python int or an array of uint64."
+    "The finalizer of splitmix64: one-to-one scrambling of 64 bits; of an int or a uint64 array."
     u = np.uint64 if isinstance(x, np.ndarray) else int
     x = (x ^ (x >> u(30))) * u(0xBF58476D1CE4E5B9)
     if u is int: x &= _64
@@ -45,7 +45,7 @@ def permuted(
     *key: int,  # integers that choose the permutation
     rounds: int = 6,
 ) -> np.ndarray:  # int64 (m,), each in 0 .. n-1
-    "A pseudo-random permutation of `range(n)`, evaluated at `index`; the same for every version of every library."
+    "A pseudo-random permutation of `range(n)` at `index`; the same whatever the libraries."
     x = np.atleast_1d(np.asarray(index)).astype(np.uint64)
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     shift, low = np.uint64(half), np.uint64((1 << half) - 1)
@@ -61,18 +61,18 @@ def permuted(
 # %% ../../nbs/loading/10_order.ipynb #85bc56d4
 @dataclass
 class DataSource:
-    "A data set as training sees it: for which embodiment, through which configuration, which episodes, and how often."
+    "A data set as training sees it: its embodiment, configuration, episodes, and how often."
     dataset: LeRobotDataset
     embodiment: str  # tag value, such as 'gr1'
     config: dict[str, ModalityConfig]  # modality configuration
     episodes: Sequence[int] | None = None  # positions; None: all
-    ratio: float = 1.0  # share of samples relative to the other sources, whatever the sizes of the data sets
+    ratio: float = 1.0  # share of samples relative to the other sources, whatever their sizes
 
 # %% ../../nbs/loading/10_order.ipynb #8f2045e2
 def _numbered(
     source: DataSource, pad: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Episodes of a source, the first usable step of each, and where each begins in the numbering (and the last ends)."
+    "Episodes of a source, their first usable steps, and where each begins in the numbering."
     ds = source.dataset
     asked = range(len(ds)) if source.episodes is None else source.episodes
     positions = np.asarray(asked, np.int64).reshape(-1)
@@ -102,7 +102,7 @@ def _slots(ratios: Sequence[float], block: int) -> list[int]:
 
 # %% ../../nbs/loading/10_order.ipynb #466b16fd
 class StepOrder:
-    """The order of training: a pure function from the position of a sample to (source, episode, step).
+    """The order of training: a pure function from a sample's position to (source, episode, step).
 
     Every step of a source occurs once before any occurs twice, up to the size of a block (4,096
     samples) where sources are mixed. With one source, positions `e*n .. (e+1)*n - 1` are epoch `e`.
@@ -200,7 +200,7 @@ class GlobalBatches(Sampler):
 # %% ../../nbs/loading/10_order.ipynb #540d39f1
 def split_episodes(
     ds: LeRobotDataset,
-    fraction: float = 0.1,  # of the episodes that are kept for validation; at least one if it is positive
+    fraction: float = 0.1,  # of the episodes kept for validation; at least one if positive
     seed: int = 42,
 ) -> tuple[list[int], list[int]]:  # positions for training, positions for validation
     "Splits a data set by episode; the same seed always keeps the same ones."

@@ -51,7 +51,7 @@ def _expanded(text: str, sizes: tuple[tuple[int, int], ...]) -> str:
 
 # %% ../../nbs/processing/45_batches.ipynb #391d68b2
 def make_batch(
-    samples: Sequence[dict],  # of a processor: images, text, state, embodiment_id; all with actions or none
+    samples: Sequence[dict],  # images, text, state, embodiment_id; all with actions or none
     encoder: PromptEncoder,  # makes ids of prompts
 ) -> dict:  # of tensors
     """The samples as tensors: prompts padded on the left, images stacked, numbers stacked.

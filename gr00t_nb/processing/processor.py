@@ -17,7 +17,8 @@ from fastcore.basics import patch
 from fastcore.meta import use_kwargs_dict
 from transformers import Qwen2TokenizerFast
 
-from ..embodiments import EMBODIMENT_IDS, ModalityConfig
+from ..embodiments import EMBODIMENT_IDS
+from ..modality_configs import ModalityConfig
 from ..errors import InputError, did_you_mean
 from .batches import make_batch
 from .embodiment_statistics import largest_difference
@@ -58,9 +59,9 @@ class Gr00tProcessor:
 
     @use_kwargs_dict(keep=True, **PROCESSOR_DEFAULTS)
     def __init__(self,
-        modality_configs: dict[str, dict[str, ModalityConfig]],  # by tag value, then video, state, action, language
+        modality_configs: dict[str, dict[str, ModalityConfig]],  # tag value -> modality -> config
         statistics: dict | None = None,  # by tag value, as of `embodiment_statistics`
-        embodiment_ids: dict[str, int] | None = None,  # slots of the model; a built-in table fills what is missing
+        embodiment_ids: dict[str, int] | None = None,  # slots of the model; a table has the rest
         tokenizer: Qwen2TokenizerFast | None = None,  # needed by `collate` only
         processor_class: str = "Gr00tN1d6Processor",  # NVIDIA's class, which the saved files name
         **kwargs,  # settings of `PROCESSOR_DEFAULTS`; others are kept and saved again
@@ -71,7 +72,7 @@ class Gr00tProcessor:
         self.embodiment_ids = EMBODIMENT_IDS | (embodiment_ids or {})
         self.statistics = dict(statistics or {})
         self.image_settings = {k: self.settings[k] for k in _IMAGE_SETTINGS}
-        self.fast_resize = False  # augmented images by torch's filter: a choice of the run, not saved
+        self.fast_resize = False  # augmented by torch's filter: the run's choice, not saved
         self.tokenizer = tokenizer
         image_sizes(**self.image_settings)  # raises now rather than in a worker
         angle, jitter = (self.settings[k] for k in ("random_rotation_angle", "color_jitter_params"))
@@ -96,7 +97,7 @@ def _gather(self: Gr00tProcessor,
     step: Mapping,  # a step
     embodiment: str,  # tag value
     modality: str,  # video, state, action or language
-) -> dict[str, np.ndarray | str]:  # {key: value} without the modality's prefix, in the order of the configuration
+) -> dict[str, np.ndarray | str]:  # {key: value} without prefix, as the configuration orders
     "The entries of one modality. `InputError` names those that are missing."
     keys = self.state_action.config_of(embodiment, modality).modality_keys
     prefix = "" if modality == "language" else f"{modality}."
@@ -246,7 +247,7 @@ def _action(self: Gr00tProcessor,
 def action(self: Gr00tProcessor,
     step: Mapping,  # with 'action.<group>': (T, D), and the state
     embodiment: str,  # tag value
-) -> tuple[np.ndarray, np.ndarray]:  # both (max_action_horizon, max_action_dim) float32; mask 1 where real
+) -> tuple[np.ndarray, np.ndarray]:  # (max_action_horizon, max_action_dim) float32; mask 1 where real
     "The normalized action chunk, padded with zeros in width and time, and its mask."
     groups, state = (self._stack([step], embodiment, m) for m in ("action", "state"))
     action, mask = self._action(groups, state, embodiment)
@@ -276,13 +277,13 @@ def _chat(sentence: str, images: int, formal: bool) -> str:
 # %% ../../nbs/processing/50_processor.ipynb #0ebe5732
 @patch
 def many(self: Gr00tProcessor,
-    steps: Sequence[Mapping],  # of one robot: 'video.<view>', 'state.<group>', 'action.<group>' and the language key
+    steps: Sequence[Mapping],  # of one robot: {video,state,action}.<name> and the language key
     embodiment: str,  # tag value
     training: bool = False,  # augment the images, and require actions
-    rngs: Sequence[np.random.Generator] | None = None,  # one for each step: what is random when training
-    threads: int | None = None,  # in which the images are made; None: as many as this process has cores
-) -> list[dict]:  # images: list of (h, w, 3) uint8; text; state (T, S) f32; embodiment_id; with actions also two more
-    """Makes the samples of several steps together; each is what the processor makes of that step alone.
+    rngs: Sequence[np.random.Generator] | None = None,  # one for each step, for training
+    threads: int | None = None,  # that make images; None: one for each core of this process
+) -> list[dict]:  # images [(h, w, 3) uint8], text, state (T, S) f32, embodiment_id; action, mask
+    """Makes samples of several steps together; each is what the step alone would give.
 
     With actions a sample also has action and action_mask, (H, A) float32.
     """
@@ -327,7 +328,7 @@ def __call__(self: Gr00tProcessor,
 def collate(self: Gr00tProcessor,
     samples: Sequence[dict],  # from `processor(step, ...)`; all with actions or none
 ) -> dict:  # of tensors, as in `make_batch`
-    "Makes a batch of samples: prompts with room for the images, padded on the left; images and numbers stacked."
+    "Makes a batch: prompts with room for the images, padded on the left; images, numbers stacked."
     if self.encoder is None:
         raise InputError(
             "The processor has no tokenizer: give one, tokenizer=load_tokenizer(path), or"
@@ -364,7 +365,7 @@ def decode_action(self: Gr00tProcessor,
 def save_pretrained(self: Gr00tProcessor,
     path: str | Path,  # folder, made if there is none
 ):
-    "Writes processor_config.json, statistics.json, embodiment_id.json, and `tokenizer/` if there is a tokenizer."
+    "Writes processor_config.json, statistics.json, embodiment_id.json, and `tokenizer/` if any."
     files = ProcessorFiles(
         processor_class=self.processor_class,
         modality_configs=self.modality_configs,

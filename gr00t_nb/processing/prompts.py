@@ -94,7 +94,7 @@ QWEN_TOKENS = (
 QWEN_WORDS = (
     "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|>"
     " <|repo_name|> <|file_sep|> <tool_response> </tool_response> <think> </think>"
-).split()  # added to Qwen3's vocabulary too, but not special: they stay when special tokens are skipped
+).split()  # added to Qwen3's vocabulary too, but not special: never skipped
 GROOT_TOKENS = (
     f"{IMAGE_TOKEN} <img> </img> <box> </box> <quad> </quad> <ref> </ref> <interval> </interval>"
     .split()
@@ -124,7 +124,7 @@ CHAT_TEMPLATE = (
 def add_groot_tokens(
     tokenizer: Qwen2TokenizerFast,  # changed in place
 ) -> Qwen2TokenizerFast:  # the same
-    "Adds those of the eleven tokens of N1.6 that the tokenizer lacks, in official order, as special tokens."
+    "Adds those of N1.6's eleven tokens that the tokenizer lacks, in order, as special tokens."
     known = tokenizer.get_vocab()
     missing = [t for t in GROOT_TOKENS if t not in known]
     if missing:
@@ -240,7 +240,7 @@ def load_tokenizer(
 
 # %% ../../nbs/processing/40_prompts.ipynb #9d09aa97
 class PromptEncoder:
-    "Turns prompts into padded ids; keeps the ids of the last `cache_size` distinct prompts. Can be pickled."
+    "Turns prompts into padded ids; keeps those of the last `cache_size` prompts. Can be pickled."
 
     def __init__(self,
         tokenizer: Qwen2TokenizerFast,  # from `load_tokenizer` or `train_tokenizer`
@@ -267,7 +267,7 @@ class PromptEncoder:
         if len(self._ids) > self.cache_size: self._ids.popitem(last=False)
         return ids
 
-    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:  # input_ids and attention_mask, (B, N) int64
+    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:  # ids and mask, (B, N) int64
         "Ids of a batch of prompts, padded on the left to the longest."
         rows = [self.ids(t) for t in texts]
         longest = max(map(len, rows))

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 from fastcore.basics import patch
 
-from ..embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType
-from ..embodiments import ModalityConfig
+from ..modality_configs import ActionConfig, ActionFormat, ActionRepresentation, ActionType
+from ..modality_configs import ModalityConfig
 from ..errors import InputError, did_you_mean
 from .rotation import absolute_pose, relative_pose
 
@@ -64,7 +64,7 @@ def encode_sin_cos(
 
 # %% ../../nbs/processing/20_state_action.ipynb #d9d81948
 class StateActionProcessor:
-    """Normalizes states and actions of any known embodiment and undoes it, by the rules of GR00T N1.6.
+    """Normalizes states and actions of known embodiments and undoes it, by GR00T N1.6's rules.
 
     All arrays are (..., time, width): leading dimensions (a batch) are allowed everywhere.
     `InputError` for unknown embodiments, groups that are absent, widths or horizons that do not fit
@@ -77,7 +77,7 @@ class StateActionProcessor:
         use_percentiles: bool = False,  # q01 and q99 instead of min and max
         clip_outliers: bool = True,  # clip normalized values to [-1, 1]
         apply_sincos_state_encoding: bool = False,  # sin/cos for the state groups that ask for it
-        use_relative_action: bool = False,  # make actions relative where the configuration says RELATIVE
+        use_relative_action: bool = False,  # where the configuration says RELATIVE
     ):
         self.modality_configs, self.statistics = modality_configs, statistics or {}
         self.use_percentiles, self.clip_outliers = use_percentiles, clip_outliers
@@ -137,7 +137,7 @@ def _action_configs(
 
 @patch
 def is_relative(self: StateActionProcessor, embodiment: str, group: str) -> bool:
-    "Whether an action group is made relative: its configuration says so and the processor's switch is on."
+    "Whether an action group is made relative: configured so, and the processor's switch is on."
     if not self.use_relative_action: return False
     return self._action_configs(embodiment)[group].rep is ActionRepresentation.RELATIVE
 
@@ -172,7 +172,7 @@ def _is_sin_cos(self: StateActionProcessor, embodiment: str, group: str) -> bool
 @patch
 def state_dim(self: StateActionProcessor,
     embodiment: str,  # tag value
-    include_sincos_expansion: bool = False,  # count groups given as [sin, cos] twice: what the model sees
+    include_sincos_expansion: bool = False,  # count [sin, cos] groups twice: what the model sees
 ) -> int:  # numbers of one state
     "Width of all state groups together."
     def width(group):
@@ -227,7 +227,7 @@ def _rule(
 def check_statistics(self: StateActionProcessor,
     embodiment: str,  # tag value
 ):
-    "`InputError` where the statistics lack what a state or action group of the embodiment is scaled with."
+    "`InputError` where the statistics lack what a group of the embodiment is scaled with."
     for modality in ("state", "action"):
         for group in self.config_of(embodiment, modality).modality_keys:
             self._rule(embodiment, modality, group)
@@ -237,7 +237,7 @@ def check_statistics(self: StateActionProcessor,
 def apply_state(self: StateActionProcessor,
     state: Mapping[str, np.ndarray],  # {group: (..., T, D)} physical units
     embodiment: str,  # tag value
-) -> dict[str, np.ndarray]:  # {group: (..., T, D)}, or (..., T, 2 D) where sin/cos; dtype of the input
+) -> dict[str, np.ndarray]:  # {group: (..., T, D)}, 2 D where sin/cos; dtype of the input
     "Normalizes every state group of the embodiment, in the order of its modality keys."
     out = {}
     for group in self.config_of(embodiment, "state").modality_keys:
@@ -362,7 +362,7 @@ def apply_action(self: StateActionProcessor,
     embodiment: str,  # tag value
     state: Mapping[str, np.ndarray] | None = None,  # raw state {group: (..., T_s, D)}; needed by relative groups
 ) -> dict[str, np.ndarray]:  # {group: (..., T, D)}; float64 for relative groups, else dtype of the input
-    "Makes actions relative where configured, and normalizes them, in the order of the modality keys."
+    "Makes actions relative where configured, and normalizes them, in order of the keys."
     out = {}
     for group in self.config_of(embodiment, "action").modality_keys:
         x = self._take(action, embodiment, "action", group)

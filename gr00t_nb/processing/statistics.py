@@ -14,12 +14,12 @@ import numpy as np
 from ..data.lerobot import LeRobotDataset
 from ..data.modality import Group
 from ..data.moments import ENTRIES, Summary, summarize
-from ..embodiments import ActionConfig, ActionRepresentation, ActionType, ModalityConfig
+from ..modality_configs import ActionConfig, ActionRepresentation, ActionType, ModalityConfig
 from ..errors import InputError
 from .rotation import relative_pose
 
 # %% ../../nbs/processing/10_statistics.ipynb #a581b3ac
-EXACT_BYTES = 256 * 2**20  # float32 of one feature up to which quantiles are exact: 10 million rows of 7 numbers
+EXACT_BYTES = 256 * 2**20  # of a feature, up to which quantiles are exact: 10 million rows of 7
 
 
 def _gathered(
@@ -38,8 +38,8 @@ def _gathered(
 # %% ../../nbs/processing/10_statistics.ipynb #52f0cbbe
 def dataset_statistics(
     ds: LeRobotDataset,
-    columns: list[str] | None = None,  # features; None: all whose dtype is a float, as in the official stats.json
-) -> dict[str, dict[str, list]]:  # feature -> entry -> (D,); 'sampled' where quantiles are not exact
+    columns: list[str] | None = None,  # features; None: all floats, as in the official stats.json
+) -> dict[str, dict[str, list]]:  # feature -> entry -> (D,); 'sampled': inexact quantiles
     "Statistics of columns over all rows of the episodes, in the form of meta/stats.json."
     features = ds.info["features"]
     if columns is None:
@@ -135,9 +135,9 @@ def _relative_in_pieces(ds: LeRobotDataset, w: _Windows) -> dict[str, np.ndarray
 # %% ../../nbs/processing/10_statistics.ipynb #a6a033de
 def relative_statistics(
     ds: LeRobotDataset,
-    config: dict[str, ModalityConfig],  # modality configuration: offsets, and which action groups are relative to what
-) -> dict[str, dict[str, list]]:  # group -> entry -> (H, D) nested lists; empty if no group is relative
-    "Statistics of each relative action group over all windows, in the form of meta/relative_stats.json."
+    config: dict[str, ModalityConfig],  # modality configuration: offsets, what is relative
+) -> dict[str, dict[str, list]]:  # group -> entry -> (H, D); empty if none is relative
+    "Statistics of relative action groups over all windows, as in meta/relative_stats.json."
     groups = relative_groups(config)
     if not groups: return {}
     offsets, reference = config["action"].delta_indices, config["state"].delta_indices[-1]

@@ -11,7 +11,7 @@ import io
 import msgpack
 import numpy as np
 
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError
 
 # %% ../../nbs/serving/00_wire.ipynb #b8a7eafb

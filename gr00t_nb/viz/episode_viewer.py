@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ..checkup.problems import Report
 from ..checkup.unusual import EpisodeScore, dataset_scales, unusual_episodes
 from ..data.lerobot import LeRobotDataset
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError
 from .episodes import ORDERS, EpisodeRecord, chosen_views, draw_episode, draw_motion
 from .episodes import draw_traces, episode_tasks, listing, places, read_episode, told

@@ -22,9 +22,9 @@ from ..checkup.signals import Scales, idle_ends
 from ..checkup.unusual import EpisodeScore, all_numbers, change, dataset_scales
 from ..data.language import read_instructions
 from ..data.lerobot import LeRobotDataset
-from ..embodiments import ModalityConfig
+from ..modality_configs import ModalityConfig
 from ..errors import InputError
-from ..plots.actions import COLOURS, Plot, _styled
+from ..plots.style import COLOURS, Plot, styled
 from .frame_store import PAGE, check_views
 from .player import DPI, SEVERITY_COLOURS, Page, note
 from .traces import Panel, TraceSource, check_groups, draw_panels
@@ -131,7 +131,7 @@ def _fill_motion(ax, r: EpisodeRecord, cursor: int | None = None):
     if cursor is not None: ax.axvline(r.seconds(cursor), color=COLOURS["vermilion"], lw=1.2)
 
 # %% ../../nbs/viz/30_episodes.ipynb #9aa80a92
-@_styled
+@styled
 def draw_traces(
     r: EpisodeRecord,
     cursor: int | None = None,  # step
@@ -147,7 +147,7 @@ def draw_traces(
     return fig
 
 
-@_styled
+@styled
 def draw_motion(
     r: EpisodeRecord,
     cursor: int | None = None,  # step
@@ -225,7 +225,7 @@ def _fill_film(fig, r: EpisodeRecord, frames: dict[str, list], moments, ratios, 
         ax.set_title(f"{r.seconds(m):.1f} s", color=colour)
 
 # %% ../../nbs/viz/30_episodes.ipynb #a63ae791
-@_styled
+@styled
 def draw_episode(
     ds: LeRobotDataset,
     r: EpisodeRecord,

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ..errors import InputError
 from ..plots.curves import RUN_COLOURS, plot_training
 from ..runs.log import COLUMNS, DATA_BOUND, RunLog, check_axis, log_path, open_runs
-from ..training.trainer import Progress
+from ..runs.progress import Progress
 from .player import FigureView, Viewer, live, note
 
 try: import ipywidgets as widgets

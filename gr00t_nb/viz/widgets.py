@@ -8,6 +8,5 @@ __all__ = ['EpisodeViewer', 'PredictionViewer', 'TrainingMonitor']
 # %% ../../nbs/viz/90_widgets.ipynb #ab6a1800
 from .episode_viewer import EpisodeViewer
 from .monitor import TrainingMonitor
-from .prediction_viewer import PredictionViewer
 
 _all_ = ["EpisodeViewer", "PredictionViewer", "TrainingMonitor"]

@@ -21,7 +21,8 @@ def flow(family, folder, sample, tmp_path):
     for k in alone: assert torch.equal(alone[k][0], many[k][1])
     assert not torch.equal(many["noise"][1], family.draw_flow(config, [7], seed=4)["noise"][0])
     with torch.no_grad():
-        losses = [loss_of(model, batch_of(family, folder, sample.steps, seed)) for seed in (1, 1, 2)]
+        batches = [batch_of(family, folder, sample.steps, seed) for seed in (1, 1, 2)]
+        losses = [loss_of(model, b) for b in batches]
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
 
 

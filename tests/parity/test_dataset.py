@@ -13,7 +13,7 @@ from gr00t_nb.loading.official_order import OfficialStream, mixture_samples, mix
 from gr00t_nb.loading.official_order import shard_episodes, worker_shards
 from gr00t_nb.data.moments import merge_statistics
 from gr00t_nb.data.steps import read_step
-from gr00t_nb.embodiments import ModalityConfig
+from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.errors import InputError
 
 

@@ -22,7 +22,7 @@ from gr00t_nb.processing.prompts import (
     image_tokens,
     load_tokenizer,
 )
-from gr00t_nb.embodiments import ModalityConfig
+from gr00t_nb.modality_configs import ModalityConfig
 
 
 def pytest_generate_tests(metafunc):

@@ -1,5 +1,4 @@
 """Every case of the state/action bundle, forward, inverse, batched, and its errors, against `StateActionProcessor`."""
-import json
 
 import numpy as np
 import pytest
@@ -7,7 +6,7 @@ from bundles import json_of, tensor_names
 from safetensors.numpy import load_file
 
 from gr00t_nb.processing.state_action import StateActionProcessor
-from gr00t_nb.embodiments import ModalityConfig
+from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.errors import InputError
 
 STEPS = {  # group of tensors it gives: (name of the step under `errors`, how to get it)

@@ -8,7 +8,7 @@ from bundles import json_of
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.moments import ENTRIES
 from gr00t_nb.processing.statistics import dataset_statistics, relative_statistics
-from gr00t_nb.embodiments import ActionConfig, ModalityConfig
+from gr00t_nb.modality_configs import ActionConfig, ModalityConfig
 
 
 def pytest_generate_tests(metafunc):

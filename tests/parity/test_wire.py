@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from bundles import reference_root
 
-from gr00t_nb.embodiments import ModalityConfig
+from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.serving.wire import pack, unpack
 
 
