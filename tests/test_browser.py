@@ -515,7 +515,7 @@ def test_episodes_are_watched(opened):
     camera = viewer.locator("img:not(.gr00t-figure)").first
     clock = viewer.get_by_text(re.compile(r"step \d+ of \d+"))
     first = pixels(camera)
-    drag(viewer.locator(".widget-slider"), 0.6)
+    drag(viewer.locator(".widget-slider").first, 0.6)
     wait_for_other(camera, first)
     there = settled(camera)
     at = lambda: int(re.search(r"step (\d+)", clock.inner_text())[1])
