@@ -480,6 +480,33 @@ def test_a_tutorial_from_end_to_end(opened):
     nb.shot("00_first_policy")
 
 
+def places(viewer) -> list[tuple[int, int]]:
+    "Where the controls of a viewer stand in it."
+    top, wanted = viewer.bounding_box(), "button, select, input[type=text], .noUi-base"
+    boxes = [w.bounding_box() for w in viewer.locator(wanted).all() if w.is_visible()]
+    return [(round(b["x"] - top["x"]), round(b["y"] - top["y"])) for b in boxes]
+
+
+def touched_with_mouse_and_keys(nb: Notebook, viewer, at):
+    "A click on a trace goes there, on the strip too; Space plays and pauses; an arrow goes one step."
+    glass = viewer.locator(".gr00t-touch")
+    for pane, share in ((glass.last, 0.06), (glass.first, 0.9)):
+        box, step = pane.bounding_box(), at()
+        pane.click(position=dict(x=share * box["width"], y=0.2 * box["height"]))
+        wait_until(nb.page, lambda: at() != step, "where it was clicked")
+    assert at() > 60
+    glass.last.click(position=dict(x=glass.last.bounding_box()["width"] * 0.06, y=30))
+    wait_until(nb.page, lambda: at() < 40, "at the beginning")
+    step = at()
+    nb.page.keyboard.press("Space")
+    wait_until(nb.page, lambda: at() > step + 3, "playing")
+    nb.page.keyboard.press("Space")
+    settled(viewer.locator("img:not(.gr00t-figure)").first)
+    step = at()
+    nb.page.keyboard.press("ArrowRight")
+    wait_until(nb.page, lambda: at() == step + 1, "one step further")
+
+
 def test_episodes_are_watched(opened):
     "A slider is dragged, a step clicked, an episode played, another opened: each time the camera changes."
     nb = opened("nbs/tutorials/10_look_at_your_data.ipynb").run_all()
@@ -488,7 +515,7 @@ def test_episodes_are_watched(opened):
     camera = viewer.locator("img:not(.gr00t-figure)").first
     clock = viewer.get_by_text(re.compile(r"step \d+ of \d+"))
     first = pixels(camera)
-    drag(viewer.locator(".widget-slider"), 0.6)
+    drag(viewer.locator(".widget-slider").first, 0.6)
     wait_for_other(camera, first)
     there = settled(camera)
     at = lambda: int(re.search(r"step (\d+)", clock.inner_text())[1])
@@ -502,10 +529,14 @@ def test_episodes_are_watched(opened):
     wait_for_other(camera, now)
     wait_until(nb.page, lambda: at() > step + 5, f"beyond step {step + 5}")
     stop.click()
-    now, words = settled(camera), viewer.inner_text()
+    settled(camera)
+    touched_with_mouse_and_keys(nb, viewer, at)
+    now, words, before = settled(camera), viewer.inner_text(), places(viewer)
     viewer.locator("button:has(.fa-chevron-right)").click()
     wait_for_other(camera, now)
     wait_until(nb.page, lambda: viewer.inner_text() != words, "another episode's words")
+    settled(camera)
+    assert places(viewer) == before  # no control has moved
     look(nb, viewer, "10_look_at_your_data")
     assert not nb.faults()
 
@@ -530,6 +561,18 @@ def test_the_notebook_of_the_episode_viewer(opened):
     assert not nb.faults()
 
 
+def another_sentence(nb: Notebook, viewer, drawn: int):
+    "Asking something else moves no control, and nothing must be scrolled sideways."
+    before = places(viewer)
+    told = viewer.locator("input[type=text]").first
+    told.fill("wave to the audience, slowly, with all that you have")
+    told.press("Enter")
+    wait_for_other(viewer.locator("img.gr00t-figure").first, drawn, seconds=60)
+    wait_until(nb.page, lambda: "moved by the prompt" in viewer.inner_text(), "what it changed")
+    assert places(viewer) == before
+    fits(viewer)
+
+
 def test_predictions_are_looked_at(opened):
     "The fan follows the slider, and so does the camera."
     nb = opened("nbs/viz/70_prediction_viewer.ipynb").run_all()
@@ -541,6 +584,12 @@ def test_predictions_are_looked_at(opened):
     drag(viewer.locator(".widget-slider").first, 0.15)
     wait_for_other(camera, before)
     wait_for_other(fan, drawn, seconds=60)  # the policy is asked
+    another_sentence(nb, viewer, settled(fan))
+    strip = viewer.locator(".gr00t-strip .gr00t-touch")
+    clock = viewer.get_by_text(re.compile(r"step \d+ of \d+")).first
+    strip.click(position=dict(x=0.5 * strip.bounding_box()["width"], y=20))
+    half = lambda now, all: abs(int(now) - int(all) / 2) <= 1
+    wait_until(nb.page, lambda: half(*re.findall(r"\d+", clock.inner_text())[-2:]), "half-way")
     look(nb, viewer, "70_prediction_viewer")
     assert not nb.faults()
 
