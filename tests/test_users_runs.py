@@ -1,0 +1,194 @@
+"""What ends a run ends it in one sentence, with nothing lost; one folder, one run; advice that works."""
+import multiprocessing
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import TrainerCallback
+
+from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
+from gr00t_nb.embodiments import register_modality_config
+from gr00t_nb.errors import InputError
+from gr00t_nb.runs.run_folder import checkpoints
+from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.training.finetune import finetune
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE, ROBOT = ROOT / "data_samples/cube_to_bowl", ROOT / "data_samples/cube_to_bowl_config.py"
+BASE = FinetuneConfig(
+    "tiny",
+    str(SAMPLE),
+    "NEW_EMBODIMENT",
+    str(ROBOT),
+    check_data=False,
+    global_batch_size=2,
+    max_steps=3,
+    save_steps=100,
+    logging_steps=1,
+    dataloader_num_workers=0,
+)
+
+
+@pytest.fixture(autouse=True)
+def leave_the_registry():
+    before = dict(MODALITY_CONFIGS)
+    yield
+    MODALITY_CONFIGS.clear()
+    MODALITY_CONFIGS.update(before)
+
+
+def environment(**changed) -> dict:
+    "None removes a variable."
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changed}
+    return {k: v for k, v in env.items() if v is not None}
+
+
+def script(config: FinetuneConfig) -> list[str]:
+    return [sys.executable, str(ROOT / "scripts/finetune.py"), *config.to_flags()]
+
+
+def run(command: list, **changed) -> subprocess.CompletedProcess:
+    wanted = dict(capture_output=True, text=True, timeout=300, env=environment(**changed))
+    return subprocess.run([str(c) for c in command], **wanted)
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 240):
+    end = time.time() + seconds
+    while time.time() < end and process.poll() is None:
+        if path.exists() and path.stat().st_size: return
+        time.sleep(0.2)
+    raise AssertionError(f"no {path.name}: {process.communicate()[1][-2000:]}")
+
+
+def begun(command: list, output: Path) -> subprocess.Popen:
+    "A run that has logged its first steps."
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment(), start_new_session=True, **pipes)
+    wait_for(output / "log.jsonl", process)
+    return process
+
+
+def test_second_run_is_refused_and_ctrl_c_keeps_what_was_learned(tmp_path):
+    config = replace(BASE, max_steps=5000, output_dir=str(tmp_path / "out"))
+    first = begun(script(config), tmp_path / "out")
+    second = run(script(config))
+    assert second.returncode == 2 and "Traceback" not in second.stderr
+    assert f"process {first.pid} on host" in second.stderr.splitlines()[-1]
+    first.send_signal(signal.SIGINT)
+    said = first.communicate(timeout=120)[1]
+    kept, = checkpoints(tmp_path / "out")
+    step = kept.name.rpartition("-")[2]
+    assert first.returncode == 130 and "Traceback" not in said, said[-2000:]
+    assert f"stopped after step {step} of 5000" in said and f"{kept} is whole" in said
+    assert not list((tmp_path / "out").glob(".running*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_two_processes_stop_together(tmp_path, number):
+    "The signal goes to all of them, as a terminal's does, and torchrun sends it once more."
+    config = replace(BASE, max_steps=5000, output_dir=str(tmp_path / "out"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    both = begun([*torchrun, "--master_port=29871", *script(config)[1:]], tmp_path / "out")
+    os.killpg(both.pid, number)
+    said = both.communicate(timeout=120)[1]
+    kept, = checkpoints(tmp_path / "out")
+    assert f"{kept} is whole" in said, said[-2000:]
+
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            for child in multiprocessing.active_children(): os.kill(child.pid, signal.SIGKILL)
+
+
+def test_a_killed_loader_process(tmp_path):
+    config = replace(BASE, dataloader_num_workers=1, max_steps=50, save_steps=1)
+    with pytest.raises(InputError, match="A loader process has died.*Killed.*checkpoint-.*whole"):
+        finetune(replace(config, output_dir=str(tmp_path / "out")), [Kill()])
+    assert checkpoints(tmp_path / "out")
+
+
+def test_a_fault_in_a_loader_process_comes_without_its_traceback(tmp_path):
+    shown = SAMPLE / "videos/chunk-000/observation.images.wrist/episode_000002.mp4"
+    six = [*range(3, 40)]
+    data = tmp_path / "data"
+    subprocess.run(["cp", "-r", SAMPLE, data], check=True)
+    (data / shown.relative_to(SAMPLE)).write_bytes(b"no video")
+    config = replace(BASE, dataset_path=str(data), exclude_episodes=six, max_steps=60)
+    config = replace(config, dataloader_num_workers=1, output_dir=str(tmp_path / "out"))
+    with pytest.raises(InputError) as refused: finetune(config)
+    assert "episode_000002.mp4" in str(refused.value)
+    assert "Traceback" not in str(refused.value)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
+def test_a_full_disk(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    config = replace(BASE, output_dir=str(small / "out"))
+    inside = f"mount -t tmpfs -o size=600k tmpfs {small} && exec {shlex.join(script(config))}"
+    out = run(["unshare", "--mount", "bash", "-c", inside])
+    assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr[-2000:]
+    assert "The disk is full" in out.stderr.splitlines()[-1]
+
+
+def test_no_home_that_can_be_written_to(tmp_path):
+    home = tmp_path / "no_folder"
+    home.touch()
+    ask = "from gr00t_nb.files import cache_dir; print(cache_dir())"
+    none = dict(GR00T_NB_CACHE=None, XDG_CACHE_HOME=None)
+    out = run([sys.executable, "-c", ask], HOME=str(home), TMPDIR=str(tmp_path), **none)
+    assert out.stdout.strip() == str(tmp_path / f"gr00t_nb-{os.getuid()}"), out.stderr
+
+
+def test_wandb_without_a_key(tmp_path):
+    config = replace(BASE, use_wandb=True, output_dir=str(tmp_path / "out"))
+    keep = os.environ.get("GR00T_NB_CACHE") or str(Path.home() / ".cache/gr00t_nb")
+    private = dict(HOME=str(tmp_path), GR00T_NB_CACHE=keep)
+    out = run(script(config), WANDB_API_KEY=None, WANDB_MODE=None, **private)
+    assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr[-2000:]
+    assert "WANDB_API_KEY" in out.stderr and "--use-wandb" in out.stderr
+
+
+def test_a_closed_pipe_ends_a_command_without_a_word():
+    check = shlex.join([sys.executable, "-m", "gr00t_nb.checkup.checkup", "--help"])
+    out = run(["bash", "-c", f"{check} | true; echo ${{PIPESTATUS[0]}}"])
+    assert "Traceback" not in out.stderr and "BrokenPipe" not in out.stderr, out.stderr
+    assert out.stdout.split()[-1] in ("0", "141")
+
+
+def test_ipython_shows_the_sentence_alone():
+    raises = "from gr00t_nb.errors import InputError\nraise InputError('Give it with --output-dir.')"
+    out = run([sys.executable, "-m", "IPython", "--colors=NoColor", "-c", raises])
+    said = (out.stdout + out.stderr).strip().splitlines()
+    assert said == ["InputError: Give it with --output-dir (output_dir)."]
+
+
+def test_further_steps_as_advised(tmp_path):
+    "A run of one step, then two steps on top of it: refused with advice that is followed here."
+    config = replace(BASE, max_steps=1, output_dir=str(tmp_path / "one"))
+    finetune(config)
+    with pytest.raises(InputError) as refused: finetune(replace(config, max_steps=2))
+    base = str(refused.value).partition("add --base-model-path ")[2].split()[0]
+    more = replace(config, base_model_path=base, output_dir=str(tmp_path / "more"), max_steps=2)
+    assert len(finetune(more).log) == 2
+
+
+def test_a_second_configuration_for_a_tag(tmp_path):
+    "From code it is refused, with advice that works; a file of another folder wins at once."
+    load_modality_config(ROBOT)
+    robot = MODALITY_CONFIGS["new_embodiment"]
+    with pytest.raises(InputError, match="replace=True"): register_modality_config(robot)
+    register_modality_config(robot, replace=True)
+    other = tmp_path / "other.py"
+    other.write_text(ROBOT.read_text().replace("range(16)", "range(5)"))
+    with pytest.warns(UserWarning, match="takes the place of"): load_modality_config(other)
+    assert len(MODALITY_CONFIGS["new_embodiment"]["action"].delta_indices) == 5
+    with pytest.warns(UserWarning, match="other.py"): load_modality_config(ROBOT)
+    assert len(MODALITY_CONFIGS["new_embodiment"]["action"].delta_indices) == 16
