@@ -10,6 +10,7 @@ __all__ = ['EMBODIMENT_IDS', 'MODALITY_CONFIGS', 'EmbodimentTag', 'embodiment_va
 import importlib.util
 import sys
 import types
+import warnings
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -191,14 +192,24 @@ MODALITY_CONFIGS["robocasa_panda_omron"] = dict(
 )
 
 # %% ../nbs/10_embodiments.ipynb #a55a5b3c
+_BUILT_IN = dict(MODALITY_CONFIGS)
+_FOUND: list[dict] = []  # while a configuration file runs: the registry as the file has found it
+
+
 def register_modality_config(
     config: dict[str, ModalityConfig],  # video, state, action and language (a prompt column)
     embodiment_tag=EmbodimentTag.NEW_EMBODIMENT,  # whose configuration it is
     replace: bool = False,  # allow a configuration that exists to be replaced
 ):
-    "Adds `config` to `MODALITY_CONFIGS`; `InputError` where it is incomplete, or where the tag has one already."
+    """Adds `config` to `MODALITY_CONFIGS`.
+
+    `InputError` where it is incomplete, or where the tag has one already. A file that is run by
+    `load_modality_config` may replace what was there before it.
+    """
     value = embodiment_value(embodiment_tag)
-    if value in MODALITY_CONFIGS and not replace:
+    known = MODALITY_CONFIGS.get(value)
+    earlier = bool(_FOUND) and known is _FOUND[-1].get(value)
+    if known is not None and not replace and not earlier:
         raise InputError(
             f"'{value}' has a modality configuration already: choose another tag, or give"
             " replace=True to put this one in its place."
@@ -235,7 +246,24 @@ def _official_names():
         for name in modules: sys.modules.pop(name, None)
 
 # %% ../nbs/10_embodiments.ipynb #4b245df8
-_REGISTERED_BY: dict[Path, list[str]] = {}  # tag values that each file has registered
+_SOURCES: dict[str, Path] = {}  # by tag value, the file that has registered its configuration
+
+
+def _forget(path: Path) -> None:
+    "Takes back what the file has registered when it was run before."
+    for value in [v for v, source in _SOURCES.items() if source == path]:
+        del _SOURCES[value]
+        MODALITY_CONFIGS.pop(value, None)
+        if value in _BUILT_IN: MODALITY_CONFIGS[value] = _BUILT_IN[value]
+
+
+def _announce(path: Path, value: str, old: dict) -> None:
+    "Says whose configuration gives way to the file's, where the two differ."
+    if old == MODALITY_CONFIGS[value]: return
+    whose = "the one that was registered before"
+    if value in _SOURCES: whose = f"that of {_SOURCES[value]}"
+    elif old is _BUILT_IN.get(value): whose = "the built-in one"
+    warnings.warn(f"The modality configuration of '{value}' in {path} takes the place of {whose}.")
 
 
 def _run_config(path: Path) -> None:
@@ -255,26 +283,32 @@ def _run_config(path: Path) -> None:
 def load_modality_config(
     path: str | Path,  # a Python file that calls `register_modality_config`; it is run, so it must be one you trust
 ) -> list[str]:  # values of the tags that it registered
-    "Runs a file that registers modality configurations; running the same file again replaces what it registered."
+    "Runs a file that registers modality configurations. They win over what was registered before, with a warning."
     path = Path(path)
     if not path.is_file():
         raise InputError(
             f"There is no modality configuration file {path}:"
             " expected a .py file that calls register_modality_config."
         )
-    before = dict(MODALITY_CONFIGS)
-    for value in _REGISTERED_BY.get(path.resolve(), []): MODALITY_CONFIGS.pop(value, None)
-    known = set(MODALITY_CONFIGS)
-    try: _run_config(path)
+    before, sources, file = dict(MODALITY_CONFIGS), dict(_SOURCES), path.resolve()
+    _forget(file)
+    found = dict(MODALITY_CONFIGS)
+    try:
+        _FOUND.append(found)
+        _run_config(path)
+        new = [v for v, c in MODALITY_CONFIGS.items() if c is not found.get(v)]
+        if not new:
+            raise InputError(
+                f"{path} registers no modality configuration: call"
+                " register_modality_config(config, EmbodimentTag.NEW_EMBODIMENT) in it."
+            )
     except InputError:
-        MODALITY_CONFIGS.clear()
-        MODALITY_CONFIGS.update(before)
+        for registry, was in ((MODALITY_CONFIGS, before), (_SOURCES, sources)):
+            registry.clear()
+            registry.update(was)
         raise
-    new = [v for v in MODALITY_CONFIGS if v not in known]
-    if not new:
-        raise InputError(
-            f"{path} registers no modality configuration: call"
-            " register_modality_config(config, EmbodimentTag.NEW_EMBODIMENT) in it."
-        )
-    _REGISTERED_BY[path.resolve()] = new
+    finally: _FOUND.pop()
+    for value in new:
+        if value in found and sources.get(value) != file: _announce(path, value, found[value])
+        _SOURCES[value] = file
     return new

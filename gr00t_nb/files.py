@@ -6,13 +6,14 @@
 __all__ = ['replacing', 'write_text', 'write_json', 'read_json', 'read_jsonl', 'cache_dir', 'keep', 'fingerprint']
 
 # %% ../nbs/05_files.ipynb #16ff833a
+import errno
 import hashlib
 import json
 import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
@@ -102,17 +103,37 @@ def read_jsonl(
     return [_json_object(line, f"{path}, line {i},") for i, line in lines if line.strip()]
 
 # %% ../nbs/05_files.ipynb #6795fd4c
-def cache_dir() -> Path:  # an existing folder
-    "The folder for what can be computed again: `$GR00T_NB_CACHE`, or `~/.cache/gr00t_nb`."
-    path = Path(os.environ.get("GR00T_NB_CACHE") or Path.home() / ".cache" / "gr00t_nb")
-    path = path.expanduser()
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
+def _temporary_cache() -> Path:
+    "A folder of this user's alone, under the system's temporary directory."
+    return Path(tempfile.gettempdir()) / f"gr00t_nb-{os.getuid()}"
+
+
+def _made(path: Path) -> Path:
+    "The folder, made where there is none; `OSError` where nothing can be written into it."
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return path
+
+
+def _usual_cache() -> Path:
+    "`$XDG_CACHE_HOME`, or `.cache` in the user's home; `RuntimeError` for a user who has none."
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gr00t_nb"
+
+
+def cache_dir() -> Path:  # an existing folder that can be written to
+    "The folder for what can be computed again: `$GR00T_NB_CACHE`, else the user's, else a temporary one."
+    chosen = os.environ.get("GR00T_NB_CACHE")
+    if not chosen:
+        with suppress(OSError, RuntimeError): return _made(_usual_cache())
+    path = Path(chosen or _temporary_cache())
+    try: return _made(path.expanduser())
+    except (OSError, RuntimeError) as e:
+        why = getattr(e, "strerror", None) or e
         raise InputError(
-            f"The cache folder {path} cannot be made ({e.strerror}):"
+            f"The cache folder {path} cannot be made ({why}):"
             " set GR00T_NB_CACHE to a folder that you can write to."
         ) from None
-    return path
 
 # %% ../nbs/05_files.ipynb #c0ffee04
 def keep(

@@ -32,6 +32,8 @@ from .problems import Fault, Report
 from .shipped_statistics import check_episode_statistics, check_relative_statistics
 from .shipped_statistics import check_statistics, shipped_bounds
 from ..data.info import positive_number
+from ..data.layouts import listing_of
+from ..data.layouts_v3 import dataset_folder
 from ..data.modality import depth_reason, original_key
 from ..data.moments import Moments
 from ..data.video import check_ffmpeg
@@ -95,17 +97,20 @@ def _other_tasks(text: str, which: str, said: set) -> Fault:
     )
 
 
-def _texts(m: Metadata, values: Iterable) -> set[str]:
-    "Texts of task numbers; a text stands for itself, and a number that is no task for nothing."
-    texts = (v if isinstance(v, str) else m.tasks.get(v) for v in values)
+def _texts(m: Metadata, column: str, values: Iterable) -> set[str]:
+    "Texts of a column's numbers; a text stands for itself, and a number that is no task for nothing."
+    known = m.texts_of(column)
+    texts = (v if isinstance(v, str) else known.get(v) for v in values)
     return {t for t in texts if t is not None}
 
 
 def _task_fault(m: Metadata, f: Findings) -> Fault | None:
     "Whether the tasks that are listed for an episode are those that its rows point at."
     if not f.tasks or not f.episode.tasks: return None
-    values = {v for column in f.tasks.values() for v in column}
-    said, listed = _texts(m, values), {*f.episode.tasks}
+    of_tasks = {c: x for c, x in f.tasks.items() if listing_of(c) == "tasks"}
+    if not of_tasks: return None
+    values = {v for column in of_tasks.values() for v in column}
+    said, listed = _texts(m, "task_index", values), {*f.episode.tasks}
     pointed = {m.tasks[v] for v in values if v in m.tasks}  # a text needs no list
     if never := sorted(listed - said):
         return _other_tasks(never[0], "listed for the episode, but no row points at it", said)
@@ -133,7 +138,7 @@ def _check_languages(m: Metadata, used: Used, findings: list[Findings]):
         if fault := _task_fault(m, f):
             m.add("warning", fault, m.listing("episodes"), f.episode.index)
     columns = used.languages or ("task_index",)
-    texts = _texts(m, {v for f in findings for c in columns for v in f.tasks.get(c, ())})
+    texts = {t for f in findings for c in columns for t in _texts(m, c, f.tasks.get(c, ()))}
     if len(texts) == 1: m.add("warning", _task_single(*texts), m.listing("tasks"))
 
 # %% ../../nbs/checkup/40_checkup.ipynb #aa603be5
@@ -349,14 +354,19 @@ class CheckupConfig:
     json: bool = False  # print JSON and nothing else on standard output
 
 # %% ../../nbs/checkup/40_checkup.ipynb #dcb264b9
-@command
-def main(args: list[str] | None = None):  # arguments; None: those of the process
-    "The command `python -m gr00t_nb.checkup.checkup`."
-    style = (tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff)
-    prog = "python -m gr00t_nb.checkup.checkup"
-    c = tyro.cli(CheckupConfig, args=args, prog=prog, config=style)
-    with contextlib.redirect_stdout(sys.stderr):  # a configuration file may print
-        report = check_dataset(
+def _stop_as_json(path: str, error: InputError):
+    "Prints what ends the check-up of a folder as a problem in JSON; a path that is no folder is no data set at all."
+    folder = dataset_folder(path)
+    if not folder.is_dir() or str(folder) not in str(error): return
+    told = str(error).rstrip("."), "a LeRobot data set that can be read", "do what is said there"
+    stop = Fault("no_data_set", *told).problem("error", "meta/info.json")
+    print(json.dumps({"problems": [stop.to_json()]}, indent=1))
+
+
+def _report_of(c: CheckupConfig) -> Report:
+    "The check-up that a command line asks for; what a configuration file prints goes to standard error."
+    with contextlib.redirect_stdout(sys.stderr):
+        return check_dataset(
             c.path,
             embodiment=c.embodiment_tag,
             modality_config_path=c.modality_config_path,
@@ -365,6 +375,18 @@ def main(args: list[str] | None = None):  # arguments; None: those of the proces
             progress=sys.stderr.isatty(),
             exclude_episodes=c.exclude_episodes,
         )
+
+
+@command
+def main(args: list[str] | None = None):  # arguments; None: those of the process
+    "The command `python -m gr00t_nb.checkup.checkup`."
+    style = (tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff)
+    prog = "python -m gr00t_nb.checkup.checkup"
+    c = tyro.cli(CheckupConfig, args=args, prog=prog, config=style)
+    try: report = _report_of(c)
+    except InputError as e:
+        if c.json: _stop_as_json(c.path, e)
+        raise
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter
     print(json.dumps(report.to_json(), indent=1) if c.json else report)

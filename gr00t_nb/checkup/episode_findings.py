@@ -17,7 +17,7 @@ from .metadata import Metadata, Used, width
 from .problems import Fault, ranges
 from .signals import Scales, clock_fault, copied, idle_ends, jumps, ordinary
 from .videos import Motion, check_pictures, check_video
-from ..data.layouts import Episode
+from ..data.layouts import Episode, listing_of
 from ..data.lerobot import is_nested
 from ..data.modality import groups_of, original_key
 from ..data.moments import moments_of
@@ -48,11 +48,12 @@ def _check_numbering(
 
 # %% ../../nbs/checkup/30_episode_findings.ipynb #7533e625
 def _task_unknown(m: Metadata, column: str, row: int, found: float) -> Fault:
+    one = listing_of(column).removesuffix("s")
     return Fault(
         "task_unknown",
-        found=f"{column} is {found:g}, which is no task",
-        expected=f"a task_index of meta/tasks ({ranges(m.tasks) or 'it has none'})",
-        mend="add the task, or fix the column",
+        found=f"{column} is {found:g}, which is no {one}",
+        expected=f"a {one}_index of meta/{one}s ({ranges(m.texts_of(column)) or 'it has none'})",
+        mend=f"add the {one}, or fix the column",
         row=row,
         about=column,
     )
@@ -67,7 +68,7 @@ def _check_tasks(
         if c in x:
             numbers = np.unique(x[c][np.isfinite(x[c])]).tolist()
             f.tasks[c] = {int(v) if v == int(v) else v for v in numbers}
-            unknown = np.flatnonzero(~np.isin(x[c], list(m.tasks)))
+            unknown = np.flatnonzero(~np.isin(x[c], list(m.texts_of(c))))
             if len(unknown):
                 row = int(unknown[0])
                 severity = "error" if c in used.languages else "warning"

@@ -20,6 +20,7 @@ from ..data.info import MetadataFault, OnFault, raise_fault
 from ..data.layouts import Episode, Place, row_groups
 from ..data.lerobot import column_numbers, is_nested
 from ..data.moments import Moments
+from ..data.video import file_stand_in
 
 # %% ../../nbs/checkup/20_episodes.ipynb #925a54c9
 @dataclass
@@ -74,6 +75,10 @@ def _table_unreadable(size: int, error: Exception) -> Fault:
     return Fault("table_unreadable", found, "a parquet file", _RESTORE)
 
 
+def _table_stand_in(instead: str) -> Fault:
+    return Fault("table_unreadable", f"it {instead}", "a parquet file", _RESTORE)
+
+
 def _rows_missing(rows: int, length: int) -> Fault:
     expected = f"{length}, the length in the metadata"
     return Fault(
@@ -98,7 +103,9 @@ def check_table(
     try:
         table = read_table(place)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as e:
-        return f.add("error", _table_unreadable(place.path.stat().st_size, e))
+        instead = file_stand_in(place.path)
+        fault = _table_stand_in(instead) if instead else None
+        return f.add("error", fault or _table_unreadable(place.path.stat().st_size, e))
     f.rows = table.num_rows
     if f.rows < length: f.add("error", _rows_missing(f.rows, length))
     if f.rows > length: f.add("warning", _rows_extra(f.rows, length))
@@ -210,6 +217,7 @@ def _check_column(
     alike = same or kind == _declared_kind(said)
     if not same: f.add("warning" if alike else severity, _other_dtype(column, there, said))
     if kind == "string" and not (numbers and alike): return None
+    if same and severity != "error" and kind not in ("float", "int", "bool"): return None
     x = column_matrix(table[column], lambda why: f.add(severity, _no_numbers(column, why)))
     if x is None: return None
     if declared and len(x) and x.shape[1] != width(m, column):

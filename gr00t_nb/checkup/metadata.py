@@ -20,11 +20,11 @@ from fastcore.basics import patch
 
 from .problems import Fault, Problem, ranges
 from ..data.info import MetadataFault, numbered_lines, positive_number, read_info
-from ..data.layouts import Episode, Place, leave_out
+from ..data.layouts import Episode, Place, leave_out, listing_of
 from ..data.layouts_v3 import dataset_folder, open_layout
-from ..data.modality import Group, check_modality, dimension_names, groups_of
+from ..data.modality import Group, check_modality, dimension_names, groups_of, lacking
 from ..data.modality import original_key, propose_modality, read_modality
-from ..data.steps import action_horizon
+from ..data.steps import POSE_REMEDY, action_horizon, pose_problem
 from ..modality_configs import ActionRepresentation, ModalityConfig
 from ..errors import InputError, did_you_mean
 
@@ -46,6 +46,7 @@ class Metadata:
     fps: float = 0.0  # 0 where info.json gives none
     episodes: list[Episode] = field(default_factory=list)
     tasks: dict[int, str] = field(default_factory=dict)
+    lists: dict[str, dict[int, str]] = field(default_factory=dict)  # of other texts, by their name
     modality: dict = field(default_factory=dict)  # with state, action, video and annotation
     layout: object = None  # says where the rows and frames of an episode lie
     problems: list[Problem] = field(default_factory=list)
@@ -78,11 +79,11 @@ class Metadata:
 @patch
 def listing(
     self: Metadata,
-    what: str,  # 'episodes' or 'tasks'
+    what: str,  # 'episodes', 'tasks' or another list
 ) -> str:  # relative to the data set, as problems name it
     "The file that lists the episodes or the tasks."
     if self.version.startswith("2"): return f"meta/{what}.jsonl"
-    return {"episodes": "meta/episodes", "tasks": "meta/tasks.parquet"}[what]
+    return "meta/episodes" if what == "episodes" else f"meta/{what}.parquet"
 
 
 @patch
@@ -94,6 +95,24 @@ def video(
     "Where the frames of an episode lie."
     try: return self.layout.frames(episode, column)
     except InputError: return None
+
+
+@patch
+def texts_of(
+    self: Metadata,
+    column: str,  # of a table, whose numbers stand for texts
+) -> dict[int, str]:  # number -> text
+    "What the numbers of a column mean: tasks, or for `subtask_index` subtasks."
+    what = listing_of(column)
+    if what == "tasks": return self.tasks
+    if what not in self.lists:
+        self.lists[what] = {}
+        try: self.lists[what] = self.layout.tasks(self.fault, what)
+        except InputError as e:
+            found = str(e).replace(f"{self.path}/", "")[:160]
+            told = found, "numbers and texts", "restore the file"
+            self.add("error", Fault("metadata_broken", *told), self.listing(what))
+    return self.lists[what]
 
 # %% ../../nbs/checkup/10_metadata.ipynb #74d80c6f
 def json_lines(
@@ -114,7 +133,21 @@ def _read_modality(m: Metadata):
         broken = Fault("metadata_broken", found, "a JSON object", "fix or restore the file")
         m.add("error", broken)
         m.modality, proposed = check_modality(propose_modality(m.info), "the proposal"), False
-    if proposed: m.add("error", _modality_missing(m.info))
+    if not proposed: return
+    m.add("error", _modality_missing(m.info))
+    for kind in lacking(m.modality): m.add("error", _no_group(kind, m.info))
+
+
+def _no_group(kind: str, info: dict) -> Fault:
+    columns = [c for c, f in info["features"].items() if "float" in str(f.get("dtype"))]
+    write = "name it in modality.json, with start, end and original_key"
+    return Fault(
+        "modality_missing",
+        found=f"no {kind} in the proposal: no column looks like one",
+        expected=f"the {kind} of the robot",
+        mend=f"{write}; numbers are in {', '.join(columns) or 'no column'}",
+        about=kind,
+    )
 
 
 def _modality_missing(info: dict) -> Fault:
@@ -139,6 +172,8 @@ def read_metadata(
     first = {}  # of each number, where one is listed twice
     for e in m.layout.episodes(m.fault): first.setdefault(e.index, e)
     m.episodes, m.tasks = [*first.values()], m.layout.tasks(m.fault)
+    if m.version.startswith("3"): m.layout.prove_rows()
+    m.notes += [f"Read with care: {note}." for note in m.layout.notes]
     for index, text in m.tasks.items():
         if text.strip(): continue
         told = f"task {index} is an empty text", "an instruction", "write what the robot was asked to do"
@@ -179,6 +214,11 @@ def check_extra_files(m: Metadata):
     places = [m.layout.rows(e) for e in m.episodes]
     places += [p for e in m.episodes for c in cameras if (p := m.video(e, c))]
     listed = {p.path for p in places}
+    if wrong := m.layout.misplaced():
+        key, given, right = wrong
+        found = f"{key} is '{given}', by which no file is found; there are files of the usual name"
+        told = found, f"'{right}'", f"write {key} as expected"
+        m.add("error", Fault("file_names", *told, about=key), "meta/info.json")
     for pattern, kind in (("data/**/*.parquet", "table_extra"), ("videos/**/*.mp4", "video_extra")):
         for file in sorted(m.path.glob(pattern)):
             if file not in listed: _extra(m, file, kind)
@@ -315,6 +355,9 @@ def _check_relative(m: Metadata, config: dict[str, ModalityConfig]):
     for key, a in zip(actions.modality_keys, actions.action_configs or []):
         action, state = known.get(key), states.get(a.state_key or key)
         if a.rep is not ActionRepresentation.RELATIVE or action is None or state is None: continue
+        if problem := pose_problem(a, action.width):
+            told = f"action '{key}' {problem}", f"a pose of format {a.format.name}", POSE_REMEDY
+            m.add("error", Fault("pose_size", *told, about=f"action.{key}"))
         if action.width == state.width: continue
         of_state = f"the state '{state.name}' that it is relative to {state.width}"
         found = f"action '{key}' has {action.width} values, {of_state}"

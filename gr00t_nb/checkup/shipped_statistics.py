@@ -136,7 +136,11 @@ def check_statistics(
         rest = np.setdiff1d(dims, far)
         other = rest[(other_mean | half_empty)[rest]]
         if len(far): m.add("warning", _beyond(m, c, far, share.max()), "meta/stats.json")
-        if len(other): m.add("info", _of_other_data(m, c, other), "meta/stats.json")
+        if not len(other): continue
+        tiny = (x.high - x.low) < 0.1 * (high - low) - 1e-4
+        far_mean = np.abs(x.mean - mean) > std + 1e-4
+        severity = "warning" if (tiny | far_mean)[other].any() else "info"
+        m.add(severity, _of_other_data(m, c, other), "meta/stats.json")
 
 # %% ../../nbs/checkup/35_shipped_statistics.ipynb #3a11bb47
 def _other_horizon(group: str, why: str, shape: tuple[int, int]) -> Fault:

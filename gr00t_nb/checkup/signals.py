@@ -84,7 +84,8 @@ def copied(
 ) -> np.ndarray:  # (D,) bool
     "Dimensions that move, and whose action equals the state in at least 99 % of the rows."
     if not len(state): return np.zeros(state.shape[1], bool)
-    same = np.abs(state.astype(np.float64) - action) <= 1e-6 * np.maximum(span, 1e-12)
+    state = state.astype(np.float64)  # bytes would wrap, and true and false have no range
+    same = np.abs(state - action) <= 1e-6 * np.maximum(span, 1e-12)
     moves = (np.ptp(state, axis=0) > 0.01 * span) & (span > 0)
     return (same.mean(0) >= 0.99) & moves
 
@@ -137,7 +138,7 @@ def frozen_run(
     least: int,  # frames in a row that count
 ) -> tuple[int, int] | None:  # first frame of the longest run, and its number of frames
     "The longest stretch over which the picture stands while the state moves."
-    best, start = None, 0
+    best, start, x = None, 0, x.astype(np.float64)
     for i in range(1, len(small) + 1):
         if i < len(small) and alike(small[start], small[i]): continue
         moved = (np.ptp(x[start:i], axis=0) > 0.05 * span)[span > 0].sum() if i <= len(x) else 0

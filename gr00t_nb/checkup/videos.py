@@ -23,7 +23,7 @@ from .signals import alike, frozen_run, thumbnails
 from ..data.layouts import Place
 from ..data.video import decode_picture
 from ..data.modality import depth_reason
-from ..data.video import new_decoder, ffmpeg_reason
+from ..data.video import ffmpeg_reason, file_stand_in, hidden_head, new_decoder
 from ..errors import InputError
 
 # %% ../../nbs/checkup/25_videos.ipynb #178aa647
@@ -90,6 +90,24 @@ class _Clip:
             except Exception as error: return None, i, ffmpeg_reason(error)
         return None, frames[0], ffmpeg_reason(why)
 
+# %% ../../nbs/checkup/25_videos.ipynb #0ca0b877
+def _video_trimmed(column: str, why: str) -> Fault:
+    again = "write it again (`ffmpeg -i OLD -c:v libx264 -g 2 -bf 0 NEW`)"
+    remedy = f"{again}, or leave the episode out (--exclude-episodes)"
+    expected = "frames that can be found by their number"
+    return Fault("video_trimmed", f"a whole file, but {why}", expected, remedy, about=column)
+
+
+def _offsets_moved(column: str, claimed: tuple[int, int], frames: int) -> Fault:
+    found = f"the episodes of this video claim frames {claimed[0]} to {claimed[1] - 1}"
+    return Fault(
+        "offsets_moved",
+        found=f"{found}, but it holds {frames}, from 0 on",
+        expected="offsets that begin at the first frame: each episode would show other moments",
+        mend="restore the metadata, or leave all episodes of this video out (--exclude-episodes)",
+        about=column,
+    )
+
 # %% ../../nbs/checkup/25_videos.ipynb #5b9ef37b
 _RESTORE = "restore the file, or leave the episode out (--exclude-episodes)"
 
@@ -113,6 +131,10 @@ def _video_empty(column: str) -> Fault:
     return Fault("video_empty", "0 bytes", "a video", _RESTORE, about=column)
 
 
+def _video_stand_in(column: str, instead: str) -> Fault:
+    return Fault("video_undecodable", f"it {instead}", "a video", _RESTORE, about=column)
+
+
 def _video_truncated(column: str, cut: str) -> Fault:
     found = f"a file that was cut: {cut}"
     return Fault("video_truncated", found, "a whole mp4 file", _RESTORE, about=column)
@@ -127,6 +149,7 @@ def _file_fault(column: str, path: Path) -> Fault | None:
     "What is wrong with a video as a file, as far as that shows without a decoder."
     if not os.path.isfile(path): return _video_missing(column)
     if not path.stat().st_size: return _video_empty(column)
+    if instead := file_stand_in(path): return _video_stand_in(column, instead)
     if cut := _cut(path): return _video_truncated(column, cut)
     return None
 
@@ -309,6 +332,10 @@ def check_video(
     try: decoder = _decoder(place.path)
     except Exception as e:
         return f.add(severity, _video_unopened(column, ffmpeg_reason(e, place.path)), file)
+    if why := hidden_head(decoder): return f.add(severity, _video_trimmed(column, why), file)
+    claimed = m.layout.claimed(f.episode, column) if place.count is not None else (0, 0)
+    if 0 < claimed[0] and len(decoder) < claimed[1]:
+        return f.add(severity, _offsets_moved(column, claimed, len(decoder)), file)
     clip = _Clip.of(decoder, place)
     if found := _length_fault(column, clip.count, f, severity): f.add(*found, file)
     for fault in _format_faults(m, column, decoder.metadata): f.add("warning", fault, file)

@@ -177,6 +177,19 @@ def _check_names(info: dict, file: Path, fault: OnFault):
         fault(MetadataFault(file, found, expected, remedy, about=key, stops=bool(value)))
         info[key] = None
 
+# %% ../../nbs/data/02_info.ipynb #094d56b8
+def _no_version(path: Path, file: Path) -> str:
+    "What to do about a data set that does not say its version; its other files tell which it is."
+    meta, version = path / "meta", ""
+    if (meta / "episodes").is_dir(): version = "v3.0"
+    elif (meta / "episodes_stats.jsonl").is_file(): version = "v2.1"
+    elif (meta / "episodes.jsonl").is_file(): version = "v2.0"
+    write = f'write "codebase_version": "{version}", as its other files have it' if version else ""
+    return (
+        f"{file} has no codebase_version: expected v2.0, v2.1 or v3.0;"
+        f" {write or 'write the version of LeRobot that wrote the data set'}."
+    )
+
 # %% ../../nbs/data/02_info.ipynb #66d41aee
 def read_info(
     path: Path,  # root of the data set
@@ -186,6 +199,7 @@ def read_info(
     file = info_file(path)
     found = read_object(file)
     info = dict(found) if isinstance(found, dict) else {}
+    if info and info.get("codebase_version") is None: raise InputError(_no_version(path, file))
     if not isinstance(info.get("features"), dict):
         raise InputError(f"{file} has no 'features': expected an object with one entry per column.")
     version = str(info.get("codebase_version"))

@@ -24,11 +24,12 @@ def _text_in_table(ds: LeRobotDataset, episode: int, step: int, name: str) -> st
     value = values[step]
     if isinstance(value, str): return value
     # 1, 1.0 and True are the same key; 1.5, NaN, bytes and a missing value are none
-    if isinstance(value, Hashable) and value in ds.tasks: return ds.tasks[value]
-    file = ds.path / "meta" / f"tasks.{'parquet' if ds.version >= '3' else 'jsonl'}"
-    known = ", ".join(map(str, list(ds.tasks)[:10])) or "no tasks"
+    texts, file = ds.texts_of(column)
+    if isinstance(value, Hashable) and value in texts: return texts[value]
+    what, gone = file.stem, "" if file.exists() or texts else " (there is no such file)"
+    known = ", ".join(map(str, list(texts)[:10])) or f"no {what}{gone}"
     where = f"Episode {ds.episode(episode).index}, step {step}: column '{column}'"
-    raise InputError(f"{where} says task {value}, but {file} holds {known}.")
+    raise InputError(f"{where} says {what.removesuffix('s')} {value}, but {file} holds {known}.")
 
 # %% ../../nbs/data/20_language.ipynb #0b8d9473
 def _listed_texts(ds: LeRobotDataset, episode: int, step: int, key: str, horizon: int) -> list[str]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODALITY_KINDS', 'original_key', 'Group', 'groups_of', 'fixed_text', 'check_modality', 'depth_reason', 'no_depth',
-           'dimension_names', 'propose_modality', 'read_modality']
+           'dimension_names', 'propose_modality', 'lacking', 'read_modality']
 
 # %% ../../nbs/data/08_modality.ipynb #36edd167
 import re
@@ -135,9 +135,18 @@ def dimension_names(
     feature: dict,  # entry of a column in info.json
 ) -> list[str]:  # as they stand there, not always one for each; empty where there are none
     "The names of a column's dimensions."
-    names = feature.get("names") if isinstance(feature, dict) else None
-    while isinstance(names, dict): names = next(iter(names.values()), None)
-    return names if isinstance(names, list) else []
+    return _flat(feature.get("names")) if isinstance(feature, dict) else []
+
+
+def _flat(names) -> list[str]:
+    "Names of a list, of lists in lists, by their number, or by parts such as 'left_arm'."
+    if isinstance(names, list):
+        return [m for n in names for m in (_flat(n) if isinstance(n, (list, dict)) else [n])]
+    if not isinstance(names, dict) or not names: return []
+    if all(map(is_whole, names.values())): return sorted(names, key=names.get)
+    parts = {k: _flat(v) for k, v in names.items()}
+    if len(parts) == 1: return next(iter(parts.values()))
+    return [f"{k}.{n}" for k, inside in parts.items() for n in inside]
 
 # %% ../../nbs/data/08_modality.ipynb #4a0b6053
 _PARTS = [
@@ -149,6 +158,7 @@ _PARTS = [
     ("base", r"base|wheel"),
     ("arm", r"arm|shoulder|elbow|wrist|forearm|joint"),
 ]
+_ONE_ARM = 8  # joints that one arm may have; more of them belong to several
 
 
 def _group_names(
@@ -159,12 +169,14 @@ def _group_names(
     for name in names:
         words = re.sub(r"[^a-z]+", " ", str(name).lower())
         side = ""
-        if re.search(r"\b(left|l)\b", words): side = "left_"
-        elif re.search(r"\b(right|r)\b", words): side = "right_"
+        if re.search(r"left|\bl\b", words): side = "left_"
+        elif re.search(r"right|\br\b", words): side = "right_"
         part = next((p for p, pattern in _PARTS if re.search(pattern, words)), None)
         found.append(side + part if part else None)
     if None in found: return ["joints"] * len(names)  # motor_7 tells nothing: one group
-    return ["single_arm" if g == "arm" else g for g in found]
+    runs = sum(g == "arm" and before != "arm" for g, before in zip(found, [None, *found]))
+    arm = "arm" if runs > 1 else "arms" if found.count("arm") > _ONE_ARM else "single_arm"
+    return [arm if g == "arm" else g for g in found]
 
 # %% ../../nbs/data/08_modality.ipynb #b2f65832
 def _add_runs(into: dict, groups: list[str], extra: dict):
@@ -181,6 +193,7 @@ def _vector_groups(kind: str, column: str, feature: dict) -> tuple[list[str], di
     size, names = int(np.prod(feature.get("shape") or [1])), dimension_names(feature)
     if len(names) != size: names = [""] * size
     if column in ("action", "observation.state"): return _group_names(names), {}
+    if re.fullmatch(_WHOLE, column): return _group_names(names), {"original_key": column}
     group = column.split(".", 1)[-1].removeprefix("state.").replace(".", "_")
     return [group] * size, {"original_key": column}
 
@@ -188,7 +201,12 @@ def _vector_groups(kind: str, column: str, feature: dict) -> tuple[list[str], di
 def _kind_of(column: str) -> str | None:
     "'state' or 'action', as far as the name of a column tells."
     if re.match(r"actions?\b", column): return "action"
-    return "state" if re.match(r"observation\.states?\b", column) else None
+    states = r"(observation[./])?states?\b|qpos$|proprio(ception)?$"
+    return "state" if re.match(states, column) else None
+
+
+# columns that hold all of it, by names other than lerobot's
+_WHOLE = r"actions|(observation[./])?states?|qpos|proprio(ception)?"
 
 # %% ../../nbs/data/08_modality.ipynb #1cb04a7a
 def propose_modality(
@@ -204,7 +222,7 @@ def propose_modality(
         if not isinstance(f, dict) or depth_reason(column, f): continue
         kind = _kind_of(column)
         if f.get("dtype") in ("video", "image"):
-            key = re.sub(r"^observation\.(images\.)?", "", column)
+            key = re.sub(r"^observation[./](images[./])?", "", column)
             out["video"][key] = {"original_key": column}
         elif column.startswith("annotation."):
             out["annotation"][column.removeprefix("annotation.")] = {}
@@ -214,6 +232,13 @@ def propose_modality(
     if "task_index" in info.get("features", {}):
         out["annotation"].setdefault("human.task_description", {"original_key": "task_index"})
     return out
+
+
+def lacking(
+    modality: dict,  # a proposal
+) -> list[str]:  # of 'state' and 'action', which every robot has
+    "What no column of a data set was taken for."
+    return [kind for kind in ("state", "action") if not modality[kind]]
 
 # %% ../../nbs/data/08_modality.ipynb #5a0a725e
 def read_modality(

@@ -59,8 +59,8 @@ def plot_loss(
     rows = 1 if lr is None else 2
     fig = Plot(6, 2.6 + 0.7 * (rows - 1))
     axes = fig.subplots(rows, 1, squeeze=False, sharex=True, height_ratios=[3, 1][:rows])[:, 0]
-    axes[0].plot(steps, loss, color=COLOURS["sky"], lw=0.7, label="each step")
-    thick = dict(color=COLOURS["blue"], lw=1.8, label=f"moving average, {beta:g}")
+    axes[0].plot(steps, loss, color=COLOURS["sky"], lw=0.7, label="as logged")
+    thick = dict(color=COLOURS["blue"], lw=1.8, label=f"smoothed (moving average, {beta:g})")
     axes[0].plot(steps, moving_average(loss, beta), **thick)
     axes[0].set_ylabel("loss")
     if log_scale and len(loss) and loss.min() > 0:

@@ -6,6 +6,7 @@
 __all__ = ['embodiment_statistics', 'degenerate_dimensions', 'largest_difference']
 
 # %% ../../nbs/processing/15_embodiment_statistics.ipynb #1bba350c
+import contextlib
 import hashlib
 import json
 import warnings
@@ -61,6 +62,43 @@ def _fits(stats, shape: tuple[int, ...]) -> bool:
     try: return all(np.shape(np.asarray(stats[k], np.float64)) == shape for k in ENTRIES)
     except (KeyError, TypeError, ValueError): return False
 
+# %% ../../nbs/processing/15_embodiment_statistics.ipynb #0e9b3121
+def _misfits(
+    ds: LeRobotDataset,
+    shipped: dict[str, dict],  # statistics by column
+    columns: list[str],
+    most: int = 50,  # episodes that are looked at, spread evenly
+) -> list[str]:  # sentences
+    "Columns whose shipped statistics are not those of the data, as far as a sample of episodes tells."
+    chosen = np.unique(np.linspace(0, len(ds) - 1, min(most, len(ds))).astype(int))
+    said = []
+    for c in columns:
+        x = _some_rows(ds, chosen, c)
+        if not len(x): continue
+        low, high, mean, std = (np.asarray(shipped[c][k], np.float64) for k in ("min", "max", "mean", "std"))
+        slack = 0.01 * (high - low) + 1e-6
+        outside = ((x < low - slack) | (x > high + slack)).mean(0) > 0.001
+        tiny = np.ptp(x, axis=0) < 0.1 * (high - low) - 1e-4
+        wrong = outside | (tiny & (np.abs(x.mean(0) - mean) > 0.25 * std + 1e-4)) | (tiny.mean() > 0.5)
+        for d in np.flatnonzero(wrong)[:1]:
+            said.append(
+                f"{ds.path / 'meta/stats.json'} does not fit the data in {wrong.sum()} of {len(wrong)}"
+                f" dimensions of '{c}': dimension {d} goes from {x[:, d].min():.3g} to"
+                f" {x[:, d].max():.3g}, the file says {low[d]:.3g} to {high[d]:.3g}. The file is used;"
+                " unless a checkpoint was trained with it, remove it, and the statistics are computed"
+                " from the data."
+            )
+    return said
+
+
+def _some_rows(ds: LeRobotDataset, episodes: np.ndarray, column: str) -> np.ndarray:  # (N, D) float64
+    "Rows of a column in some episodes, as far as they can be read."
+    parts = []
+    for e in episodes:
+        with contextlib.suppress(InputError): parts.append(np.asarray(ds.rows(e, [column])[column], np.float64))
+    full = [p.reshape(len(p), -1) for p in parts if len(p)]
+    return np.concatenate(full) if full else np.zeros((0, 0))
+
 # %% ../../nbs/processing/15_embodiment_statistics.ipynb #7e6fe4a5
 def _columns_statistics(
     ds: LeRobotDataset, columns: list[str], use_shipped: bool
@@ -69,6 +107,7 @@ def _columns_statistics(
     shipped, features = _shipped(ds, "stats.json") if use_shipped else {}, ds.info["features"]
     sizes = {c: int(np.prod(features.get(c, {}).get("shape") or [0])) for c in columns}
     if shipped and all(_fits(shipped.get(c), (sizes[c],)) for c in columns):
+        for told in _misfits(ds, shipped, columns): warnings.warn(told)
         return {c: {k: shipped[c][k] for k in ENTRIES} for c in columns}
     if shipped:
         warnings.warn(

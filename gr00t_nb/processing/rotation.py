@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rot6d_to_matrix', 'matrix_to_rot6d', 'rotvec_to_matrix', 'matrix_to_rotvec', 'pose_to_matrix', 'matrix_to_pose',
-           'invert_pose', 'relative_pose', 'absolute_pose']
+           'quaternion_to_matrix', 'quaternion_pose', 'invert_pose', 'relative_pose', 'absolute_pose']
 
 # %% ../../nbs/processing/00_rotation.ipynb #6a20b89e
 import numpy as np
@@ -107,6 +107,34 @@ def matrix_to_pose(
     if format is ActionFormat.DEFAULT: return matrix.reshape(*matrix.shape[:-2], 16)
     from_matrix = matrix_to_rot6d if format is ActionFormat.XYZ_ROT6D else matrix_to_rotvec
     return np.concatenate([matrix[..., :3, 3], from_matrix(matrix[..., :3, :3])], axis=-1)
+
+# %% ../../nbs/processing/00_rotation.ipynb #1df3b457
+def quaternion_to_matrix(
+    quaternion: np.ndarray,  # (..., 4), of any length but zero
+    scalar_last: bool = True,  # x y z w, as in ROS and SciPy; False: w x y z, as in MuJoCo
+) -> np.ndarray:  # (..., 3, 3) float64
+    "Rotation matrices of quaternions. `InputError` for one of length zero."
+    q = np.asarray(quaternion, np.float64)
+    n = np.linalg.norm(q, axis=-1, keepdims=True)
+    if (n < 1e-12).any(): raise InputError("A quaternion of four zeros is no rotation.")
+    x, y, z, w = np.moveaxis(q / n if scalar_last else np.roll(q / n, -1, axis=-1), -1, 0)
+    rows = [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
+            2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
+            2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]
+    return np.stack(rows, axis=-1).reshape(*q.shape[:-1], 3, 3)
+
+
+def quaternion_pose(
+    pose: np.ndarray,  # (..., 7), position and quaternion
+    format: ActionFormat = ActionFormat.XYZ_ROT6D,  # how to write it
+    scalar_last: bool = True,  # as of `quaternion_to_matrix`
+) -> np.ndarray:  # (..., 9 | 6 | 16) float64
+    "Poses of position and quaternion in a format of GR00T."
+    pose = np.asarray(pose, np.float64)
+    out = np.zeros((*pose.shape[:-1], 4, 4))
+    out[..., :3, :3] = quaternion_to_matrix(pose[..., 3:], scalar_last)
+    out[..., :3, 3], out[..., 3, 3] = pose[..., :3], 1
+    return matrix_to_pose(out, format)
 
 # %% ../../nbs/processing/00_rotation.ipynb #810e9cdb
 def invert_pose(

@@ -15,18 +15,24 @@ from fastcore.basics import patch
 from ..modality_configs import ActionConfig, ActionFormat, ActionRepresentation, ActionType
 from ..modality_configs import ModalityConfig
 from ..errors import InputError, did_you_mean
+from ..data.steps import POSE_REMEDY, pose_problem
 from .rotation import absolute_pose, relative_pose
 
 # %% ../../nbs/processing/20_state_action.ipynb #4a965343
+def _float_type(x: np.ndarray) -> np.dtype:
+    "The type of a result: that of `x`; float32 for whole numbers, true and false."
+    return x.dtype if x.dtype.kind == "f" else np.dtype(np.float32)
+
+# %% ../../nbs/processing/20_state_action.ipynb #34f63045
 def normalize_range(
     x: np.ndarray,  # (..., D) or (..., H, D), physical units
     low: np.ndarray,  # (D,) or (H, D) float64, becomes -1
     high: np.ndarray,  # same shape, becomes 1
-) -> np.ndarray:  # shape and dtype of `x`; not clipped
+) -> np.ndarray:  # shape of `x`; its dtype if that is a float, else float32; not clipped
     "`x` on the scale where [low, high] is [-1, 1]; 0 where low and high are close. NaN stays NaN."
     still = np.isclose(high, low)
     unit = (x - low) / np.where(still, 1.0, high - low)
-    return np.where(still, 0.0, 2 * unit - 1).astype(x.dtype)
+    return np.where(still, 0.0, 2 * unit - 1).astype(_float_type(x))
 
 # %% ../../nbs/processing/20_state_action.ipynb #fd882aef
 def unnormalize_range(
@@ -42,24 +48,26 @@ def normalize_mean_std(
     x: np.ndarray,  # (..., D) or (..., H, D), physical units
     mean: np.ndarray,  # (D,) or (H, D) float64
     std: np.ndarray,  # same shape
-) -> np.ndarray:  # shape and dtype of `x`
+) -> np.ndarray:  # shape of `x`; its dtype if that is a float, else float32
     "`(x - mean) / std`; unchanged where std is 0."
-    return np.where(std == 0, x, (x - mean) / np.where(std == 0, 1.0, std)).astype(x.dtype)
+    scaled = (x - mean) / np.where(std == 0, 1.0, std)
+    return np.where(std == 0, x, scaled).astype(_float_type(x))
 
 # %% ../../nbs/processing/20_state_action.ipynb #9d839b98
 def unnormalize_mean_std(
     y: np.ndarray,  # (..., D) or (..., H, D)
     mean: np.ndarray,  # (D,) or (H, D) float64
     std: np.ndarray,  # same shape
-) -> np.ndarray:  # shape and dtype of `y`
+) -> np.ndarray:  # shape of `y`; its dtype if that is a float, else float32
     "The inverse of `normalize_mean_std`; nothing is clipped."
-    return np.where(std == 0, y, y * std + mean).astype(y.dtype)
+    return np.where(std == 0, y, y * std + mean).astype(_float_type(y))
 
 # %% ../../nbs/processing/20_state_action.ipynb #e0f989aa
 def encode_sin_cos(
     x: np.ndarray,  # (..., D) radians
-) -> np.ndarray:  # (..., 2 D), all sines and then all cosines, dtype of `x`
+) -> np.ndarray:  # (..., 2 D), all sines and then all cosines; dtype as of `normalize_range`
     "`[sin(x), cos(x)]` along the last axis."
+    x = np.asarray(x, _float_type(x))
     return np.concatenate([np.sin(x), np.cos(x)], axis=-1)
 
 # %% ../../nbs/processing/20_state_action.ipynb #d9d81948
@@ -317,6 +325,8 @@ def to_relative(self: StateActionProcessor,
     config = self._action_configs(embodiment)[group]
     reference = self._reference(state, embodiment, group, config)
     self._check_width(embodiment, group, reference, x)
+    if problem := pose_problem(config, x.shape[-1]):
+        raise InputError(f"The action group '{group}' of '{embodiment}' {problem}: {POSE_REMEDY}.")
     if config.type is ActionType.NON_EEF: return x.astype(np.float64) - reference
     out = relative_pose(x, reference, config.format)
     return out.reshape(*out.shape[:-1], 4, 4) if config.format is ActionFormat.DEFAULT else out

@@ -14,6 +14,7 @@ import numpy as np
 from ..data.lerobot import LeRobotDataset
 from ..data.modality import Group
 from ..data.moments import ENTRIES, Summary, summarize
+from ..data.steps import POSE_REMEDY, pose_problem
 from ..modality_configs import ActionConfig, ActionRepresentation, ActionType, ModalityConfig
 from ..errors import InputError
 from .rotation import relative_pose
@@ -95,8 +96,9 @@ class _Windows:
 
 # %% ../../nbs/processing/10_statistics.ipynb #6f67a184
 def _group_rows(ds: LeRobotDataset, episode: int, group: Group) -> np.ndarray:
-    "The numbers of a group at every step of an episode, (L, D) in the type of the file."
-    return ds.vectors(episode, group.kind, [group.name], raw=True)[group.name]
+    "The numbers of a group at every step of an episode, (L, D) float32 or float64."
+    rows = ds.vectors(episode, group.kind, [group.name], raw=True)[group.name]
+    return rows if rows.dtype in (np.float32, np.float64) else rows.astype(np.float64)
 
 
 def _too_short(ds: LeRobotDataset, offsets: list[int]) -> InputError:
@@ -161,3 +163,5 @@ def _check_widths(ds: LeRobotDataset, w: _Windows):
             f" is relative to has {s.width}: name another state with state_key, or make the action"
             " ABSOLUTE."
         )
+    if problem := pose_problem(w.config, a.width):
+        raise InputError(f"Action '{a.name}' of {ds.path} {problem}: {POSE_REMEDY}.")

@@ -16,6 +16,14 @@ from ..files import read_jsonl, write_text
 from .log import COLUMNS
 
 # %% ../../nbs/runs/05_log_writer.ipynb #b164375e
+def _whole_lines(path: Path) -> list[dict]:
+    "The rows of a log, without the last line where a run was killed while it wrote it."
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole, _, torn = text.rpartition("\n")
+    if torn: write_text(path, whole + "\n" if whole else "")
+    return read_jsonl(path)
+
+
 class JsonlLog(TrainerCallback):
     "Appends every log of the Trainer to `path`, on the first process."
 
@@ -42,7 +50,7 @@ class JsonlLog(TrainerCallback):
         return time.perf_counter(), state.global_step, waited
 
     def _drop_after(self, step: int):
-        rows = read_jsonl(self.path) if self.path.exists() else []
+        rows = _whole_lines(self.path) if self.path.exists() else []
         write_text(self.path, "".join(json.dumps(r) + "\n" for r in rows if r["step"] <= step))
 
     def _row(self, now: tuple, logs: dict) -> dict:

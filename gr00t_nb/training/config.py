@@ -47,6 +47,7 @@ class SampleOptions:
     num_shards_per_epoch: int = 100000  # shards drawn for an epoch; used by --sampling official
     random_rotation_angle: int | None = None  # images are turned by up to so many degrees; none: as the checkpoint says
     color_jitter_params: dict[str, float] | None = None  # e.g. brightness 0.3 hue 0.08; none: as the checkpoint says
+    extra_augmentation_config: str | None = None  # JSON of NVIDIA's augmentation by masks; refused: no masks yet
     fast_resize: bool = False  # scale training images with torch's bicubic filter, not Pillow's: three times faster
     frame_cache: bool = False  # keep decoded and scaled frames on disk: the second epoch decodes no video
     dataloader_num_workers: int = 2  # loader processes for each training process; any number gives the same batches
@@ -87,6 +88,8 @@ class RunOptions:
     logging_steps: int = 10  # optimizer steps between lines of the log
     resume: bool = True  # go on from the newest checkpoint in output_dir; --no-resume refuses a folder that has one
     use_wandb: bool = False  # log to Weights & Biases too (WANDB_MODE=offline works); log.jsonl is always written
+    wandb_project: str | None = None  # project at Weights & Biases; none: the family's, such as finetune-gr00t-n1d6
+    experiment_name: str | None = None  # what the run is called where it is logged; none: output_dir's last part
     num_gpus: int = 1  # the number of processes is torchrun's, and must agree where both are given
 
 # %% ../../nbs/training/00_config.ipynb #5cb397ee
@@ -214,6 +217,11 @@ def check_config(
     "Refuses values that cannot work, in one sentence; registers the modality configuration file."
     _check_numbers(config)
     _check_processes(config, world_size)
+    if config.extra_augmentation_config not in (None, "", "{}", "null"):
+        raise InputError(
+            "extra_augmentation_config changes images by masks, which this kit does not read yet:"
+            " leave --extra-augmentation-config out."
+        )
     if config.skip_broken and config.sampling == "official":
         raise InputError(
             "skip_broken goes with --sampling uniform, where a broken step's place is known;"

@@ -9,6 +9,8 @@ __all__ = ['load_model', 'FinetuneResult', 'finetune', 'main']
 import logging
 import os
 import shutil
+import sys
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +18,12 @@ import torch
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
-from ..errors import InputError, command
+from ..errors import InputError, Stopped, command, sentence_of
 from ..families.registry import family_of
 from ..files import read_jsonl
 from ..plots.curves import plot_loss
 from ..runs.log import log_path
+from ..runs.lock import locked
 from ..runs.log_writer import JsonlLog
 from ..runs.progress import Progress
 from ..runs.run_folder import checkpoint_step, newest_checkpoint
@@ -28,6 +31,7 @@ from .config import FinetuneConfig, check_config, tune_flags
 from .experiment import find_resume, start_wandb, training_arguments
 from .experiment import write_experiment
 from .prepare import Prepared, choose_base, prepare_data, training_dataset
+from .stopping import StopOnSignal
 from .trainer import Gr00tTrainer
 
 # %% ../../nbs/training/40_finetune.ipynb #6e4cb0d2
@@ -51,22 +55,22 @@ def load_model(
 # %% ../../nbs/training/40_finetune.ipynb #6582181d
 def _prepare(
     config: FinetuneConfig,  # what the user asked for
+    new_folder: bool,  # the output folder was not there before
 ) -> tuple[Prepared, TrainingArguments, Path | None, nn.Module]:
     "Data, arguments, the checkpoint to go on from, and the model."
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    # before the processes join each other: all of them stop with the same sentence
-    check_config(config, world_size)
-    _, family, config = choose_base(config)
-    new_folder = not Path(config.output_dir).exists()
-    args = training_arguments(config, family, world_size)
     try:
+        # before the processes join each other: all of them stop with the same sentence
+        check_config(config, world_size)
+        _, family, config = choose_base(config)
+        args = training_arguments(config, family, world_size)
         with args.main_process_first(desc="preparing"):  # what is computed once is cached for the others
             prepared = prepare_data(config, world_size)
         resume = find_resume(config, prepared)
         set_seed(config.seed)
         slot = prepared.processor.embodiment_ids[prepared.tag]
         model = load_model(config, resume or prepared.base, slot)
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         if new_folder and rank == 0: shutil.rmtree(config.output_dir, ignore_errors=True)
         raise
     return prepared, args, resume, model
@@ -98,6 +102,10 @@ def _trainer(
     return trainer
 
 # %% ../../nbs/training/40_finetune.ipynb #936a1ce7
+class _RunError(InputError):
+    "What ended one process while it trained: each says it, where all say the same before."
+
+
 @dataclass
 class FinetuneResult:
     "What a run left behind."
@@ -106,32 +114,107 @@ class FinetuneResult:
     model: nn.Module  # as trained
     log: list[dict]  # lines of log.jsonl
     skipped: dict[str, int]  # episode -> its samples that this process replaced because they could not be read
+    stopped: bool = False  # by Ctrl-C, before its last step
 
     def plot(self):  # matplotlib figure
         "The loss curve."
         steps, loss, rate = ([r[k] for r in self.log] for k in ("step", "loss", "learning_rate"))
         return plot_loss(steps, loss, beta=0.8, lr=rate)
 
+# %% ../../nbs/training/40_finetune.ipynb #28ceaad8
+def _header(prepared: Prepared) -> str:
+    "What the run is made of, and what the check-up warns of."
+    config, ds = prepared.config, prepared.dataset
+    held = f" ({len(prepared.val_episodes)} held out)" if prepared.val_episodes else ""
+    lines = [
+        f"{prepared.family.name} from {config.base_model_path}, as {prepared.tag}",
+        f"{len(prepared.train_episodes)} episodes of {ds.path}{held}",
+        f"{config.max_steps} steps of {config.global_batch_size} samples, into {config.output_dir}",
+    ]
+    return "\n".join([*lines, *(f"warning: {w}" for w in prepared.warnings)])
 
+# %% ../../nbs/training/40_finetune.ipynb #6cee94e5
+def _close_bars(trainer: Gr00tTrainer):
+    "What is printed after them stands below them."
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, Progress): callback.close()
+
+
+@dataclass
+class _Run:
+    "A run that is ready to train."
+    prepared: Prepared
+    args: TrainingArguments
+    resume: Path | None  # checkpoint to go on from
+    model: nn.Module
+    callbacks: list  # the user's
+
+    def train(self) -> FinetuneResult:
+        config, first = self.prepared.config, self.args.process_index == 0
+        output_dir, stop = Path(config.output_dir), StopOnSignal()
+        if first: write_experiment(config, self.prepared, self.model.config)
+        with suppress(BrokenPipeError):
+            if first: print(_header(self.prepared), flush=True)
+        if first and config.use_wandb: start_wandb(config, self.prepared.family)
+        watching = [*self.callbacks, stop]
+        trainer = _trainer(self.prepared, self.args, self.resume, self.model, watching)
+        trainer.clear_unfinished()
+        if trainer.start_step < config.max_steps:  # a finished run is only written out again
+            resume = str(self.resume) if self.resume else None
+            try:
+                with stop.listening(): trainer.train(resume_from_checkpoint=resume)
+            finally: _close_bars(trainer)
+        if (checkpoint_step(newest_checkpoint(output_dir)) or 0) < trainer.state.global_step:
+            trainer._save_checkpoint(self.model, None)
+        if first: trainer._save(str(output_dir))
+        trainer.accelerator.wait_for_everyone()
+        log = log_path(output_dir)
+        lines = read_jsonl(log) if log.exists() else []
+        skipped = dict(trainer.skipped)
+        left = output_dir, self.prepared, self.model, lines, skipped, stop.stopped
+        return FinetuneResult(*left)
+
+# %% ../../nbs/training/40_finetune.ipynb #8b3a2f21
+def _kept(output_dir: str | Path) -> str:
+    "What a run that ended early has left, and how to go on."
+    newest = newest_checkpoint(output_dir)
+    if newest is None: return f"No checkpoint had been written to {output_dir} yet."
+    return f"{newest} is whole: start the run again in the same way, and it goes on from there."
+
+
+def _how_to_go_on(result: FinetuneResult) -> str:
+    "What a run says that was stopped."
+    newest = newest_checkpoint(result.output_dir)
+    step, last = checkpoint_step(newest), result.prepared.config.max_steps
+    return f"stopped after step {step} of {last}. {_kept(result.output_dir)}"
+
+# %% ../../nbs/training/40_finetune.ipynb #958fdd56
 def finetune(
     config: FinetuneConfig,  # what to do
     callbacks: list | None = None,  # of transformers' Trainer; a `Progress` replaces the usual bar or curve
 ) -> FinetuneResult:
-    "Fine-tunes, on one process or many; goes on from the newest checkpoint in the output folder."
-    prepared, args, resume, model = _prepare(config)
-    config, first, output_dir = prepared.config, args.process_index == 0, Path(config.output_dir)
-    if first: write_experiment(config, prepared, model.config)
-    if first and config.use_wandb: start_wandb(config, prepared.family)
-    trainer = _trainer(prepared, args, resume, model, callbacks or [])
-    if trainer.start_step < config.max_steps:  # a finished run is only written out again
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    if (checkpoint_step(newest_checkpoint(output_dir)) or 0) < config.max_steps:
-        trainer._save_checkpoint(model, None)
-    if first: trainer._save(str(output_dir))
-    trainer.accelerator.wait_for_everyone()
-    log = log_path(output_dir)
-    lines = read_jsonl(log) if log.exists() else []
-    return FinetuneResult(output_dir, prepared, model, lines, dict(trainer.skipped))
+    """Fine-tunes, on one process or many; goes on from the newest checkpoint in the output folder.
+
+    Ctrl-C finishes the step, saves, and gives the result so far. `InputError` where the input
+    cannot be trained with, where another run uses the folder, and where the machine refuses;
+    `Stopped` where Ctrl-C comes while nothing is trained, or twice.
+    """
+    new_folder = not Path(config.output_dir).exists()
+    first = int(os.environ.get("RANK", 0)) == 0
+    run = None
+    try:
+        with locked(config.output_dir) if first else nullcontext():
+            run = _Run(*_prepare(config, new_folder), callbacks or [])
+            result = run.train()
+    except KeyboardInterrupt:
+        raise Stopped(f"Stopped at once. {_kept(config.output_dir)}") from None
+    except Exception as e:
+        sentence = sentence_of(e)
+        if sentence is None or run is None and isinstance(e, InputError): raise
+        left = _kept(config.output_dir) if run else ""
+        raise _RunError(f"{sentence} {left}".strip()) from e
+    if first and result.stopped: print(_how_to_go_on(result), file=sys.stderr)
+    return result
 
 # %% ../../nbs/training/40_finetune.ipynb #e916d750
 def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
@@ -153,9 +236,13 @@ def main():
     logging.getLogger("transformers").setLevel(logging.ERROR)
     rank = int(os.environ.get("RANK", 0))
     try: result = finetune(config)
-    except InputError:
-        if rank == 0: raise
+    except InputError as e:
+        if rank == 0 or isinstance(e, _RunError): raise
         raise SystemExit(2) from None  # one sentence, not one for each process
+    except KeyboardInterrupt:
+        if rank == 0: raise
+        raise SystemExit(130) from None
     finally:
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+    if result.stopped: raise SystemExit(130)
     if rank == 0 and result.log: print(_summary(config, result))

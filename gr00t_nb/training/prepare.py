@@ -10,11 +10,11 @@ import hashlib
 import json
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkup.checkup import check_dataset
-from ..checkup.problems import ranges
+from ..checkup.problems import Problem, grouped, ranges
 from ..data.lerobot import LeRobotDataset
 from ..data.steps import require_keys
 from ..data.video import check_ffmpeg
@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..families.base_models import resolve_base_model
 from ..families.family import Family
 from ..families.registry import family_of
-from ..files import cache_dir, fingerprint, keep
+from ..files import cache_dir, fingerprint, keep, read_json
 from ..loading.frames import FrameCache
 from ..loading.official_order import OfficialStream
 from ..loading.order import DataSource, split_episodes
@@ -65,18 +65,29 @@ def _record_of(dataset: LeRobotDataset, modality_config: dict) -> Path:
     return cache_dir() / "checkup" / name
 
 
+def _told(warned: list[Problem]) -> list[str]:
+    "Each warning once, with how often and where."
+    said = []
+    for group in grouped(warned):
+        often = f"{len(group.problems)} times: " if len(group.problems) > 1 else ""
+        where = f" ({group.where})" if group.where else ""
+        said.append(f"{often}{group.says}{where}")
+    return said
+
+# %% ../../nbs/training/10_prepare.ipynb #7adc5603
 def require_sound(
     dataset: LeRobotDataset,
     modality_config: dict,  # modality -> ModalityConfig: problems of what is not used are no obstacle
     progress: bool = True,  # show a bar
     skip_broken: bool = False,  # let errors of single episodes pass, with a warning
-):
+) -> list[str]:  # the check-up's warnings, each once
     "Refuses a data set with errors, in one sentence that says where the whole table is."
     record = _record_of(dataset, modality_config)
-    if record.exists(): return
+    if record.exists() and "told" in (known := read_json(record)): return known["told"]
     report = check_dataset(
         dataset.path, config=modality_config, progress=progress, exclude_episodes=dataset.excluded
     )
+    told = _told(report.of("warning"))
     errors = report.of("error")
     if dataset.proposed: errors = [p for p in errors if p.kind != "modality_missing"]
     single = sorted({p.episode for p in errors if p.episode is not None})
@@ -86,9 +97,10 @@ def require_sound(
             " steps will take the place of those that cannot be read."
         )
         errors = [p for p in errors if p.episode is None]
-        if not errors: return  # and ask again next time
+        if not errors: return told  # and ask again next time
     if errors: raise InputError(_refusal(dataset, report, errors))
-    keep(record, dict(path=str(dataset.path), warnings=[p.to_json() for p in report.of("warning")]))
+    keep(record, dict(path=str(dataset.path), told=told))
+    return told
 
 # %% ../../nbs/training/10_prepare.ipynb #62f97907
 def choose_base(
@@ -112,6 +124,7 @@ class Prepared:
     processor: object  # the family's, with this embodiment's configuration and statistics
     train_episodes: list[int]  # positions in `dataset`
     val_episodes: list[int]  # held out, positions, too
+    warnings: list[str] = field(default_factory=list)  # of the check-up, each once
 
 # %% ../../nbs/training/10_prepare.ipynb #41a64a3c
 def _load_processor(config: FinetuneConfig, base: Path, family: Family):
@@ -139,13 +152,16 @@ def prepare_data(
     from_file = config.modality_config_path is not None
     modality_config = choose_modality_config(tag, processor.modality_configs, from_file)
     require_keys(dataset, modality_config)
-    if config.check_data: require_sound(dataset, modality_config, skip_broken=config.skip_broken)
+    told = []
+    if config.check_data:
+        told = require_sound(dataset, modality_config, skip_broken=config.skip_broken)
     statistics = embodiment_statistics(dataset, modality_config)
     override = config.override_statistics
     processor.set_embodiment(tag, modality_config, statistics, override=override)
     train, val = list(range(len(dataset))), []
     if config.val_fraction: train, val = split_episodes(dataset, config.val_fraction, config.seed)
-    return Prepared(config, tag, base, family, dataset, modality_config, processor, train, val)
+    made_of = dataset, modality_config, processor, train, val, told
+    return Prepared(config, tag, base, family, *made_of)
 
 # %% ../../nbs/training/10_prepare.ipynb #e84676b3
 def training_dataset(

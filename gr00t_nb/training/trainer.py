@@ -8,6 +8,7 @@ __all__ = ['Collator', 'Gr00tTrainer']
 # %% ../../nbs/training/30_trainer.ipynb #5031e9a1
 import os
 import shutil
+import signal
 import time
 import warnings
 from collections import Counter
@@ -16,7 +17,7 @@ from pathlib import Path
 import cv2
 import torch
 from fastcore.basics import patch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
@@ -25,6 +26,18 @@ from ..families.registry import family_of
 from ..loading.order import GlobalBatches
 
 # %% ../../nbs/training/30_trainer.ipynb #ebea3d48
+def _shared(value):
+    """Tensors in shared memory, as a loader process hands them over.
+
+    Where that is too small the error is then the collation's, which the training process hears of.
+    Otherwise it is that of a thread, and the training process waits for the batch for ever.
+    """
+    if isinstance(value, torch.Tensor): return value.share_memory_()
+    if isinstance(value, dict): return {k: _shared(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return type(value)(_shared(v) for v in value)
+    return value
+
+
 class Collator:
     "Samples to a batch: the processor's collation, plus what the family draws for each sample."
 
@@ -44,6 +57,7 @@ class Collator:
         indices, shape = [s["sample_index"] for s in samples], tuple(batch["action"].shape[1:])
         batch |= self.family.draw_flow(self.model_config, indices, self.seed, shape)
         skipped = [s["skipped"] for s in samples if "skipped" in s]
+        if get_worker_info() is not None: batch = _shared(batch)
         return batch | (dict(skipped=skipped) if skipped else {})
 
 # %% ../../nbs/training/30_trainer.ipynb #73994841
@@ -82,8 +96,10 @@ class Gr00tTrainer(Trainer):
 
 # %% ../../nbs/training/30_trainer.ipynb #75d0d970
 def _one_thread(worker: int):
-    "Each loader process computes on one core; torch sees to itself, OpenCV must be told."
+    "Each loader process computes on one core; torch sees to itself, OpenCV must be told. Ctrl-C is not for it."
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @patch
@@ -134,6 +150,12 @@ def log(self: Gr00tTrainer, logs: dict, *args, **kwargs):
     Trainer.log(self, logs, *args, **kwargs)
 
 # %% ../../nbs/training/30_trainer.ipynb #8281ddbf
+def _copy_folder(source: Path, target: Path):
+    "Without hidden files, which are what a process that was killed had half written."
+    hidden = shutil.ignore_patterns(".*")
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=hidden)
+
+
 @patch
 def _save(self: Gr00tTrainer, output_dir: str | None = None, state_dict=None):
     "Model, processor and the companions, in the official layout."
@@ -141,7 +163,7 @@ def _save(self: Gr00tTrainer, output_dir: str | None = None, state_dict=None):
     self.family.save(output_dir, self.accelerator.unwrap_model(self.model), self.processor)
     for path in self.companions:
         if path.parent == output_dir: continue  # the run's own folder, where they lie already
-        if path.is_dir(): shutil.copytree(path, output_dir / path.name, dirs_exist_ok=True)
+        if path.is_dir(): _copy_folder(path, output_dir / path.name)
         elif path.exists(): shutil.copy2(path, output_dir / path.name)
 
 # %% ../../nbs/training/30_trainer.ipynb #8a0d709a
@@ -149,11 +171,23 @@ _UNFINISHED = ".unfinished"
 
 
 @patch
+def clear_unfinished(self: Gr00tTrainer):
+    "Removes what a run left that died while it saved; called by every process."
+    if self.args.should_save:
+        shutil.rmtree(Path(self.args.output_dir) / _UNFINISHED, ignore_errors=True)
+    self.accelerator.wait_for_everyone()
+
+
+@patch
 def _save_checkpoint(self: Gr00tTrainer, model, trial):
     "Writes the checkpoint beside its place, then moves it there in one step."
     final = Path(self.args.output_dir)
+    self.clear_unfinished()
     self._get_output_dir = lambda trial=None: str(final / _UNFINISHED)
     try: Trainer._save_checkpoint(self, model, trial)
+    except BaseException:
+        if self.args.should_save: shutil.rmtree(final / _UNFINISHED, ignore_errors=True)
+        raise
     finally: del self._get_output_dir
     self.accelerator.wait_for_everyone()  # every process has written its random state
     if self.args.should_save:

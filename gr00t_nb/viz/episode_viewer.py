@@ -6,10 +6,14 @@
 __all__ = ['MANY', 'EpisodeViewer']
 
 # %% ../../nbs/viz/40_episode_viewer.ipynb #fb0c5ed8
+import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastcore.basics import patch
+import cv2
+import numpy as np
+from fastcore.basics import GetAttr, patch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..checkup.problems import Report
@@ -17,11 +21,14 @@ from ..checkup.unusual import EpisodeScore, dataset_scales, unusual_episodes
 from ..data.lerobot import LeRobotDataset
 from ..modality_configs import ModalityConfig
 from ..errors import InputError
-from .episodes import ORDERS, EpisodeRecord, chosen_views, draw_episode, draw_motion
-from .episodes import draw_traces, episode_tasks, listing, places, read_episode, told
-from .frame_store import PAGE, FrameStore, camera_box
-from .player import CameraView, FigureView, TimeControls, Viewer, note
-from .traces import TraceSource
+from ..data.video import write_video
+from .controls import EpisodeControls
+from .episodes import EpisodeRecord, Exclusions, chosen_views
+from .episodes import draw_episode, draw_motion, draw_traces, episode_tasks, listing
+from .episodes import places, put_beside, read_episode, step_beside, told
+from .frame_store import PAGE, model_eyes, note, film_frame
+from .player import DPI, Viewer
+from .traces import TraceSource, value_marks
 
 try: import ipywidgets as widgets
 except ImportError: widgets = None  # the viewer is its static twin then
@@ -30,12 +37,14 @@ except ImportError: widgets = None  # the viewer is its static twin then
 MANY = 16  # dimensions that are drawn at once, unless more are asked for
 
 
-class EpisodeViewer(Viewer):
+class EpisodeViewer(GetAttr, Viewer):
     """Watch the episodes of a data set.
 
-    Widgets: `episode`, `task`, `order`, `listed`, `step`, `problem`, `values`, `actions`, `group`.
+    Widgets, those of `EpisodeControls`: `episode`, `task`, `order`, `listed`, `step`, `problem`,
+    `values`, `actions`, `group`, `span`, `joints`, `beside`, `pictures`, `leave_out`, ...
     Without ipywidgets, and where no front end is, its static twin is shown: `figure()`, `save()`.
     """
+    _default = "controls"  # where attributes are looked up that it has not itself
 
     def __init__(self,
         dataset: LeRobotDataset | str | Path,  # or the folder of one
@@ -50,20 +59,27 @@ class EpisodeViewer(Viewer):
         relative: bool = False,
         max_bytes: int = 64 * 2**20,  # of all frames that are kept
         theme: str = "auto",  # of the figures: 'auto' follows JupyterLab; 'light', 'dark'
+        units: dict[str, str] | None = None,  # of groups or dimensions, such as {"single_arm": "rad"}
+        folder: str | Path = "outputs",  # where pictures, films and the list of exclusions are saved
     ):
+        self.controls = None
         self.ds = dataset if isinstance(dataset, LeRobotDataset) else LeRobotDataset(dataset)
         if not len(self.ds):
             raise InputError(f"{self.ds.path} has no episodes: there is nothing to watch.")
-        self.source, self.report = TraceSource(self.ds, config, processor, embodiment), report
+        self.source = TraceSource(self.ds, config, processor, embodiment, units)
+        self.report = report
         self.views, self.tasks = chosen_views(self.source, views), episode_tasks(self.ds)
         self.scales = dataset_scales(self.ds, 20)
         self._scores, self._busy, self._at = None, False, step  # scores: made when first asked for
-        self._group = _first_group(self.source)
+        self._group, self.hidden = _first_group(self.source), set()  # titles of panels
+        self.processor = processor if hasattr(processor, "images") else None
+        self.folder, self.other = Path(folder), None  # the episode beside it, an EpisodeRecord
+        self.exclusions = Exclusions(self.ds)
         self._settings = dict(episode=episode, step=step, normalized=normalized, relative=relative)
         self.record = self._read(episode)
         if widgets is not None: self._build(max_bytes, theme)
 
-
+# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de27
 def _first_group(source: TraceSource) -> str | None:  # None: all
     "What is drawn at first: all groups, or the first one where they have too many dimensions."
     known = source.ds.modality
@@ -96,7 +112,15 @@ def figure(self: EpisodeViewer) -> Figure:
     "The static twin of what is shown at the moment."
     s = self.settings()
     step = min(s["step"], max(0, self.record.length - 1))
-    return draw_episode(self.ds, self.record, self.views, step, s["normalized"])
+    span = self.seconds_shown()
+    return draw_episode(self.ds, self.record, self.views, step, s["normalized"], span=span)
+
+
+@patch
+def seconds_shown(self: EpisodeViewer) -> tuple[float, float] | None:  # None: all
+    "The stretch of the episode that the traces show."
+    if self.root is None or self.span.value == (self.span.min, self.span.max): return None
+    return self.span.value
 
 
 @patch
@@ -111,93 +135,29 @@ def _read(self: EpisodeViewer, episode: int) -> EpisodeRecord:
     s = self.settings()
     groups = None if self._group is None else [self._group]
     choice = s["normalized"], s["relative"], groups
-    return read_episode(self.source, episode, *choice, self.report, self.scales)
+    r = read_episode(self.source, episode, *choice, self.report, self.scales)
+    self.titles = [p.title for p in r.panels]
+    r.panels = [p for p in r.panels if p.title not in self.hidden]
+    if self.root is None: return r
+    if self.spread.value: self.source.add_spread(r.panels, s["normalized"], s["relative"])
+    if self.beside.value != "":
+        self.other = read_episode(self.source, self.beside.value, *choice)
+        put_beside(r, self.other, self.lock.value)
+    return r
 
 # %% ../../nbs/viz/40_episode_viewer.ipynb #ad07d9f7
-def _field(kind, text: str, width: str, **keywords):
-    "A widget with its label."
-    wide = widgets.Layout(width=width, min_width="90px")
-    return kind(
-        description=text, style=dict(description_width="auto"), layout=wide, **keywords
-    )
-
-
-def _either(options: list[str], second: bool, **keywords):
-    "Two buttons, one of which is pressed."
-    return widgets.ToggleButtons(
-        options=options, value=options[second], style=dict(button_width="100px"),
-        layout=widgets.Layout(width="auto"), **keywords
-    )
-
-
 @patch
 def _build(self: EpisodeViewer, max_bytes: int, theme: str):
     "All widgets, shown and connected."
     s = self._settings
-    self._make_choices(s["episode"])
-    room = camera_box(len(self.views), 330 if len(self.views) < 4 else 0)
-    self.store = FrameStore(self.ds, self.views, room, max_bytes)
-    self.cameras = CameraView(self.store)
-    self.time = TimeControls(self.ds.fps, self._stepped, self.record.length)
-    self.step = self.time.step
-    self.text = widgets.HTML(layout=widgets.Layout(margin="0"))
-    self.problem = widgets.Dropdown(options=[("", "")], layout=widgets.Layout(width="auto"))
-    self.values = _either(["raw", "normalized"], s["normalized"])
-    self.values.layout.margin = "2px 20px 2px 2px"  # two choices, not four buttons
-    fixed = not self.source.can_be_relative()
-    self.actions = _either(["absolute", "relative"], s["relative"], disabled=fixed)
-    groups = [("all", ""), *((g, g) for g in self.source.groups)]
-    chosen = dict(options=groups, value=self._group or "")
-    self.group = _field(widgets.Dropdown, "group", "240px", **chosen)
-    self.strip, self.traces = FigureView(theme), FigureView(theme)
-    self._arrange()
+    begin, told = s | dict(group=self._group), (self._stepped, self._go, self._look_closer)
+    eyes = self.processor is not None
+    look = dict(eyes=eyes, max_bytes=max_bytes, theme=theme)
+    self.controls = EpisodeControls(self.source, self.views, self.tasks, begin, *told, **look)
+    self.root = self.controls.root
     self._observe()
     self._relist()
     self._open(s["episode"], s["step"])
-
-# %% ../../nbs/viz/40_episode_viewer.ipynb #0a12f76d
-@patch
-def _make_choices(self: EpisodeViewer, episode: int):
-    "The row above: which episode."
-    tasks = [(f"{t} ({len(e)})", t) for t, e in self.tasks.items()]
-    every = (f"all ({len(self.ds)} episodes)", "")
-    self.task = _field(widgets.Dropdown, "task", "300px", options=[every, *tasks], value="")
-    self.order = _field(widgets.Dropdown, "order", "210px", options=ORDERS)
-    self.listed = widgets.Dropdown(
-        options=[("", None)],
-        value=None,
-        tooltip="the episodes of this task, in this order",
-        layout=widgets.Layout(flex="0 1 330px", min_width="90px", width="auto"),
-    )
-    place = dict(min=0, max=len(self.ds) - 1, value=episode)
-    self.episode = _field(widgets.BoundedIntText, "episode", "130px", **place)
-    self.episode.layout.flex = "0 0 130px"  # the list beside it gives way
-    small = widgets.Layout(flex="0 0 36px")
-    arrow = lambda icon, tip: widgets.Button(icon=icon, tooltip=tip, layout=small)
-    self.previous = arrow("chevron-left", "the episode before it in the list")
-    self.next = arrow("chevron-right", "the next episode of the list")
-
-
-@patch
-def _arrange(self: EpisodeViewer):
-    "Rows of widgets, as wide as the page."
-    of = widgets.Layout
-    line = of(flex_flow="row wrap", align_items="center", width="100%")
-    row = lambda *parts: widgets.HBox(parts, layout=line)
-    beside = of(flex="1 1 260px", min_width="240px")
-    words = widgets.VBox([self.text, self.problem], layout=beside)
-    flow = "row wrap" if len(self.views) > 3 else "row"
-    whole = of(width="100%", flex_flow=flow, align_items="flex-start")
-    film = widgets.HBox([self.cameras.box, words], layout=whole)
-    walk = widgets.HBox(
-        [self.previous, self.listed, self.next, self.episode],
-        layout=of(flex="1 1 480px", min_width="0", align_items="center"),  # stays in one row
-    )
-    above, numbers = row(self.task, self.order, walk), row(self.values, self.actions, self.group)
-    self.root = widgets.VBox(
-        [above, film, self.time.row, self.strip.box, numbers, self.traces.box],
-        layout=of(width="100%", max_width=f"{PAGE}px", overflow="hidden"),
-    )
 
 # %% ../../nbs/viz/40_episode_viewer.ipynb #32021c3c
 @patch
@@ -212,10 +172,22 @@ def _observe(self: EpisodeViewer):
     when(self.values, lambda _: self._redraw())
     when(self.actions, lambda _: self._redraw())
     when(self.group, self._choose_group)
+    when(self.spread, lambda _: self._redraw())
+    when(self.span, lambda _: self._draw())
+    when(self.joints, self._choose_joints)
+    for control in (self.beside, self.lock): when(control, lambda _: self._choose_other())
+    for control in (self.pictures, self.seed): when(control, lambda _: self._choose_eyes())
+    for control in (self.leave_out, self.because): when(control, lambda _: self._mark())
+    self.whole.on_click(lambda _: self._look_closer(None, None))
+    self.save_list.on_click(lambda _: self._keep(self.list_said, self._save_list))
+    self.save_png.on_click(lambda _: self._keep(self.saved, lambda: self.save(self._to("png"))))
+    film = lambda: self.save_film(self._to("mp4"))
+    self.save_mp4.on_click(lambda _: self._keep(self.saved, film))
+    if self.page is not None: self.page.observe(lambda _: self._fit(), "width")
     self.previous.on_click(lambda _: self.neighbour(-1))
     self.next.on_click(lambda _: self.neighbour(1))
 
-
+# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de32
 @patch
 def _offer(self: EpisodeViewer, widget, options: list[tuple], value=None):
     "Sets the options and the value of a widget without an echo."
@@ -261,11 +233,18 @@ def _open(self: EpisodeViewer, episode: int, step: int = 0):
     "Another episode."
     self.record = self._read(episode)
     self._offer(self.listed, list(self.listed.options), episode)
+    number, seconds = self.record.number, max(self.record.seconds(self.record.length), 0.1)
     self._busy = True
-    try: self.episode.value = episode
+    try:
+        self.episode.value = episode
+        self.span.max, self.span.value = seconds, (0.0, seconds)
+        self.leave_out.value = number in self.exclusions
+        self.because.value = self.exclusions.get(number, "")
+        self.path.value = str(self.folder / f"{self.ds.name}_episode_{number:06d}")
     finally: self._busy = False
     self.time.restart(self.record.length, step)
-    self._offer(self.problem, [("go to ...", ""), *places(self.record)], "")
+    self._offer(self.problem, [("...", ""), *places(self.record)], "")
+    self._tell_list()
     self._draw()
 
 
@@ -283,10 +262,70 @@ def _choose_group(self: EpisodeViewer, group: str):
 
 
 @patch
+def _choose_joints(self: EpisodeViewer, shown: tuple):
+    self.hidden = self.hidden - set(self.titles) | set(self.titles) - set(shown)
+    self._redraw()
+
+# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de03
+@patch
 def _draw(self: EpisodeViewer):
-    self.strip.show(draw_motion(self.record))
-    self.traces.show(draw_traces(self.record, normalized=self.values.value == "normalized"))
+    "Both figures, as wide as the page is; two panels beside each other where it is narrow."
+    width = PAGE if self.page is None or not self.page.width else min(PAGE, self.page.width)
+    self._columns, wide = 4 if width >= 1000 else 2, -(-width // 50) * 50 / DPI
+    look = dict(width=wide, columns=self._columns, span=self.seconds_shown(), room=True)
+    self.strip.show(draw_motion(self.record, width=wide))
+    normalized = self.values.value == "normalized"
+    self.traces.show(draw_traces(self.record, normalized=normalized, **look))
+    shown = [t for t in self.titles if t not in self.hidden]
+    before, self._busy = self._busy, True
+    try:
+        if self.joints.options != tuple(self.titles): self.joints.options = self.titles
+        self.joints.value = shown
+    finally: self._busy = before
     self._stepped(self.step.value)
+
+
+@patch
+def _fit(self: EpisodeViewer):
+    "The page has another width."
+    if -(-self.page.width // 50) != getattr(self, "_fits", None):
+        self._fits = -(-self.page.width // 50)
+        self._draw()
+
+
+@patch
+def _choose_other(self: EpisodeViewer):
+    "Another episode is laid over this one, or none any more."
+    if self.beside.value == "": self.other = None
+    self._redraw()
+    self.other_cameras.box.layout.display = "none" if self.other is None else ""
+
+
+@patch
+def _choose_eyes(self: EpisodeViewer):
+    "Pictures as recorded, or as the model sees them."
+    self.seed.disabled = self.pictures.value != "augmented"
+    seed = None if self.seed.disabled else self.seed.value
+    change = None if self.pictures.value == "recorded" else model_eyes(self.processor, seed)
+    for store in (self.store, self.second):
+        store.change = change
+        store.forget()
+    self._stepped(self.step.value)
+
+# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de05
+@patch
+def _go(self: EpisodeViewer, seconds: float):
+    self.step.value = min(max(0, round(seconds * (self.ds.fps or 1))), self.step.max)
+
+
+@patch
+def _look_closer(self: EpisodeViewer, start: float | None, end: float | None):
+    "Another stretch of the episode, at least five steps; None: all of it."
+    low, high = self.span.min, self.span.max
+    if start is None: start, end = low, high
+    least = min(5 / (self.ds.fps or 1), high)
+    middle = min(max((start + end) / 2, least / 2), high - least / 2)
+    self.span.value = min(start, middle - least / 2), max(end, middle + least / 2)
 
 # %% ../../nbs/viz/40_episode_viewer.ipynb #dbc6c8b8
 @patch
@@ -295,13 +334,93 @@ def _stepped(self: EpisodeViewer, step: int):
     # camera -> why it has no picture
     self.unseen = self.cameras.show(self.record.episode, step, self.record.length, direction)
     self._at, seconds = step, self.record.seconds(step)
-    self.strip.cursor(seconds)
-    self.traces.cursor(seconds)
-    text = told(self.ds, self.record, step, self.report is not None)
+    self.strip.cursor(seconds, span=self.seconds_shown())
+    self.traces.cursor(seconds, [value_marks(p, step) for p in self.record.panels])
+    if self.other is not None:
+        there = step_beside(self.record, self.other, step, self.lock.value)
+        self.other_cameras.show(self.other.episode, there, self.other.length, direction)
+    why = next((s.why for s in self._scores or () if s.episode == self.record.episode), "")
+    text = told(self.ds, self.record, step, self.report is not None, why)
     if self.text.value != text: self.text.value = text
 
 
 @patch
 def close(self: EpisodeViewer):
     "Ends its thread and lets go of the frames."
-    if self.root is not None: self.store.close()
+    if self.root is None: return
+    for store in (self.store, self.second): store.close()
+
+# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de07
+@patch
+def _mark(self: EpisodeViewer):
+    "Leaves the episode out, or takes it in again."
+    if self.leave_out.value: self.exclusions[self.record.number] = self.because.value
+    else: self.exclusions.pop(self.record.number, None)
+    self._tell_list()
+
+
+@patch
+def _tell_list(self: EpisodeViewer):
+    marked = ", ".join(map(str, sorted(self.exclusions))) or "none"
+    self.list_said.value = f"left out: {marked}"
+
+
+@patch
+def _save_list(self: EpisodeViewer) -> Path:
+    return self.exclusions.save(self.folder / f"{self.ds.name}_exclude_episodes.json")
+
+
+@patch
+def _to(self: EpisodeViewer, ending: str) -> Path:
+    "Where a picture or film goes; its folder is made."
+    path = Path(f"{self.path.value.strip()}.{ending}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@patch
+def _keep(self: EpisodeViewer, said, write):
+    "Writes a file and says where, or why not."
+    said.value = "writing ..."
+    try: said.value = f"written: <code>{html.escape(str(write()))}</code>"
+    except (InputError, OSError, RuntimeError) as e: said.value = note("error", str(e))
+
+# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de08
+@patch
+def save_film(self: EpisodeViewer,
+    path: str | Path,  # ends in .mp4
+    width: int = 720,  # pixels
+    most: int = 300,  # pictures
+) -> Path:
+    "Writes the seconds that the traces show as a film: cameras over traces with a running cursor."
+    start, end = self.seconds_shown() or (0, self.record.seconds(self.record.length))
+    fps = self.ds.fps or 1
+    steps = [s for s in range(self.record.length) if start <= s / fps <= end]
+    stride = max(1, -(-len(steps) // most))
+    look = dict(width=width / DPI, columns=2, span=self.seconds_shown())
+    normalized = self.settings()["normalized"]
+    fig = draw_traces(self.record, normalized=normalized, **look)
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    ground = np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    change = self.store.change if self.root is not None else None
+    film = []
+    for s in steps[::stride]:
+        frames = [self.ds.frames(self.record.episode, v, [s]) for v in self.views]
+        shown = [(f if change is None else change(f))[0] for f in frames]
+        film.append(film_frame(shown, width, _with_cursor(ground, fig, s / fps)))
+    write_video(path, np.stack(film), fps / stride)
+    return Path(path)
+
+# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de09
+def _with_cursor(ground: np.ndarray, fig: Figure, seconds: float) -> np.ndarray:
+    "The traces with a line at a time."
+    picture, (height, width) = ground.copy(), ground.shape[:2]
+    for ax in fig.axes:
+        box, (low, high) = ax.get_position(), ax.get_xlim()
+        share = (seconds - low) / (high - low)
+        if not 0 <= share <= 1: continue
+        x = round((box.x0 + share * box.width) * width)
+        top, bottom = round((1 - box.y1) * height), round((1 - box.y0) * height)
+        cv2.line(picture, (x, top), (x, bottom), (213, 94, 0), 2)
+    return picture

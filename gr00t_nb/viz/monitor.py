@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..plots.curves import RUN_COLOURS, plot_training
 from ..runs.log import COLUMNS, DATA_BOUND, RunLog, check_axis, log_path, open_runs
 from ..runs.progress import Progress
-from .player import FigureView, Viewer, live, note
+from .player import FigureView, Viewer, live
+from .frame_store import note
 
 try: import ipywidgets as widgets
 except ImportError: widgets = None  # the monitor is its static twin then

@@ -23,9 +23,11 @@ from ..errors import InputError
 from ..evaluation.predictions import HOLD, Predictions
 from ..evaluation.measures import chunk_error
 from ..plots.style import COLOURS, Plot, legend, panels, styled
-from .player import Viewer, note
-from .prediction_controls import PredictionControls, own_steps, strip_svg
-from .prediction_figures import POLICY_COLOURS, Fan, draw_point, plot_denoising
+from .player import Viewer
+from .frame_store import note
+from .controls import PredictionControls, own_steps, strip_svg
+from .prediction_figures import POLICY_COLOURS, TOLD, Fan, action_spreads, draw_point
+from .prediction_figures import plot_denoising, scaled_errors
 from .prediction_figures import plot_path_3d, plot_prediction
 
 try: import ipywidgets as widgets
@@ -42,25 +44,38 @@ def _live_page(count: int, title: str = "") -> tuple[Plot, list[Axes]]:
 
 @styled
 def _fan_page(
-    predictions: Predictions, dims: Sequence[int], zoom: bool, moment: tuple, answers: dict, reached
+    predictions: Predictions, dims: Sequence[int], zoom: bool, moment: tuple, answers: dict,
+    reached, as_recorded: dict | None = None
 ) -> Figure:
-    "A figure with its fan as `fan`, the policies that its legend names as `named`."
+    """A figure with its fan as `fan`, the policies that its legend names as `named`.
+
+    The answer to the recorded sentence has a place in the legend before another one is asked, so
+    that asking moves nothing.
+    """
     fig, axes = _live_page(len(dims))
     fig.fan, fig.named = Fan(axes, predictions, dims, zoom), list(answers)
     if reached is not None: fig.fan.reached = reached
-    fig.fan.show(*moment, answers)  # the layout has to know how wide the numbers at the axes are
+    # the layout has to know how wide the numbers at the axes are
+    fig.fan.show(*moment, answers, as_recorded or answers)
     legend(fig, axes[0])
+    fig.asked = as_recorded is not None
+    if not fig.asked:
+        told = fig.legends[0]
+        for text, line in zip(told.get_texts(), told.legend_handles):
+            if text.get_text() == TOLD:
+                text.set_alpha(0)
+                line.set_alpha(0)
     return fig
 
-
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #70c1de01
 @styled
 def _point_page(
     predictions: Predictions, name: str, moment: tuple, way: tuple, k: int, dims: Sequence[int]
 ) -> Figure:
     "One point of a denoising. All points share one range."
     count, (episode, step) = len(way[1]), moment
-    where = "noise" if k == 0 else "the answer" if k == count else "on the way"
-    fig, axes = _live_page(len(dims), f"{where}: {k} of {count} Euler steps done")
+    where = {0: ": noise", count: ": the answer"}.get(k, "")
+    fig, axes = _live_page(len(dims), f"Euler step {k} of {count}{where}")
     truth, offsets = predictions.truth(episode), predictions.offsets[name]
     time = offsets / (predictions.dataset.fps or 1)
     for ax, d in zip(axes, dims):
@@ -147,7 +162,7 @@ def _connect(self: PredictionViewer):
     recorded = lambda _: setattr(c.prompt, "value", self.predictions.instruction(*self.at))
     c.as_recorded.on_click(recorded)
     c.worst.on_click(lambda _: self.go_worst(0))
-    c.next_worse.on_click(lambda _: self.go_worst(len(self._peaks)))
+    c.next_worst.on_click(lambda _: self.go_worst(len(self._peaks)))
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #9f7aa48f
 @patch
@@ -242,9 +257,10 @@ def _draw_view(self: PredictionViewer, answers: dict):
         return c.picture.show(self._path(title=" "), [])
     recorded = None if self.asked is None else self._answers(None)
     # the legend names those that are drawn, and no other; the panels keep their range
-    if self._fan is None or self._fan.named != list(answers):
+    asked = recorded is not None
+    if self._fan is None or (self._fan.named, self._fan.asked) != (list(answers), asked):
         reached = self._fan and self._fan.fan.reached
-        self._fan = _fan_page(p, self.chosen, c.zoom.value, self.at, answers, reached)
+        self._fan = _fan_page(p, self.chosen, c.zoom.value, self.at, answers, reached, recorded)
     self._fan.fan.show(*self.at, answers, recorded)
     c.picture.show_png(*self._fan.fan.png())
 
@@ -290,9 +306,9 @@ def _facts(self: PredictionViewer, answers: dict) -> str:  # HTML
     for k, n in enumerate(p.policies):
         if (a := answers.get(n)) is None or isinstance(a, str): continue
         rows.append((POLICY_COLOURS[k % 6], n, self._fact(n, a, plain.get(n))))
-    hold = p.errors(HOLD, episode, self.chosen)[step]
-    if np.isfinite(hold): rows.append((COLOURS["grey"], HOLD, f"error {hold:.3g}"))
-    mark = '<span style="white-space:nowrap;margin-right:22px"><b class="gr00t-mark"'
+    hold = scaled_errors(p, HOLD, episode, self.chosen)[step]
+    if np.isfinite(hold): rows.append((COLOURS["grey"], HOLD, f"error {hold:.3g} spreads"))
+    mark = '<span style="display:inline-block;margin-right:22px"><b class="gr00t-mark"'
     escaped = html.escape
     lines = [f'{mark} style="color:{c}">■</b> <b>{escaped(n)}</b> {t}</span>' for c, n, t in rows]
     return f'<div style="line-height:1.5">{" ".join(lines)}</div>'
@@ -304,12 +320,30 @@ def _fact(self: PredictionViewer, name: str, answer: np.ndarray, plain) -> str:
     p, (episode, step) = self.predictions, self.at
     middle = np.median(answer, 0)
     asked = middle[None], p.truth(episode), np.array([step]), p.offsets[name]
-    text = f"error {np.nanmean(chunk_error(*asked)[0][self.chosen]):.3g}"
-    spread = np.nanmean(np.ptp(answer[..., self.chosen], axis=0))
-    if len(answer) > 1: text += f", spread of the samples {spread:.3g}"
+    error = chunk_error(*asked)[0]
+    text = f"error {self._spreads(error):.3g} spreads ({self._by_group(error)})"
+    apart = self._spreads(np.ptp(answer, axis=0).mean(0))
+    if len(answer) > 1: text += f", samples {apart:.3g} apart"
     if plain is None or isinstance(plain, str): return text
-    moved = np.nanmean(np.abs(middle - np.median(plain, 0))[:, self.chosen])
+    moved = self._spreads(np.abs(middle - np.median(plain, 0)).mean(0))
     return f"{text}, moved by the prompt {moved:.3g}"
+
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #70c1de02
+@patch
+def _spreads(self: PredictionViewer, each: np.ndarray) -> float:
+    "Mean over what is drawn of a length (D,) of each number, in spreads."
+    scaled = (each / action_spreads(self.predictions))[self.chosen]
+    return float(np.mean(scaled[np.isfinite(scaled)])) if np.isfinite(scaled).any() else np.nan
+
+
+@patch
+def _by_group(self: PredictionViewer, error: np.ndarray) -> str:
+    "The mean error of each group that is drawn, in its own unit."
+    p, said = self.predictions, []
+    for g, columns in p.columns.items():
+        own = [d for d in range(p.width)[columns] if d in self.chosen and np.isfinite(error[d])]
+        if own: said.append(f"{g} {error[own].mean():.3g}")
+    return html.escape(", ".join(said)) + " as recorded"
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #baca09ec
 @patch
@@ -404,7 +438,7 @@ def _draw_strip(self: PredictionViewer):
     if self.trouble:
         c.strip.value = c.strip_title.value = ""
         return
-    errors = lambda n: p.errors(n, episode, self.chosen)
+    errors = lambda n: scaled_errors(p, n, episode, self.chosen)
     colours = dict(zip(p.policies, POLICY_COLOURS * len(p.policies)))
     lines = {n: (errors(n), colours[n], "") for n in self._named()}
     if lines: c.cells.show(np.max([e for e, _, _ in lines.values()], axis=0))
@@ -414,8 +448,8 @@ def _draw_strip(self: PredictionViewer):
     count = len(self.chosen)
     over = "all numbers" if count == p.width else f"{count} of {p.width} numbers"
     other = " As recorded, not as asked now." if self.asked is not None else ""
-    text = f"error of the chunk that begins at each step, mean over {over}; dashed: {HOLD}."
-    c.strip_title.value = f"{text} Click a colour below to go there.{other}"
+    text = f"error of the chunk that begins at each step, in spreads, mean over {over}; dashed:"
+    c.strip_title.value = f"{text} {HOLD}. Click the curve or a colour to go there.{other}"
 
 
 @patch
@@ -426,8 +460,8 @@ def go_worst(self: PredictionViewer,
     p, episode = self.predictions, self.at[0]
     found = set()
     for n in self._named():
-        e = p.errors(n, episode, self.chosen)
-        found |= {(-e[s], s) for s in p.worst(n, episode, self.chosen)}
+        e = scaled_errors(p, n, episode, self.chosen)
+        found |= {(-e[s], int(s)) for s in np.flatnonzero(np.isfinite(e))}
     apart, kept = max(len(o) for o in p.offsets.values()) // 2, []
     for _, s in sorted(found):
         if all(abs(s - t) >= apart for t in kept): kept.append(s)
