@@ -164,10 +164,10 @@ def test_a_closed_pipe_ends_a_command_without_a_word():
 
 
 def test_ipython_shows_the_sentence_alone():
-    raises = "from gr00t_nb.errors import InputError\nraise InputError('Give it with --output-dir.')"
+    raises = "from gr00t_nb.errors import InputError\nraise InputError('Give --output-dir.')"
     out = run([sys.executable, "-m", "IPython", "--colors=NoColor", "-c", raises])
     said = (out.stdout + out.stderr).strip().splitlines()
-    assert said == ["InputError: Give it with --output-dir (output_dir)."]
+    assert said == ["InputError: Give --output-dir (output_dir)."]
 
 
 def test_further_steps_as_advised(tmp_path):
