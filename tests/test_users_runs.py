@@ -75,7 +75,7 @@ def begun(command: list, output: Path) -> subprocess.Popen:
 
 
 def test_second_run_is_refused_and_ctrl_c_keeps_what_was_learned(tmp_path):
-    config = replace(BASE, max_steps=5000, output_dir=str(tmp_path / "out"))
+    config = replace(BASE, max_steps=5000, save_steps=5000, output_dir=str(tmp_path / "out"))
     first = begun(script(config), tmp_path / "out")
     second = run(script(config))
     assert second.returncode == 2 and "Traceback" not in second.stderr
@@ -92,7 +92,7 @@ def test_second_run_is_refused_and_ctrl_c_keeps_what_was_learned(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_two_processes_stop_together(tmp_path, number):
     "The signal goes to all of them, as a terminal's does, and torchrun sends it once more."
-    config = replace(BASE, max_steps=5000, output_dir=str(tmp_path / "out"))
+    config = replace(BASE, max_steps=5000, save_steps=5000, output_dir=str(tmp_path / "out"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     both = begun([*torchrun, "--master_port=29871", *script(config)[1:]], tmp_path / "out")
     os.killpg(both.pid, number)
@@ -164,10 +164,10 @@ def test_a_closed_pipe_ends_a_command_without_a_word():
 
 
 def test_ipython_shows_the_sentence_alone():
-    raises = "from gr00t_nb.errors import InputError\nraise InputError('Give it with --output-dir.')"
+    raises = "from gr00t_nb.errors import InputError\nraise InputError('Give --output-dir.')"
     out = run([sys.executable, "-m", "IPython", "--colors=NoColor", "-c", raises])
     said = (out.stdout + out.stderr).strip().splitlines()
-    assert said == ["InputError: Give it with --output-dir (output_dir)."]
+    assert said == ["InputError: Give --output-dir (output_dir)."]
 
 
 def test_further_steps_as_advised(tmp_path):
