@@ -90,24 +90,6 @@ class _Clip:
             except Exception as error: return None, i, ffmpeg_reason(error)
         return None, frames[0], ffmpeg_reason(why)
 
-# %% ../../nbs/checkup/25_videos.ipynb #0ca0b877
-def _video_trimmed(column: str, why: str) -> Fault:
-    again = "write it again (`ffmpeg -i OLD -c:v libx264 -g 2 -bf 0 NEW`)"
-    remedy = f"{again}, or leave the episode out (--exclude-episodes)"
-    expected = "frames that can be found by their number"
-    return Fault("video_trimmed", f"a whole file, but {why}", expected, remedy, about=column)
-
-
-def _offsets_moved(column: str, claimed: tuple[int, int], frames: int) -> Fault:
-    found = f"the episodes of this video claim frames {claimed[0]} to {claimed[1] - 1}"
-    return Fault(
-        "offsets_moved",
-        found=f"{found}, but it holds {frames}, from 0 on",
-        expected="offsets that begin at the first frame: each episode would show other moments",
-        mend="restore the metadata, or leave all episodes of this video out (--exclude-episodes)",
-        about=column,
-    )
-
 # %% ../../nbs/checkup/25_videos.ipynb #5b9ef37b
 _RESTORE = "restore the file, or leave the episode out (--exclude-episodes)"
 
@@ -152,6 +134,24 @@ def _file_fault(column: str, path: Path) -> Fault | None:
     if instead := file_stand_in(path): return _video_stand_in(column, instead)
     if cut := _cut(path): return _video_truncated(column, cut)
     return None
+
+# %% ../../nbs/checkup/25_videos.ipynb #0ca0b877
+def _video_trimmed(column: str, why: str) -> Fault:
+    again = "write it again (`ffmpeg -i OLD -c:v libx264 -g 2 -bf 0 NEW`)"
+    remedy = f"{again}, or leave the episode out (--exclude-episodes)"
+    expected = "frames that can be found by their number"
+    return Fault("video_trimmed", f"a whole file, but {why}", expected, remedy, about=column)
+
+
+def _offsets_moved(column: str, claimed: tuple[int, int], frames: int) -> Fault:
+    found = f"the episodes of this video claim frames {claimed[0]} to {claimed[1] - 1}"
+    return Fault(
+        "offsets_moved",
+        found=f"{found}, but it holds {frames}, from 0 on",
+        expected="offsets that begin at the first frame: each episode would show other moments",
+        mend="restore the metadata, or leave all episodes of this video out (--exclude-episodes)",
+        about=column,
+    )
 
 # %% ../../nbs/checkup/25_videos.ipynb #33d4640b
 def _video_short(column: str, frames: int, rows: int) -> Fault:

@@ -42,7 +42,8 @@ def _read_parquet(path: Path, wanted: Callable[[str], bool]) -> pa.Table:
     except FileNotFoundError:
         raise InputError(f"There is no file {path}: expected a parquet file there.") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:  # the last: a damaged name of a column
-        if instead := file_stand_in(path): raise InputError(f"{path} {instead}: restore it.") from None
+        instead = file_stand_in(path)
+        if instead: raise InputError(f"{path} {instead}: restore it.") from None
         raise InputError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read"
             f" ({str(e).splitlines()[0][:120]}): it is truncated or no parquet file; restore it."
@@ -117,7 +118,8 @@ class LayoutV3:
 
     def misplaced(self) -> tuple[str, str, str] | None:  # key, the pattern that is given, the right one
         "As of version 2."
-        return misplaced(self.path, dict(data_path=self.data_path, video_path=self.video_path), V3_DEFAULTS)
+        given = dict(data_path=self.data_path, video_path=self.video_path)
+        return misplaced(self.path, given, V3_DEFAULTS)
 
 # %% ../../nbs/data/06_layouts_v3.ipynb #4e08816e
 @patch
@@ -213,7 +215,7 @@ def find_rows(self: LayoutV3,
     self._found[number] = runs[0]
     return True
 
-
+# %% ../../nbs/data/06_layouts_v3.ipynb #1f1e9304
 @patch
 def prove_rows(self: LayoutV3):
     "Looks whether each episode's rows carry its number, and for those that do not. Reads all tables once."
@@ -265,7 +267,8 @@ def _check_rows(
 # %% ../../nbs/data/06_layouts_v3.ipynb #e782e017
 @patch
 def _with_last(
-    self: LayoutV3, files: list, first: np.ndarray, count: np.ndarray, good: np.ndarray, which, key: str
+    self: LayoutV3, files: list, first: np.ndarray, count: np.ndarray, good: np.ndarray,
+    which: np.ndarray, key: str,
 ) -> np.ndarray:  # (n,) number of frames of each episode
     "`count`, and one more where `to_timestamp` is the time of the last frame in every episode."
     short = good & (count == self.length[which] - 1)

@@ -105,7 +105,8 @@ def stand_in(
     "What a file is that stands for another: empty, or a pointer of Git LFS."
     if not head: return "is empty (0 bytes)"
     if not head.startswith(_POINTER): return ""
-    return "is a pointer of Git LFS, not the file itself (run `git lfs pull` in the data set's folder)"
+    pull = "run `git lfs pull` in the data set's folder"
+    return f"is a pointer of Git LFS, not the file itself ({pull})"
 
 
 def file_stand_in(
@@ -164,7 +165,7 @@ def _open(path, size: int):
         )
     return decoder
 
-
+# %% ../../nbs/data/00_video.ipynb #1c21322f
 @contextmanager
 def _lent(
     path: str | Path,  # a video file

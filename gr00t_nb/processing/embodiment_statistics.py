@@ -75,11 +75,13 @@ def _misfits(
     for c in columns:
         x = _some_rows(ds, chosen, c)
         if not len(x): continue
-        low, high, mean, std = (np.asarray(shipped[c][k], np.float64) for k in ("min", "max", "mean", "std"))
+        four = ("min", "max", "mean", "std")
+        low, high, mean, std = (np.asarray(shipped[c][k], np.float64) for k in four)
         slack = 0.01 * (high - low) + 1e-6
         outside = ((x < low - slack) | (x > high + slack)).mean(0) > 0.001
         tiny = np.ptp(x, axis=0) < 0.1 * (high - low) - 1e-4
-        wrong = outside | (tiny & (np.abs(x.mean(0) - mean) > 0.25 * std + 1e-4)) | (tiny.mean() > 0.5)
+        elsewhere = np.abs(x.mean(0) - mean) > 0.25 * std + 1e-4
+        wrong = outside | (tiny & elsewhere) | (tiny.mean() > 0.5)
         for d in np.flatnonzero(wrong)[:1]:
             said.append(
                 f"{ds.path / 'meta/stats.json'} does not fit the data in {wrong.sum()} of {len(wrong)}"
@@ -95,7 +97,8 @@ def _some_rows(ds: LeRobotDataset, episodes: np.ndarray, column: str) -> np.ndar
     "Rows of a column in some episodes, as far as they can be read."
     parts = []
     for e in episodes:
-        with contextlib.suppress(InputError): parts.append(np.asarray(ds.rows(e, [column])[column], np.float64))
+        with contextlib.suppress(InputError):
+            parts.append(np.asarray(ds.rows(e, [column])[column], np.float64))
     full = [p.reshape(len(p), -1) for p in parts if len(p)]
     return np.concatenate(full) if full else np.zeros((0, 0))
 

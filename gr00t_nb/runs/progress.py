@@ -78,8 +78,7 @@ class Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or "loss" not in (logs or {}): return
         if not self.path.exists(): return
-        rows = read_jsonl(self.path)
-        last = state.global_step >= state.max_steps
+        rows, last = read_jsonl(self.path), state.global_step >= state.max_steps
         if self.bar and rows: _print_above(self.bar, progress_line(rows[-1]))
         elif self.handle and (last or time.perf_counter() - self.drawn > self.every):
             self.draw(rows)
