@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EMBODIMENT_IDS', 'MODALITY_CONFIGS', 'EmbodimentTag', 'embodiment_value', 'register_modality_config',
-           'load_modality_config']
+           'load_modality_config', 'ActionConfig', 'ActionFormat', 'ActionRepresentation', 'ActionType',
+           'ModalityConfig']
 
 # %% ../nbs/10_embodiments.ipynb #d4311353
 import importlib.util
@@ -18,6 +19,9 @@ from pathlib import Path
 from .errors import InputError, did_you_mean
 from .modality_configs import ActionConfig, ActionFormat, ActionRepresentation
 from .modality_configs import ActionType, ModalityConfig, check_modality_config
+
+# offered here too: a file that says what a robot is needs this module alone, as with NVIDIA's code
+_all_ = ["ActionConfig", "ActionFormat", "ActionRepresentation", "ActionType", "ModalityConfig"]
 
 # %% ../nbs/10_embodiments.ipynb #1eb648e3
 class EmbodimentTag(Enum):

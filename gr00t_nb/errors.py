@@ -27,7 +27,7 @@ def _as_argument(flag: re.Match) -> str:
 
 _FLAG = re.compile(
     r"(?<![\w-])--(?P<no>no-)?(?P<name>[a-z]\w*(?:-\w+)+)"  # --no-check-data; --ipc is no flag of ours
-    r"(?P<numbers>(?: \d[\d.e+-]*\b)*)(?![\w-])"
+    r"(?P<numbers>(?: \d[\d.e+-]*\b)*)(?![\w=-])"
 )
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from gr00t_nb.data.language import read_instructions
-from gr00t_nb.data.lerobot import LeRobotDataset, save_modality
+from gr00t_nb.data.lerobot import LeRobotDataset
+from gr00t_nb.data.modality import save_modality
 from gr00t_nb.data.modality import propose_modality
 from gr00t_nb.data.steps import read_step, require_keys
 from gr00t_nb.data.video import decode_frames, video_info

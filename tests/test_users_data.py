@@ -254,8 +254,10 @@ def test_empty_tables_and_videos(folder):
     (folder / "data/chunk-000/episode_000001.parquet").write_bytes(b"")
     (folder / f"videos/chunk-000/{FRONT}/episode_000002.mp4").write_bytes(b"")
     ds = LeRobotDataset(folder)
-    with pytest.raises(InputError, match=r"Episode 1: the table .* is empty \(0 bytes\)"): ds.state(1)
-    with pytest.raises(InputError, match=r"Episode 2, video 'front': .* is empty \(0 bytes\)"): ds.frames(2, "front", [0])
+    with pytest.raises(InputError, match=r"Episode 1: the table .* is empty \(0 bytes\)"):
+        ds.state(1)
+    with pytest.raises(InputError, match=r"Episode 2, video 'front': .* is empty \(0 bytes\)"):
+        ds.frames(2, "front", [0])
     assert {("table_unreadable", 1), ("video_empty", 2)} <= kinds(folder)
 
 
@@ -352,7 +354,8 @@ def test_quaternions_are_refused_and_can_be_converted(folder):
     for kind in ("state", "action"): edit(folder / "meta/modality.json", lambda m: m[kind]["eef"].update(end=9))
     got = relative_statistics(LeRobotDataset(folder), config)["eef"]
     assert np.shape(got["mean"]) == (2, 9)
-    turn = quaternion_to_matrix(pq.read_table(SAMPLE / "data/chunk-000/episode_000000.parquet")["action"][0].as_py()[3:])
+    table = pq.read_table(SAMPLE / "data/chunk-000/episode_000000.parquet")
+    turn = quaternion_to_matrix(table["action"][0].as_py()[3:])
     first = LeRobotDataset(folder).action(0)["eef"][0]
     assert np.allclose(first[3:], turn[:2].reshape(-1), atol=1e-6)
 

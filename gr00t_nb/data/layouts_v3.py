@@ -318,7 +318,7 @@ def _times(
     frames = lambda seconds: np.rint(seconds * self.fps).astype(np.int64)
     return frames(begin), frames(end - begin), good
 
-
+# %% ../../nbs/data/06_layouts_v3.ipynb #9cd4de2a
 @patch
 def _video(self: LayoutV3, table: pa.Table, key: str, fault) -> dict[str, np.ndarray]:
     "First frame and number of frames of every episode in one camera's videos; -1 where it has none."

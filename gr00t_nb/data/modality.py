@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['MODALITY_KINDS', 'original_key', 'Group', 'groups_of', 'fixed_text', 'check_modality', 'depth_reason', 'no_depth',
-           'dimension_names', 'propose_modality', 'lacking', 'read_modality']
+           'dimension_names', 'propose_modality', 'lacking', 'read_modality', 'modality_of', 'tell_proposal',
+           'save_modality']
 
 # %% ../../nbs/data/08_modality.ipynb #36edd167
+import json
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import numpy as np
 
 from .info import MetadataFault, OnFault, is_whole, raise_fault, read_object
 from ..errors import InputError
+from ..files import write_json
 
 # %% ../../nbs/data/08_modality.ipynb #530eb96b
 def original_key(
@@ -250,3 +254,39 @@ def read_modality(
     file = path / "meta/modality.json"
     if not file.exists(): return check_modality(propose_modality(info), str(file)), True
     return check_modality(read_object(file), str(file), fault), False
+
+# %% ../../nbs/data/08_modality.ipynb #92090daf
+def modality_of(path: Path, info: dict, given: dict | None, prompt: str | None) -> tuple:
+    "The modality that was given, or meta/modality.json, or a proposal (then True)."
+    if given is None: modality, proposed = read_modality(path, info)
+    else: modality, proposed = check_modality(given, "the modality that was given"), False
+    if prompt is not None:
+        channels = modality["annotation"] or ["human.task_description"]
+        modality = {**modality, "annotation": {k: {"text": str(prompt)} for k in channels}}
+    return modality, proposed
+
+
+def _not_found(modality: dict) -> str:
+    return "".join(f"No column looks like the {k}: name it there. " for k in lacking(modality))
+
+
+def tell_proposal(path: Path, modality: dict):
+    "Warns that a proposal is used, shows it, and says how to keep or replace it."
+    lines = "".join(f'\n  "{kind}": {json.dumps(entries)}' for kind, entries in modality.items())
+    warnings.warn(
+        f"{path} has no meta/modality.json, which names the parts of its vectors. It is read with this"
+        f" proposal, derived from info.json:{lines}\n{_not_found(modality)}Look it over. save_modality(ds,"
+        f" '{path / 'meta/modality.json'}') keeps it; LeRobotDataset(path, modality={{...}}) gives another.",
+        stacklevel=3,
+    )
+
+# %% ../../nbs/data/08_modality.ipynb #d3c779ae
+def save_modality(
+    ds,  # a data set, whose `modality` is to be kept
+    path: str | Path,  # where; GR00T looks for meta/modality.json in the data set
+    overwrite: bool = False,  # replace a file that exists
+):
+    "Writes `ds.modality` as JSON: the one function here that writes, and only where it is told to."
+    if Path(path).exists() and not overwrite:
+        raise InputError(f"{path} exists already: give overwrite=True to replace it.")
+    write_json(path, ds.modality, indent=4)
