@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
