@@ -1,7 +1,7 @@
 """Situations that users of GR00T kits and LeRobot data sets got into, each a script in `cases/`.
 
-A script makes its input from the sample, asks the kit as a user would, prints one line and exits with 0
-where the kit behaves rightly: `python tests/cases/NAME.py`.
+A script makes its input from the sample, asks the kit as a user would, prints one line and exits
+with 0 where the kit behaves rightly: `python tests/cases/NAME.py`.
 """
 import os
 import shutil

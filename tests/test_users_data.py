@@ -34,7 +34,8 @@ def folder(tmp_path):
     "The first four episodes of the sample, version 2.1."
     out = tmp_path / "arm"
     for file in sorted(SAMPLE.rglob("*")):
-        if not file.is_file() or not (file.parent.name == "meta" or int(file.stem[-6:]) < 4): continue
+        if not file.is_file() or not (file.parent.name == "meta" or int(file.stem[-6:]) < 4):
+            continue
         (out / file.relative_to(SAMPLE)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, out / file.relative_to(SAMPLE))
     for name in ("episodes", "episodes_stats"):
@@ -114,7 +115,8 @@ def test_differences_are_never_taken_in_the_type_of_the_file(folder, dtype):
 
 
 # ---------------------------------------------------------------------- a picture of its moment
-def ffmpeg(*args): subprocess.run(["ffmpeg", "-y", "-loglevel", "error", *map(str, args)], check=True)
+def ffmpeg(*args):
+    subprocess.run(["ffmpeg", "-y", "-loglevel", "error", *map(str, args)], check=True)
 
 
 def as_played(file):
@@ -124,7 +126,9 @@ def as_played(file):
     return np.frombuffer(raw, np.uint8).reshape(-1, 240, 320, 3).astype(int)
 
 
-needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg program is not installed")
+needs_ffmpeg = pytest.mark.skipif(
+    not shutil.which("ffmpeg"), reason="the ffmpeg program is not installed"
+)
 
 
 @needs_ffmpeg
@@ -134,7 +138,9 @@ def test_a_cut_head_is_refused_and_the_advice_helps(folder):
     ffmpeg("-ss", 0.65, "-i", source, "-c", "copy", whole)
     with pytest.raises(InputError, match="Episode 1, video 'front'.*head was cut off") as e:
         LeRobotDataset(folder).frames(1, "front", [3])
-    assert "damaged" not in str(e.value) and "ffmpeg -i OLD -c:v libx264 -g 2 -bf 0 NEW" in str(e.value)
+    assert "damaged" not in str(e.value) and "ffmpeg -i OLD -c:v libx264 -g 2 -bf 0 NEW" in str(
+        e.value
+    )
     assert ("video_trimmed", 1) in kinds(folder)
     assert not {("video_undecodable", 1), ("video_truncated", 1)} & kinds(folder)
     seen = as_played(whole)
@@ -169,9 +175,11 @@ def test_moved_offsets_name_every_episode(joined):
     ds = LeRobotDataset(joined)
     assert 0 < len(told) < 4
     for e in range(4):
-        if e not in told: assert ds.frames(e, "front", [0]).shape[0] == 1
+        if e not in told:
+            assert ds.frames(e, "front", [0]).shape[0] == 1
         else:
-            with pytest.raises(InputError, match=f"Episode {e}, video 'front'"): ds.frames(e, "front", [0])
+            with pytest.raises(InputError, match=f"Episode {e}, video 'front'"):
+                ds.frames(e, "front", [0])
     errors = {p.episode for p in report(joined).of("error")}
     assert errors == {*told}
 
@@ -186,7 +194,8 @@ def test_moved_offsets_of_a_video_with_several_episodes(folder, tmp_path):
     offsets(one, move)
     ds = LeRobotDataset(one)
     for e in range(3):
-        with pytest.raises(InputError, match="the offsets of all of them are moved"): ds.frames(e, "front", [0])
+        with pytest.raises(InputError, match="the offsets of all of them are moved"):
+            ds.frames(e, "front", [0])
     assert {p.episode for p in report(one).of("error")} == {0, 1, 2, 3}
 
 
@@ -217,7 +226,8 @@ def test_rows_are_found_by_their_number(joined, folder, how):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ds = LeRobotDataset(joined)
-        for e in range(4): assert np.array_equal(ds.state(e, ["single_arm"])["single_arm"], right[e])
+        for e in range(4):
+            assert np.array_equal(ds.state(e, ["single_arm"])["single_arm"], right[e])
     assert sum("found by their episode_index" in str(w.message) for w in caught) == 1
     checked = report(joined)
     assert checked.ok and any("found by their episode_index" in n for n in checked.notes)
@@ -229,12 +239,18 @@ def test_subtasks_of_version_2(folder):
     entry = {"original_key": "subtask_index"}
     edit(folder / "meta/modality.json", lambda m: m["annotation"].update({"human.subtask": entry}))
     ask = lambda: read_instruction(LeRobotDataset(folder), 0, 0, "annotation.human.subtask")
-    with pytest.raises(InputError, match="says subtask 1, but .*subtasks.jsonl holds no subtasks.*no such file"): ask()
+    with pytest.raises(
+        InputError, match="says subtask 1, but .*subtasks.jsonl holds no subtasks.*no such file"
+    ):
+        ask()
     assert ("task_unknown", 0) in kinds(folder)
     lines = [{"subtask_index": i, "subtask": t} for i, t in enumerate(("reach", "lift"))]
     (folder / "meta/subtasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert ask() == "lift"
-    assert read_instruction(LeRobotDataset(folder), 0, 0, "annotation.human.task_description") != "lift"
+    assert (
+        read_instruction(LeRobotDataset(folder), 0, 0, "annotation.human.task_description")
+        != "lift"
+    )
     assert not {k for k, _ in kinds(folder)} & {"task_unknown", "episode_tasks"}
 
 
@@ -301,7 +317,8 @@ def test_json_comes_out_whatever_info_json_is(folder, capsys, spoil, said):
 def test_a_version_that_is_missing_can_be_written(folder, joined):
     for path, version in ((folder, "v2.1"), (joined, "v3.0")):
         edit(path / "meta/info.json", lambda i: i.pop("codebase_version"))
-        with pytest.raises(InputError, match=f'write "codebase_version": "{version}"'): LeRobotDataset(path)
+        with pytest.raises(InputError, match=f'write "codebase_version": "{version}"'):
+            LeRobotDataset(path)
         edit(path / "meta/info.json", lambda i: i.update(codebase_version=version))
         assert len(LeRobotDataset(path)) == 4
 
@@ -310,7 +327,12 @@ def test_a_version_that_is_missing_can_be_written(folder, joined):
 def test_a_state_that_nobody_recognizes_is_said(folder):
     (folder / "meta/modality.json").unlink()
     (folder / "meta/episodes_stats.jsonl").unlink()
-    tables(folder, lambda t: t.rename_columns([{"observation.state": "readings"}.get(c, c) for c in t.column_names]))
+    tables(
+        folder,
+        lambda t: t.rename_columns(
+            [{"observation.state": "readings"}.get(c, c) for c in t.column_names]
+        ),
+    )
     def rename(i): i["features"]["readings"] = i["features"].pop("observation.state")
     edit(folder / "meta/info.json", rename)
     with pytest.warns(UserWarning, match="No column looks like the state"): LeRobotDataset(folder)
@@ -324,18 +346,27 @@ def test_nested_names_and_two_arms(folder):
     def named(i): i["features"]["observation.state"]["names"] = {**arms, "gripper": ["open"]}
     edit(folder / "meta/info.json", named)
     with pytest.warns(UserWarning): ds = LeRobotDataset(folder)
-    assert [(g, x.width) for g, x in ds.groups("state").items()] == [("left_arm", 3), ("right_arm", 3), ("gripper", 1)]
+    assert [(g, x.width) for g, x in ds.groups("state").items()] == [
+        ("left_arm", 3),
+        ("right_arm", 3),
+        ("gripper", 1),
+    ]
     assert ds.labels("state")[0] == "left_arm.left_arm.shoulder"
 
 
 def test_quaternions_are_refused_and_can_be_converted(folder):
     modality = dict(start=0, end=7)
-    edit(folder / "meta/modality.json", lambda m: m.update(state={"eef": modality}, action={"eef": modality}))
+    edit(
+        folder / "meta/modality.json",
+        lambda m: m.update(state={"eef": modality}, action={"eef": modality}),
+    )
     config = dict(
         video=ModalityConfig([0], ["front"]),
         language=ModalityConfig([0], ["annotation.human.task_description"]),
         state=ModalityConfig([0], ["eef"]),
-        action=ModalityConfig([0, 5], ["eef"], action_configs=[ActionConfig("RELATIVE", "EEF", "XYZ_ROT6D")]),
+        action=ModalityConfig(
+            [0, 5], ["eef"], action_configs=[ActionConfig("RELATIVE", "EEF", "XYZ_ROT6D")]
+        ),
     )
     with pytest.raises(InputError, match="'eef' .* has 7 numbers.*quaternion.*quaternion_pose"):
         relative_statistics(LeRobotDataset(folder), config)
@@ -350,7 +381,8 @@ def test_quaternions_are_refused_and_can_be_converted(folder):
     def nine(i):
         for c in ("observation.state", "action"): i["features"][c].update(shape=[9], names=None)
     edit(folder / "meta/info.json", nine)
-    for kind in ("state", "action"): edit(folder / "meta/modality.json", lambda m: m[kind]["eef"].update(end=9))
+    for kind in ("state", "action"):
+        edit(folder / "meta/modality.json", lambda m: m[kind]["eef"].update(end=9))
     got = relative_statistics(LeRobotDataset(folder), config)["eef"]
     assert np.shape(got["mean"]) == (2, 9)
     table = pq.read_table(SAMPLE / "data/chunk-000/episode_000000.parquet")
@@ -372,7 +404,9 @@ def test_a_vector_in_a_list_is_read_and_checked_alike(folder):
     assert report(folder).problems == []
 
 
-@pytest.mark.parametrize("cell", [[{"role": "user", "content": "x"}], {"text": "x"}, [["a"], ["b", "c"]]])
+@pytest.mark.parametrize(
+    "cell", [[{"role": "user", "content": "x"}], {"text": "x"}, [["a"], ["b", "c"]]]
+)
 def test_language_columns_that_nobody_trains_on(folder, cell):
     add_column(folder, "language_events", lambda t: pa.array([cell] * len(t)), "language")
     assert report(folder).problems == []
@@ -401,11 +435,15 @@ def test_statistics_that_stayed_behind_are_told(folder, tmp_path, monkeypatch):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             embodiment_statistics(LeRobotDataset(folder), config)
-        return [str(w.message) for w in caught], [p for p in report(folder).problems if p.file == "meta/stats.json"]
+        return [str(w.message) for w in caught], [
+            p for p in report(folder).problems if p.file == "meta/stats.json"
+        ]
     assert ship(1) == ([], [])
     for factor in (1000, 0.001):  # from millimetres to metres, and the other way round
         (said,), found = ship(factor)
-        assert "stats.json does not fit the data in 7 of 7 dimensions of 'observation.state'" in said
+        assert (
+            "stats.json does not fit the data in 7 of 7 dimensions of 'observation.state'" in said
+        )
         assert {p.severity for p in found} == {"warning"}
 
 
@@ -415,4 +453,8 @@ def test_many_alike_findings_are_one_line(folder):
     checked = report(folder)
     assert len([p for p in checked.problems if p.kind == "dtype"]) == 48
     (line,) = [g for g in grouped(checked.problems) if g.problems[0].kind == "dtype"]
-    assert "(12 in all)" in line.where and "episodes 0-3" in line.where and "11 more like it" in line.says
+    assert (
+        "(12 in all)" in line.where
+        and "episodes 0-3" in line.where
+        and "11 more like it" in line.says
+    )

@@ -176,7 +176,11 @@ def read_metadata(
     m.notes += [f"Read with care: {note}." for note in m.layout.notes]
     for index, text in m.tasks.items():
         if text.strip(): continue
-        told = f"task {index} is an empty text", "an instruction", "write what the robot was asked to do"
+        told = (
+            f"task {index} is an empty text",
+            "an instruction",
+            "write what the robot was asked to do",
+        )
         m.add("warning", Fault("task_empty", *told), m.listing("tasks"))
     if m.version.startswith("3"):
         shared = "tables and videos shared by several episodes were checked episode by episode"
@@ -268,10 +272,14 @@ def _check_group(m: Metadata, group: Group):
     if group.column not in m.info["features"]:
         hint = did_you_mean(group.column, m.info["features"])
         found = f"{about} stands for the column {column}, which info.json does not have{hint}"
-        fault = Fault("modality_column", found, "a column of info.json", "fix original_key", about=about)
+        fault = Fault(
+            "modality_column", found, "a column of info.json", "fix original_key", about=about
+        )
     elif group.end > size:
         found = f"{about} ends at {group.end}, but {column} has {size} values"
-        fault = Fault("modality_overrun", found, f"an end of at most {size}", "fix end", about=about)
+        fault = Fault(
+            "modality_overrun", found, f"an end of at most {size}", "fix end", about=about
+        )
     if fault: m.add("error", fault)
 
 
