@@ -64,6 +64,7 @@ def run(book: Path) -> tuple[bool, float, list[str]]:
     names = sorted(before.keys() | after.keys())
     left = [n for n in names if before.get(n) != after.get(n)]
     for n in left: print(f"{book.name} left {n}: {after.get(n)!r}, was {before.get(n)!r}")
+    print(f"{'passed' if passed else 'FAILED'} in {seconds:4.0f} s: {book.relative_to(ROOT)}", flush=True)
     return passed, seconds, left
 
 
