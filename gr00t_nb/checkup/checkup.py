@@ -37,11 +37,9 @@ from ..data.layouts_v3 import dataset_folder
 from ..data.modality import depth_reason, original_key
 from ..data.moments import Moments
 from ..data.video import check_ffmpeg
-from ..embodiments import MODALITY_CONFIGS
-from ..modality_configs import ModalityConfig, check_modality_config
-from ..embodiments import embodiment_value
-from ..embodiments import load_modality_config
+from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
 from ..errors import InputError, command
+from ..modality_configs import ModalityConfig, check_modality_config
 
 # %% ../../nbs/checkup/40_checkup.ipynb #f47ffbe0
 def _moments(findings: list[Findings]) -> dict[str, Moments]:

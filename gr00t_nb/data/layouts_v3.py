@@ -73,13 +73,16 @@ def _overlaps(
     first: np.ndarray,  # (N,) first row or frame
     length: np.ndarray,  # (N,) how many
 ) -> np.ndarray:  # (K, 2) positions that claim the same row of the same file
-    "Neighbours that overlap in a file."
+    "Each episode that begins before all earlier ones of its file have ended, after the one that ends last."
     full = np.flatnonzero(length > 0)
     order = full[np.lexsort((first[full], files[1][full], files[0][full]))]
-    a, b = order[:-1], order[1:]
-    same = (files[0][a] == files[0][b]) & (files[1][a] == files[1][b])
-    bad = same & (first[a] + length[a] > first[b])
-    return np.stack([a[bad], b[bad]], axis=1)
+    chunk, file, begin = files[0][order], files[1][order], first[order]
+    end = begin + length[order]
+    by_end = np.lexsort((end, file, chunk))  # ranks of later files are higher
+    farthest = by_end[np.maximum.accumulate(np.argsort(by_end))][:-1]  # before each but the first
+    same = (chunk[1:] == chunk[:-1]) & (file[1:] == file[:-1])
+    bad = same & (end[farthest] > begin[1:])
+    return np.stack([order[farthest[bad]], order[1:][bad]], axis=1)
 
 # %% ../../nbs/data/06_layouts_v3.ipynb #616c7320
 V3_DEFAULTS = dict(
@@ -236,7 +239,7 @@ def _data(self: LayoutV3, i: int) -> Path:
 
 @patch
 def _overlap(self: LayoutV3, a: int, b: int, file: Path, what: str, first: int) -> MetadataFault:
-    "The fault of an episode that begins before the one before it ends."
+    "The fault of an episode that begins before an earlier one ends."
     found = f"overlaps with episode {self.numbers[a]}: both claim {what} from {first} on in {file}"
     return self._fault(b, found, f"each of the {what} in one episode")
 

@@ -449,9 +449,6 @@ def frames(self: LeRobotDataset,
         raise InputError(f"Episode {e.index}, video '{view}': {err}{cause}") from None
 
 
-# %% ../../nbs/data/10_lerobot.ipynb #39f09080
-#| export
-
 # %% ../../nbs/data/10_lerobot.ipynb #fd6e6be7
 @patch
 def _images(self: LeRobotDataset, episode: int, column: str, indices: np.ndarray) -> np.ndarray:

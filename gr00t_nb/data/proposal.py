@@ -16,13 +16,11 @@ import numpy as np
 from .language import read_instruction
 from .lerobot import LeRobotDataset
 from .steps import camera_problem
-from ..modality_configs import POSE_SIZES, ActionConfig, ActionFormat, ActionRepresentation
-from ..modality_configs import ActionType, ModalityConfig
-from ..embodiments import EmbodimentTag
-from ..modality_configs import check_modality_config
-from ..embodiments import embodiment_value
+from ..embodiments import EmbodimentTag, embodiment_value
 from ..errors import InputError, did_you_mean
 from ..files import write_text
+from ..modality_configs import POSE_SIZES, ActionConfig, ActionFormat, ActionRepresentation
+from ..modality_configs import ActionType, ModalityConfig, check_modality_config
 
 # %% ../../nbs/data/50_proposal.ipynb #b68303e4
 def _look(

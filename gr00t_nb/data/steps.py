@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from .language import read_instruction
 from .lerobot import LeRobotDataset
-from .modality import no_depth
-from .modality import depth_reason, fixed_text
+from .modality import depth_reason, fixed_text, no_depth
 from ..modality_configs import POSE_SIZES, ActionConfig, ActionType, ModalityConfig
 from ..errors import InputError, did_you_mean
 

@@ -20,8 +20,7 @@ from ..data.lerobot import LeRobotDataset
 from ..data.steps import read_steps
 from ..modality_configs import ActionFormat, ActionType
 from ..errors import InputError, did_you_mean
-from .asking import action_widths, check_fit, question_config
-from .asking import side_by_side
+from .asking import action_widths, check_fit, question_config, side_by_side
 from .measures import chunk_error
 from .open_loop import hold_state
 

@@ -20,8 +20,7 @@ from ..data.lerobot import LeRobotDataset
 from ..data.steps import read_steps
 from ..modality_configs import ActionRepresentation, ActionType
 from ..errors import InputError
-from .asking import ask, check_episodes, evenly, question_config
-from .asking import recorded_chunks
+from .asking import ask, check_episodes, evenly, question_config, recorded_chunks
 from .measures import action_spread, gripper_dimensions, in_spreads, motion_sums
 from .open_loop import EpisodeResult, OpenLoopResult
 from .open_loop import empty_result, evaluate_episode

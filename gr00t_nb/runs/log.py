@@ -111,6 +111,7 @@ def read(self: RunLog,
     now: float | None = None,  # seconds since 1970; None: the clock
 ) -> bool:  # whether anything has changed
     "Takes in what is new."
+    config = self._config_state
     self._read_config()
     before, first = (self._lines, self._last, len(self)), self._end == 0
     try:
@@ -124,14 +125,15 @@ def read(self: RunLog,
                 self._take(line)
                 self._end, self._last = self._end + len(line), line
     except (FileNotFoundError, NotADirectoryError): self._forget()
-    changed = before != (self._lines, self._last, len(self))
-    if changed and not first and len(self): self.arrived = time.time() if now is None else now
-    return changed
+    grown = before != (self._lines, self._last, len(self))
+    if grown and not first and len(self): self.arrived = time.time() if now is None else now
+    return grown or self._config_state != config
 
 
 @patch(as_prop=True)
 def state(self: RunLog) -> tuple:  # another one whenever a picture of the run would be
-    return self.name, self._lines, self._end, len(self), self.finished()
+    log = self._lines, self._end, len(self)
+    return self.name, *log, self._config_state, self.finished()
 
 # %% ../../nbs/runs/00_log.ipynb #57b04113
 @patch
