@@ -260,6 +260,15 @@ def denoise(
 # %% ../../nbs/policy/00_policy.ipynb #57f942da
 _COARSE = "annotation.human.coarse_action"  # what simulators call the task
 
+
+def _one_each(texts, observation: dict) -> list[list[str]]:
+    "An instruction for each robot; a single string is told to all of them."
+    if isinstance(texts, (str, bytes)):
+        robots = len(next(v for k, v in observation.items() if k.startswith(("video.", "state."))))
+        texts = [texts.decode() if isinstance(texts, bytes) else texts] * robots
+    return [[str(t)] for t in texts]
+
+
 class Gr00tSimPolicyWrapper:
     "A policy with flat keys, as the official simulators use it."
     def __init__(self, policy: Gr00tPolicy): self.policy = policy
@@ -274,7 +283,7 @@ class Gr00tSimPolicyWrapper:
             if name not in observation:
                 near = did_you_mean(name, observation)
                 raise InputError(f"The observation lacks '{name}'.{near}")
-            language[key] = [[str(t)] for t in observation[name]]
+            language[key] = _one_each(observation[name], observation)
         nested = dict(language=language)
         for m in ("video", "state"):
             if m in keys: nested[m] = {k: observation.get(f"{m}.{k}") for k in keys[m]}
