@@ -279,8 +279,10 @@ def _draw(self: EpisodeViewer):
     shown = [t for t in self.titles if t not in self.hidden]
     before, self._busy = self._busy, True
     try:
-        if self.joints.options != tuple(self.titles): self.joints.options = self.titles
-        self.joints.value = shown
+        if self.joints.options != tuple(self.titles):
+            self.joints.value = ()  # the browser selects by place: none may be left of the old list
+            self.joints.options = self.titles
+        if list(self.joints.value) != shown: self.joints.value = shown
     finally: self._busy = before
     self._stepped(self.step.value)
 
