@@ -91,6 +91,7 @@ class Family:
     model_class: type
     processor_class: type = Gr00tProcessor
     parts: dict[str, str | tuple[str, ...]]  # part of the model -> how its parameters' names begin
+    blocks: dict[str, str] = {}  # part -> path of the list of its transformer blocks
     flags: dict[str, bool | int]  # what trains: tune_... -> its value in fine-tuning
     embodiment_ids: dict[str, int]  # tag value -> row of the layers that each robot has of its own
     tokenizer: str = "Qwen/Qwen3-1.7B"  # on the hub, for checkpoints that bring none
@@ -253,6 +254,21 @@ def tiny_settings(self: Family, seed: int = 0) -> list:  # JSON
 def save_tiny(self: Family, folder: str | Path, seed: int = 0):
     "Write the tiny checkpoint, its random weights drawn from `seed`."
     raise NotImplementedError
+
+# %% ../../nbs/families/00_family.ipynb #20928aeb
+@patch
+def stacks(
+    self: Family,
+    model: nn.Module,
+) -> dict[str, nn.ModuleList]:  # part -> its transformer blocks
+    "The stacks of equal blocks that the model is made of."
+    return {part: model.get_submodule(path) for part, path in self.blocks.items()}
+
+@patch
+def compile_blocks(self: Family, model: nn.Module):
+    "Compile every block with `torch.compile`; equal blocks share what is made for the first of them."
+    for blocks in self.stacks(model).values():
+        for block in blocks: block.compile()
 
 # %% ../../nbs/families/00_family.ipynb #49f946ea
 @patch

@@ -25,6 +25,11 @@ class Gr00tN1d6Family(Family):
     name, model_type, tiny_name = "GR00T N1.6", "Gr00tN1d6", "tiny-n1.6"
     config_class, model_class = Gr00tN1d6Config, Gr00tN1d6
     parts = PARTS
+    blocks = {
+        "vision tower": "backbone.model.vision_model.vision_model.encoder.layers",
+        "language layers": "backbone.model.language_model.model.layers",
+        "DiT": "action_head.model.transformer_blocks",
+    }
     flags = dict(
         tune_llm=False,
         tune_visual=False,

@@ -64,6 +64,7 @@ class ModelOptions:
     dropout: float | None = None  # of the diffusion transformer; none: as the checkpoint says
     embodiment_rows_only: bool = False  # of the per-robot layers train this robot's rows alone: less memory
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
+    compile: bool = False  # torch.compile for every transformer block: some minutes first, then faster steps
     bf16: bool | None = None  # bfloat16 autocast; none: on a GPU that has it
 
 # %% ../../nbs/training/00_config.ipynb #61209182

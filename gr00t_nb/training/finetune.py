@@ -50,6 +50,7 @@ def load_model(
     if config.embodiment_rows_only and config.tune_projector:
         family.train_rows(model, [embodiment_id])
     if config.gradient_checkpointing: family.recompute(model)
+    if config.compile: family.compile_blocks(model)
     return model
 
 # %% ../../nbs/training/40_finetune.ipynb #6582181d

@@ -1,0 +1,431 @@
+"""What a GPU makes of this kit: the machine, whether its numbers are right, and how fast it trains.
+
+    python benchmarks/gpu.py --json gpu.json
+
+Three sections, each a table:
+
+- machine: what the card reaches, by a large matrix product and a large copy;
+- correctness: loss, gradients and actions on the GPU against float64 on the CPU, for every family
+  in its small size; two equal runs; a run that stopped and goes on against one that did not;
+- training: steps of a model of the released size with random weights, through the same trainer,
+  optimizer, loader and data set as `scripts/finetune.py`. Seconds of a step by phase, counted
+  operations, share of the card's datasheet rate (MFU), largest memory, waiting for data.
+
+No network and no checkpoint are needed. A row that fails says why, and the others go on; then the
+exit code is 1. `--size tiny --device cpu` goes the same way on any machine, to try the script.
+"""
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainerCallback
+
+from gr00t_nb.families.base_models import tiny_base
+from gr00t_nb.families.n1d6 import Gr00tN1d6
+from gr00t_nb.families.n1d6_config import Gr00tN1d6Config
+from gr00t_nb.families.n1d6_family import TINY_SENTENCES
+from gr00t_nb.families.registry import families, family_of
+from gr00t_nb.loading.order import DataSource
+from gr00t_nb.loading.samples import StepDataset
+from gr00t_nb.processing.processor import Gr00tProcessor
+from gr00t_nb.processing.prompts import train_tokenizer
+from gr00t_nb.runs.phases import PhaseClock
+from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.training.experiment import training_arguments
+from gr00t_nb.training.finetune import finetune, load_model
+from gr00t_nb.training.prepare import prepare_data, training_dataset
+from gr00t_nb.training.trainer import Collator, Gr00tTrainer
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "data_samples/cube_to_bowl"
+DATASHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+#: dense bf16 operations a second, by a word of the card's name
+
+
+def _robot(folder: Path) -> Path:
+    "The sample's modality configuration with its front camera alone."
+    text = Path(f"{SAMPLE}_config.py").read_text()
+    path = folder / "front_camera.py"
+    path.write_text(text.replace('"front", "wrist"', '"front"'))
+    return path
+
+
+def _sample_config(base: str, folder: Path, name: str, **options) -> FinetuneConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    return FinetuneConfig(
+        base_model_path=base,
+        dataset_path=str(SAMPLE),
+        embodiment_tag="NEW_EMBODIMENT",
+        modality_config_path=str(_robot(folder)),
+        output_dir=str(folder / name),
+        check_data=False,
+        **options,
+    )
+
+
+def _median_seconds(run, times: int = 10) -> float:
+    "Of one call, by events of the GPU."
+    for _ in range(3): run()
+    seconds = []
+    for _ in range(times):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1000)
+    return statistics.median(seconds)
+
+
+# ------------------------------------------------------------------------------------------ machine
+def machine(args) -> list[dict]:
+    "What the card is and reaches."
+    rows = [dict(what="torch", value=torch.__version__), dict(what="cores", value=os.cpu_count())]
+    if args.device != "cuda": return [dict(what="CPU", value=platform.processor() or "?"), *rows]
+    card = torch.cuda.get_device_properties(0)
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    product = 2 * 8192**3 / _median_seconds(lambda: a @ b)
+    big = torch.randn(2**30, device="cuda")
+    other = torch.empty_like(big)
+    copy = 2 * big.nbytes / _median_seconds(lambda: other.copy_(big))
+    host = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
+    lane = host.nbytes / _median_seconds(lambda: host.to("cuda", non_blocking=True))
+    return [
+        dict(what="card", value=card.name),
+        dict(what="memory, GB", value=round(card.total_memory / 1e9, 1)),
+        dict(what="bf16 matrix product, TFLOP/s", value=round(product / 1e12)),
+        dict(what="copy, TB/s read and written", value=round(copy / 1e12, 2)),
+        dict(what="pinned memory to the card, GB/s", value=round(lane / 1e9, 1)),
+        dict(what="CUDA", value=torch.version.cuda),
+        *rows,
+    ]
+
+
+# -------------------------------------------------------------------------------------- correctness
+def _numbers(family, base: Path, batch: dict, device: str, dtype, autocast: bool = False) -> dict:
+    "Loss, gradients and actions of a batch."
+    model = family.load_model(base, device=device, dtype=dtype).eval()
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        loss = model(batch)["loss"]
+    loss.backward()
+    grads = [p.grad.double().flatten().cpu() for p in model.parameters() if p.grad is not None]
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        actions = model.get_action(batch, noise=batch["noise"])["action_pred"]
+    return dict(loss=loss.detach().double().cpu(), gradients=torch.cat(grads),
+                actions=actions.double().cpu())
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:  # relative to the norm of b
+    return float((a - b).norm() / b.norm())
+
+
+def _some_batch(base: Path, folder: Path, size: int = 4) -> dict:
+    config = _sample_config(str(base), folder, "batch", global_batch_size=size)
+    prepared = prepare_data(config)
+    source = DataSource(prepared.dataset, prepared.tag, prepared.modality_config)
+    data = StepDataset([source], prepared.processor, seed=0)
+    settings = prepared.family.read_config(base)
+    return Collator(prepared.processor, settings, seed=0)(data.__getitems__(list(range(size))))
+
+
+def _against_float64(args, folder: Path) -> list[dict]:
+    rows = []
+    for family in families():
+        base = tiny_base(family=family)
+        batch = _some_batch(base, folder)
+        exact = _numbers(family, base, batch, "cpu", torch.float64)
+        for name, dtype, autocast, most in (
+            ("float32", torch.float32, False, 1e-4),
+            ("float32 with bf16 autocast", torch.float32, True, 5e-2),
+            ("bf16", torch.bfloat16, False, 5e-2),
+        ):
+            got = _numbers(family, base, batch, args.device, dtype, autocast)
+            off = {k: _apart(got[k], exact[k]) for k in exact}
+            if dtype is torch.bfloat16: del off["gradients"]  # nothing trains in it
+            row = dict(what=f"{family.name}, small, {name}")
+            row |= {k: f"{v:.1e}" for k, v in off.items()}
+            rows.append(row | dict(allowed=f"{most:.0e}", ok=max(off.values()) <= most))
+    return rows
+
+
+def _weights(folder: Path) -> torch.Tensor:
+    model = family_of(folder).load_model(folder)
+    return torch.cat([p.detach().float().flatten() for p in model.parameters()])
+
+
+class StopAfter(TrainerCallback):
+    "Ends a run after a step, as Ctrl-C does: with a checkpoint."
+
+    def __init__(self, step: int): self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step: control.should_training_stop = control.should_save = True
+
+
+def _run(family, folder: Path, name: str, stop: int = 6):
+    options = dict(max_steps=6, save_steps=3, logging_steps=1, global_batch_size=4)
+    if "state_dropout" in family.capabilities: options |= dict(state_dropout_prob=0.2)
+    config = _sample_config(family.tiny_name, folder, name, dataloader_num_workers=0, **options)
+    finetune(config, callbacks=[StopAfter(stop)])
+
+
+def _goes_on(args, folder: Path) -> list[dict]:
+    "Two equal runs, and one that stopped half way and went on, to the bit."
+    rows = []
+    for family in families():
+        for name, stop in (("whole", 6), ("again", 6), ("parts", 3), ("parts", 6)):
+            _run(family, folder, name, stop)
+        whole, again, parts = (_weights(folder / n) for n in ("whole", "again", "parts"))
+        for what, other in (("run twice", again), ("stopped and gone on", parts)):
+            row = dict(what=f"{family.name}, small, 6 steps, {what}")
+            row |= dict(weights=f"{_apart(other, whole):.1e}", allowed="0")
+            rows.append(row | dict(ok=torch.equal(other, whole)))
+    return rows
+
+
+def correctness(args) -> list[dict]:
+    "The GPU's numbers against the CPU's float64; runs against themselves."
+    with tempfile.TemporaryDirectory() as folder:
+        return _against_float64(args, Path(folder)) + _goes_on(args, Path(folder))
+
+
+# ----------------------------------------------------------------------------------------- training
+SETTINGS = {
+    "as the recipe has it": dict(global_batch_size=64),
+    "the same, compiled": dict(global_batch_size=64, compile=True),
+    "small card": dict(
+        global_batch_size=8, gradient_checkpointing=True, embodiment_rows_only=True
+    ),
+}
+
+
+def _released(folder: Path, device: str) -> Path:
+    "A checkpoint of GR00T N1.6's released size, with random weights and a small vocabulary."
+    tokenizer = train_tokenizer(TINY_SENTENCES)
+    config, eagle = Gr00tN1d6Config.size("3b")
+    eagle |= dict(image_token_index=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
+    with torch.device(device): model = Gr00tN1d6.from_config(config, eagle)
+    processor = Gr00tProcessor(
+        {},
+        {},
+        tokenizer=tokenizer,
+        use_albumentations=True,
+        shortest_image_edge=config.shortest_image_edge,
+        crop_fraction=config.crop_fraction,
+        max_state_dim=config.max_state_dim,
+        max_action_dim=config.max_action_dim,
+        max_action_horizon=config.action_horizon,
+        apply_sincos_state_encoding=True,
+        use_relative_action=True,
+    )
+    family_of(config).save(folder, model, processor)
+    return folder
+
+
+class Watch(PhaseClock):
+    "Seconds by phase after the first steps, in which kernels are compiled and memory is taken."
+
+    def __init__(self, warm: int):
+        super().__init__()
+        self.warm, self.started, self.waited, self.trainer = warm, 0.0, 0.0, None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        if state.global_step != self.warm: return
+        self.take()
+        self.started, self.waited = time.perf_counter(), self.trainer.data_seconds
+
+
+def _operations(model, batch: dict, autocast: bool, device: str) -> int:
+    "Floating-point operations of a forward and a backward pass, as the model needs them."
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autocast(device, torch.bfloat16, enabled=autocast):
+        model(batch)["loss"].backward()
+    model.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def _profile(args, name: str, model, batch: dict, autocast: bool):
+    "Adds the kernels of two steps, the longest first, to the file that was asked for."
+    kinds = torch.profiler.ProfilerActivity
+    activities = [kinds.CPU] + [kinds.CUDA] * (args.device == "cuda")
+    def step():
+        with torch.autocast(args.device, torch.bfloat16, enabled=autocast):
+            model(batch)["loss"].backward()
+    step()
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(2): step()
+    key = "self_cuda_time_total" if args.device == "cuda" else "self_cpu_time_total"
+    table = profile.key_averages().table(sort_by=key, row_limit=45, max_name_column_width=90)
+    with open(args.profile, "a") as f: f.write(f"{name}\n{table}\n\n")
+    model.zero_grad(set_to_none=True)
+
+
+def _rate(args) -> float | None:  # operations a second, of the datasheet
+    if args.device != "cuda": return None
+    name = torch.cuda.get_device_name()
+    return next((rate for word, rate in DATASHEET.items() if word in name), None)
+
+
+def _train(args, name: str, base: Path, folder: Path, options: dict) -> dict:
+    "Some steps with the kit's own trainer; what they took."
+    cuda = args.device == "cuda"
+    steps = args.warm + args.steps
+    config = _sample_config(
+        str(base),
+        folder,
+        "run",
+        max_steps=steps,
+        dataloader_num_workers=args.workers,
+        frame_cache=True,
+        **options,
+    )
+    prepared = prepare_data(config)
+    config = prepared.config
+    model = load_model(config, base, prepared.processor.embodiment_ids[prepared.tag])
+    arguments = training_arguments(config, prepared.family)
+    arguments.save_strategy, arguments.logging_strategy = "no", "no"
+    watch, begun = Watch(args.warm), time.perf_counter()
+    trainer = Gr00tTrainer(
+        model,
+        arguments,
+        training_dataset(config, prepared),
+        prepared.processor,
+        config.seed,
+        config.global_batch_size,
+        callbacks=[watch],
+    )
+    watch.trainer = trainer
+    if cuda: torch.cuda.reset_peak_memory_stats()
+    trainer.train()
+    if cuda: torch.cuda.synchronize()
+    seconds = time.perf_counter() - watch.started
+    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else float("nan")
+    reserved = torch.cuda.max_memory_reserved() / 1e9 if cuda else float("nan")
+    phases = {k: 1000 * v / args.steps for k, v in watch.take().items()}
+    batch = next(iter(trainer.get_train_dataloader()))
+    batch.pop("skipped", None)
+    operations = 0
+    if not (config.compile or config.gradient_checkpointing):
+        operations = _operations(model, batch, arguments.bf16, args.device)
+    if args.profile: _profile(args, name, model, batch, arguments.bf16)
+    step = seconds / args.steps
+    return dict(
+        batch=config.global_batch_size,
+        step_ms=1000 * step,
+        samples_per_second=config.global_batch_size / step,
+        first_seconds=watch.started - begun,
+        waiting=(trainer.data_seconds - watch.waited) / seconds,
+        peak_gb=peak,
+        reserved_gb=reserved,
+        tokens=list(batch["input_ids"].shape),
+        operations=operations,
+        **{f"{k}_ms": v for k, v in phases.items()},
+    )
+
+
+def _with_share(rows: list[dict], rate: float | None) -> list[dict]:
+    "Model operations of a sample, counted once, and what share of the card's rate a row reaches."
+    counted = next((r["operations"] / r["batch"] for r in rows if r.get("operations")), 0)
+    for row in rows:
+        if "step_ms" not in row: continue
+        row["operations"] = counted * row["batch"]
+        if rate: row["mfu"] = row["operations"] / (row["step_ms"] / 1000) / rate
+    return rows
+
+
+def training(args) -> list[dict]:
+    "Steps of training in the released size."
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if args.size == "tiny": base = tiny_base()
+        else: base = _released(folder / "base", args.device)
+        for name, options in SETTINGS.items():
+            if args.settings and name not in args.settings: continue
+            _free()
+            if args.size == "tiny": options = options | dict(global_batch_size=4)
+            rows.append(dict(what=name) | _attempt(lambda: _train(args, name, base, folder, options)))
+            print(_line(rows[-1]), flush=True)
+    return _with_share(rows, _rate(args))
+
+
+# -------------------------------------------------------------------------------------------- frame
+def _free():
+    gc.collect()
+    torch._dynamo.reset()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+
+
+def _attempt(run) -> dict:
+    "What it gives, or why it failed."
+    try: return run()
+    except Exception as e:
+        traceback.print_exc()
+        return dict(failed=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}", ok=False)
+
+
+def _shown(value) -> str:
+    if isinstance(value, float): return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
+
+
+def _line(row: dict) -> str: return "  ".join(f"{k} {_shown(v)}" for k, v in row.items())
+
+
+def _table(rows: list[dict]) -> str:
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[_shown(row[c]) if c in row else "" for c in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+SECTIONS = dict(machine=machine, correctness=correctness, training=training)
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, help="rows of training")
+    parser.add_argument("--size", choices=("3b", "tiny"), default="3b")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--steps", type=int, default=20, help="that are measured")
+    parser.add_argument("--warm", type=int, default=5, help="steps before them")
+    parser.add_argument("--workers", type=int, default=8, help="loader processes")
+    parser.add_argument("--profile", type=Path, help="where the longest kernels of each row go")
+    parser.add_argument("--json", type=Path, help="where all numbers go")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA card here; --device cpu --size tiny tries the script.")
+    return args
+
+
+def main():
+    args, found = _arguments(), {}
+    warnings.simplefilter("ignore")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    for name in args.sections:
+        _free()
+        begun = time.perf_counter()
+        rows = _attempt(lambda: SECTIONS[name](args))
+        found[name] = rows if isinstance(rows, list) else [rows]
+        print(f"\n## {name}, {time.perf_counter() - begun:.0f} s\n\n{_table(found[name])}", flush=True)
+        if args.json: args.json.write_text(json.dumps(found, indent=1))
+    wrong = [r for rows in found.values() for r in rows if r.get("ok") is False]
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__": main()
