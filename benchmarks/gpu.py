@@ -2,14 +2,15 @@
 
     python benchmarks/gpu.py --json gpu.json
 
-Three sections, each a table:
+Four sections, each a table:
 
 - machine: what the card reaches, by a large matrix product and a large copy;
 - correctness: loss, gradients and actions on the GPU against float64 on the CPU, for every family
   in its small size; two equal runs; a run that stopped and goes on against one that did not;
 - training: steps of a model of the released size with random weights, through the same trainer,
   optimizer, loader and data set as `scripts/finetune.py`. Seconds of a step by phase, counted
-  operations, share of the card's datasheet rate (MFU), largest memory, waiting for data.
+  operations, share of the card's datasheet rate (MFU), largest memory, waiting for data;
+- inference: milliseconds of one answer of such a model, from images to the robot's units.
 
 No network and no checkpoint are needed. A row that fails says why, and the others go on; then the
 exit code is 1. `--size tiny --device cpu` goes the same way on any machine, to try the script.
@@ -33,6 +34,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
+from gr00t_nb.data.steps import read_steps
 from gr00t_nb.families.base_models import tiny_base
 from gr00t_nb.families.n1d6 import Gr00tN1d6
 from gr00t_nb.families.n1d6_config import Gr00tN1d6Config
@@ -40,6 +42,7 @@ from gr00t_nb.families.n1d6_family import TINY_SENTENCES
 from gr00t_nb.families.registry import families, family_of
 from gr00t_nb.loading.order import DataSource
 from gr00t_nb.loading.samples import StepDataset
+from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.processing.prompts import train_tokenizer
 from gr00t_nb.runs.phases import PhaseClock
@@ -206,6 +209,10 @@ def correctness(args) -> list[dict]:
 SETTINGS = {
     "as the recipe has it": dict(global_batch_size=64),
     "the same, compiled": dict(global_batch_size=64, compile=True),
+    "as one graph": dict(global_batch_size=64, step_graph=True),
+    "compiled, as one graph": dict(global_batch_size=64, compile=True, step_graph=True),
+    "batch 8": dict(global_batch_size=8),
+    "batch 8, as one graph": dict(global_batch_size=8, step_graph=True),
     "small card": dict(
         global_batch_size=8, gradient_checkpointing=True, embodiment_rows_only=True
     ),
@@ -308,6 +315,7 @@ def _train(args, name: str, base: Path, folder: Path, options: dict) -> dict:
         config.global_batch_size,
         callbacks=[watch],
     )
+    if config.step_graph: trainer.use_graphs()
     watch.trainer = trainer
     if cuda: torch.cuda.reset_peak_memory_stats()
     trainer.train()
@@ -363,6 +371,64 @@ def training(args) -> list[dict]:
     return _with_share(rows, _rate(args))
 
 
+# ---------------------------------------------------------------------------------------- inference
+def inference(args) -> list[dict]:
+    "One answer, one camera, four denoising steps: plain, as one graph, compiled and as one graph."
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        folder, base = Path(place), None
+        if args.size == "tiny": base = tiny_base()
+        else: base = _released(folder / "base", args.device)
+        config = _sample_config(str(base), folder, "policy")
+        prepared = prepare_data(config)
+        model = prepared.family.load_model(base, device=args.device)
+        prepared.family.save(folder / "policy", model, prepared.processor)
+        del model
+        _free()
+        policy = Gr00tPolicy(prepared.tag, folder / "policy", device=args.device)
+        steps = read_steps(prepared.dataset, 0, [0], prepared.modality_config)
+        noise = policy.draw_noise(0)
+        plain = None
+        for name, change in (
+            ("plain", lambda: None),
+            ("as one graph", policy.accelerate),
+            ("compiled, as one graph", lambda: policy.accelerate(compile=True)),
+        ):
+            row = dict(what=name) | _attempt(lambda: _answers(args, policy, change, steps, noise))
+            answer = row.pop("answer", None)
+            if plain is None: plain = answer
+            elif answer is not None: row["from_plain"] = f"{_apart(answer, plain):.1e}"
+            rows.append(row)
+            print(_line(row), flush=True)
+    return rows
+
+
+def _answers(args, policy, change, steps: list[dict], noise) -> dict:
+    "How long an answer takes, from a step of the data set to actions in the robot's units."
+    begun = time.perf_counter()
+    change()
+    answer = policy.predict(steps, noise)
+    first = time.perf_counter() - begun
+    seconds = []
+    for _ in range(3 * args.steps):
+        begun = time.perf_counter()
+        policy.predict(steps, noise)
+        seconds.append(time.perf_counter() - begun)
+    batch = policy.processor.collate([policy.processor(s, policy.tag, False) for s in steps])
+    begun = time.perf_counter()
+    for _ in range(20):
+        policy.processor.collate([policy.processor(s, policy.tag, False) for s in steps])
+    ready = (time.perf_counter() - begun) / 20
+    return dict(
+        answer_ms=1000 * statistics.median(seconds),
+        slowest_ms=1000 * max(seconds),
+        processor_ms=1000 * ready,
+        first_seconds=first,
+        tokens=list(batch["input_ids"].shape),
+        answer=torch.cat([torch.from_numpy(a).flatten().double() for a in answer.values()]),
+    )
+
+
 # -------------------------------------------------------------------------------------------- frame
 def _free():
     gc.collect()
@@ -393,7 +459,7 @@ def _table(rows: list[dict]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-SECTIONS = dict(machine=machine, correctness=correctness, training=training)
+SECTIONS = dict(machine=machine, correctness=correctness, training=training, inference=inference)
 
 
 def _arguments():

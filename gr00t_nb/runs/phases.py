@@ -22,7 +22,7 @@ def _between(before, after) -> float:  # seconds
     if isinstance(before, float): return after - before
     return before.elapsed_time(after) / 1000
 
-# %% ../../nbs/runs/12_phases.ipynb #cb5b5318
+# %% ../../nbs/runs/12_phases.ipynb #48b45a85
 class PhaseClock(TrainerCallback):
     "Adds up the seconds of each phase of the steps that it has seen."
 
@@ -30,6 +30,7 @@ class PhaseClock(TrainerCallback):
 
     def _mark(self, phase: str):  # that ends now
         if torch.cuda.is_available():
+            if torch.cuda.is_current_stream_capturing(): return  # a recording has no time
             now = torch.cuda.Event(enable_timing=True)
             now.record()
         else: now = time.perf_counter()

@@ -65,6 +65,7 @@ class ModelOptions:
     embodiment_rows_only: bool = False  # of the per-robot layers train this robot's rows alone: less memory
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     compile: bool = False  # torch.compile for every transformer block: some minutes first, then faster steps
+    step_graph: bool = False  # a step's kernels recorded once as a CUDA graph: for one GPU that waits for Python
     bf16: bool | None = None  # bfloat16 autocast; none: on a GPU that has it
 
 # %% ../../nbs/training/00_config.ipynb #61209182
@@ -210,6 +211,20 @@ def _registered_tag(config: FinetuneConfig) -> str:  # value of the embodiment t
         f" --embodiment-tag is {config.embodiment_tag} ('{tag}'): make the two agree."
     )
 
+
+def _check_step_graph(config: FinetuneConfig, world_size: int):
+    if not config.step_graph: return
+    if world_size > 1:
+        raise InputError(
+            f"step_graph records the step of one process, and {world_size} are running: leave out"
+            " --step-graph."
+        )
+    if config.gradient_checkpointing:
+        raise InputError(
+            "step_graph and gradient_checkpointing exclude each other: what is computed again draws"
+            " its dropout again, which a recording cannot do. Leave out one of them."
+        )
+
 # %% ../../nbs/training/00_config.ipynb #d65f0ecf
 def check_config(
     config: FinetuneConfig,  # what the user asked for
@@ -223,6 +238,7 @@ def check_config(
             "extra_augmentation_config changes images by masks, which this kit does not read yet:"
             " leave --extra-augmentation-config out."
         )
+    _check_step_graph(config, world_size)
     if config.skip_broken and config.sampling == "official":
         raise InputError(
             "skip_broken goes with --sampling uniform, where a broken step's place is known;"

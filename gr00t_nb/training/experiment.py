@@ -177,6 +177,7 @@ def start_wandb(
 _MAY_CHANGE = {
     "dataloader_num_workers", "num_gpus", "save_steps", "save_total_limit", "logging_steps",
     "use_wandb", "wandb_project", "experiment_name", "resume", "output_dir", "gradient_checkpointing", "compile",
+    "step_graph",
     "frame_cache", "check_data",
     "base_model_path", "dataset_path", "modality_config_path", "tokenizer_path",
     "embodiment_tag", "val_episodes",

@@ -96,6 +96,7 @@ def _trainer(
         start_step=checkpoint_step(resume) or 0,
         companions=[output_dir / "experiment_cfg", output_dir / "wandb_config.json"],
     )
+    if config.step_graph: trainer.use_graphs()
     samples_per_step = config.global_batch_size * config.gradient_accumulation_steps
     log = JsonlLog(log_path(output_dir), samples_per_step, trainer)
     shown = [] if any(isinstance(c, Progress) for c in callbacks) else [Progress(log.path)]

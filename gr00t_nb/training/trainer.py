@@ -24,6 +24,8 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from ..families.registry import family_of
 from ..loading.order import GlobalBatches
+from ..processing.batches import pad_prompts
+from .step_graph import StepGraphs
 
 # %% ../../nbs/training/30_trainer.ipynb #ebea3d48
 def _shared(value):
@@ -93,6 +95,31 @@ class Gr00tTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         "Nothing: the model that is given was loaded from that checkpoint."
+
+# %% ../../nbs/training/30_trainer.ipynb #4051119a
+_LENGTHS = 16  # prompts are as long as a multiple of it
+
+
+@patch
+def use_graphs(self: Gr00tTrainer):
+    "From now on a step's forward and backward are one CUDA graph for each shape of a batch."
+    parts = self.args.gradient_accumulation_steps
+    def step(batch):
+        loss = self.compute_loss(self.model_wrapped, batch) / parts
+        self.accelerator.backward(loss)
+        return loss
+    trained = [p for p in self.model.parameters() if p.requires_grad]
+    self.graphs = StepGraphs(step, trained, adds=parts > 1)
+
+
+@patch
+def training_step(self: Gr00tTrainer, model, inputs, num_items_in_batch=None):
+    "Loss and gradients of one batch."
+    graphs = getattr(self, "graphs", None)
+    if graphs is None: return Trainer.training_step(self, model, inputs, num_items_in_batch)
+    model.train()
+    pad = self.processor.tokenizer.pad_token_id
+    return graphs(pad_prompts(self._prepare_inputs(inputs), _LENGTHS, pad))
 
 # %% ../../nbs/training/30_trainer.ipynb #75d0d970
 def _one_thread(worker: int):

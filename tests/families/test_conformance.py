@@ -184,6 +184,16 @@ def test_several_answers_are_each_what_they_are_alone(policy, sample):
             assert np.abs(together[group][i] - a).max() <= 1e-4 * max(1, np.abs(a).max())
 
 
+def test_an_accelerated_policy_answers_the_same(policy, sample):
+    noise = policy.draw_noise(0)
+    plain = [policy.predict(sample.steps[:n], noise) for n in (2, 1)]
+    policy.accelerate()
+    try: quick = [policy.predict(sample.steps[:n], noise) for n in (2, 1)]
+    finally: policy.graphs = None
+    for a, b in zip(plain, quick):
+        for group in a: np.testing.assert_allclose(b[group], a[group], atol=1e-4, err_msg=group)
+
+
 def test_open_loop(policy, sample):
     result = evaluate_open_loop(policy, sample.data, [0], steps=40, progress=False)
     assert np.isfinite([result.mse, result.mae]).all() and "all" in repr(result)
