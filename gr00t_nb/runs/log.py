@@ -20,7 +20,7 @@ from ..errors import InputError, did_you_mean
 from ..files import read_json
 
 # %% ../../nbs/runs/00_log.ipynb #db99c828
-#: of a line of the log
+#: of every line of the log; a line may hold further numbers
 COLUMNS = (
     "step", "loss", "grad_norm", "learning_rate", "samples_per_second", "data_wait", "time"
 )
@@ -54,8 +54,8 @@ class RunLog:
         self.arrived = None  # when a new line was seen last, if we were there
 
     def __len__(self): return len(self._columns["step"])
-    def __getitem__(self, key: str) -> np.ndarray:
-        return np.array(self._columns[key])  # float64 (lines,), NaN where a line has no such value
+    def __getitem__(self, key: str) -> np.ndarray:  # float64 (lines,), NaN where a line has no such value
+        return np.array(self._columns[key]) if key in self._columns else np.full(len(self), np.nan)
     def __repr__(self):
         if not len(self): return f"RunLog({self.name!r}: no line yet)"
         return f"RunLog({self.name!r}: {len(self)} lines to step {self._columns['step'][-1]:.0f})"
@@ -79,7 +79,15 @@ def _take(self: RunLog, line: bytes):
     if "loss" not in row: return
     while len(self) and self._columns["step"][-1] >= row["step"]:
         for column in self._columns.values(): column.pop()
+    for key in row.keys() - self._columns.keys():
+        self._columns[key] = array("d", [math.nan] * len(self))
     for key, column in self._columns.items(): column.append(_number(row.get(key)))
+
+
+@patch(as_prop=True)
+def more(self: RunLog) -> list[str]:  # names, sorted
+    "What the lines hold beside `COLUMNS`: numbers that callbacks have added."
+    return sorted(self._columns.keys() - set(COLUMNS))
 
 # %% ../../nbs/runs/00_log.ipynb #0537deb3
 @patch

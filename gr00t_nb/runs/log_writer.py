@@ -10,10 +10,13 @@ import json
 import time
 from pathlib import Path
 
+import torch
+from fastcore.basics import patch
 from transformers import TrainerCallback
 
 from ..files import read_jsonl, write_text
 from .log import COLUMNS
+from .phases import PhaseClock
 
 # %% ../../nbs/runs/05_log_writer.ipynb #b164375e
 def _whole_lines(path: Path) -> list[dict]:
@@ -31,10 +34,13 @@ class JsonlLog(TrainerCallback):
         path: Path,  # log.jsonl
         samples_per_step: int,  # over all processes and accumulated batches
         trainer=None,  # has data_seconds and total_skipped; None: nothing is known of them
+        clock: PhaseClock | None = None,  # of the run's steps
     ):
-        self.path, self.samples_per_step, self.trainer = Path(path), samples_per_step, trainer
+        self.path, self.samples_per_step = Path(path), samples_per_step
+        self.trainer, self.clock = trainer, clock
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if self.clock: self.clock.take()
         if state.is_world_process_zero: self._drop_after(state.global_step)
         self.last = self._now(state)
 
@@ -53,13 +59,28 @@ class JsonlLog(TrainerCallback):
         rows = _whole_lines(self.path) if self.path.exists() else []
         write_text(self.path, "".join(json.dumps(r) + "\n" for r in rows if r["step"] <= step))
 
-    def _row(self, now: tuple, logs: dict) -> dict:
-        seconds, steps, waited = (a - b for a, b in zip(now, self.last))
-        row = {k: logs.get(k) for k in COLUMNS} | dict(
-            step=now[1],
-            samples_per_second=round(steps * self.samples_per_step / seconds, 2),
-            data_wait=round(waited / seconds, 3),
-            time=round(time.time(), 2),
-        )
-        skipped = self.trainer.total_skipped if self.trainer else 0
-        return row | (dict(skipped=skipped) if skipped else {})
+# %% ../../nbs/runs/05_log_writer.ipynb #0e1eeca9
+_OF_TRAINER = ("epoch",)  # logged by the Trainer, and without meaning here
+
+
+@patch
+def _row(self: JsonlLog, now: tuple, logs: dict) -> dict:
+    seconds, steps, waited = (a - b for a, b in zip(now, self.last))
+    row = {k: logs.get(k) for k in COLUMNS} | dict(
+        step=now[1],
+        samples_per_second=round(steps * self.samples_per_step / seconds, 2),
+        data_wait=round(waited / seconds, 3),
+        time=round(time.time(), 2),
+    )
+    row |= {k: v for k, v in logs.items() if k not in row and k not in _OF_TRAINER}
+    skipped = self.trainer.total_skipped if self.trainer else 0
+    return row | self._machine(steps) | (dict(skipped=skipped) if skipped else {})
+
+
+@patch
+def _machine(self: JsonlLog, steps: int) -> dict:
+    "Milliseconds of a step by phase, and the most memory of the GPU so far."
+    phases = self.clock.take() if self.clock else {}
+    row = {f"{k}_ms": round(1000 * v / max(1, steps), 2) for k, v in phases.items()}
+    if not torch.cuda.is_available(): return row
+    return row | dict(memory_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2))

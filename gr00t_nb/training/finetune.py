@@ -25,6 +25,7 @@ from ..plots.curves import plot_loss
 from ..runs.log import log_path
 from ..runs.lock import locked
 from ..runs.log_writer import JsonlLog
+from ..runs.phases import PhaseClock
 from ..runs.progress import Progress
 from ..runs.run_folder import checkpoint_step, newest_checkpoint
 from .config import FinetuneConfig, check_config, tune_flags
@@ -98,9 +99,12 @@ def _trainer(
     )
     if config.step_graph: trainer.use_graphs()
     samples_per_step = config.global_batch_size * config.gradient_accumulation_steps
-    log = JsonlLog(log_path(output_dir), samples_per_step, trainer)
+    clock = PhaseClock() if args.process_index == 0 else None  # the one that writes the log
+    log = JsonlLog(log_path(output_dir), samples_per_step, trainer, clock)
     shown = [] if any(isinstance(c, Progress) for c in callbacks) else [Progress(log.path)]
-    for callback in [log, *shown, *callbacks]: trainer.add_callback(callback)
+    # the user's first: what they add to a line of the log is written
+    watching = [*callbacks, *([clock] if clock else []), log, *shown]
+    for callback in watching: trainer.add_callback(callback)
     return trainer
 
 # %% ../../nbs/training/40_finetune.ipynb #936a1ce7
