@@ -242,6 +242,16 @@ def _released(folder: Path, device: str) -> Path:
     return folder
 
 
+def _base(args) -> Path:
+    "The checkpoint that training and inference begin with, made when it is asked for first."
+    if args.size == "tiny": return tiny_base()
+    if args.made is None:
+        args.made = tempfile.TemporaryDirectory()
+        _released(Path(args.made.name) / "base", args.device)
+        _free()
+    return Path(args.made.name) / "base"
+
+
 class Watch(PhaseClock):
     "Seconds by phase after the first steps, in which kernels are compiled and memory is taken."
 
@@ -357,45 +367,30 @@ def _with_share(rows: list[dict], rate: float | None) -> list[dict]:
 
 def training(args) -> list[dict]:
     "Steps of training in the released size."
-    rows = []
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        if args.size == "tiny": base = tiny_base()
-        else: base = _released(folder / "base", args.device)
-        for name, options in SETTINGS.items():
-            if args.settings and name not in args.settings: continue
-            _free()
-            if args.size == "tiny": options = options | dict(global_batch_size=4)
-            rows.append(dict(what=name) | _attempt(lambda: _train(args, name, base, folder, options)))
-            print(_line(rows[-1]), flush=True)
+    rows, base = [], _base(args)
+    for name, options in SETTINGS.items():
+        if args.rows and name not in args.rows: continue
+        _free()
+        if args.size == "tiny": options = options | dict(global_batch_size=4)
+        with tempfile.TemporaryDirectory() as folder:
+            found = _attempt(lambda: _train(args, name, base, Path(folder), options))
+        rows.append(dict(what=name) | found)
+        print(_line(rows[-1]), flush=True)
     return _with_share(rows, _rate(args))
 
 
 # ---------------------------------------------------------------------------------------- inference
 def inference(args) -> list[dict]:
     "One answer, one camera, four denoising steps: plain, as one graph, compiled and as one graph."
-    rows = []
+    rows, plain = [], None
     with tempfile.TemporaryDirectory() as place:
-        folder, base = Path(place), None
-        if args.size == "tiny": base = tiny_base()
-        else: base = _released(folder / "base", args.device)
-        config = _sample_config(str(base), folder, "policy")
-        prepared = prepare_data(config)
-        model = prepared.family.load_model(base, device=args.device)
-        prepared.family.save(folder / "policy", model, prepared.processor)
-        del model
-        _free()
-        policy = Gr00tPolicy(prepared.tag, folder / "policy", device=args.device)
-        steps = read_steps(prepared.dataset, 0, [0], prepared.modality_config)
+        policy, steps = _policy(args, Path(place))
         noise = policy.draw_noise(0)
-        plain = None
-        for name, change in (
-            ("plain", lambda: None),
-            ("as one graph", policy.accelerate),
-            ("compiled, as one graph", lambda: policy.accelerate(compile=True)),
-        ):
-            row = dict(what=name) | _attempt(lambda: _answers(args, policy, change, steps, noise))
-            answer = row.pop("answer", None)
+        for name, change in ANSWERS.items():
+            if args.rows and name not in args.rows: continue
+            found = _attempt(lambda: _answers(args, policy, change, steps, noise))
+            row, answer = dict(what=name) | found, found.pop("answer", None)
+            row.pop("answer", None)
             if plain is None: plain = answer
             elif answer is not None: row["from_plain"] = f"{_apart(answer, plain):.1e}"
             rows.append(row)
@@ -403,10 +398,28 @@ def inference(args) -> list[dict]:
     return rows
 
 
+ANSWERS = {
+    "an answer": lambda policy: None,
+    "an answer as one graph": lambda policy: policy.accelerate(),
+    "an answer compiled, as one graph": lambda policy: policy.accelerate(compile=True),
+}
+
+
+def _policy(args, folder: Path) -> tuple[Gr00tPolicy, list[dict]]:  # and a step to ask about
+    config = _sample_config(str(_base(args)), folder, "policy")
+    prepared = prepare_data(config)
+    model = prepared.family.load_model(_base(args), device=args.device)
+    prepared.family.save(folder / "policy", model, prepared.processor)
+    del model
+    _free()
+    policy = Gr00tPolicy(prepared.tag, folder / "policy", device=args.device)
+    return policy, read_steps(prepared.dataset, 0, [0], prepared.modality_config)
+
+
 def _answers(args, policy, change, steps: list[dict], noise) -> dict:
     "How long an answer takes, from a step of the data set to actions in the robot's units."
     begun = time.perf_counter()
-    change()
+    change(policy)
     answer = policy.predict(steps, noise)
     first = time.perf_counter() - begun
     seconds = []
@@ -465,7 +478,7 @@ SECTIONS = dict(machine=machine, correctness=correctness, training=training, inf
 def _arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, help="rows of training")
+    parser.add_argument("--rows", nargs="+", choices=[*SETTINGS, *ANSWERS], help="these alone")
     parser.add_argument("--size", choices=("3b", "tiny"), default="3b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--steps", type=int, default=20, help="that are measured")
@@ -474,6 +487,7 @@ def _arguments():
     parser.add_argument("--profile", type=Path, help="where the longest kernels of each row go")
     parser.add_argument("--json", type=Path, help="where all numbers go")
     args = parser.parse_args()
+    args.made = None
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA card here; --device cpu --size tiny tries the script.")
     return args
