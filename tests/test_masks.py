@@ -14,6 +14,7 @@ import tyro
 from torch.utils.data import DataLoader
 
 from gr00t_nb.checkup.checkup import check_dataset
+from gr00t_nb.conversion.lerobot_v2 import to_v2
 from gr00t_nb.conversion.lerobot_v3 import to_v3
 from gr00t_nb.data.layouts import MASK_PATH, mask_file
 from gr00t_nb.data.lerobot import LeRobotDataset
@@ -230,14 +231,16 @@ def test_every_form_of_the_file(ds, robot, tmp_path, save, pattern):
 
 
 def test_version_3_keeps_a_file_for_each_episode(ds, robot, tmp_path):
-    few = LeRobotDataset(ds.path)
-    few.episodes = few.episodes[:3]
+    "And converting takes the masks along, under the new numbers of their episodes."
+    few, got = LeRobotDataset(ds.path), {"mask": robot["mask"]}
+    few.episodes = few.episodes[1:3]
     with redirect_stdout(StringIO()): joined = to_v3(few, tmp_path / "v3", progress=False)
-    joined = LeRobotDataset(give_masks(joined.path))
-    assert joined.version == "3.0"
-    for e, step in ((0, 3), (2, 60)):
-        for k, mask in read_step(joined, e, step, {"mask": robot["mask"]}).items():
-            np.testing.assert_array_equal(mask, labels(e, joined.length(e), k[5:])[[step]])
+    with redirect_stdout(StringIO()): again = to_v2(joined, tmp_path / "v2", progress=False)
+    assert (joined.version, again.version) == ("3.0", "2.1")
+    for e, step in ((0, 3), (1, 60)):
+        for copy in (joined, again):
+            for k, mask in read_step(copy, e, step, got).items():
+                np.testing.assert_array_equal(mask, labels(e + 1, copy.length(e), k[5:])[[step]])
 
 
 def spoil_length(file): np.save(file, np.load(file)[:-1])
