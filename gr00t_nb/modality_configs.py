@@ -136,6 +136,24 @@ def _check_relative(action: ModalityConfig, states: list[str], name: str) -> Non
                 f" state_key.{did_you_mean(group, states)}"
             )
 
+# %% ../nbs/08_modality_configs.ipynb #1d15d24b
+def _check_masks(config: dict[str, ModalityConfig], name: str) -> None:
+    "`InputError` where the masks of the robot `name` are not those of its cameras."
+    if "mask" not in config: return
+    video, mask = config["video"], config["mask"]
+    lacking = [k for k in video.modality_keys if k not in mask.modality_keys]
+    if lacking:
+        raise InputError(
+            f"'{name}' has masks of {', '.join(mask.modality_keys) or 'nothing'}, but none of the camera"
+            f" '{lacking[0]}': expected a mask key for each camera, with the camera's name."
+            f"{did_you_mean(lacking[0], mask.modality_keys)}"
+        )
+    if mask.delta_indices != video.delta_indices:
+        raise InputError(
+            f"'{name}' takes masks at steps {mask.delta_indices} and frames at {video.delta_indices}:"
+            " expected the same delta_indices for both, a mask for each frame."
+        )
+
 # %% ../nbs/08_modality_configs.ipynb #d1ec5613
 def check_modality_config(
     config: dict[str, ModalityConfig],  # by modality; values may be dicts or NVIDIA's class
@@ -143,8 +161,8 @@ def check_modality_config(
 ) -> dict[str, ModalityConfig]:  # the same, with this kit's classes and action configs filled in
     """Checks that a modality configuration can be trained with.
 
-    `InputError` where a modality is missing, where language is not one key at [0], or where
-    what an action is relative to is no state.
+    `InputError` where a modality is missing, where language is not one key at [0], where
+    what an action is relative to is no state, or where masks are not those of the cameras.
     """
     missing = [m for m in ("video", "state", "action", "language") if m not in config]
     if missing:
@@ -163,4 +181,5 @@ def check_modality_config(
             f" {language.delta_indices}: expected exactly one key, at [0]."
         )
     _check_relative(ours["action"], ours["state"].modality_keys, name)
+    _check_masks(ours, name)
     return ours

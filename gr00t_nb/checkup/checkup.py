@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from .episode_findings import Known, check_episode, column_scales
 from .episodes import Findings
+from .masks import check_labels, check_mask_names
 from .metadata import Metadata, Used, check_configuration, check_extra_files
 from .metadata import check_slices, check_totals, dimensions, exclude, read_metadata
 from .metadata import used_columns
@@ -297,6 +298,7 @@ def _check_together(
     check_episode_statistics(m, used, findings)
     _check_constants(m, used, known, moments, every)
     _check_languages(m, used, findings)
+    check_labels(m, used, findings)
     longest = max((f.rows or 0 for f in findings), default=used.horizon)
     if longest < used.horizon:
         fault = _no_training_step(longest, used.horizon)
@@ -324,6 +326,7 @@ def check_dataset(
     for check in (check_totals, check_extra_files, check_slices): check(m)
     exclude(m, exclude_episodes)
     check_configuration(m, config)
+    check_mask_names(m, used)
     cameras = _check_cameras(m, used, config)
     if cameras: check_ffmpeg()  # without it every video would look broken
     with np.errstate(all="ignore"):  # NaN and infinity are looked for; numpy need not warn

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from .episodes import Findings, check_columns, check_table, column_kind
 from .episodes import column_matrix, read_table
+from .masks import check_masks
 from .metadata import Metadata, Used, width
 from .problems import Fault, ranges
 from .signals import Scales, clock_fault, copied, idle_ends, jumps, ordinary
@@ -331,4 +332,5 @@ def check_episode(
             f.add("warning", _episode_short(f.rows, used.horizon))
         motion = _motion_of(m, known, x)
         for c in cameras: check_video(m, f, c, c in used.cameras, motion, thorough)
+        check_masks(m, used, f, thorough)
     return f

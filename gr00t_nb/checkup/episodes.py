@@ -33,6 +33,7 @@ class Findings:
     moments: dict[str, Moments] = field(default_factory=dict)  # by used vector column
     tasks: dict[str, set] = field(default_factory=dict)  # column -> tasks that occur
     outside: dict[str, np.ndarray] = field(default_factory=dict)  # column -> (D,) rows beyond extremes
+    labels: dict[str, dict[int, int]] = field(default_factory=dict)  # mask -> label -> pixels
 
     def add(
         self,

@@ -392,6 +392,7 @@ class Used:
     dims: dict  # vector column -> sorted dimensions
     languages: tuple  # columns with task numbers
     horizon: int  # steps of an action chunk
+    masks: dict = field(default_factory=dict)  # name -> how bad a fault in it is
 
 
 def used_columns(
@@ -414,4 +415,13 @@ def used_columns(
         dims={c: sorted(d) for c, d in dims.items()},
         languages=tuple(columns["annotation"]),
         horizon=action_horizon(config) if config is not None else 16,
+        masks=_masks_used(m, config),
     )
+
+
+def _masks_used(m: Metadata, config: dict[str, ModalityConfig] | None) -> dict[str, str]:
+    "Masks that training may read. Without a configuration nobody knows, and a fault is a warning."
+    known = m.modality.get("mask", {})
+    if config is None: return dict.fromkeys(known, "warning")
+    asked = config["mask"].modality_keys if "mask" in config else ()
+    return {k: "error" for k in asked if k in known}

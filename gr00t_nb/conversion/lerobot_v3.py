@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from tyro.conf import Positional
 
 from .clips import cut_video, join_videos
-from .lerobot_v2 import cameras_with_files, open_source, recording_of
+from .lerobot_v2 import cameras_with_files, copy_masks, open_source
+from .lerobot_v2 import recording_of
 from .lerobot_v2 import shipped_files
 from .writer import arrow_column
 from ..data.layouts import Place
@@ -258,6 +259,7 @@ def to_v3(
             of_camera, done = _write_camera(copy, c, video_megabytes, scratch)
             offsets |= of_camera
             how = {k: how.get(k, 0) + done.get(k, 0) for k in {**how, **done}}
+        copy.info |= copy_masks(ds, made)
         _write_meta(copy, offsets)
         os.replace(made, out)
     result = LeRobotDataset(out, modality=ds.modality)

@@ -329,6 +329,7 @@ def finish(self: WriterV2,
     features: dict | None = None,  # what arrays do not tell: {column: {"names": [...]}}
     modality: dict | None = None,  # meta/modality.json; None: a proposal
     shipped: dict[str, dict] | None = None,  # the source's: file name -> content; None: computed
+    more: dict | None = None,  # other entries of info.json
 ) -> LeRobotDataset:
     "Writes the metadata, info.json after all that it speaks of."
     if not self.done:
@@ -336,7 +337,7 @@ def finish(self: WriterV2,
     self._sweep()
     self._write_listings()
     seen, better = self.done[0]["features"], features or {}
-    info = self._info({k: {**f, **better.get(k, {})} for k, f in seen.items()})
+    info = self._info({k: {**f, **better.get(k, {})} for k, f in seen.items()}) | (more or {})
     meta = self.out / "meta"
     write_json(meta / "modality.json", modality or propose_modality(info), indent=4)
     write_json(meta / "info.json", info)

@@ -317,11 +317,11 @@ def column(self: LeRobotDataset,
 # %% ../../nbs/data/10_lerobot.ipynb #4469f5de
 @patch
 def column_of(self: LeRobotDataset,
-    kind: str,  # 'state', 'action', 'video' or 'annotation'
+    kind: str,  # 'state', 'action', 'video', 'annotation' or 'mask'
     name: str,  # a key of `modality[kind]`
 ) -> str:  # a column of the data set
     "The column that a name of modality.json stands for. `InputError` for an unknown name."
-    known = self.modality[kind]
+    known = self.modality.get(kind, {})
     if name not in known: raise self._unknown(kind, name, known)
     return original_key(self.modality, kind, name)
 

@@ -23,7 +23,7 @@ from ..files import write_json
 # %% ../../nbs/data/08_modality.ipynb #530eb96b
 def original_key(
     modality: dict,  # meta/modality.json
-    kind: str,  # 'state', 'action', 'video' or 'annotation'
+    kind: str,  # 'state', 'action', 'video', 'annotation' or 'mask'
     key: str,  # group, view or annotation name, a key of modality[kind]
 ) -> str:  # column of the data set
     "The column that a key of modality.json stands for, with GR00T's defaults."
@@ -32,6 +32,7 @@ def original_key(
         "action": "action",
         "video": f"observation.images.{key}",
         "annotation": f"annotation.{key}",
+        "mask": key,  # no column: a part of file names
     }[kind]
     return modality[kind][key].get("original_key") or default
 
@@ -85,7 +86,7 @@ def _entry_problem(kind: str, e) -> str | None:
     return None
 
 # %% ../../nbs/data/08_modality.ipynb #4a730660
-MODALITY_KINDS = ("state", "action", "video", "annotation")  # the keys of a modality.json
+MODALITY_KINDS = ("state", "action", "video", "annotation")  # the keys of a modality.json; `mask` may be a fifth
 
 
 def check_modality(
@@ -93,14 +94,14 @@ def check_modality(
     where: str,  # what it is called in a message
     fault: OnFault = raise_fault,  # is given each entry that cannot be used
 ) -> dict:  # the same, with all four kinds present, without the faults
-    "The same dict with all four kinds present. `InputError` where it is no object."
+    "The same dict with all four kinds present; masks where it has any. `InputError` for no object."
     if not isinstance(modality, dict):
         raise InputError(
             f"{where} holds {type(modality).__name__}: expected an object with state, action, video"
             " and annotation."
         )
     out = dict(modality)
-    for kind in MODALITY_KINDS:
+    for kind in (*MODALITY_KINDS, *(["mask"] if "mask" in modality else ())):
         entries, out[kind] = modality.get(kind) or {}, {}
         told = dict(remedy="fix the entry", kind="modality_broken")
         if not isinstance(entries, dict):

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['POSE_REMEDY', 'step_indices', 'action_horizon', 'pose_problem', 'usable_steps', 'read_numbers', 'wanted_frames',
-           'put_frames', 'read_steps', 'read_step', 'camera_problem', 'require_keys']
+           'put_frames', 'read_masks', 'read_steps', 'read_step', 'camera_problem', 'mask_problem', 'require_keys']
 
 # %% ../../nbs/data/25_steps.ipynb #76dfa718
 from collections.abc import Sequence
 
 import numpy as np
 from .language import read_instruction
+from .layouts import mask_file
 from .lerobot import LeRobotDataset
 from .modality import depth_reason, fixed_text, no_depth
+from .video import open_masks
 from ..modality_configs import POSE_SIZES, ActionConfig, ActionType, ModalityConfig
 from ..errors import InputError, did_you_mean
 
@@ -159,12 +161,13 @@ def wanted_frames(
     ds: LeRobotDataset,
     episode: int,  # position of the episode
     steps: Sequence[int],  # steps of the episode
-    config: dict[str, ModalityConfig],  # modality configuration with 'video'
+    config: dict[str, ModalityConfig],  # modality configuration with `kind` in it
     pad: bool = False,
     wrap: bool = False,
+    kind: str = "video",  # or 'mask'
 ) -> tuple[np.ndarray, np.ndarray]:  # frames (m,), each once, rising; places of each step's (n, T)
     "Which frames some steps need. `InputError` names the episode."
-    where = _indices(ds, episode, steps, config["video"], pad, wrap)
+    where = _indices(ds, episode, steps, config[kind], pad, wrap)
     wanted, back = np.unique(where, return_inverse=True)
     return wanted, back.reshape(where.shape)
 
@@ -174,10 +177,27 @@ def put_frames(
     view: str,  # camera name of modality.json
     frames: np.ndarray,  # uint8 (m, H, W, 3), those that `wanted_frames` names
     back: np.ndarray,  # int (n, T), as `wanted_frames` gives it
+    kind: str = "video",  # 'mask': frames are the masks of the camera, integers (m, H, W)
 ):
-    "Puts the frames of one camera into steps."
+    "Puts the frames of one camera, or its masks, into steps."
     for step, b in zip(steps, back):
-        step[f"video.{view}"] = frames[b[0]:b[0] + 1] if len(b) == 1 else frames[b]
+        step[f"{kind}.{view}"] = frames[b[0]:b[0] + 1] if len(b) == 1 else frames[b]
+
+# %% ../../nbs/data/25_steps.ipynb #871af72b
+def read_masks(
+    ds: LeRobotDataset,
+    episode: int,  # position of the episode
+    key: str,  # name in the 'mask' section of modality.json
+    indices: Sequence[int] | np.ndarray,  # steps, in any order, repeats allowed
+) -> np.ndarray:  # integers (n, H, W), a label for each pixel
+    "The masks of a camera at some steps. `InputError` names file and episode."
+    try:
+        file = open_masks(mask_file(ds.path, ds.info, ds.episode(episode), ds.column_of("mask", key)))
+        if file.shape[0] == ds.length(episode): return file.rows(indices)
+        counts = f"holds masks of {file.shape[0]} frames, and the episode has {ds.length(episode)} steps"
+        raise InputError(f"{file.path} {counts}: expected one for each; write the masks again.")
+    except InputError as e:
+        raise InputError(f"{ds.called(episode)}, mask '{key}': {e}") from None
 
 # %% ../../nbs/data/25_steps.ipynb #cd455080
 def read_steps(
@@ -195,6 +215,10 @@ def read_steps(
         wanted, back = wanted_frames(ds, episode, steps, config, pad, wrap)
         for view in config["video"].modality_keys:
             put_frames(out, view, ds.frames(episode, view, wanted), back)
+    if "mask" in config and len(steps):
+        wanted, back = wanted_frames(ds, episode, steps, config, pad, wrap, "mask")
+        for key in config["mask"].modality_keys:
+            put_frames(out, key, read_masks(ds, episode, key, wanted), back, "mask")
     return out
 
 # %% ../../nbs/data/25_steps.ipynb #549d31ba
@@ -206,7 +230,7 @@ def read_step(
     pad: bool = False,  # repeat the first and last step beyond the ends
     wrap: bool = False,  # negative indices count from the end, as in NVIDIA's loader
     rng: np.random.Generator | None = None,  # for languages that are drawn
-) -> dict:  # 'video.<view>' uint8 (T,H,W,3), '{state,action}.<group>' float32 (T,D), key: str
+) -> dict:  # 'video.<view>' uint8 (T,H,W,3), '{state,action}.<group>' float32 (T,D), key: str; 'mask.<view>' (T,H,W)
     "One step: what the robot saw, felt, was told and did around one moment."
     return read_steps(ds, episode, [step], config, pad, wrap, [rng])[0]
 
@@ -239,6 +263,22 @@ def _no_column(ds: LeRobotDataset, column: str, what: str) -> str:
     missing = f"no column '{column}' in info.json, which {what} stands for"
     return f"{missing}{'.' * bool(near)}{near}"
 
+# %% ../../nbs/data/25_steps.ipynb #27b0250a
+def mask_problem(
+    ds: LeRobotDataset,
+    key: str,  # name in the 'mask' section of modality.json
+) -> str | None:  # without a full stop
+    "What is wrong with a mask, as far as metadata and the presence of files tell."
+    named = lambda e, k: mask_file(ds.path, ds.info, e, ds.column_of("mask", k))
+    try:
+        first = named(ds.episodes[0], key)
+        for other in ds.modality["mask"]:
+            if other != key and named(ds.episodes[0], other) == first:
+                return f"{first} is the mask of both '{key}' and '{other}': put {{mask_key}} in mask_path"
+        there = any(named(e, key).exists() for e in ds.episodes)
+    except InputError as e: return str(e).rstrip(".")
+    return None if there else f"no mask file {first} for '{key}'"
+
 # %% ../../nbs/data/25_steps.ipynb #198ae2de
 def _key_problem(ds: LeRobotDataset, kind: str, key: str) -> str | None:
     "What is wrong with one key of a configuration."
@@ -250,6 +290,7 @@ def _key_problem(ds: LeRobotDataset, kind: str, key: str) -> str | None:
         has = f"it has {', '.join(known) or 'none'}"
         return f"no {kind} '{key}' in modality.json ({has}){'.' * bool(near)}{near}"
     if kind == "video": return camera_problem(ds, key)
+    if kind == "mask": return mask_problem(ds, key)
     if kind == "language" and fixed_text(ds.modality, name) is not None: return None
     column, features = ds.column_of(part, name), ds.info["features"]
     if column not in features and column not in ds.table_columns():

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OPEN_BYTES', 'check_ffmpeg', 'ffmpeg_reason', 'stand_in', 'file_stand_in', 'new_decoder', 'hidden_head', 'VideoInfo',
-           'video_info', 'decode_frames', 'decode_picture', 'write_video']
+           'video_info', 'decode_frames', 'decode_picture', 'MaskFile', 'open_masks', 'write_video']
 
 # %% ../../nbs/data/00_video.ipynb #b46be1e1
 import importlib
 import os
 import re
 import threading
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..errors import InputError
 from ..files import replacing
@@ -280,6 +282,98 @@ def decode_picture(
         raise InputError(f"{found}: the model reads colour of 8 bits; leave this camera out.")
     if array.ndim == 2: return np.repeat(array[..., None], 3, -1)  # grey
     return np.ascontiguousarray(array[..., 2::-1])
+
+# %% ../../nbs/data/00_video.ipynb #17dca8e0
+@contextmanager
+def _array_file(path: Path) -> Iterator[tuple]:  # the open array file, and its size in bytes
+    "A .npy file, or `arr_0` of a .npz, or its only array."
+    if path.suffix.lower() == ".npy":
+        with open(path, "rb") as file: yield file, path.stat().st_size
+        return
+    if path.suffix.lower() != ".npz":
+        raise InputError(f"The mask file {path} ends in '{path.suffix}': expected .npy or .npz.")
+    with zipfile.ZipFile(path) as archive:
+        names = {n.removesuffix(".npy"): n for n in archive.namelist()}
+        if len(names) > 1 and "arr_0" not in names:
+            raise InputError(
+                f"The mask file {path} holds the arrays {', '.join(sorted(names)[:5])}: expected"
+                " one array, or one called arr_0; save the masks alone."
+            )
+        name = names.get("arr_0") or next(iter(names.values()))
+        with archive.open(name) as file: yield file, archive.getinfo(name).file_size
+
+# %% ../../nbs/data/00_video.ipynb #5018fc6c
+@contextmanager
+def _mask_faults(path: Path) -> Iterator[None]:
+    "Says in a sentence what makes a file unreadable."
+    restore = "restore it, or leave its episode out with exclude_episodes"
+    try: yield
+    except InputError: raise
+    except FileNotFoundError: raise InputError(f"There is no mask file {path}: {restore}.") from None
+    except Exception as e:  # numpy, zipfile and zlib raise a dozen kinds for the same damage
+        instead = file_stand_in(path) if path.is_file() else ""
+        if instead: raise InputError(f"The mask file {path} {instead}: {restore}.") from None
+        reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
+        cannot = f"The mask file {path} cannot be read ({reason})"
+        raise InputError(f"{cannot}: it is truncated or no array file; {restore}.") from None
+
+# %% ../../nbs/data/00_video.ipynb #a54e3f67
+@dataclass(frozen=True)
+class MaskFile:
+    "The masks of an episode on disk: integers (frames, height, width). Made by `open_masks`."
+    path: Path
+    shape: tuple[int, int, int]  # frames, height, width
+    dtype: np.dtype  # of integers, or bool
+    start: int  # byte of the array file at which the numbers begin
+    rising: bool = True  # whether the frames lie one behind the other
+
+
+def open_masks(
+    path: str | Path,  # .npy or .npz
+) -> MaskFile:
+    "Reads the head of a mask file. `InputError` where it is missing, broken, or holds no masks."
+    path, heads = Path(path), np.lib.format
+    with _mask_faults(path), _array_file(path) as (file, size):
+        version = heads.read_magic(file)
+        read_head = heads.read_array_header_1_0 if version == (1, 0) else heads.read_array_header_2_0
+        shape, fortran, dtype = read_head(file)
+        start = file.tell()
+    if dtype.kind not in "iub" or len(shape) != 3:
+        raise InputError(
+            f"The mask file {path} holds {dtype} of shape {shape}: expected integers of shape"
+            " (frames, height, width), a label for each pixel; write the masks again as such."
+        )
+    if (held := size - start) < (need := int(np.prod(shape, dtype=object)) * dtype.itemsize):
+        short = f"holds {held:,} of the {need:,} bytes of its array"
+        raise InputError(f"The mask file {path} {short}: it was cut short; restore it.")
+    return MaskFile(path, shape, dtype, start, not fortran)
+
+# %% ../../nbs/data/00_video.ipynb #82896e65
+@patch
+def rows(self: MaskFile,
+    indices: Sequence[int] | np.ndarray,  # frames from 0, in any order, repeats allowed
+) -> np.ndarray:  # (n, H, W), in the order of `indices`; labels of bool as 0 and 1
+    "Reads masks of some frames and no others. `InputError` for one that the file does not have."
+    wanted, back = np.unique(np.asarray(indices, np.int64).reshape(-1), return_inverse=True)
+    outside = wanted[(wanted < 0) | (wanted >= self.shape[0])]
+    if len(outside):
+        has = f"holds {self.shape[0]} (0 to {self.shape[0] - 1})"
+        raise InputError(f"The mask of frame {outside[0]} was asked for, but {self.path} {has}.")
+    frame, size = self.shape[1:], int(np.prod(self.shape[1:])) * self.dtype.itemsize
+    with _mask_faults(self.path), _array_file(self.path) as (file, _):
+        if self.rising: found = [_read_at(file, self.start + int(i) * size, size) for i in wanted]
+        else: found = [_read_at(file, self.start, size * self.shape[0])]
+    x = np.frombuffer(b"".join(found), self.dtype)
+    x = x.reshape(-1, *frame) if self.rising else x.reshape(self.shape[::-1]).T[wanted]
+    return (x.view(np.uint8) if self.dtype.kind == "b" else x)[back]
+
+
+def _read_at(file, start: int, size: int) -> bytes:
+    "Bytes of an open file, all of them."
+    file.seek(start)
+    data = file.read(size)
+    if len(data) < size: raise EOFError("it ends early")
+    return data
 
 # %% ../../nbs/data/00_video.ipynb #53a4a3b3
 def write_video(

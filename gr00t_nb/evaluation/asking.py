@@ -126,14 +126,16 @@ def check_fit(
     also = dict(language={"sub_task"})
     wrong = {k for k, (wants, has) in table.items() if not {*wants} <= {*has} | also.get(k, set())}
     if wrong: raise _other_robot(policy, dataset, name, table, wrong)
-    require_keys(dataset, policy.get_modality_config())
+    config = policy.get_modality_config()
+    require_keys(dataset, {m: c for m, c in config.items() if m != "mask"})  # which training alone needs
 
 # %% ../../nbs/evaluation/10_asking.ipynb #beba7ab1
 def question_config(
     policy: Gr00tPolicy,
 ) -> dict[str, ModalityConfig]:  # video, state, language
-    "What a policy is shown."
-    return {m: c for m, c in policy.get_modality_config().items() if m != "action"}
+    "What a policy is shown: masks are for training alone."
+    config = policy.get_modality_config()
+    return {m: config[m] for m in ("video", "state", "language") if m in config}
 
 
 def ask(

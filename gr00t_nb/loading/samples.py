@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch.utils.data import Dataset
-from ..data.steps import put_frames, read_numbers, require_keys, wanted_frames
+from ..data.steps import put_frames, read_masks, read_numbers, require_keys
+from ..data.steps import wanted_frames
 from ..errors import InputError
 from .frames import FrameCache, stored_as_images
 from .order import DataSource, StepOrder
@@ -52,9 +53,15 @@ def sample_generator(
     )
 
 # %% ../../nbs/loading/20_samples.ipynb #eccef8d7
-def _check_cache(cache: FrameCache | None, processor):
-    "`InputError` for a frame cache that was made for another image path than the processor's."
+def _check_cache(cache: FrameCache | None, processor, unscaled: bool = False):
+    "`InputError` for a frame cache whose frames are not those that the processor needs."
     if cache is None: return
+    if unscaled:
+        raise InputError(
+            "A frame cache holds frames that were scaled, and the augmentation by masks repaints them"
+            " before that: train without --frame-cache, or switch the augmentation off"
+            " (--extra-augmentation-config '{}')."
+        )
     ours = getattr(processor, "image_settings", None)
     if ours is None:
         silent = f"{type(processor).__name__} does not say how it scales images"
@@ -71,6 +78,12 @@ def _check_cache(cache: FrameCache | None, processor):
         )
 
 # %% ../../nbs/loading/20_samples.ipynb #8c9f3a89
+def _needs_masks(source: DataSource, processor) -> bool:
+    "Whether training needs the masks of a robot; a processor that does not say gets what there is."
+    uses = getattr(processor, "uses_masks", lambda embodiment: True)
+    return "mask" in source.config and uses(source.embodiment)
+
+
 class StepReader:
     "Makes samples of steps: reads them, hands them to a processor. A base for loader data sets."
 
@@ -86,7 +99,8 @@ class StepReader:
         self.sources, self.processor, self.seed = list(sources), processor, int(seed)
         self.training, self.pad, self.cache, self.threads = training, pad, cache, threads
         for s in self.sources: require_keys(s.dataset, s.config)
-        _check_cache(cache, processor)
+        self.masked = [training and _needs_masks(s, processor) for s in self.sources]
+        _check_cache(cache, processor, any(self.masked))
 
     def frames(self,
         s: int,  # number of the source
@@ -94,8 +108,9 @@ class StepReader:
         view: str,  # camera
         indices: np.ndarray,  # int (n,), steps
     ) -> np.ndarray:  # uint8 (n, H, W, 3)
-        "Frames of an episode, prepared where the processor can do that."
+        "Frames of an episode, prepared where the processor can do that and no mask belongs to them."
         ds = self.sources[s].dataset
+        if self.masked[s]: return ds.frames(episode, view, indices)
         if self.cache is not None: return self.cache.frames(ds, episode, view, indices)
         frames = ds.frames(episode, view, indices)
         return self.processor.prepare(frames) if hasattr(self.processor, "prepare") else frames
@@ -136,7 +151,10 @@ def read(self: StepReader,
         s, episode, view, wanted, back, read = job
         with _naming(self.sources[s], episode):
             seen = (frames or self.frames)(s, episode, view, wanted)
+            ds = self.sources[s].dataset
+            mask = read_masks(ds, episode, view, wanted) if self.masked[s] else None
         put_frames(read, view, seen, back)
+        if mask is not None: put_frames(read, view, mask, back, "mask")
     self._in_threads(see, jobs)
     return steps
 

@@ -23,6 +23,7 @@ from ..errors import InputError, did_you_mean
 from .batches import make_batch
 from .embodiment_statistics import largest_difference
 from .images import draw_augmentation, image_sizes, prepare, transform_many
+from .masks import augmentation_dict, mask_steps, masks_of, repaint_many
 from .processor_files import ProcessorFiles, as_json, processor_folder
 from .processor_files import read_modality_configs, read_processor
 from .prompts import PromptEncoder, chat_text, formalize, load_tokenizer
@@ -64,9 +65,13 @@ class Gr00tProcessor:
         embodiment_ids: dict[str, int] | None = None,  # slots of the model; a table has the rest
         tokenizer: Qwen2TokenizerFast | None = None,  # needed by `collate` only
         processor_class: str = "Gr00tN1d6Processor",  # NVIDIA's class, which the saved files name
+        extra_augmentation_config: str | dict | None = None,  # what training repaints by masks
         **kwargs,  # settings of `PROCESSOR_DEFAULTS`; others are kept and saved again
     ):
         self.settings: dict = PROCESSOR_DEFAULTS | kwargs
+        extra = augmentation_dict(extra_augmentation_config)
+        if extra: self.settings["extra_augmentation_config"] = extra
+        self.mask_steps = mask_steps(extra)
         self.processor_class = processor_class
         self.modality_configs = {tag: dict(c) for tag, c in modality_configs.items()}
         self.embodiment_ids = EMBODIMENT_IDS | (embodiment_ids or {})
@@ -140,6 +145,14 @@ def _frames(self: Gr00tProcessor,
         )
     return [view[t] for t in range(next(iter(steps.values()), 0)) for view in views.values()]
 
+# %% ../../nbs/processing/50_processor.ipynb #adc8070c
+@patch
+def uses_masks(self: Gr00tProcessor,
+    embodiment: str,  # tag value
+) -> bool:
+    "Whether training repaints this robot's frames by their masks, and needs both unscaled."
+    return bool(self.mask_steps) and "mask" in self.modality_configs.get(embodiment, {})
+
 # %% ../../nbs/processing/50_processor.ipynb #70dfd107
 @patch
 def images(self: Gr00tProcessor,
@@ -162,6 +175,9 @@ def _images(
     frames = [self._frames(s, embodiment) for s in steps]
     angle, jitter = self.settings["random_rotation_angle"], self.settings["color_jitter_params"]
     drawn = [None if rng is None else draw_augmentation(rng, angle, jitter) for rng in rngs]
+    if self.uses_masks(embodiment) and all(rng is not None for rng in rngs):
+        masks = [masks_of(s, self._gather(s, embodiment, "video"), embodiment) for s in steps]
+        frames = repaint_many(frames, masks, self.mask_steps, rngs, threads)
     together = [f for own in frames for f in own]
     draws = [d for d, own in zip(drawn, frames) for _ in own]
     out = iter(

@@ -8,6 +8,7 @@ __all__ = ['Switch', 'SWITCHES', 'FROM_DEFAULTS', 'COUNTS', 'SHARES', 'JITTERS',
            'choose_modality_config']
 
 # %% ../../nbs/training/00_config.ipynb #2389154d
+import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ from ..data.layouts_v3 import dataset_folder
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
 from ..errors import InputError
 from ..families.family import Family
+from ..processing.masks import mask_steps
 
 # %% ../../nbs/training/00_config.ipynb #269858c3
 Switch = Annotated[bool | None, DisallowNone]  # --name or --no-name; neither: None, the family's value
@@ -47,7 +49,7 @@ class SampleOptions:
     num_shards_per_epoch: int = 100000  # shards drawn for an epoch; used by --sampling official
     random_rotation_angle: int | None = None  # images are turned by up to so many degrees; none: as the checkpoint says
     color_jitter_params: dict[str, float] | None = None  # e.g. brightness 0.3 hue 0.08; none: as the checkpoint says
-    extra_augmentation_config: str | None = None  # JSON of NVIDIA's augmentation by masks; refused: no masks yet
+    extra_augmentation_config: str | None = None  # JSON, what masks repaint; none: as the checkpoint says; {}: nothing
     fast_resize: bool = False  # scale training images with torch's bicubic filter, not Pillow's: three times faster
     frame_cache: bool = False  # keep decoded and scaled frames on disk: the second epoch decodes no video
     dataloader_num_workers: int = 2  # loader processes for each training process; any number gives the same batches
@@ -107,6 +109,10 @@ class FinetuneConfig(RunOptions, OptimizerOptions, ModelOptions, SampleOptions, 
 
     Started again with the same --output-dir, a run goes on from its newest checkpoint.
     """
+
+    def __post_init__(self):
+        extra = self.extra_augmentation_config  # in a notebook it may be a dict
+        if isinstance(extra, dict): self.extra_augmentation_config = json.dumps(extra)
 
     def to_dict(self) -> dict: return asdict(self)
 
@@ -233,11 +239,7 @@ def check_config(
     "Refuses values that cannot work, in one sentence; registers the modality configuration file."
     _check_numbers(config)
     _check_processes(config, world_size)
-    if config.extra_augmentation_config not in (None, "", "{}", "null"):
-        raise InputError(
-            "extra_augmentation_config changes images by masks, which this kit does not read yet:"
-            " leave --extra-augmentation-config out."
-        )
+    mask_steps(config.extra_augmentation_config)  # says what is wrong with it
     _check_step_graph(config, world_size)
     if config.skip_broken and config.sampling == "official":
         raise InputError(

@@ -28,6 +28,7 @@ from ..loading.official_order import OfficialStream
 from ..loading.order import DataSource, split_episodes
 from ..loading.samples import StepDataset
 from ..processing.embodiment_statistics import embodiment_statistics
+from ..processing.masks import augmentation_dict, mask_steps
 from ..runs.run_folder import checkpoint_step
 from .config import FinetuneConfig, check_config, choose_modality_config, resolved
 
@@ -126,19 +127,37 @@ class Prepared:
     val_episodes: list[int]  # held out, positions, too
     warnings: list[str] = field(default_factory=list)  # of the check-up, each once
 
-# %% ../../nbs/training/10_prepare.ipynb #41a64a3c
+# %% ../../nbs/training/10_prepare.ipynb #0fe07836
 def _load_processor(config: FinetuneConfig, base: Path, family: Family):
     "The base model's processor, changed as the user and the family say."
+    extra = config.extra_augmentation_config
     said = dict(
         random_rotation_angle=config.random_rotation_angle,
         color_jitter_params=config.color_jitter_params,
+        extra_augmentation_config=None if extra is None else augmentation_dict(extra),
     )
     changed = family.defaults.processor | {k: v for k, v in said.items() if v is not None}
     processor = family.load_processor(base, config.tokenizer_path, **changed)
     processor.fast_resize = config.fast_resize
     return processor
 
+# %% ../../nbs/training/10_prepare.ipynb #3dc89982
+def _check_repainting(config: FinetuneConfig, tag: str, processor):
+    "`InputError` where frames are to be repainted that have no masks, or that a cache would keep."
+    used = getattr(processor, "uses_masks", lambda tag: False)(tag)
+    if mask_steps(config.extra_augmentation_config) and not used:
+        raise InputError(
+            f"extra_augmentation_config repaints frames by their masks, and '{tag}' has none: give its"
+            " modality configuration a `mask` entry with the keys of its cameras, or leave"
+            " --extra-augmentation-config out."
+        )
+    if used and config.frame_cache:
+        raise InputError(
+            "frame_cache keeps frames that were scaled, and extra_augmentation_config repaints them"
+            " before that: leave --frame-cache out, or give --extra-augmentation-config '{}'."
+        )
 
+# %% ../../nbs/training/10_prepare.ipynb #41a64a3c
 def prepare_data(
     config: FinetuneConfig,  # what the user asked for
     world_size: int = 1,  # number of training processes
@@ -158,6 +177,7 @@ def prepare_data(
     statistics = embodiment_statistics(dataset, modality_config)
     override = config.override_statistics
     processor.set_embodiment(tag, modality_config, statistics, override=override)
+    _check_repainting(config, tag, processor)
     train, val = list(range(len(dataset))), []
     if config.val_fraction: train, val = split_episodes(dataset, config.val_fraction, config.seed)
     made_of = dataset, modality_config, processor, train, val, told

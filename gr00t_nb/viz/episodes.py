@@ -22,8 +22,10 @@ from ..checkup.signals import Scales, idle_ends
 from ..checkup.unusual import EpisodeScore, all_numbers, change, dataset_scales
 from ..data.language import read_instructions
 from ..data.lerobot import LeRobotDataset
+from ..data.steps import read_masks
 from ..modality_configs import ModalityConfig
 from ..errors import InputError
+from ..plots.masks import lay_over
 from ..plots.style import COLOURS, Plot, styled
 from ..files import read_json, write_json
 from .frame_store import PAGE, SEVERITY_COLOURS, check_views, note
@@ -196,16 +198,18 @@ def shortened(
 
 # %% ../../nbs/viz/30_episodes.ipynb #b2c4fd18
 def _film(
-    ds: LeRobotDataset, episode: int, views: Sequence[str], moments: Sequence[int]
+    ds: LeRobotDataset, episode: int, views: Sequence[str], moments: Sequence[int], masks: bool = False
 ) -> tuple[dict[str, list], list[str]]:
     "Frames by camera, None where there is none, and why."
     frames, unseen = {v: [] for v in views}, {}
     for v in views:
         for m in moments:
-            try: frames[v].append(ds.frames(episode, v, [m])[0])
-            except InputError as e:
-                frames[v].append(None)
-                unseen.setdefault(v, shortened(ds, str(e)))
+            frames[v].append(None)
+            try:
+                frames[v][-1] = ds.frames(episode, v, [m])[0]
+                if not masks or v not in ds.modality.get("mask", ()): continue
+                frames[v][-1] = lay_over(frames[v][-1], read_masks(ds, episode, v, [m])[0])
+            except InputError as e: unseen.setdefault(v, shortened(ds, str(e)))
     return frames, list(unseen.values())
 
 
@@ -239,10 +243,11 @@ def draw_episode(
     moments: int = 6,  # frames of each camera
     width: float = 9.0,  # inches
     span: tuple[float, float] | None = None,  # seconds of the traces that are drawn; None: all
+    masks: bool = False,  # lay the labels of their pixels over the frames
 ) -> Figure:
     "Header, frames, motion and traces in one figure."
     steps = _moments(r.length, moments, cursor)
-    frames, unseen = _film(ds, r.episode, views, steps)
+    frames, unseen = _film(ds, r.episode, views, steps, masks)
     shapes = [next((f.shape for f in film if f is not None), (3, 4)) for film in frames.values()]
     ratios = [s[0] / s[1] for s in shapes]
     text, rows = _header(r, int(width * 13.5), unseen), -(-len(r.panels) // 4)
@@ -285,13 +290,14 @@ def plot_episode(
     width: float = 9.0,  # inches
     units: dict[str, str] | None = None,  # of groups or dimensions, such as {"single_arm": "rad"}
     span: tuple[float, float] | None = None,  # seconds of the traces that are drawn; None: all
+    masks: bool = False,  # lay the labels of their pixels over the frames
 ) -> Figure:
     "An episode as one picture. What is broken is said in it."
     ds = dataset if isinstance(dataset, LeRobotDataset) else LeRobotDataset(dataset)
     source = TraceSource(ds, config, processor, embodiment, units)
     views = chosen_views(source, views)
     r = read_episode(source, episode, normalized, relative, groups, report, dataset_scales(ds, 20))
-    return draw_episode(ds, r, views, step, normalized, moments, width, span)
+    return draw_episode(ds, r, views, step, normalized, moments, width, span, masks)
 
 
 def chosen_views(source: TraceSource, views: Sequence[str] | None) -> list[str]:
