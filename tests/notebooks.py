@@ -75,6 +75,12 @@ def changed_files() -> set[str]:
     return set(done.stdout.splitlines())
 
 
+def nobody_waits(books: list[Path]) -> list[Path]:
+    "One that needs the shared policy begins, and trains it; the others that need it come last."
+    need = [b for b in books if "_shared_policy.py" in b.read_text()]
+    return need[:1] + [b for b in books if b not in need] + need[1:]
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all")
@@ -92,6 +98,7 @@ def main():
         Path(p).resolve() for p in nbglob(ROOT / "nbs", as_path=True)
     )
     random.Random(seed).shuffle(books)
+    books = nobody_waits(books)
     print(f"{len(books)} notebooks, order drawn from --seed {seed}", flush=True)
     files, start = changed_files(), time.perf_counter()
     workers = 0 if len(books) == 1 else args.workers

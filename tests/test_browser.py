@@ -1,15 +1,17 @@
 """What a user sees: JupyterLab in a real browser, where notebooks are run, sliders moved and pictures
 looked at.
 
-JupyterLab runs on a free port of this machine, with a token, in a copy of the notebooks and the
-sample data, and with settings, cache and runtime files of its own. Screenshots go to
-outputs/screenshots/.
+One JupyterLab serves all tests: on a free port of this machine, with a token, in a copy of the
+notebooks and the sample data, and with settings, cache and runtime files of its own. Two tutorials
+are run whole; the other viewers stand in notebooks of a cell, because tests/notebooks.py runs
+theirs. Screenshots go to outputs/screenshots/.
 Without Chromium or Playwright the tests are skipped; with GR00T_NB_BROWSER=required, as CI sets it,
 they fail instead.
 """
 import json
 import os
 import re
+import runpy
 import secrets
 import shutil
 import socket
@@ -22,6 +24,7 @@ from pathlib import Path
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+pytestmark = pytest.mark.xdist_group("browser")  # one process has the JupyterLab
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "outputs" / "screenshots"
 WINDOW = dict(width=1280, height=900)  # a small laptop
@@ -83,8 +86,6 @@ def copy_of_the_kit(home: Path) -> Path:
     for name in ("nbs", "data_samples", "gr00t_nb", "scripts", "docs"):
         shutil.copytree(ROOT / name, kit / name, ignore=skip)
     shutil.copy(ROOT / "settings.ini", kit)
-    if (ROOT / "outputs/demo").exists():  # else notebooks train a policy of their own
-        shutil.copytree(ROOT / "outputs/demo", kit / "outputs/demo")
     return kit
 
 
@@ -541,12 +542,27 @@ def test_episodes_are_watched(opened):
     assert not nb.faults()
 
 
-def test_the_notebook_of_the_episode_viewer(opened):
-    nb = opened("nbs/viz/40_episode_viewer.ipynb").run_all()
+BROKEN_EPISODE = """import shutil
+from pathlib import Path
+from gr00t_nb.checkup.checkup import check_dataset
+from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
+from gr00t_nb.viz.episode_viewer import EpisodeViewer
+load_modality_config("../data_samples/cube_to_bowl_config.py")
+config, data = MODALITY_CONFIGS["new_embodiment"], Path("../broken")
+shutil.copytree("../data_samples/cube_to_bowl", data, dirs_exist_ok=True)
+(data / "videos/chunk-000/observation.images.wrist/episode_000002.mp4").unlink()
+report = check_dataset(data, config=config, exclude_episodes=range(3, 40), progress=False)
+EpisodeViewer(data, config, report=report, episode=1, step=50)"""
+
+
+def test_an_episode_with_a_fault_is_watched(lab, opened):
+    write(lab, "broken_episode", BROKEN_EPISODE)
+    nb = opened("nbs/broken_episode.ipynb").run_all()
     viewer = nb.viewer(".widget-slider")
-    words = viewer.inner_text()
-    viewer.locator("button:has(.fa-chevron-right)").click()  # on to episodes with faults
-    wait_until(nb.page, lambda: viewer.inner_text() != words, "another episode's words")
+    fault = viewer.get_by_text("There is no video file")
+    assert not fault.is_visible()
+    viewer.locator("button:has(.fa-chevron-right)").click()  # on to the episode with the fault
+    wait_until(nb.page, fault.is_visible, "the fault, in words")
     settled(viewer.locator("img").first)
     look(nb, viewer, "40_episode_viewer")
     nb.page.set_viewport_size(dict(WINDOW, width=900))
@@ -573,9 +589,30 @@ def another_sentence(nb: Notebook, viewer, drawn: int):
     fits(viewer)
 
 
-def test_predictions_are_looked_at(opened):
+PREDICTIONS = """%run _shared_policy.py
+from gr00t_nb.evaluation.asking import held_out_episodes
+from gr00t_nb.policy.policy import Gr00tPolicy
+from gr00t_nb.viz.prediction_viewer import PredictionViewer
+run = shared_policy()
+early, *_, late = sorted(run.glob("checkpoint-*"))
+policies = [Gr00tPolicy("NEW_EMBODIMENT", p, device="cpu") for p in (early, late)]
+data, episode = "../data_samples/cube_to_bowl", held_out_episodes(run)[0]
+viewer = PredictionViewer(policies, data, episode=episode, step=60)
+viewer.wait()
+viewer"""
+
+
+@pytest.fixture
+def shared_policy(lab):
+    "The policy that notebooks share is in the copy, too: nobody trains it again."
+    run = runpy.run_path(str(ROOT / "nbs/_shared_policy.py"))["shared_policy"]()
+    shutil.copytree(run, lab.kit / run.relative_to(ROOT))
+
+
+def test_predictions_are_looked_at(lab, shared_policy, opened):
     "The fan follows the slider, and so does the camera."
-    nb = opened("nbs/viz/70_prediction_viewer.ipynb").run_all()
+    write(lab, "predictions", PREDICTIONS)
+    nb = opened("nbs/predictions.ipynb").run_all()
     assert not nb.faults()
     viewer = nb.viewer(".widget-slider")
     camera = viewer.locator("img:not(.gr00t-figure)").first
@@ -594,10 +631,29 @@ def test_predictions_are_looked_at(opened):
     assert not nb.faults()
 
 
-def test_the_training_monitor(opened):
-    nb = opened("nbs/viz/80_monitor.ipynb").run_all()
+TWO_RUNS = """import json
+from pathlib import Path
+from gr00t_nb.viz.monitor import TrainingMonitor
+def write(folder, falls):
+    (folder / "experiment_cfg").mkdir(parents=True, exist_ok=True)
+    told = dict(config=dict(global_batch_size=32, max_steps=400))
+    (folder / "experiment_cfg/finetune.json").write_text(json.dumps(told))
+    fixed = dict(grad_norm=1.0, learning_rate=1e-4, samples_per_second=128.0, data_wait=0.02)
+    loss = lambda s: falls / (s + falls) + 0.03 * (s // 10 % 3)
+    rows = [fixed | dict(step=s, loss=loss(s), time=1000 + s / 4) for s in range(10, 401, 10)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\\n" for r in rows))
+runs = {"falls fast": Path("../runs/fast"), "falls slowly": Path("../runs/slow")}
+for folder, falls in zip(runs.values(), (40, 400)): write(folder, falls)
+TrainingMonitor(runs)"""
+
+
+def test_the_training_monitor(lab, opened):
+    write(lab, "two_runs", TWO_RUNS)
+    nb = opened("nbs/two_runs.ipynb").run_all()
     assert not nb.faults()
-    viewer = nb.viewer(".widget-slider", -1)  # two runs beside each other
+    viewer = nb.viewer(".widget-slider")
+    said = viewer.inner_text()
+    assert all(name in said for name in ("falls fast", "falls slowly", "done: 400 steps"))
     curves = viewer.locator("img").first
     before = pixels(curves)
     drag(viewer.locator(".widget-slider").first, 0.1)  # less smoothing: other curves

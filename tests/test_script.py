@@ -76,8 +76,8 @@ def test_two_processes_train_as_one(tmp_path):
     "The same loss, but for the order of summation; and two processes go on where one stopped."
     common = [
         *SAMPLE,
-        *("--max-steps", 20, "--global-batch-size", 8, "--learning-rate", 1e-3, "--dropout", 0),
-        *("--logging-steps", 1, "--save-steps", 10),
+        *("--max-steps", 8, "--global-batch-size", 8, "--learning-rate", 1e-3, "--dropout", 0),
+        *("--logging-steps", 1, "--save-steps", 4),
     ]
     def train(name: str, workers: int, **how) -> dict[int, float]:
         more = ["--dataloader-num-workers", workers, "--output-dir", tmp_path / name]
@@ -85,14 +85,14 @@ def test_two_processes_train_as_one(tmp_path):
         return losses(tmp_path / name)
 
     a, b = train("one", 0), train("two", 1, processes=2)
-    assert set(a) == set(b) == set(range(1, 21))
+    assert set(a) == set(b) == set(range(1, 9))
     for step in a: assert abs(a[step] - b[step]) <= 0.01 * a[step], (step, a[step], b[step])
-    assert a[20] < a[1]
+    assert a[8] < 0.8 * a[1]
 
-    shutil.rmtree(tmp_path / "one" / "checkpoint-20")
+    shutil.rmtree(tmp_path / "one" / "checkpoint-8")
     c = train("one", 0, processes=2)
-    assert {s: c[s] for s in range(1, 11)} == {s: a[s] for s in range(1, 11)}
-    for step in range(11, 21):
+    assert {s: c[s] for s in range(1, 5)} == {s: a[s] for s in range(1, 5)}
+    for step in range(5, 9):
         assert abs(a[step] - c[step]) <= 0.01 * a[step], (step, a[step], c[step])
 
 

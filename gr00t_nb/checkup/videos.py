@@ -8,13 +8,13 @@ __all__ = ['PAIRS', 'APART', 'said_size', 'Motion', 'check_video', 'check_pictur
 # %% ../../nbs/checkup/25_videos.ipynb #971131c5
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from cachetools import LRUCache
 
 from .episodes import Findings, column_missing
 from .metadata import Metadata, Used
@@ -58,11 +58,9 @@ _KEPT = threading.local()
 
 def _decoder(path: Path):  # a torchcodec VideoDecoder that gives (n, H, W, 3)
     "Opens a video, or finds it open."
-    kept, stat = _KEPT.__dict__.setdefault("decoders", OrderedDict()), os.stat(path)
+    kept, stat = _KEPT.__dict__.setdefault("decoders", LRUCache(4)), os.stat(path)
     key = (str(path), stat.st_size, stat.st_mtime_ns)
     if key not in kept: kept[key] = new_decoder(path)
-    kept.move_to_end(key)
-    while len(kept) > 4: kept.popitem(last=False)
     return kept[key]
 
 # %% ../../nbs/checkup/25_videos.ipynb #28cf4324

@@ -12,7 +12,6 @@ import os
 import re
 import threading
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
+from cachetools import LRUCache
 
 from ..errors import InputError
 from ..files import replacing
@@ -69,22 +69,20 @@ def check_ffmpeg() -> str:  # version of the FFmpeg that torchcodec loaded, such
 OPEN_BYTES = 256 * 2**20  # memory that open decoders may take, by estimate, per process
 
 # %% ../../nbs/data/00_video.ipynb #0dcc642b
-# (path, size, time of change) -> (decoder, its cost), the last used one last
-_OPEN: OrderedDict[tuple, tuple[object, int]] = OrderedDict()
-_LOCK = threading.Lock()
+def _cost(decoder) -> int:
+    "Bytes that an open decoder takes: measured, a megabyte and about eight frames of 4:2:0 video."
+    m = decoder.metadata
+    return min(OPEN_BYTES, 2**20 + 12 * (m.height or 0) * (m.width or 0))  # one always fits
 
 
 def _forget():
     global _OPEN, _LOCK
-    _OPEN, _LOCK = OrderedDict(), threading.Lock()
+    _OPEN = LRUCache(OPEN_BYTES, _cost)  # (path, size, time of change) -> decoder
+    _LOCK = threading.Lock()
 
 
+_forget()
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_forget)
-
-
-def _cost(decoder) -> int:
-    "Bytes that an open decoder takes: measured, a megabyte and about eight frames of 4:2:0 video."
-    return 2**20 + 12 * (decoder.metadata.height or 0) * (decoder.metadata.width or 0)
 
 # %% ../../nbs/data/00_video.ipynb #8a55c46c
 def ffmpeg_reason(
@@ -181,15 +179,10 @@ def _lent(
             " episode out with exclude_episodes."
         ) from None
     key = (str(path), stat.st_size, stat.st_mtime_ns)
-    with _LOCK: decoder, cost = _OPEN.pop(key, (None, 0))
-    if decoder is None:
-        decoder = _open(path, stat.st_size)
-        cost = _cost(decoder)
+    with _LOCK: decoder = _OPEN.pop(key, None)
+    if decoder is None: decoder = _open(path, stat.st_size)
     yield decoder
-    with _LOCK:
-        _OPEN[key] = decoder, cost
-        while len(_OPEN) > 1 and sum(c for _, c in _OPEN.values()) > OPEN_BYTES:
-            _OPEN.popitem(last=False)
+    with _LOCK: _OPEN[key] = decoder
 
 # %% ../../nbs/data/00_video.ipynb #8476f1e0
 @dataclass(frozen=True)

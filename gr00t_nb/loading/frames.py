@@ -19,14 +19,12 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from ..data.lerobot import LeRobotDataset
 from ..errors import InputError
 from ..files import cache_dir, fingerprint, replacing
 from ..processing.images import in_threads, prepare, prepared_side
-
-try: import fcntl
-except ImportError: fcntl = None  # Windows: of two that build a file, the second wins
 
 # %% ../../nbs/loading/00_frames.ipynb #8a24601d
 def frame_record(
@@ -126,14 +124,13 @@ def estimate(self: FrameCache,
 @contextmanager
 def _alone(path: Path) -> Iterator[bool]:
     "Whether this process is the only one that works on `path` at the moment."
-    if fcntl is None:
-        yield True
+    lock = FileLock(path.with_suffix(".lock"), timeout=0, is_singleton=False)
+    try: lock.acquire()
+    except (Timeout, NotImplementedError):  # the second: a disk without locks
+        yield False
         return
-    with open(path.with_suffix(".lock"), "w") as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: yield False
-        else: yield True
-    # the file stays: to remove it would let a third process lock another file of the same name
+    try: yield True
+    finally: lock.release()
 
 # %% ../../nbs/loading/00_frames.ipynb #fa6dc94a
 @patch
@@ -166,7 +163,7 @@ def _make(self: FrameCache, ds: LeRobotDataset, episode: int, view: str, path: P
     with _alone(path) as alone:
         if path.exists(): return True
         if not alone: return False
-        for half in self.folder.glob(f".{path.name}.*") if fcntl else ():
+        for half in self.folder.glob(f".{path.name}.*"):
             half.unlink()  # of a process that was killed while it wrote
         with replacing(path) as temporary, open(temporary, "wb") as file:
             self._write(file, ds, episode, view)

@@ -9,12 +9,12 @@ __all__ = ['IMAGE_TOKEN', 'QWEN_TOKENS', 'QWEN_WORDS', 'GROOT_TOKENS', 'CHAT_TEM
 # %% ../../nbs/processing/40_prompts.ipynb #70aec0e8
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2TokenizerFast
 
@@ -252,19 +252,16 @@ class PromptEncoder:
                 f"The tokenizer has no {IMAGE_TOKEN}: load it with load_tokenizer, which adds the"
                 " tokens of GR00T N1.6."
             )
-        self.tokenizer, self.cache_size = tokenizer, cache_size
+        self.tokenizer = tokenizer
         self.image_token_id: int = vocab[IMAGE_TOKEN]
-        self._ids: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._ids = LRUCache(cache_size)  # prompt -> ids
 
     def ids(self, text: str) -> np.ndarray:  # (N,) int64
         "Ids of one prompt, without padding."
-        if text in self._ids:
-            self._ids.move_to_end(text)
-            return self._ids[text]
+        if (kept := self._ids.get(text)) is not None: return kept
         # one text at a time keeps the tokenizer's threads asleep, which makes forking safe
         ids = np.asarray(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
         self._ids[text] = ids
-        if len(self._ids) > self.cache_size: self._ids.popitem(last=False)
         return ids
 
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:  # ids and mask, (B, N) int64

@@ -10,12 +10,12 @@ __all__ = ['PAGE', 'SEVERITY_COLOURS', 'camera_box', 'as_jpeg', 'FrameStore', 'c
 import ctypes
 import html
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
+from cachetools import LRUCache
 from fastcore.basics import patch
 
 from ..loading.frames import stored_as_images
@@ -71,8 +71,9 @@ class FrameStore:
         self.ds, self.views = ds, check_views(ds, views)
         self.box, self.max_bytes = box or camera_box(len(self.views)), int(max_bytes)
         self.run, self.ahead, self.quality, self.change = run, ahead, quality, change
-        self._kept: OrderedDict[tuple, bytes | str] = OrderedDict()  # (episode, view, step) -> JPEG, or a sentence
-        self._size, self._lock = 0, threading.Lock()
+        size = lambda what: min(len(what), self.max_bytes)  # one always fits
+        self._kept = LRUCache(self.max_bytes, size)  # (episode, view, step) -> JPEG, or a sentence
+        self._lock = threading.Lock()
         self._last, self._target = {}, None  # view -> (episode, step) asked for last; where the thread goes
         self._pool, self._job = None, None
         self.decoded = self._trimmed = 0  # frames decoded so far; and when memory was given back last
@@ -80,11 +81,11 @@ class FrameStore:
     def __repr__(self):
         return (
             f"FrameStore({len(self._kept)} frames of {', '.join(self.views) or 'no camera'},"
-            f" {self._size / 2**20:.1f} of at most {self.max_bytes / 2**20:.0f} MiB)"
+            f" {self.nbytes / 2**20:.1f} of at most {self.max_bytes / 2**20:.0f} MiB)"
         )
 
     @property
-    def nbytes(self) -> int: return self._size  # of all that is kept
+    def nbytes(self) -> int: return self._kept.currsize  # of all that is kept
 
 
 def check_views(ds: LeRobotDataset, views: Sequence[str] | None) -> list[str]:
@@ -99,18 +100,12 @@ def check_views(ds: LeRobotDataset, views: Sequence[str] | None) -> list[str]:
 # %% ../../nbs/viz/00_frame_store.ipynb #d1e9ccdc
 @patch
 def _keep(self: FrameStore, key: tuple, what: bytes | str):
-    with self._lock:
-        self._size += len(what) - len(self._kept.pop(key, b""))
-        self._kept[key] = what
-        while self._size > self.max_bytes and len(self._kept) > 1:
-            self._size -= len(self._kept.popitem(last=False)[1])
+    with self._lock: self._kept[key] = what
 
 
 @patch
 def _look_up(self: FrameStore, key: tuple) -> bytes | str | None:
-    with self._lock:
-        if key in self._kept: self._kept.move_to_end(key)
-        return self._kept.get(key)
+    with self._lock: return self._kept.get(key)
 
 
 @patch
@@ -208,9 +203,7 @@ def _trim(self: FrameStore):
 @patch
 def forget(self: FrameStore):
     "Lets go of all frames that are kept; the thread goes on."
-    with self._lock:
-        self._kept.clear()
-        self._size = 0
+    with self._lock: self._kept.clear()
 
 
 @patch
