@@ -87,17 +87,17 @@ def base_for(
     name: str | Path,  # folder, hub id, 'tiny' or a family's own tiny name
     folder: str | Path,  # where a wider copy is written, if it is needed
     seed: int = 0,  # of its new rows
-) -> Path:  # the folder of the base model, or its wider copy
+) -> str:  # `name`, or the folder of its wider copy
     "A base model that takes as many numbers as the data set has."
     base, has = resolve_base_model(name), base_limits(name)
     width = lambda kind: sum(g.width for g in groups_of(modality, kind).values())
     wanted = {f"max_{kind}_dim": width(kind) for kind in ("state", "action")}
     sizes = {k: n for k, n in wanted.items() if n > has[k]}
-    if not sizes: return base
+    if not sizes: return str(name)
     family = family_of(base)
     family.require("widening")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = family.load_model(base, widen=True, **sizes)
     family.save(folder, model, family.load_processor(base, **sizes))
-    return Path(folder)
+    return str(folder)
