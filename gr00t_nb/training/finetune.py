@@ -27,7 +27,7 @@ from ..runs.lock import locked
 from ..runs.log_writer import JsonlLog
 from ..runs.progress import Progress
 from ..runs.run_folder import checkpoint_step, newest_checkpoint
-from .config import FinetuneConfig, check_config, tune_flags
+from .config import FinetuneConfig, check_config, from_flags, tune_flags
 from .experiment import find_resume, start_wandb, training_arguments
 from .experiment import write_experiment
 from .prepare import Prepared, choose_base, prepare_data, training_dataset
@@ -231,10 +231,10 @@ def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
 @command
 def main():
     "Command line of `scripts/finetune.py`."
-    import tyro
-    config = tyro.cli(FinetuneConfig)
+    config, notes = from_flags(sys.argv[1:])
     logging.getLogger("transformers").setLevel(logging.ERROR)
     rank = int(os.environ.get("RANK", 0))
+    for note in notes if rank == 0 else (): print(f"note: {note}", file=sys.stderr)
     try: result = finetune(config)
     except InputError as e:
         if rank == 0 or isinstance(e, _RunError): raise
