@@ -254,6 +254,15 @@ def save_tiny(self: Family, folder: str | Path, seed: int = 0):
     "Write the tiny checkpoint, its random weights drawn from `seed`."
     raise NotImplementedError
 
+# %% ../../nbs/families/00_family.ipynb #b7288f4e
+@patch
+def official_use(
+    self: Family,
+    config,  # of a model
+) -> list[str]:  # paragraphs of Markdown; empty where there is no other side
+    "How NVIDIA's code takes a checkpoint of this generation, and what of it it does not."
+    return []
+
 # %% ../../nbs/families/00_family.ipynb #49f946ea
 @patch
 def set_dropout(self: Family, model: nn.Module, p: float):

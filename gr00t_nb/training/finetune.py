@@ -93,7 +93,7 @@ def _trainer(
         config.seed,
         config.global_batch_size,
         start_step=checkpoint_step(resume) or 0,
-        companions=[output_dir / "experiment_cfg", output_dir / "wandb_config.json"],
+        companions=[output_dir / n for n in ("experiment_cfg", "wandb_config.json", "README.md")],
     )
     samples_per_step = config.global_batch_size * config.gradient_accumulation_steps
     log = JsonlLog(log_path(output_dir), samples_per_step, trainer)
