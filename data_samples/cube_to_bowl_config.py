@@ -1,10 +1,13 @@
 """What the arm of `cube_to_bowl` is: the modality configuration a user writes for a robot the kit does not know.
 
-Importing this file registers it for the tag NEW_EMBODIMENT; `load_modality_config` and the option
-`--modality-config-path` import it.
+Running this file registers it for the tag NEW_EMBODIMENT. `load_modality_config` and the option
+`--modality-config-path` run it, here and in NVIDIA's code: its names are NVIDIA's, and stand for
+this kit's while it is read here.
 """
-from gr00t_nb.embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType
-from gr00t_nb.embodiments import EmbodimentTag, ModalityConfig, register_modality_config
+from gr00t.configs.data.embodiment_configs import register_modality_config
+from gr00t.data.embodiment_tags import EmbodimentTag
+from gr00t.data.types import ActionConfig, ActionFormat, ActionRepresentation, ActionType
+from gr00t.data.types import ModalityConfig
 
 cube_to_bowl = {
     "video": ModalityConfig(delta_indices=[0], modality_keys=["front", "wrist"]),

@@ -9,11 +9,11 @@ a path of the gripper with the small irregularities of a person, and position se
 Friction alone holds the cube. An episode is kept if the cube named by the task ends up in the bowl,
 otherwise the next draw is tried.
 
-The output is a LeRobot v2.1 data set with the `meta/modality.json` that GR00T expects. It is
-written as lerobot writes it: all at once, without the journal of `gr00t_nb.conversion.writer`, with
-statistics of the pictures, and with the schema that Hugging Face `datasets` reads. One seed gives
-one data set: parquet files repeat byte for byte on one machine; pixels depend on the OpenGL driver.
-Needs `pip install mujoco`.
+The output is a LeRobot v2.1 data set with the `meta/modality.json` and `meta/stats.json` that
+NVIDIA's code expects (this kit needs only the first). It is written as lerobot writes it: all at
+once, without the journal of `gr00t_nb.conversion.writer`, with statistics of the pictures, and with
+the schema that Hugging Face `datasets` reads. One seed gives one data set: parquet files repeat byte
+for byte on one machine; pixels depend on the OpenGL driver. Needs `pip install mujoco`.
 """
 import argparse
 import json
@@ -30,8 +30,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from gr00t_nb.conversion.writer import Recording, arrow_column, column_statistics
+from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.errors import command
 from gr00t_nb.files import write_json, write_text
+from gr00t_nb.processing.statistics import dataset_statistics
 from gr00t_nb.simulators.arm_scene import CAMERAS, FPS, HEIGHT, JOINTS, WIDTH
 from gr00t_nb.simulators.cube_to_bowl import TASKS, CubeToBowl
 from gr00t_nb.simulators.expert import record_success
@@ -189,6 +191,7 @@ def make(out: Path, episodes: int = 40, seed: int = 0, render: bool = True, crf:
         write_json(meta / "modality.json", modality(cameras))
         for name, rows in (("episodes", listing), ("tasks", tasks), ("episodes_stats", stats)):
             write_text(meta / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_json(meta / "stats.json", dataset_statistics(LeRobotDataset(work)), indent=4)
 
 
 @command

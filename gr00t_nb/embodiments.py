@@ -51,12 +51,12 @@ EMBODIMENT_IDS: dict[str, int] = dict(
 
 # %% ../nbs/10_embodiments.ipynb #e193acec
 def embodiment_value(
-    tag,  # an EmbodimentTag (this kit's or the official class's), its name ("GR1") or its value ("gr1")
+    tag,  # an EmbodimentTag (this kit's or the official class's), its name ("GR1") or its value ("gr1"), in any case
 ) -> str:  # the value
     "The tag's value, by which files and the rest of the kit call it; `InputError` where there is no such tag."
     if isinstance(tag, Enum): tag = tag.value
     for t in EmbodimentTag:
-        if str(tag) in (t.name, t.value): return t.value
+        if str(tag).strip().lower() in (t.name.lower(), t.value): return t.value
     names = [t.name for t in EmbodimentTag]
     raise InputError(
         f"'{tag}' is no embodiment tag:"
@@ -237,17 +237,27 @@ def _official_modules() -> dict[str, types.ModuleType]:
     for name in _PACKAGES: modules[name].__path__ = []
     for name in _MODULES:
         vars(modules[name]).update({x.__name__: x for x in ours}, MODALITY_CONFIGS=MODALITY_CONFIGS)
+    for name, module in modules.items():
+        parent, _, leaf = name.rpartition(".")
+        if parent: setattr(modules[parent], leaf, module)
     return modules
+
+
+def _loaded() -> dict[str, types.ModuleType]:
+    "What is imported of the official package, or stands for it."
+    return {n: m for n, m in sys.modules.items() if n.partition(".")[0] == "gr00t"}
 
 
 @contextmanager
 def _official_names():
-    "While it lasts, the official names lead to this kit, unless the official package is installed."
-    modules = {} if importlib.util.find_spec("gr00t") else _official_modules()
-    sys.modules.update(modules)
+    "While it lasts, the official names lead to this kit, whether the official package is there or not."
+    before = _loaded()
+    for name in before: del sys.modules[name]
+    sys.modules.update(_official_modules())
     try: yield
     finally:
-        for name in modules: sys.modules.pop(name, None)
+        for name in _loaded(): del sys.modules[name]
+        sys.modules.update(before)
 
 # %% ../nbs/10_embodiments.ipynb #4b245df8
 _SOURCES: dict[str, Path] = {}  # by tag value, the file that has registered its configuration

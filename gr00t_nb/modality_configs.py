@@ -12,21 +12,36 @@ from enum import Enum
 
 from .errors import InputError, did_you_mean
 
+# %% ../nbs/08_modality_configs.ipynb #f86e539d
+class _Named(Enum):
+    "An enum whose members go by their names, too, in any case; `InputError` lists them where there is none."
+
+    @classmethod
+    def _missing_(cls, name):
+        text = name.name if isinstance(name, Enum) else str(name)  # a member of NVIDIA's class of the same names
+        for m in cls:
+            if text.strip().lower() in (m.name.lower(), m.value): return m
+        names = [m.name for m in cls]
+        raise InputError(
+            f"{name!r} is no {cls.__name__}:"
+            f" expected one of {', '.join(names)}.{did_you_mean(text.upper(), names)}"
+        )
+
 # %% ../nbs/08_modality_configs.ipynb #de60e821
-class ActionRepresentation(Enum):
+class ActionRepresentation(_Named):
     "How an action relates to the state."
     RELATIVE = "relative"  # to the last state of the observation
     DELTA = "delta"  # officially without effect
     ABSOLUTE = "absolute"  # as recorded
 
 
-class ActionType(Enum):
+class ActionType(_Named):
     "What the numbers of an action are."
     EEF = "eef"  # the pose of an end effector
     NON_EEF = "non_eef"  # anything that may be subtracted number by number, such as joint angles
 
 
-class ActionFormat(Enum):
+class ActionFormat(_Named):
     "How the numbers of a pose are written."
     DEFAULT = "default"  # 16: a 4x4 matrix by rows
     XYZ_ROT6D = "xyz+rot6d"  # 9: position, two rows of the rotation
@@ -39,22 +54,6 @@ POSE_SIZES: dict[ActionFormat, int] = {
     ActionFormat.DEFAULT: 16,
 }  # numbers of one pose
 
-# %% ../nbs/08_modality_configs.ipynb #7c4774be
-def _member(
-    kind: type[Enum],  # one of the enums above
-    name,  # a member, its name in any case, or its value
-) -> Enum:
-    "The member of `kind` called `name`; `InputError` with the choices where there is none."
-    if isinstance(name, kind): return name
-    text = name.name if isinstance(name, Enum) else str(name)  # members of another class's enum of the same names
-    for m in kind:
-        if text.lower() in (m.name.lower(), m.value): return m
-    names = [m.name for m in kind]
-    raise InputError(
-        f"{name!r} is no {kind.__name__}:"
-        f" expected one of {', '.join(names)}.{did_you_mean(text.upper(), names)}"
-    )
-
 # %% ../nbs/08_modality_configs.ipynb #2dd272a4
 @dataclass
 class ActionConfig:
@@ -64,10 +63,9 @@ class ActionConfig:
     format: ActionFormat = ActionFormat.DEFAULT  # how a pose is written
     state_key: str | None = None  # state group to be relative to; None: the group of the same name
 
-    def __post_init__(self):
-        self.rep = _member(ActionRepresentation, self.rep)
-        self.type = _member(ActionType, self.type)
-        self.format = _member(ActionFormat, self.format)
+    def __setattr__(self, name: str, value):
+        kinds = dict(rep=ActionRepresentation, type=ActionType, format=ActionFormat)
+        super().__setattr__(name, kinds[name](value) if name in kinds else value)
 
     def to_json(self) -> dict:  # enums by name
         enums = dict(rep=self.rep.name, type=self.type.name, format=self.format.name)
@@ -75,14 +73,18 @@ class ActionConfig:
 
     @classmethod
     def from_json(cls, d: dict) -> "ActionConfig":
+        if not isinstance(d, dict) or "rep" not in d:
+            raise InputError(
+                f"An action config is {d!r}: expected an object with rep, such as"
+                ' {"rep": "RELATIVE"}, and where they are needed type, format and state_key.'
+            )
         return cls(**{k: d[k] for k in ("rep", "type", "format", "state_key") if k in d})
 
 # %% ../nbs/08_modality_configs.ipynb #fd985771
 def _action_config(a) -> ActionConfig:
     "An `ActionConfig` from one, from its JSON form, or from NVIDIA's class of the same fields."
     if isinstance(a, ActionConfig): return a
-    if isinstance(a, dict): return ActionConfig.from_json(a)
-    return ActionConfig(a.rep, a.type, a.format, a.state_key)
+    return ActionConfig.from_json(vars(a) if hasattr(a, "rep") else a)
 
 
 def _action_configs(configs: list, keys: list[str]) -> list[ActionConfig]:
@@ -122,6 +124,11 @@ class ModalityConfig:
 
     @classmethod
     def from_json(cls, d: dict) -> "ModalityConfig":
+        if missing := [k for k in ("delta_indices", "modality_keys") if k not in d]:
+            raise InputError(
+                f"A modality lacks {' and '.join(missing)}: expected delta_indices, such as [0],"
+                " and modality_keys."
+            )
         return cls(**{f.name: d[f.name] for f in fields(cls) if f.name in d})
 
 # %% ../nbs/08_modality_configs.ipynb #41011f7a

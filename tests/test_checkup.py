@@ -31,9 +31,9 @@ FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 
 
 def subset(folder, n=4):
-    "The first `n` episodes of the sample, as a whole and healthy data set."
+    "The first `n` episodes of the sample, as a whole and healthy data set without statistics of all."
     for p in SAMPLE.rglob("*"):
-        if p.is_file() and (p.parent.name == "meta" or int(p.stem[-6:]) < n):
+        if p.is_file() and p.name != "stats.json" and (p.parent.name == "meta" or int(p.stem[-6:]) < n):
             to = folder / p.relative_to(SAMPLE)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(p, to)

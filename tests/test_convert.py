@@ -338,9 +338,7 @@ def test_command_line(tmp_path, capsys):
 # ---------------------------------------------------------------------------- between versions
 @pytest.fixture
 def few():
-    ds = LeRobotDataset(SAMPLE)
-    ds.episodes = ds.episodes[:3]
-    return ds
+    return LeRobotDataset(SAMPLE, exclude_episodes=range(3, 40))
 
 
 def same(a, b, exact=True):
@@ -400,8 +398,7 @@ def test_declared_camera_without_files(few, tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     "Two episodes of the sample, to be spoilt."
-    few = LeRobotDataset(SAMPLE)
-    few.episodes = few.episodes[:2]
+    few = LeRobotDataset(SAMPLE, exclude_episodes=range(2, 40))
     return to_v2(few, tmp_path / "two", progress=False).path
 
 

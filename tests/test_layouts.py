@@ -41,8 +41,7 @@ def config_of(ds, horizon=16):
 def layouts(tmp_path_factory):
     "Four episodes of the sample in 2.0, 2.1 and 3.0: in one file each, in several, in one row group."
     root = tmp_path_factory.mktemp("layouts")
-    few = LeRobotDataset(SAMPLE)
-    few.episodes = few.episodes[:4]
+    few = LeRobotDataset(SAMPLE, exclude_episodes=range(4, 40))
     with redirect_stdout(io.StringIO()):
         made = {
             "v2.0": to_v2(few, root / "v20", "v2.0", progress=False),

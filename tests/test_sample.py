@@ -15,7 +15,6 @@ from gr00t_nb.simulators.expert import record_episode, record_success
 
 SAMPLES = Path(__file__).parents[1] / "data_samples"
 SCRIPT, SAMPLE = SAMPLES / "make_cube_to_bowl.py", SAMPLES / "cube_to_bowl"
-sys.path.insert(0, str(SAMPLES))
 
 needs_mujoco = "mujoco (of the dev requirements) is not installed"
 if importlib.util.find_spec("mujoco") is None: pytest.skip(needs_mujoco, allow_module_level=True)
@@ -124,7 +123,6 @@ def test_totals_agree(info):
     assert all(80 <= e["length"] <= 125 for e in episodes)
     used = [e["tasks"][0] for e in episodes]
     assert {t["task"] for t in tasks} == set(used) and used.count(used[0]) * 2 == len(used)
-    assert not (SAMPLE / "meta/stats.json").exists()  # the kit computes it
 
 
 def test_rows_agree_with_the_listing(info):
@@ -157,6 +155,26 @@ def test_statistics_of_an_episode_are_those_of_its_rows():
             assert 0 <= np.min(image["min"]) < np.max(image["max"]) <= 1
 
 
+@pytest.mark.parametrize("name", ["observation.state", "action", "timestamp"])
+def test_statistics_of_the_whole_are_by_the_official_formula(name):
+    "Of all rows at once, in float32, every step weighing the same; NVIDIA's evaluation asserts the file."
+    stats = json.loads((SAMPLE / "meta/stats.json").read_text())
+    assert list(stats) == ["observation.state", "action", "timestamp"]
+    files = sorted(SAMPLE.glob("data/*/*.parquet"))
+    x = np.concatenate([column(pq.read_table(f), name) for f in files]).reshape(4174, -1)
+    expected = {k: getattr(np, k)(x, axis=0) for k in ("mean", "std", "min", "max")}
+    expected |= {k: np.quantile(x, q, axis=0) for k, q in (("q01", 0.01), ("q99", 0.99))}
+    assert stats[name].keys() == expected.keys()
+    for k, value in expected.items():
+        np.testing.assert_allclose(stats[name][k], value.tolist(), rtol=2e-6, atol=1e-7)
+
+
+def test_the_check_up_finds_the_statistics_sound():
+    from gr00t_nb.checkup.checkup import check_dataset
+    report = check_dataset(SAMPLE, progress=False)
+    assert not [p for p in report.problems if p.file and "stats" in p.file]
+
+
 def test_targets_lead_the_state():
     "The servos follow: the state a little later resembles the target now more than the state now does."
     for episode in range(4):
@@ -184,22 +202,110 @@ def test_small_enough_for_git():
     assert sum(p.stat().st_size for p in SAMPLE.rglob("*") if p.is_file()) < 12e6
 
 
-def test_configuration_names_what_the_data_set_has():
-    from gr00t_nb.embodiments import MODALITY_CONFIGS
+def registered() -> dict:
+    "What the configuration file registers here."
+    from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
     before = MODALITY_CONFIGS.pop("new_embodiment", None)
     try:
-        sys.modules.pop("cube_to_bowl_config", None)
-        import cube_to_bowl_config
-        config = MODALITY_CONFIGS["new_embodiment"]
-        assert config == cube_to_bowl_config.cube_to_bowl
-        modality = json.loads((SAMPLE / "meta/modality.json").read_text())
-        for kind in ("video", "state", "action"):
-            assert config[kind].modality_keys == list(modality[kind])
-        assert config["language"].modality_keys == [
-            "annotation." + key for key in modality["annotation"]
-        ]
-        assert config["action"].delta_indices == list(range(16))
+        assert load_modality_config(SAMPLES / "cube_to_bowl_config.py") == ["new_embodiment"]
+        return MODALITY_CONFIGS["new_embodiment"]
     finally:
         MODALITY_CONFIGS.pop("new_embodiment", None)
-        if before is not None:
-            MODALITY_CONFIGS["new_embodiment"] = before
+        if before is not None: MODALITY_CONFIGS["new_embodiment"] = before
+
+
+def test_configuration_names_what_the_data_set_has():
+    config = registered()
+    modality = json.loads((SAMPLE / "meta/modality.json").read_text())
+    for kind in ("video", "state", "action"):
+        assert config[kind].modality_keys == list(modality[kind])
+    assert config["language"].modality_keys == [
+        "annotation." + key for key in modality["annotation"]
+    ]
+    assert config["action"].delta_indices == list(range(16))
+
+
+OFFICIAL = {
+    "gr00t/data/embodiment_tags.py": """
+from enum import Enum
+class EmbodimentTag(Enum):
+    NEW_EMBODIMENT = "new_embodiment"
+""",
+    "gr00t/data/types.py": """
+from dataclasses import dataclass
+from enum import Enum
+ActionRepresentation = Enum("ActionRepresentation", "RELATIVE DELTA ABSOLUTE")
+ActionType = Enum("ActionType", "EEF NON_EEF")
+ActionFormat = Enum("ActionFormat", "DEFAULT XYZ_ROT6D XYZ_ROTVEC")
+@dataclass
+class ActionConfig:
+    rep: ActionRepresentation
+    type: ActionType
+    format: ActionFormat
+    state_key: str | None = None
+    def to_json(self):
+        return {k: v.name if isinstance(v, Enum) else v for k, v in vars(self).items()}
+@dataclass
+class ModalityConfig:
+    delta_indices: list
+    modality_keys: list
+    sin_cos_embedding_keys: list | None = None
+    mean_std_embedding_keys: list | None = None
+    action_configs: list | None = None
+    def __post_init__(self):
+        assert type(self.delta_indices) is list and type(self.modality_keys) is list
+    def to_json(self):
+        configs = self.action_configs
+        return vars(self) | {"action_configs": configs and [a.to_json() for a in configs]}
+""",
+    "gr00t/configs/data/embodiment_configs.py": """
+from gr00t.data.embodiment_tags import EmbodimentTag
+MODALITY_CONFIGS = {}
+def register_modality_config(config, embodiment_tag=EmbodimentTag.NEW_EMBODIMENT):
+    assert embodiment_tag.value not in MODALITY_CONFIGS
+    MODALITY_CONFIGS[embodiment_tag.value] = config
+""",
+}  # the names that NVIDIA's package has, as strict as there
+LAUNCHER = """
+import importlib, json, sys
+from pathlib import Path
+file = Path(sys.argv[1])
+sys.path.append(str(file.parent))
+importlib.import_module(file.stem)
+from gr00t.configs.data.embodiment_configs import MODALITY_CONFIGS
+print(json.dumps({m: c.to_json() for m, c in MODALITY_CONFIGS["new_embodiment"].items()}))
+assert "gr00t_nb" not in sys.modules
+"""  # how NVIDIA's launcher reads a configuration file
+
+
+@pytest.fixture
+def official(tmp_path):
+    "A package of NVIDIA's names, and what reads a configuration file with it."
+    for name, source in OFFICIAL.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for folder in file.parents:
+            if folder != tmp_path and tmp_path in folder.parents: (folder / "__init__.py").touch()
+        file.write_text(source)
+
+    def read(file) -> dict:
+        command = [sys.executable, "-c", LAUNCHER, str(file)]
+        env = {"PYTHONPATH": str(tmp_path), "PATH": ""}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return read
+
+
+def test_one_configuration_file_serves_both_code_bases(official):
+    ours = {m: c.to_json() for m, c in registered().items()}
+    assert official(SAMPLES / "cube_to_bowl_config.py") == ours
+
+
+def test_a_proposed_file_serves_both_code_bases(official, tmp_path):
+    from gr00t_nb.data.lerobot import LeRobotDataset
+    from gr00t_nb.data.proposal import propose_config, save_config
+    config, reasons = propose_config(LeRobotDataset(SAMPLE))
+    file = save_config(config, tmp_path / "proposed.py", reasons=reasons)
+    assert official(file) == {m: c.to_json() for m, c in config.items()}

@@ -343,10 +343,10 @@ def _modality_source(modality: str, c: ModalityConfig) -> list[str]:
     return [f"{head}, action_configs=[", *configs, "    ]),"]
 
 # %% ../../nbs/data/50_proposal.ipynb #d6288ec5
-_IMPORTS = (
-    "from gr00t_nb.embodiments import ActionConfig, ActionFormat, ActionRepresentation, ActionType,"
-    " EmbodimentTag, ModalityConfig, register_modality_config"
-)
+_IMPORTS = """from gr00t.configs.data.embodiment_configs import register_modality_config
+from gr00t.data.embodiment_tags import EmbodimentTag
+from gr00t.data.types import ActionConfig, ActionFormat, ActionRepresentation, ActionType
+from gr00t.data.types import ModalityConfig"""  # NVIDIA's names, which stand for this kit's while a file is read
 
 
 def config_source(

@@ -270,6 +270,15 @@ def compile_blocks(self: Family, model: nn.Module):
     for blocks in self.stacks(model).values():
         for block in blocks: block.compile()
 
+# %% ../../nbs/families/00_family.ipynb #b7288f4e
+@patch
+def official_use(
+    self: Family,
+    config,  # of a model
+) -> list[str]:  # paragraphs of Markdown; empty where there is no other side
+    "How NVIDIA's code takes a checkpoint of this generation, and what of it it does not."
+    return []
+
 # %% ../../nbs/families/00_family.ipynb #49f946ea
 @patch
 def set_dropout(self: Family, model: nn.Module, p: float):

@@ -7,6 +7,7 @@ __all__ = ['PARTS', 'TUNING', 'SIZES', 'Gr00tN1d6']
 
 # %% ../../nbs/families/20_n1d6.ipynb #163ade92
 import re
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..errors import InputError
 from .n1d6_config import Gr00tN1d6Config
 from ..files import read_json, write_json
 from ..model.action_head import ActionHead, init_action_head
-from ..model.checkpoints import load_weights, save_weights
+from ..model.checkpoints import Misfit, load_weights, save_weights
 
 # %% ../../nbs/families/20_n1d6.ipynb #d7883320
 class Gr00tN1d6(nn.Module):
@@ -287,6 +288,18 @@ class _Fresh:
 _TOKEN = "action_head.mask_token"
 _WIDENED = "state_encoder.layer1|action_encoder.W1|action_decoder.layer2"
 
+@contextmanager
+def _official_eagle_assumed(path: Path, given: dict | None):
+    "A refusal says that the 3B model's Eagle was assumed, where the checkpoint tells of none."
+    try: yield
+    except Misfit as e:
+        if given is not None or (path / "eagle_config.json").exists(): raise
+        raise Misfit(
+            f"{e} There is no eagle_config.json in {path}, so the Eagle of the 3B model was"
+            " assumed: if this checkpoint's is of another size, put its configuration there under"
+            " that name (where it was trained it is config.json of Eagle-Block2A-2B-v2)."
+        ) from None
+
 # %% ../../nbs/families/20_n1d6.ipynb #8d56d56e
 @patch(cls_method=True)
 def from_pretrained(
@@ -304,21 +317,22 @@ def from_pretrained(
     dtype='config' makes the backbone as load_bf16 and backbone_trainable_params_fp32 say."""
     path = Path(path)
     config = _changed_config(path, widen, changes)
-    if eagle_config is None and (path / "eagle_config.json").exists():
-        eagle_config = read_json(path / "eagle_config.json")
-    with torch.device("meta"): model = cls(config, eagle_config)
-    wanted = {n: p.dtype for n, p in model.named_parameters()}
-    def kind(name, stored):
-        if dtype is None: return stored
-        return wanted[name] if dtype == "config" else dtype
-    new = _Fresh(config, widen)
-    load_weights(
-        model,
-        path,
-        device=device,
-        dtype=kind,
-        ignore=new.ignored,
-        initial=new.token,
-        overlap=new.wider,
-    )
+    with _official_eagle_assumed(path, eagle_config):
+        if eagle_config is None and (path / "eagle_config.json").exists():
+            eagle_config = read_json(path / "eagle_config.json")
+        with torch.device("meta"): model = cls(config, eagle_config)
+        wanted = {n: p.dtype for n, p in model.named_parameters()}
+        def kind(name, stored):
+            if dtype is None: return stored
+            return wanted[name] if dtype == "config" else dtype
+        new = _Fresh(config, widen)
+        load_weights(
+            model,
+            path,
+            device=device,
+            dtype=kind,
+            ignore=new.ignored,
+            initial=new.token,
+            overlap=new.wider,
+        )
     return model.eval()

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 
 from ..backbones.eagle import official_eagle_config, tiny_eagle_config
 from ..errors import InputError
+from ..model.checkpoints import Misfit
 
 # %% ../../nbs/families/10_n1d6_config.ipynb #df771303
 @dataclass
@@ -146,10 +147,10 @@ def check(
     self: Gr00tN1d6Config,
     eagle_config: dict,  # of the vision-language model
 ):
-    "`InputError` where fields contradict each other or the vision-language configuration."
+    "`InputError`, of the kind `Misfit`, where fields contradict each other or the vision-language configuration."
     for what, found, rule, expected in _must_agree(self, eagle_config):
         if found != expected:
-            raise InputError(
+            raise Misfit(
                 f"config.json has {what} = {found}, but {rule} is {expected}; the two must be"
                 " equal."
             )

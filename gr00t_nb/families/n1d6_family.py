@@ -89,7 +89,8 @@ def tiny_settings(self: Gr00tN1d6Family, seed: int = 0) -> list:  # JSON
     "Everything that decides the files of the tiny checkpoint."
     tokenizer = train_tokenizer(TINY_SENTENCES)
     config, eagle = _tiny_pair(tokenizer)
-    return [config.to_dict(), eagle, seed, tokenizer.get_vocab()]
+    form = "additional_special_tokens"  # of tokenizer_config.json
+    return [config.to_dict(), eagle, seed, tokenizer.get_vocab(), form]
 
 @patch
 def save_tiny(self: Gr00tN1d6Family, folder: str | Path, seed: int = 0):
@@ -110,3 +111,29 @@ def save_tiny(self: Gr00tN1d6Family, folder: str | Path, seed: int = 0):
         use_relative_action=True,
     )
     self.save(folder, Gr00tN1d6.from_config(config, eagle, seed=seed), processor)
+
+# %% ../../nbs/families/30_n1d6_family.ipynb #c24b0ae2
+_EAGLE = Gr00tN1d6Config().model_name
+_OFFICIAL_USE = [
+    "Isaac-GR00T (N1.6) takes this folder as `--model-path` of `gr00t/eval/open_loop_eval.py` and"
+    " `gr00t/eval/run_gr00t_server.py`, and as `--base-model-path` of its launcher. It reads"
+    " `config.json`, the weights, `processor_config.json`, `statistics.json` and"
+    " `embodiment_id.json`; tokenizer and Eagle come with its code. The data set must have"
+    " `meta/stats.json`. One and the same file serves `--modality-config-path` of both code bases.",
+    "It cannot take `experiment_cfg/config.yaml`. Its own such file is a dump of Python objects."
+    " Here it is plain maps, so that it can be read without running code, and its `validate()` reads"
+    " `action_configs` as an attribute of each modality entry: start its launcher with flags.",
+]
+_OTHER_SIZE = f"""This model's Eagle is not that of the 3B model, so it needs four edits there, in a copy:
+
+1. `config.json`: `"model_name": "{_EAGLE}"`, the only one it knows;
+2. `config.json`: `"load_bf16": true`, which it asserts with that name: the backbone then computes in bfloat16;
+3. `config.json` in its `gr00t/model/modules/{_EAGLE}`: the entries of `eagle_config.json`, with its own
+   `auto_map` kept;
+4. `tokenizer.json` and `tokenizer_config.json` in the same folder: those of `tokenizer/`."""
+
+
+@patch
+def official_use(self: Gr00tN1d6Family, config: Gr00tN1d6Config) -> list[str]:
+    "How NVIDIA's code takes a checkpoint, and what of it it does not."
+    return _OFFICIAL_USE + ([] if config.model_name == _EAGLE else [_OTHER_SIZE])

@@ -26,6 +26,7 @@ from .images import draw_augmentation, image_sizes, prepare, transform_many
 from .masks import augmentation_dict, mask_steps, masks_of, repaint_many
 from .processor_files import ProcessorFiles, as_json, processor_folder
 from .processor_files import read_modality_configs, read_processor
+from .processor_files import write_tokenizer
 from .prompts import PromptEncoder, chat_text, formalize, load_tokenizer
 from .state_action import StateActionProcessor
 
@@ -390,7 +391,7 @@ def save_pretrained(self: Gr00tProcessor,
         settings=self.settings,
     )
     files.write(path)
-    if self.tokenizer is not None: self.tokenizer.save_pretrained(str(Path(path) / "tokenizer"))
+    if self.tokenizer is not None: write_tokenizer(self.tokenizer, Path(path) / "tokenizer")
 
 # %% ../../nbs/processing/50_processor.ipynb #45ca98a5
 @patch(cls_method=True)

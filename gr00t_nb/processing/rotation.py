@@ -80,10 +80,10 @@ def matrix_to_rotvec(
 # %% ../../nbs/processing/00_rotation.ipynb #8f93a1f2
 def pose_to_matrix(
     pose: np.ndarray,  # (..., 9 | 6 | 16), positions in metres first
-    format: ActionFormat,  # how it is written
+    format: ActionFormat,  # how it is written; its name will do
 ) -> np.ndarray:  # (..., 4, 4) float64
     "Homogeneous matrices of flat poses. `InputError` where the width does not fit the format."
-    pose = np.asarray(pose, dtype=np.float64)
+    pose, format = np.asarray(pose, dtype=np.float64), ActionFormat(format)
     if pose.shape[-1] != POSE_SIZES[format]:
         raise InputError(
             f"A pose has {pose.shape[-1]} numbers where the format {format.name} has"
@@ -104,6 +104,7 @@ def matrix_to_pose(
     format: ActionFormat,  # how to write it
 ) -> np.ndarray:  # (..., 9 | 6 | 16) float64
     "Flat poses of homogeneous matrices, the inverse of `pose_to_matrix`."
+    format = ActionFormat(format)
     if format is ActionFormat.DEFAULT: return matrix.reshape(*matrix.shape[:-2], 16)
     from_matrix = matrix_to_rot6d if format is ActionFormat.XYZ_ROT6D else matrix_to_rotvec
     return np.concatenate([matrix[..., :3, 3], from_matrix(matrix[..., :3, :3])], axis=-1)

@@ -18,6 +18,7 @@ from ..families.family import Family
 from ..files import read_json, write_json, write_text
 from ..runs.run_folder import newest_checkpoint
 from .config import FinetuneConfig
+from .model_card import write_model_card
 from .prepare import Prepared
 
 # %% ../../nbs/training/20_experiment.ipynb #2cacdf8d
@@ -125,7 +126,7 @@ def write_experiment(
     prepared: Prepared,  # what the run is made of
     model_config,  # the model's
 ) -> Path:  # the folder
-    "Writes `experiment_cfg/` into the output folder."
+    "Writes `experiment_cfg/` and `README.md` into the output folder."
     folder, processor = Path(config.output_dir) / "experiment_cfg", prepared.processor
     sections = _official_sections(config, prepared, model_config)
     text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
@@ -136,6 +137,7 @@ def write_experiment(
     write_json(folder / "dataset_statistics.json", processor.statistics, indent=4)
     record = dict(config=config.to_dict()) | _data_seen(prepared)
     write_json(folder / "finetune.json", record | dict(checkup_warnings=prepared.warnings))
+    write_model_card(config, prepared, model_config)
     return folder
 
 # %% ../../nbs/training/20_experiment.ipynb #b88880bb

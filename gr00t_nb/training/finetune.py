@@ -28,7 +28,7 @@ from ..runs.log_writer import JsonlLog
 from ..runs.phases import PhaseClock
 from ..runs.progress import Progress
 from ..runs.run_folder import checkpoint_step, newest_checkpoint
-from .config import FinetuneConfig, check_config, tune_flags
+from .config import FinetuneConfig, check_config, from_flags, tune_flags
 from .experiment import find_resume, start_wandb, training_arguments
 from .experiment import write_experiment
 from .prepare import Prepared, choose_base, prepare_data, training_dataset
@@ -95,7 +95,7 @@ def _trainer(
         config.seed,
         config.global_batch_size,
         start_step=checkpoint_step(resume) or 0,
-        companions=[output_dir / "experiment_cfg", output_dir / "wandb_config.json"],
+        companions=[output_dir / n for n in ("experiment_cfg", "wandb_config.json", "README.md")],
     )
     if config.step_graph: trainer.use_graphs()
     samples_per_step = config.global_batch_size * config.gradient_accumulation_steps
@@ -237,10 +237,10 @@ def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
 @command
 def main():
     "Command line of `scripts/finetune.py`."
-    import tyro
-    config = tyro.cli(FinetuneConfig)
+    config, notes = from_flags(sys.argv[1:])
     logging.getLogger("transformers").setLevel(logging.ERROR)
     rank = int(os.environ.get("RANK", 0))
+    for note in notes if rank == 0 else (): print(f"note: {note}", file=sys.stderr)
     try: result = finetune(config)
     except InputError as e:
         if rank == 0 or isinstance(e, _RunError): raise

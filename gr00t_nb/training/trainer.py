@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..families.registry import family_of
@@ -192,6 +193,17 @@ def _save(self: Gr00tTrainer, output_dir: str | None = None, state_dict=None):
         if path.parent == output_dir: continue  # the run's own folder, where they lie already
         if path.is_dir(): _copy_folder(path, output_dir / path.name)
         elif path.exists(): shutil.copy2(path, output_dir / path.name)
+
+# %% ../../nbs/training/30_trainer.ipynb #e73839a3
+@patch
+def _save_rng_state(self: Gr00tTrainer, output_dir: str):
+    "The Trainer's random states of this process, numpy's among them as plain numbers."
+    Trainer._save_rng_state(self, output_dir)
+    of_process = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
+    file = Path(output_dir) / f"rng_state{of_process}.pth"
+    with safe_globals(): states = torch.load(file, weights_only=True)
+    name, key, *rest = states["numpy"]
+    torch.save(states | dict(numpy=(name, key.tolist(), *rest)), file)
 
 # %% ../../nbs/training/30_trainer.ipynb #8a0d709a
 _UNFINISHED = ".unfinished"
