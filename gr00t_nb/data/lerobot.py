@@ -25,6 +25,7 @@ from .modality import Group, depth_reason, dimension_names, groups_of, modality_
 from .modality import no_depth, original_key, tell_proposal
 from .video import decode_frames, decode_picture, file_stand_in, video_info
 from ..errors import InputError, did_you_mean
+from ..files import check_readable
 
 # %% ../../nbs/data/10_lerobot.ipynb #4bad6b16
 class LeRobotDataset:
@@ -206,6 +207,7 @@ def _read_row_groups(
             table = file.read_row_groups(wanted, present, use_threads=False)  # no fork with threads
             return file.metadata, table, known
     except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
+        check_readable(path)
         if instead := file_stand_in(path):
             gone = f"Episode {e.index}: the table {path} cannot be read: it {instead}"
             raise InputError(f"{gone}; restore it, {hint}.") from None

@@ -163,7 +163,9 @@ class _Run:
             resume = str(self.resume) if self.resume else None
             try:
                 with stop.listening(): trainer.train(resume_from_checkpoint=resume)
-            finally: _close_bars(trainer)
+            finally:
+                trainer.stop_loading()
+                _close_bars(trainer)
         if (checkpoint_step(newest_checkpoint(output_dir)) or 0) < trainer.state.global_step:
             trainer._save_checkpoint(self.model, None)
         if first: trainer._save(str(output_dir))
