@@ -126,7 +126,9 @@ def _relative_with_shipped(
     "Relative statistics: shipped where their shape is the configuration's, else computed."
     names = relative_groups(config)
     if not names: return {}
-    shipped = _shipped(ds, "relative_stats.json") if use_shipped else {}
+    # its groups are those of the data set's own modality.json
+    own = use_shipped and ds.given is None
+    shipped = _shipped(ds, "relative_stats.json") if own else {}
     groups, horizon = ds.groups("action", names), len(config["action"].delta_indices)
     shapes = {g: (horizon, groups[g].width) for g in names}
     good = [g for g in names if _fits(shipped.get(g), shapes[g])]

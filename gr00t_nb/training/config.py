@@ -30,6 +30,7 @@ class DataOptions:
     dataset_path: str  # the LeRobot data set: a folder, or a hub id such as user/name; nothing is ever written into it
     embodiment_tag: str  # the robot by name: GR1, UNITREE_G1, LIBERO_PANDA, OXE_DROID, or NEW_EMBODIMENT for your own
     modality_config_path: str | None = None  # a Python file that registers the robot's modality configuration
+    modality_path: str | None = None  # a modality.json in place of the data set's own, or where it has none
     tokenizer_path: str | None = None  # folder or hub id of the tokenizer, where the checkpoint brings none
     check_data: bool = True  # run the check-up first (once for each state of the files); refuse a data set with errors
     exclude_episodes: list[int] | None = None  # episodes to leave out, by number (episode_index), such as 3 17

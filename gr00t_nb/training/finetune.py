@@ -226,6 +226,7 @@ def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
     end = f"{loss}; the model, its processor and its records are in {result.output_dir}"
     if "skipped" not in last: return end
     see = f"python -m gr00t_nb.checkup.checkup {config.dataset_path}"
+    if config.modality_path: see += f" --modality-path {config.modality_path}"
     lost = f"{last['skipped']} samples could not be read and were replaced"
     return f"{end}\n{lost}; see the warnings above, and {see}"
 
