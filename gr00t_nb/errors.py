@@ -77,7 +77,7 @@ _REASONS = {
     errno.EEXIST: ("There is a file of that name", "Move it away, or give another path."),
     errno.EMFILE: ("Too many files are open", "Raise the limit with `ulimit -n 65536`."),
     errno.ENOMEM: ("The memory is used up", "Use fewer processes, or a smaller batch."),
-    errno.EADDRINUSE: ("The port is in use", "Choose another one with --port."),
+    errno.EADDRINUSE: ("The port is in use", "Choose another one."),
     errno.ECONNREFUSED: ("Nobody answers there", "Start the server, or give its host and port."),
     errno.EIO: ("The disk cannot be read or written", "It may be failing: copy what is on it."),
 }  # what happened, and what to do

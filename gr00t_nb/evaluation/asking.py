@@ -202,6 +202,7 @@ class AskingConfig:
     modality_path: str | None = None  # a modality.json; none: what the policy was trained with, else the data set's
     embodiment_tag: str = "NEW_EMBODIMENT"  # which robot it is, by name
     traj_ids: list[int] | None = None  # episodes, by position; none: those held out of training, else all
+    exclude_episodes: list[int] | None = None  # episodes to leave out, by number (episode_index), such as broken ones
     steps: int | None = None  # at most the first so many steps of each episode
     action_horizon: int | None = None  # rows of a chunk that are used before asking again; none: the whole chunk
     denoising_steps: int | None = None  # Euler steps; none: the checkpoint's
@@ -219,6 +220,6 @@ class AskingConfig:
         )
         if self.denoising_steps: policy.model.config.num_inference_timesteps = self.denoising_steps
         modality = self.modality_path or trained_modality(self.model_path)
-        dataset = LeRobotDataset(self.dataset_path, modality)
+        dataset = LeRobotDataset(self.dataset_path, modality, None, self.exclude_episodes)
         if self.traj_ids is not None: return policy, dataset, self.traj_ids
         return policy, dataset, episodes_to_ask(self.model_path, dataset)

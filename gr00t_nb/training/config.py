@@ -36,6 +36,7 @@ class DataOptions:
     exclude_episodes: list[int] | None = None  # episodes to leave out, by number (episode_index), such as 3 17
     skip_broken: bool = False  # replace a step that cannot be read by another one, and count it, instead of stopping
     val_fraction: float = 0.0  # share of the episodes, drawn by seed, that is held out; the checkpoint records which
+    shipped_statistics: bool = True  # normalize by meta/stats.json where there is one, as officially
     override_statistics: Switch = None  # normalize by this data set's statistics even where the checkpoint has some
 
 # %% ../../nbs/training/00_config.ipynb #07592059

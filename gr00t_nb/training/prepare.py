@@ -161,7 +161,7 @@ def prepare_data(
     told = []
     if config.check_data:
         told = require_sound(dataset, modality_config, skip_broken=config.skip_broken)
-    statistics = embodiment_statistics(dataset, modality_config)
+    statistics = embodiment_statistics(dataset, modality_config, config.shipped_statistics)
     override = config.override_statistics
     processor.set_embodiment(tag, modality_config, statistics, override=override)
     train, val = list(range(len(dataset))), []
