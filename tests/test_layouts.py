@@ -177,13 +177,11 @@ def test_statistics_cache_sees_a_changed_offset_file(layouts, tmp_path, monkeypa
 
 def test_rows_of_a_shared_file_stay_bounded(layouts):
     ds = LeRobotDataset(layouts["v3.0"].path)
-    ds.cache_bytes = 10_000
+    ds.cache_bytes = 20_000
+    ds.forget()
     for _ in range(2):
         for i in range(len(ds)): ds.rows(i, ["action", "observation.state"])
-    assert (
-        sum(a.nbytes for a in ds._rows.values())
-        <= 10_000 + 2 * max(e.length for e in ds.episodes) * 7 * 4
-    )
+    assert len(ds._rows) >= 2 and sum(a.nbytes for a in ds._rows.values()) <= 20_000
 
 
 # ----------------------------------------------------------------- written by lerobot itself

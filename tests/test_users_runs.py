@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
 from gr00t_nb.embodiments import register_modality_config
 from gr00t_nb.errors import InputError
+from gr00t_nb.files import read_jsonl
 from gr00t_nb.runs.run_folder import checkpoints
 from gr00t_nb.training.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
@@ -127,15 +128,82 @@ def test_a_fault_in_a_loader_process_comes_without_its_traceback(tmp_path):
     assert "Traceback" not in str(refused.value)
 
 
+MOUNTED = "mount -t tmpfs -o size={} tmpfs {} && exec {}"
+
+
+def on_a_small(folder: Path, size: str, command: list) -> list:
+    "The command, in a world of its own in which a folder is a small disk."
+    return ["unshare", "--mount", "bash", "-c", MOUNTED.format(size, folder, shlex.join(command))]
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
 def test_a_full_disk(tmp_path):
     small = tmp_path / "small"
     small.mkdir()
-    config = replace(BASE, output_dir=str(small / "out"))
-    inside = f"mount -t tmpfs -o size=600k tmpfs {small} && exec {shlex.join(script(config))}"
-    out = run(["unshare", "--mount", "bash", "-c", inside])
+    out = run(on_a_small(small, "600k", script(replace(BASE, output_dir=str(small / "out")))))
     assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr[-2000:]
     assert "The disk is full" in out.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts a small /dev/shm")
+@pytest.mark.parametrize("size, said", [("8k", "no room for the queues"), ("300k", "--shm-size")])
+def test_a_small_shared_memory_costs_time_alone(tmp_path, size, said):
+    "No room for the loaders' queues, or for their batches: the losses are those of a run without loaders."
+    config = replace(BASE, global_batch_size=8, output_dir=str(tmp_path / "without"))
+    losses = [row["loss"] for row in finetune(config).log]
+    small = replace(config, dataloader_num_workers=2, output_dir=str(tmp_path / "small"))
+    out = run(on_a_small(Path("/dev/shm"), size, script(small)))
+    assert out.returncode == 0 and "Traceback" not in out.stderr, out.stderr[-2000:]
+    assert said in out.stderr, out.stderr[-2000:]
+    assert [row["loss"] for row in read_jsonl(tmp_path / "small/log.jsonl")] == losses
+
+
+def test_too_many_open_files(tmp_path):
+    config = replace(BASE, dataloader_num_workers=1, max_steps=40, output_dir=str(tmp_path / "out"))
+    out = run(["bash", "-c", f"ulimit -n 40 && exec {shlex.join(script(config))}"])
+    assert out.returncode == 2 and "ulimit -n" in out.stderr.splitlines()[-1], out.stderr[-2000:]
+
+
+KILLER = """
+import multiprocessing, os, signal
+from functools import partial
+from transformers import TrainerCallback
+import gr00t_nb.training.finetune as kit
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step < 2 or args.process_index != int(os.environ["KILLED"]): return
+        for child in multiprocessing.active_children(): os.kill(child.pid, signal.SIGKILL)
+
+if __name__ == "__main__":
+    if "KILLED" in os.environ: kit.finetune = partial(kit.finetune, callbacks=[Kill()])
+    kit.main()
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts small disks")
+@pytest.mark.parametrize("fault", ["disk", "loader 0", "loader 1", "shm"])
+def test_of_two_processes_both_end_in_a_sentence(tmp_path, fault):
+    place = tmp_path / "place"
+    place.mkdir()
+    config = replace(BASE, dataloader_num_workers=1, save_steps=1, output_dir=str(place / "out"))
+    config = replace(config, max_steps=2 if fault in ("disk", "shm") else 100)
+    (tmp_path / "train.py").write_text(KILLER)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    torchrun += ["--redirects=3", f"--log-dir={tmp_path / 'logs'}", str(tmp_path / "train.py")]
+    command, kind, _, rank = [*torchrun, *config.to_flags()], *fault.partition(" ")
+    if kind == "disk": command = on_a_small(place, "600k", command)
+    if kind == "shm": command = on_a_small(Path("/dev/shm"), "100k", command)
+    run(command, **dict(KILLED=rank) if rank else {})
+    said = [f.read_text() for f in sorted((tmp_path / "logs").rglob("stderr.log"))]
+    assert len(said) == 2 and not any("Traceback" in s for s in said), said
+    errors = [[line for line in s.splitlines() if line.startswith("error: ")] for s in said]
+    if kind == "shm":
+        assert errors == [[], []] and "--shm-size" in said[0] and checkpoints(config.output_dir)
+        return
+    cause = "The disk is full" if kind == "disk" else "A loader process has died"
+    assert cause in "".join(sum(errors, [])), said
+    assert [len(e) for e in errors] == [1, 1], said
 
 
 def test_no_home_that_can_be_written_to(tmp_path):
@@ -156,11 +224,55 @@ def test_wandb_without_a_key(tmp_path):
     assert "WANDB_API_KEY" in out.stderr and "--use-wandb" in out.stderr
 
 
-def test_a_closed_pipe_ends_a_command_without_a_word():
-    check = shlex.join([sys.executable, "-m", "gr00t_nb.checkup.checkup", "--help"])
-    out = run(["bash", "-c", f"{check} | true; echo ${{PIPESTATUS[0]}}"])
+def nobody_reads(command: list) -> tuple[int, str]:  # exit code, standard error
+    "A command whose output goes to a pipe that nobody reads any more."
+    reader, writer = os.pipe()
+    os.close(reader)
+    wanted = dict(stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
+    out = subprocess.run([str(c) for c in command], env=environment(), **wanted)
+    os.close(writer)
+    return out.returncode, out.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    "A run that nobody read from: it trains and saves all the same."
+    output = tmp_path_factory.mktemp("piped") / "out"
+    code, said = nobody_reads(script(replace(BASE, save_steps=1, output_dir=str(output))))
+    assert code == 141 and "Traceback" not in said and "BrokenPipe" not in said, said
+    return output
+
+
+def test_a_closed_pipe_does_not_stop_a_run(trained):
+    assert [c.name for c in checkpoints(trained)] == [f"checkpoint-{i}" for i in (1, 2, 3)]
+    assert (trained / "model.safetensors").exists()
+
+
+def test_head_reads_one_line_of_a_run(tmp_path):
+    train = shlex.join(script(replace(BASE, output_dir=str(tmp_path / "out"))))
+    out = run(["bash", "-c", f"{train} | head -n 1; echo ${{PIPESTATUS[0]}}"])
+    assert out.stdout.splitlines() == ["GR00T N1.6 from tiny, as new_embodiment", "141"]
     assert "Traceback" not in out.stderr and "BrokenPipe" not in out.stderr, out.stderr
-    assert out.stdout.split()[-1] in ("0", "141")
+    assert checkpoints(tmp_path / "out")
+
+
+ASK = ["--dataset-path", SAMPLE, "--traj-ids", "0", "--steps", "8"]
+
+
+@pytest.mark.parametrize("module, arguments", [
+    ("checkup.checkup", [SAMPLE]),
+    ("checkup.checkup", [SAMPLE, "--json"]),
+    ("checkup.checkup", ["--help"]),
+    ("conversion.convert", ["v3", SAMPLE, "OUT"]),
+    ("evaluation.open_loop", ["--model-path", "TRAINED", *ASK]),
+    ("evaluation.diagnostics", ["--model-path", "TRAINED", *ASK, "--questions", "1", "--json"]),
+])
+def test_a_closed_pipe_ends_a_command_without_a_word(tmp_path, trained, module, arguments):
+    stands = dict(TRAINED=trained, OUT=tmp_path / "out")
+    command = [sys.executable, "-m", f"gr00t_nb.{module}", *(stands.get(a, a) for a in arguments)]
+    code, said = nobody_reads(command)
+    assert "Traceback" not in said and "BrokenPipe" not in said, said
+    assert code == 141, said
 
 
 def test_ipython_shows_the_sentence_alone():

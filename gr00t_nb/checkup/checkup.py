@@ -35,7 +35,7 @@ from .shipped_statistics import check_statistics, shipped_bounds
 from ..data.info import positive_number
 from ..data.layouts import listing_of
 from ..data.layouts_v3 import dataset_folder
-from ..data.modality import depth_reason, original_key
+from ..data.modality import Given, depth_reason, original_key
 from ..data.moments import Moments
 from ..data.video import check_ffmpeg
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
@@ -314,6 +314,7 @@ def check_dataset(
     workers: int | None = None,  # threads; None: one per processor, at most 8
     progress: bool = True,  # show a progress bar on standard error
     exclude_episodes: Iterable[int] | None = None,  # episodes to leave out, by number (episode_index)
+    modality: Given = None,  # in place of meta/modality.json: a file like it, or what it holds
 ) -> Report:
     """Checks a LeRobot data set, version 2.0, 2.1 or 3.0; reports every problem. Writes nothing.
 
@@ -321,7 +322,7 @@ def check_dataset(
     """
     start = time.perf_counter()
     config = _config_of(embodiment, config, modality_config_path)
-    m = read_metadata(path)
+    m = read_metadata(path, modality)
     used = used_columns(m, config)
     for check in (check_totals, check_extra_files, check_slices): check(m)
     exclude(m, exclude_episodes)
@@ -349,6 +350,7 @@ class CheckupConfig:
     path: Annotated[str, tyro.conf.arg(metavar="PATH")]  # folder that holds meta/, or an id on the hub
     embodiment_tag: str | None = None  # check that it fits this robot, such as GR1 or NEW_EMBODIMENT
     modality_config_path: str | None = None  # Python file that registers a modality configuration
+    modality_path: str | None = None  # a modality.json in place of the data set's own
     thorough: bool = False  # decode every frame of every video
     workers: int | None = None  # threads; none: one per processor, at most 8
     exclude_episodes: list[int] | None = None  # episodes to leave out, by their number (episode_index)
@@ -375,6 +377,7 @@ def _report_of(c: CheckupConfig) -> Report:
             workers=c.workers,
             progress=sys.stderr.isatty(),
             exclude_episodes=c.exclude_episodes,
+            modality=c.modality_path,
         )
 
 

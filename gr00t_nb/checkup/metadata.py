@@ -22,13 +22,14 @@ from .problems import Fault, Problem, ranges
 from ..data.info import MetadataFault, numbered_lines, positive_number, read_info
 from ..data.layouts import Episode, Place, leave_out, listing_of
 from ..data.layouts_v3 import dataset_folder, open_layout
-from ..data.modality import Group, check_modality, dimension_names, groups_of, lacking
-from ..data.modality import original_key, propose_modality, read_modality
+from ..data.modality import Given, Group, check_modality, dimension_names, groups_of
+from ..data.modality import lacking, modality_place, original_key, propose_modality
+from ..data.modality import read_modality
 from ..data.steps import POSE_REMEDY, action_horizon, pose_problem
 from ..modality_configs import ActionRepresentation, ModalityConfig
 from ..errors import InputError, did_you_mean
 
-# %% ../../nbs/checkup/10_metadata.ipynb #5709d925
+# %% ../../nbs/checkup/10_metadata.ipynb #5709d926
 def as_fault(
     fault: MetadataFault,  # that a reader met
     found: str,  # what is there
@@ -36,7 +37,7 @@ def as_fault(
     "What a reader hands over, as the check-up notes it."
     return Fault(fault.kind, found, fault.expected, fault.remedy, fault.row, fault.about)
 
-
+# %% ../../nbs/checkup/10_metadata.ipynb #5709d925
 @dataclass
 class Metadata:
     "The metadata of a data set, as far as they can be read, and what is wrong with them."
@@ -47,6 +48,7 @@ class Metadata:
     episodes: list[Episode] = field(default_factory=list)
     tasks: dict[int, str] = field(default_factory=dict)
     lists: dict[str, dict[int, str]] = field(default_factory=dict)  # of other texts, by their name
+    given: Given = None  # a modality in place of the data set's own
     modality: dict = field(default_factory=dict)  # with state, action, video and annotation
     layout: object = None  # says where the rows and frames of an episode lie
     problems: list[Problem] = field(default_factory=list)
@@ -56,10 +58,11 @@ class Metadata:
     def add(self,
         severity: str,  # 'error', 'warning' or 'info'
         fault: Fault,
-        file: str = "meta/modality.json",  # it is in, relative to the data set
+        file: str | None = None,  # it is in, relative to the data set; None: the modality's
         episode: int | None = None,  # its number
     ):
         "Notes a problem."
+        file = file or self.relative(Path(modality_place(self.path, self.given)))
         self.problems.append(fault.problem(severity, file, episode))
 
     def fault(self, fault: MetadataFault):
@@ -127,7 +130,7 @@ def json_lines(
 def _read_modality(m: Metadata):
     "meta/modality.json, or the proposal."
     try:
-        m.modality, proposed = read_modality(m.path, m.info, m.fault)
+        m.modality, proposed = read_modality(m.path, m.info, m.fault, m.given)
     except InputError as e:
         found = str(e).replace(f"{m.path}/", "")[:160]
         broken = Fault("metadata_broken", found, "a JSON object", "fix or restore the file")
@@ -151,18 +154,20 @@ def _no_group(kind: str, info: dict) -> Fault:
 
 
 def _modality_missing(info: dict) -> Fault:
-    proposal = f"look over this proposal and write it there: {json.dumps(propose_modality(info))}"
+    proposal = "look over this proposal, write it there, or to a file that you give with --modality-path"
+    proposal += f": {json.dumps(propose_modality(info))}"
     expected = "names for the parts of state and action"
     return Fault("modality_missing", "no such file", expected, proposal)
 
 # %% ../../nbs/checkup/10_metadata.ipynb #bee94769
 def read_metadata(
     path: str | Path,  # root of the data set, or an id on the hub
+    given: Given = None,  # a modality, or its file, in place of meta/modality.json
 ) -> Metadata:
     "Reads what can be read. `InputError` where there is no data set, or where tables of version 3.0 cannot be read."
     path, faults = dataset_folder(path), []
     info = read_info(path, faults.append)
-    m = Metadata(path, info, str(info["codebase_version"]).lstrip("v"))
+    m = Metadata(path, info, str(info["codebase_version"]).lstrip("v"), given=given)
     m.fps = positive_number(info.get("fps"))
     for fault in faults:
         m.fault(fault)

@@ -93,8 +93,8 @@ def _beyond(m: Metadata, column: str, dims: np.ndarray, share: float) -> Fault:
         ),
         expected="extremes that hold the data",
         mend=(
-            "remove the file, so that statistics are computed from this data, unless a"
-            " checkpoint was trained with them"
+            "train with --no-shipped-statistics, or remove the file, so that they are computed from"
+            " this data, unless a checkpoint was trained with them"
         ),
         about=column,
     )

@@ -22,9 +22,11 @@ from ..files import fingerprint, read_json, replacing
 def open_source(
     source: str | Path | LeRobotDataset,  # may be given open, with episodes taken out
     out: str | Path,  # folder of the result
+    modality: Path | None = None,  # a modality.json in place of its own
+    exclude: list[int] | None = None,  # episodes to leave out, by number
 ) -> LeRobotDataset:
     "The data set to convert. `InputError` where the result would lie in it, or has no rate."
-    ds = source if isinstance(source, LeRobotDataset) else LeRobotDataset(str(source))
+    ds = source if isinstance(source, LeRobotDataset) else LeRobotDataset(str(source), modality, None, exclude)
     check_apart(ds.path, out)
     if not ds.fps > 0:
         raise InputError(
@@ -95,12 +97,14 @@ def to_v2(
     out: Positional[Path],  # data set to make, or to go on with
     version: str = "v2.1",  # or v2.0
     progress: bool = True,  # show a bar
+    modality_path: Path | None = None,  # a modality.json that goes along in place of the source's own
+    exclude_episodes: list[int] | None = None,  # episodes to leave out, by number (episode_index)
 ) -> LeRobotDataset:
     """A LeRobot data set to version 2.1, which has one table and one video per episode.
 
     An interrupted conversion goes on where it stopped.
     """
-    ds = open_source(source, out)
+    ds = open_source(source, out, modality_path, exclude_episodes)
     if version not in ("v2.0", "v2.1"):
         raise InputError(f"Version {version} cannot be written by to_v2: expected v2.0 or v2.1.")
     cameras, robot_type = cameras_with_files(ds), ds.info.get("robot_type") or "unknown"

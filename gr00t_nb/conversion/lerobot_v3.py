@@ -239,12 +239,14 @@ def to_v3(
     data_megabytes: float = 100,  # size at which a new table is begun
     video_megabytes: float = 200,  # size at which a new video is begun
     progress: bool = True,  # show bars
+    modality_path: Path | None = None,  # a modality.json that goes along in place of the source's own
+    exclude_episodes: list[int] | None = None,  # episodes to leave out, by number (episode_index)
 ) -> LeRobotDataset:
     """A LeRobot data set to version 3.0, which joins episodes in few files.
 
     Nothing stands at `out` before all of it is whole.
     """
-    ds, out = open_source(source, out), Path(out)
+    ds, out = open_source(source, out, modality_path, exclude_episodes), Path(out)
     if out.exists(): raise InputError(f"{out} exists: give a folder that does not exist.")
     cameras, how = cameras_with_files(ds), {}
     sizes = {"data_files_size_in_mb": data_megabytes, "video_files_size_in_mb": video_megabytes}

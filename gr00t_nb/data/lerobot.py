@@ -7,24 +7,26 @@ __all__ = ['LeRobotDataset', 'is_nested', 'column_numbers', 'column_array']
 
 # %% ../../nbs/data/10_lerobot.ipynb #89564d5f
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from cachetools import LRUCache
 from fastcore.basics import patch
 
 from .info import MetadataFault, OnFault, raise_fault, read_info
 from .layouts import Episode, Place, check_frames, leave_out, listing_of
 from .layouts import misplaced_sentence, row_groups
 from .layouts_v3 import dataset_folder, open_layout
-from .modality import Group, depth_reason, dimension_names, groups_of, modality_of
-from .modality import no_depth, original_key, tell_proposal
+from .modality import Group, change_modality, depth_reason, dimension_names
+from .modality import groups_of, modality_of, no_depth, original_key, tell_proposal
 from .video import decode_frames, decode_picture, file_stand_in, video_info
 from ..errors import InputError, did_you_mean
+from ..files import check_readable
 
 # %% ../../nbs/data/10_lerobot.ipynb #4bad6b16
 class LeRobotDataset:
@@ -38,7 +40,7 @@ class LeRobotDataset:
 
     def __init__(self,
         path: str | Path,  # root, which holds meta/; or an id on the hub, 'user/name[@revision]'
-        modality: dict | None = None,  # in place of meta/modality.json
+        modality: dict | str | Path | None = None,  # in place of meta/modality.json: a file like it, or what it holds
         prompt: str | None = None,  # one instruction for every step, in place of the data set's
         exclude_episodes: Iterable[int] | None = None,  # left out, by episode_index, not position
     ):
@@ -52,7 +54,7 @@ class LeRobotDataset:
         self.positions = [i for i, e in enumerate(listed) if e.index not in self.excluded]
         self.total_steps = sum(e.length for e in self.episodes)
         self.tasks, self._lists = self.layout.tasks(), {}
-        self.prompt = prompt
+        self.prompt, self.given = prompt, modality
         self.modality, self.proposed = modality_of(self.path, self.info, modality, prompt)
         if self.proposed: tell_proposal(self.path, self.modality)
         for note in self.layout.notes: warnings.warn(f"{self.path}: {note}.", stacklevel=2)
@@ -67,23 +69,29 @@ class LeRobotDataset:
         return f"LeRobotDataset('{self.name}': {size}, {self.fps:g} fps, v{self.version})"
 
 # %% ../../nbs/data/10_lerobot.ipynb #ee285611
-def _nothing_kept() -> dict:
+def _counted(most: int, column) -> int:
+    "Bytes that a column counts on the shelf: large ones, pictures in a table, find room for four."
+    return min(column.nbytes, most // 4)
+
+
+def _nothing_kept(cache_bytes: int) -> dict:
     return dict(
-        _rows=OrderedDict(),  # (file, row groups, column, form) -> array over those row groups
+        # (file, row groups, column, form) -> array over those row groups
+        _rows=LRUCache(cache_bytes, partial(_counted, cache_bytes)),
         _found={},  # position of an episode -> (row groups, first row in them, number of rows)
         _footers={},  # shared table -> its footer, which grows with the number of its episodes
-        _bytes=0, _groups={},  # what `_rows` takes; kind -> (entries of modality.json, groups)
+        _groups={},  # kind -> (entries of modality.json, groups)
     )
 
 
 @patch
 def forget(self: LeRobotDataset):
     "Empties what is kept of the tables."
-    self.__dict__.update(_nothing_kept())
+    self.__dict__.update(_nothing_kept(self.cache_bytes))
 
 
 @patch
-def __getstate__(self: LeRobotDataset): return self.__dict__ | _nothing_kept()
+def __getstate__(self: LeRobotDataset): return self.__dict__ | _nothing_kept(self.cache_bytes)
 
 
 def _short_name(folder: Path, given: str | Path) -> str:
@@ -206,6 +214,7 @@ def _read_row_groups(
             table = file.read_row_groups(wanted, present, use_threads=False)  # no fork with threads
             return file.metadata, table, known
     except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
+        check_readable(path)
         if instead := file_stand_in(path):
             gone = f"Episode {e.index}: the table {path} cannot be read: it {instead}"
             raise InputError(f"{gone}; restore it, {hint}.") from None
@@ -225,18 +234,8 @@ def _columns(self: LeRobotDataset, episode: int, names: list[str], form: str) ->
     if missing or found is None:
         kept |= self._read(episode, place, missing, form)
         place, found = self.layout.rows(self.episode(episode)), self._found[episode]
-    for n in names: self._keep((place.path, found[0], n, form), kept[n], at_least=len(names))
+    self._rows.update({(place.path, found[0], n, form): kept[n] for n in missing})
     return {n: kept[n][found[1]:found[1] + found[2]] for n in names}
-
-
-@patch
-def _keep(self: LeRobotDataset, key: tuple, column, at_least: int):
-    "Notes a column as the last used one; the oldest go while all take more than `cache_bytes`."
-    if key in self._rows: return self._rows.move_to_end(key)
-    self._rows[key] = column
-    self._bytes += column.nbytes
-    while self._bytes > self.cache_bytes and len(self._rows) > at_least:
-        self._bytes -= self._rows.popitem(last=False)[1].nbytes
 
 
 @patch
@@ -397,12 +396,12 @@ def vectors(self: LeRobotDataset,
         values = arrays[group.column][:n]
         if values.dtype.kind not in "fiub":
             stands = f"{kind} group '{name}' of {self.path} stands for column '{group.column}'"
-            raise InputError(f"{stands}, which holds no numbers: fix meta/modality.json.")
+            raise InputError(f"{stands}, which holds no numbers: {change_modality(self)}.")
         if values.ndim == 1: values = values.astype(values.dtype if raw else np.float32)[:, None]
         if group.end > values.shape[1]:
             has = f"column '{group.column}' has {values.shape[1]} values a row"
             ends = f"{kind} group '{name}' of {self.path} ends at {group.end}"
-            raise InputError(f"{ends}, but {has}: fix meta/modality.json.")
+            raise InputError(f"{ends}, but {has}: {change_modality(self)}.")
         out[name] = values[:, group.dims]
     return out
 

@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from .language import read_instruction
 from .layouts_v3 import dataset_folder
 from .lerobot import LeRobotDataset
+from .modality import change_modality
 from .steps import camera_problem
 from ..embodiments import EmbodimentTag, embodiment_value
 from ..errors import InputError, command, did_you_mean
@@ -187,6 +188,7 @@ def _fitting(
     widths: dict[str, int],  # numbers of each group
     most: int,  # that the model takes
     where: str,  # data set, for the error
+    change: str = "",  # how to change the groups, for the error
 ) -> list[str]:  # groups that are left out
     "Groups to leave out so that the others fit. `InputError` where legs and neck are not enough."
     left = lambda without: sum(n for g, n in widths.items() if g not in without)
@@ -203,7 +205,7 @@ def _fitting(
     for g in dict.fromkeys(rest):
         if left(drop) > most: drop.append(g)
     if len(drop) == len(widths):
-        raise InputError(f"{said}: split the group in modality.json and leave a part out.")
+        raise InputError(f"{said}: split the group in modality.json and leave a part out: {change}.")
     raise InputError(
         f"{said}: leave some out, such as without={drop} (--without {' '.join(drop)}), or train a"
         " base that takes more."
@@ -229,8 +231,8 @@ def _taken_groups(
     if not ds.modality[kind]:
         raise InputError(
             f"{ds.path} has no {kind} groups in modality.json (columns of info.json:"
-            f" {', '.join(ds.info['features'])}): name the parts of the {kind} there, with start"
-            " and end."
+            f" {', '.join(ds.info['features'])}): name the parts of the {kind}, with start and end:"
+            f" {change_modality(ds)}."
         )
     rows = {g: x for g, x in _look(ds, kind).items() if g not in without}
     if not rows:
@@ -238,7 +240,7 @@ def _taken_groups(
             f"Without {', '.join(ds.modality[kind])} no {kind} group is left: keep at least one."
         )
     widths = {g: x.shape[1] for g, x in rows.items()}
-    out = _fitting(kind, widths, most, str(ds.path))
+    out = _fitting(kind, widths, most, str(ds.path), change_modality(ds))
     if out:
         verb, them = ("is", "it") if len(out) == 1 else ("are", "them")
         reasons.append(
@@ -265,7 +267,7 @@ def _taken_views(
     if not views:
         raise InputError(
             f"{ds.path} has no camera that can be used ({'; '.join(bad.values())}): the model needs"
-            " at least one; restore its files, or fix modality.json."
+            f" at least one; restore its files, or name others: {change_modality(ds)}."
         )
     return views
 

@@ -13,7 +13,7 @@ import numpy as np
 from .language import read_instruction
 from .layouts import mask_file
 from .lerobot import LeRobotDataset
-from .modality import depth_reason, fixed_text, no_depth
+from .modality import change_modality, depth_reason, fixed_text, no_depth
 from .video import open_masks
 from ..modality_configs import POSE_SIZES, ActionConfig, ActionType, ModalityConfig
 from ..errors import InputError, did_you_mean
@@ -311,4 +311,6 @@ def require_keys(
     problems = [p for kind, key in keys if (p := _key_problem(ds, kind, key))]
     if problems:
         found = f"The modality configuration does not fit the data set {ds.path}"
-        raise InputError(f"{found}: {'; '.join(problems)}")
+        end = "" if problems[-1].endswith("?") else "."
+        other = f"Change the configuration, or the names of the data set: {change_modality(ds)}."
+        raise InputError(f"{found}: {'; '.join(problems)}{end} {other}")

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from cachetools import LRUCache
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import check_readable, replacing
 
 # %% ../../nbs/data/00_video.ipynb #f224bea3
 _PACKAGE = "the Python package torchcodec is not installed: run `pip install torchcodec`."
@@ -153,6 +153,7 @@ def _open(path, size: int):
     try:
         decoder = new_decoder(path)
     except Exception as e:
+        check_readable(path)
         raise InputError(
             f"The video file {path} ({size:,} bytes) cannot be opened ({ffmpeg_reason(e, path)}): it is"
             " truncated or no video; restore it, or leave its episode out with exclude_episodes."

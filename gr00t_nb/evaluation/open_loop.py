@@ -98,7 +98,8 @@ class OpenLoopResult:
 
     def by_horizon(self) -> dict[str, np.ndarray]:  # by predictor, (H,) mean absolute error
         with np.errstate(invalid="ignore"):
-            return {k: np.nanmean(np.abs(e), axis=(0, 2)) for k, e in self.errors().items()}
+            total = {k: np.nansum(np.abs(e), axis=(0, 2)) for k, e in self.errors().items()}
+            return {k: total[k] / np.isfinite(e).sum((0, 2)) for k, e in self.errors().items()}
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #d2858ee6
 _COLUMNS = [f"{m} {who}" for m in ("mse", "mae") for who in PREDICTORS]

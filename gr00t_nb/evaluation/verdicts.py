@@ -60,6 +60,9 @@ def _graded(
     return "warning" if sign * value > sign * bad else "good"
 
 
+_LONGER = "Train longer (go on from this checkpoint with --base-model-path, into another --output-dir)"
+
+
 def _finding(severity: str, kind: str, sentence: str, figure=None, advice: str = "") -> Finding:
     return Finding(severity, kind, sentence, figure, "" if severity == "good" else advice)
 
@@ -74,8 +77,7 @@ def _baseline_findings(p: Probes, limits: Limits) -> list[Finding]:
     words = dict(problem="no better than", warning="perhaps no better than", good="better than")
     text = f"The policy is {words[severity]} {BASELINES[best]}: its error is {r:.0%} of that."
     advice = (
-        "Train longer, or on more data; look at the loss, the statistics and the action"
-        " configuration."
+        f"{_LONGER}, or on more data; look at the loss, the statistics and the action configuration."
     )
     out = [_finding(severity, "baseline", text, r, advice)]
     return out if severity == "problem" else out + _group_findings(p)
@@ -131,12 +133,12 @@ _INPUT_ADVICE = dict(
         " show as much, leave it out."
     ),
     cameras=(
-        "It plays back motions by the state alone: vary where things lie, train the visual part, or"
-        " set state_dropout_prob so that it has to look."
+        "It plays back motions by the state alone: vary where things lie, train the visual part"
+        " (--tune-visual), or hide the state now and then (--state-dropout-prob 0.2)."
     ),
     prompt=(
         "Record the tasks with the same scene, so that only the sentence tells them apart; train"
-        " the language part; balance the tasks. If the scene tells the task, it is harmless."
+        " the language part (--tune-llm); balance the tasks. If the scene tells the task, it is harmless."
     ),
 )
 _INPUT_GRADES = dict(  # by kind: where it is ignored, and where it is hardly used
@@ -187,7 +189,7 @@ def _noise_findings(p: Probes, limits: Limits) -> list[Finding]:
     apart, ratio = noise_distance(p)
     if not np.isfinite(apart.value):
         text = "Whether the noise matters was not asked: it needs at least two draws."
-        return [_finding("note", "noise", text, None, "Give draws=2 or more.")]
+        return [_finding("note", "noise", text, None, "Give draws=2 (--draws 2) or more.")]
     if not np.isfinite(ratio.value):
         text = "The noise does not matter: all draws give the recorded actions."
         return [_finding("good", "noise", text, apart)]
@@ -196,7 +198,7 @@ def _noise_findings(p: Probes, limits: Limits) -> list[Finding]:
         " the error"
     )
     if ratio.value > limits.scatter:
-        advice = "Train longer, or take the mean of several answers."
+        advice = f"{_LONGER}, or take the mean of several answers."
         scatters = f"{text}: it scatters around the recorded actions."
         return [_finding("warning", "noise", scatters, ratio, advice)]
     end = ": its errors are much the same in every draw." if ratio.value < 0.5 else "."
@@ -212,8 +214,7 @@ def _smoothness_findings(p: Probes, limits: Limits) -> list[Finding]:
             f" to step as the recorded ones{'' if severity == 'good' else ': they tremble'}."
         )
         advice = (
-            "Train longer; take the mean of several answers; smooth the chunk before it goes to the"
-            " robot."
+            f"{_LONGER}; take the mean of several answers; smooth the chunk before it goes to the robot."
         )
         out.append(_finding(severity, "tremble", text, inside, advice))
     if np.isfinite(jumps.value):
@@ -223,8 +224,7 @@ def _smoothness_findings(p: Probes, limits: Limits) -> list[Finding]:
             f" recorded change from step to step{'' if severity == 'good' else ': expect jerks'}."
         )
         advice = (
-            "Blend overlapping chunks, ask more often, or train longer; look at how the error grows"
-            " along a chunk."
+            f"{_LONGER}; blend overlapping chunks; ask more often; look at how the error grows along a chunk."
         )
         out.append(_finding(severity, "seams", text, jumps, advice))
     return out
@@ -303,7 +303,7 @@ def _episode_findings(p: Probes, limits: Limits) -> list[Finding]:
             "There is one episode only: nothing can be said about others, and there are no"
             " intervals."
         )
-    return [_finding("note", "episodes", text, None, "Hold out more episodes.")]
+    return [_finding("note", "episodes", text, None, "Hold out more episodes (--val-fraction).")]
 
 
 def findings_of(

@@ -18,7 +18,7 @@ import torch
 from ..data.modality import groups_of
 from ..errors import InputError
 from .family import Family
-from .registry import families, family_of
+from .registry import families, family_of, no_checkpoint
 from ..files import cache_dir
 from ..hub import hub_id, hub_snapshot
 
@@ -66,12 +66,7 @@ def resolve_base_model(
             " nvidia/GR00T-N1.6-3B, or 'tiny', with --base-model-path."
         )
     if (path / "config.json").is_file(): return path
-    inside = sorted(path.glob("checkpoint-*/config.json"))
-    hint = f" Did you mean {inside[-1].parent}?" if inside else ""
-    raise InputError(
-        f"{path} holds no config.json: expected a checkpoint folder with config.json and"
-        f" safetensors weights.{hint}"
-    )
+    raise no_checkpoint(path)
 
 # %% ../../nbs/families/90_base_models.ipynb #b178b71a
 def base_limits(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable
+from copy import copy as shallow_copy
 
 import numpy as np
 
@@ -63,6 +64,16 @@ def _fits(stats, shape: tuple[int, ...]) -> bool:
     except (KeyError, TypeError, ValueError): return False
 
 # %% ../../nbs/processing/15_embodiment_statistics.ipynb #0e9b3121
+_USED = (
+    "The file is used; unless a checkpoint was trained with it, have the statistics computed from the"
+    " data with --no-shipped-statistics (use_shipped=False), or remove it."
+)
+
+
+def _spread(ds: LeRobotDataset, most: int) -> np.ndarray:  # positions
+    return np.unique(np.linspace(0, len(ds) - 1, min(most, len(ds))).astype(int))
+
+
 def _misfits(
     ds: LeRobotDataset,
     shipped: dict[str, dict],  # statistics by column
@@ -70,8 +81,7 @@ def _misfits(
     most: int = 50,  # episodes that are looked at, spread evenly
 ) -> list[str]:  # sentences
     "Columns whose shipped statistics are not those of the data, as far as a sample of episodes tells."
-    chosen = np.unique(np.linspace(0, len(ds) - 1, min(most, len(ds))).astype(int))
-    said = []
+    chosen, said = _spread(ds, most), []
     for c in columns:
         x = _some_rows(ds, chosen, c)
         if not len(x): continue
@@ -86,9 +96,7 @@ def _misfits(
             said.append(
                 f"{ds.path / 'meta/stats.json'} does not fit the data in {wrong.sum()} of {len(wrong)}"
                 f" dimensions of '{c}': dimension {d} goes from {x[:, d].min():.3g} to"
-                f" {x[:, d].max():.3g}, the file says {low[d]:.3g} to {high[d]:.3g}. The file is used;"
-                " unless a checkpoint was trained with it, remove it, and the statistics are computed"
-                " from the data."
+                f" {x[:, d].max():.3g}, the file says {low[d]:.3g} to {high[d]:.3g}. {_USED}"
             )
     return said
 
@@ -101,6 +109,36 @@ def _some_rows(ds: LeRobotDataset, episodes: np.ndarray, column: str) -> np.ndar
             parts.append(np.asarray(ds.rows(e, [column])[column], np.float64))
     full = [p.reshape(len(p), -1) for p in parts if len(p)]
     return np.concatenate(full) if full else np.zeros((0, 0))
+
+# %% ../../nbs/processing/15_embodiment_statistics.ipynb #78a2a1b1
+def _some_episodes(ds: LeRobotDataset, most: int) -> LeRobotDataset:
+    "The same data set with a sample of its episodes, spread evenly."
+    few = shallow_copy(ds)
+    few.episodes = [ds.episodes[i] for i in _spread(ds, most)]
+    few.total_steps = sum(e.length for e in few.episodes)
+    few.forget()
+    return few
+
+
+def _relative_misfits(
+    ds: LeRobotDataset, config: dict[str, ModalityConfig], shipped: dict[str, dict]
+) -> list[str]:  # sentences
+    "Groups whose shipped relative statistics are not those of the data, told like `_misfits`."
+    try: found = relative_statistics(_some_episodes(ds, 50), config)
+    except InputError: return []  # data that cannot be read are told of by their readers
+    said = []
+    for g, x in found.items():
+        x = {k: np.asarray(x[k]) for k in ENTRIES}
+        low, high, mean, std = (np.asarray(shipped[g][k], np.float64) for k in ("min", "max", "mean", "std"))
+        slack = 0.01 * (high - low) + 1e-6
+        tiny = x["max"] - x["min"] < 0.1 * (high - low) - 1e-4
+        elsewhere = np.abs(x["mean"] - mean) > 0.25 * std + 1e-4
+        wrong = (x["q01"] < low - slack) | (x["q99"] > high + slack) | (tiny & elsewhere)
+        wrong |= tiny.mean() > 0.5
+        if wrong.any():
+            file = ds.path / "meta/relative_stats.json"
+            said.append(f"{file} does not fit the data in {wrong.sum()} of {wrong.size} numbers of '{g}'. {_USED}")
+    return said
 
 # %% ../../nbs/processing/15_embodiment_statistics.ipynb #7e6fe4a5
 def _columns_statistics(
@@ -126,11 +164,15 @@ def _relative_with_shipped(
     "Relative statistics: shipped where their shape is the configuration's, else computed."
     names = relative_groups(config)
     if not names: return {}
-    shipped = _shipped(ds, "relative_stats.json") if use_shipped else {}
+    # its groups are those of the data set's own modality.json
+    own = use_shipped and ds.given is None
+    shipped = _shipped(ds, "relative_stats.json") if own else {}
     groups, horizon = ds.groups("action", names), len(config["action"].delta_indices)
     shapes = {g: (horizon, groups[g].width) for g in names}
     good = [g for g in names if _fits(shipped.get(g), shapes[g])]
-    if len(good) == len(names): return {g: {k: shipped[g][k] for k in ENTRIES} for g in names}
+    if len(good) == len(names):
+        for told in _relative_misfits(ds, config, shipped): warnings.warn(told)
+        return {g: {k: shipped[g][k] for k in ENTRIES} for g in names}
     if bad := [g for g in names if g in shipped and g not in good]:
         warnings.warn(
             f"{ds.path / 'meta/relative_stats.json'} does not fit the configuration: it should hold"
@@ -144,7 +186,7 @@ def _relative_with_shipped(
 def embodiment_statistics(
     ds: LeRobotDataset,
     config: dict[str, ModalityConfig],  # modality configuration
-    use_shipped: bool = True,  # let meta/stats.json and relative_stats.json win where complete
+    use_shipped: bool = True,  # let meta/stats.json and relative_stats.json win where complete; told if they misfit
 ) -> dict[str, dict[str, dict[str, list]]]:  # kind -> group -> entry -> (D,) or (H, D)
     "Statistics of one embodiment: state, action and relative_action, as in statistics.json."
     require_keys(ds, {k: c for k, c in config.items() if k in ("state", "action")})

@@ -88,7 +88,7 @@ def pose_to_matrix(
         raise InputError(
             f"A pose has {pose.shape[-1]} numbers where the format {format.name} has"
             f" {POSE_SIZES[format]}: change the format in the action config, or the columns of the"
-            " group in meta/modality.json."
+            " group in modality.json (--modality-path gives another)."
         )
     if format is ActionFormat.DEFAULT: return pose.reshape(*pose.shape[:-1], 4, 4)
     out = np.zeros((*pose.shape[:-1], 4, 4))

@@ -37,11 +37,13 @@ class DataOptions:
     dataset_path: str  # the LeRobot data set: a folder, or a hub id such as user/name; nothing is ever written into it
     embodiment_tag: str  # the robot by name: GR1, UNITREE_G1, LIBERO_PANDA, OXE_DROID, or NEW_EMBODIMENT for your own
     modality_config_path: str | None = None  # a Python file that registers the robot's modality configuration
+    modality_path: str | None = None  # a modality.json in place of the data set's own, or where it has none
     tokenizer_path: str | None = None  # folder or hub id of the tokenizer, where the checkpoint brings none
     check_data: bool = True  # run the check-up first (once for each state of the files); refuse a data set with errors
     exclude_episodes: list[int] | None = None  # episodes to leave out, by number (episode_index), such as 3 17
     skip_broken: bool = False  # replace a step that cannot be read by another one, and count it, instead of stopping
     val_fraction: float = 0.0  # share of the episodes, drawn by seed, that is held out; the checkpoint records which
+    shipped_statistics: bool = True  # normalize by meta/stats.json where there is one, as officially
     override_statistics: Switch = None  # normalize by this data set's statistics even where the checkpoint has some
 
 # %% ../../nbs/training/00_config.ipynb #07592059

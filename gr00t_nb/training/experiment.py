@@ -135,6 +135,7 @@ def write_experiment(
     strings = {k: str(v) for k, v in processor.settings.items()}  # as officially
     write_json(folder / "final_processor_config.json", strings)
     write_json(folder / "dataset_statistics.json", processor.statistics, indent=4)
+    write_json(folder / "modality.json", prepared.dataset.modality, indent=4)
     record = dict(config=config.to_dict()) | _data_seen(prepared)
     write_json(folder / "finetune.json", record | dict(checkup_warnings=prepared.warnings))
     write_model_card(config, prepared, model_config)
@@ -181,7 +182,7 @@ _MAY_CHANGE = {
     "use_wandb", "wandb_project", "experiment_name", "resume", "output_dir", "gradient_checkpointing", "compile",
     "step_graph",
     "frame_cache", "check_data",
-    "base_model_path", "dataset_path", "modality_config_path", "tokenizer_path",
+    "base_model_path", "dataset_path", "modality_config_path", "modality_path", "tokenizer_path",
     "embodiment_tag", "val_episodes",
 }
 _LONG = dict(
@@ -216,6 +217,13 @@ def _other_run(newest: Path, what: list[str]) -> str:
     )
 
 
+def _other_modality(newest: Path, modality: dict) -> list[str]:  # pieces of a sentence
+    "That a run read other numbers under the same names."
+    kept = newest / "experiment_cfg" / "modality.json"
+    if not kept.exists() or read_json(kept) == modality: return []
+    return [f"modality.json differs, and --modality-path {kept} is the run's"]
+
+
 def find_resume(
     config: FinetuneConfig,  # with the family's values
     prepared: Prepared,  # what the run is made of
@@ -235,6 +243,7 @@ def find_resume(
             " experiment_cfg/finetune.json): choose another --output-dir, and give it as"
             " --base-model-path instead."
         )
-    if what := _differences(before, dict(config=config.to_dict()) | _data_seen(prepared)):
-        raise InputError(_other_run(newest, what))
+    what = _differences(before, dict(config=config.to_dict()) | _data_seen(prepared))
+    what += _other_modality(newest, prepared.dataset.modality)
+    if what: raise InputError(_other_run(newest, what))
     return newest

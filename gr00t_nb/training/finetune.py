@@ -169,7 +169,9 @@ class _Run:
             resume = str(self.resume) if self.resume else None
             try:
                 with stop.listening(): trainer.train(resume_from_checkpoint=resume)
-            finally: _close_bars(trainer)
+            finally:
+                trainer.stop_loading()
+                _close_bars(trainer)
         if (checkpoint_step(newest_checkpoint(output_dir)) or 0) < trainer.state.global_step:
             trainer._save_checkpoint(self.model, None)
         if first: trainer._save(str(output_dir))
@@ -230,6 +232,7 @@ def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
     end = f"{loss}; the model, its processor and its records are in {result.output_dir}"
     if "skipped" not in last: return end
     see = f"python -m gr00t_nb.checkup.checkup {config.dataset_path}"
+    if config.modality_path: see += f" --modality-path {config.modality_path}"
     lost = f"{last['skipped']} samples could not be read and were replaced"
     return f"{end}\n{lost}; see the warnings above, and {see}"
 

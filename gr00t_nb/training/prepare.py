@@ -48,6 +48,7 @@ def _refusal(dataset: LeRobotDataset, report, errors: list) -> str:
     where = ", ".join(str(x) for x in place if x)
     found = f"{len(errors)} error{'s' if len(errors) > 1 else ''} in {dataset.path}"
     see = f"python -m gr00t_nb.checkup.checkup {dataset.path}{_exclude(dataset.excluded)}"
+    if isinstance(dataset.given, str): see += f" --modality-path {dataset.given}"
     without = _exclude(report.to_exclude()) if None not in single else ""
     these = "these episodes" if len(single) > 1 else "the episode"
     return (
@@ -60,7 +61,7 @@ def _refusal(dataset: LeRobotDataset, report, errors: list) -> str:
 def _record_of(dataset: LeRobotDataset, modality_config: dict) -> Path:
     "Where it is remembered that these files are sound for this use."
     used = {m: c.to_json() for m, c in modality_config.items()}
-    what = json.dumps([used, dataset.excluded], sort_keys=True)
+    what = json.dumps([used, dataset.excluded, dataset.modality], sort_keys=True)
     state = fingerprint(p for p in dataset.path.rglob("*") if p.is_file())
     name = f"{state}-{hashlib.sha256(what.encode()).hexdigest()[:8]}.json"
     return cache_dir() / "checkup" / name
@@ -86,7 +87,11 @@ def require_sound(
     record = _record_of(dataset, modality_config)
     if record.exists() and "told" in (known := read_json(record)): return known["told"]
     report = check_dataset(
-        dataset.path, config=modality_config, progress=progress, exclude_episodes=dataset.excluded
+        dataset.path,
+        config=modality_config,
+        progress=progress,
+        exclude_episodes=dataset.excluded,
+        modality=dataset.given,
     )
     told = _told(report.of("warning"))
     errors = report.of("error")
@@ -165,7 +170,8 @@ def prepare_data(
     "Everything up to the model; every mistake that can be found without it ends here, in one sentence."
     tag = check_config(config, world_size)
     check_ffmpeg()
-    dataset = LeRobotDataset(config.dataset_path, exclude_episodes=config.exclude_episodes)
+    left_out = dict(exclude_episodes=config.exclude_episodes)
+    dataset = LeRobotDataset(config.dataset_path, config.modality_path, **left_out)
     base, family, config = choose_base(config)
     processor = _load_processor(config, base, family)
     from_file = config.modality_config_path is not None
@@ -174,7 +180,7 @@ def prepare_data(
     told = []
     if config.check_data:
         told = require_sound(dataset, modality_config, skip_broken=config.skip_broken)
-    statistics = embodiment_statistics(dataset, modality_config)
+    statistics = embodiment_statistics(dataset, modality_config, config.shipped_statistics)
     override = config.override_statistics
     processor.set_embodiment(tag, modality_config, statistics, override=override)
     _check_repainting(config, tag, processor)
