@@ -8,9 +8,11 @@ __all__ = ['SEVERITIES', 'MOST_ALIKE', 'Problem', 'Fault', 'ranges', 'Report', '
 
 # %% ../../nbs/checkup/00_problems.ipynb #2eab0014
 import html
+import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -135,15 +137,19 @@ class ProblemGroup:
 
     @property
     def where(self) -> str:
-        "Subject, episodes, row of a single problem, and the file, or one of several."
+        "Subject, episodes, and the row of a single problem."
         first = self.problems[0]
         row = f"row {first.row}" if first.row is not None and len(self.problems) == 1 else ""
-        file = first.file or ""
-        if len({p.file for p in self.problems}) > 1 and file: file = f"such as {file}"
         subjects = list(dict.fromkeys(p.about for p in self.problems))
         about = ", ".join(subjects[:3])
         if len(subjects) > 3: about += f", ... ({len(subjects)} in all)"
-        return "; ".join(part for part in (about, self._episodes(), row, file) if part)
+        return "; ".join(part for part in (about, self._episodes(), row) if part)
+
+    def _episodes(self) -> str:
+        numbers = {p.episode for p in self.problems if p.episode is not None}
+        if not numbers: return ""
+        total = f" ({len(numbers)} in all)" if len(numbers) > 2 else ""
+        return f"episode{'s' * (len(numbers) > 1)} {ranges(numbers)}{total}"
 
     @property
     def says(self) -> str:
@@ -156,11 +162,17 @@ class ProblemGroup:
         more = f"; {others} more like it" if others else ""
         return f"{first.found}{example}{more}; expected {first.expected}"
 
-    def _episodes(self) -> str:
-        numbers = {p.episode for p in self.problems if p.episode is not None}
-        if not numbers: return ""
-        total = f" ({len(numbers)} in all)" if len(numbers) > 2 else ""
-        return f"episode{'s' * (len(numbers) > 1)} {ranges(numbers)}{total}"
+# %% ../../nbs/checkup/00_problems.ipynb #f8b60246
+@patch(as_prop=True)
+def file(self: ProblemGroup) -> str:  # relative to the data set; '' where there is none
+    "The file of the first problem."
+    return self.problems[0].file or ""
+
+
+@patch(as_prop=True)
+def such_as(self: ProblemGroup) -> str:  # 'such as ' where the file is one of several, else ''
+    "What stands before the file."
+    return "such as " if self.file and len({p.file for p in self.problems}) > 1 else ""
 
 # %% ../../nbs/checkup/00_problems.ipynb #dff4ec9a
 MOST_ALIKE = 3  # columns or dimensions with the same fault and remedy that have a line each; more share one
@@ -179,6 +191,16 @@ def grouped(problems: Iterable[Problem]) -> list[ProblemGroup]:
     return [g for p, g in sorted(out, key=lambda pair: first[id(pair[0])])]
 
 # %% ../../nbs/checkup/00_problems.ipynb #ecdaa353
+class _Wrapper(textwrap.TextWrapper):
+    "Wraps between words and behind slashes."
+    wordsep_simple_re = re.compile(r"(\s+|(?<=/)(?=[^\s/]))")
+
+
+def _wrap(text: str, width: int, **indent) -> list[str]:
+    "The lines of a text; a path breaks between its folders."
+    return _Wrapper(width, break_on_hyphens=False, **indent).wrap(text)
+
+# %% ../../nbs/checkup/00_problems.ipynb #a8287486
 _WITHOUT = "The episodes with errors can be left out, here and in training, with"
 
 
@@ -189,26 +211,27 @@ def _option_lines(numbers: list[int], width: int) -> list[str]:
     return [f"    {part} \\" for part in parts[:-1]] + [f"    {parts[-1]}"]
 
 # %% ../../nbs/checkup/00_problems.ipynb #990db4c1
+def _group_lines(g: ProblemGroup, width: int) -> list[str]:
+    "Three columns, and the file below the second."
+    p, left, middle = g.problems[0], 30, 38
+    right = width - left - middle
+    what = _wrap(f"{p.severity:8}{p.kind}", left - 1, subsequent_indent=" " * 8)
+    says = _wrap(g.says, right) + _wrap(f"-> {p.mend}", right, subsequent_indent="   ")
+    cells = what, _wrap(g.where, middle - 2), says
+    rows = zip_longest(*cells, fillvalue="")
+    lines = [f"{a:{left}}{b:{middle}}{c}".rstrip() for a, b, c in rows]
+    return lines + [" " * left + line for line in _wrap(g.such_as + g.file, width - left)]
+
+
 def as_text(
     report: Report,
     width: int = 120,  # columns
 ) -> str:
     "The report as a table of text."
-    left, middle = 30, 38
-    right = width - left - middle
-    lines = textwrap.wrap(report.headline(), width)
-    for g in grouped(report.problems):
-        p = g.problems[0]
-        what = textwrap.wrap(f"{p.severity:8}{p.kind}", left - 1, subsequent_indent=" " * 8)
-        where = textwrap.wrap(g.where, middle - 2)
-        says = textwrap.wrap(g.says, right)
-        says += textwrap.wrap(f"-> {p.mend}", right, subsequent_indent="   ")
-        lines.append("-" * width)
-        for i in range(max(map(len, (what, where, says)))):
-            a, b, c = (cell[i] if i < len(cell) else "" for cell in (what, where, says))
-            lines.append(f"{a:{left}}{b:{middle}}{c}".rstrip())
+    lines = _wrap(report.headline(), width)
+    for g in grouped(report.problems): lines += ["-" * width, *_group_lines(g, width)]
     if report.notes: lines.append("")
-    for note in report.notes: lines += textwrap.wrap(note, width)
+    for note in report.notes: lines += _wrap(note, width)
     if bad := report.to_exclude(): lines += ["", _WITHOUT, *_option_lines(bad, width)]
     return "\n".join(lines)
 
@@ -223,11 +246,18 @@ _COLOURS = dict(error=COLOURS["vermilion"], warning=COLOURS["orange"], info=COLO
 _DOT = "display:inline-block;width:.65em;height:.65em;border-radius:50%;margin-right:.4em"
 
 
+def _breakable(text: str) -> str:  # HTML
+    "A text that may break behind a slash; what is copied has no break."
+    return html.escape(text).replace("/", "/<wbr>")
+
+
 def _table_row(g: ProblemGroup) -> str:
     "One line of the report as HTML."
     p = g.problems[0]
     dot = f"<span style='{_DOT};background:{_COLOURS[p.severity]}'></span>"
-    cells = [f"{dot}<b>{p.severity}</b>", *map(html.escape, (p.kind, g.where, g.says, p.mend))]
+    file = f"<br>{g.such_as}<code>{_breakable(g.file)}</code>" if g.file else ""
+    said = [_breakable(text) for text in (p.kind, g.where, g.says, p.mend)]
+    cells = [f"{dot}<b>{p.severity}</b>", said[0], said[1] + file, *said[2:]]
     styles = ["text-align:left;white-space:nowrap"] + ["text-align:left"] * 4
     row = "".join(f"<td style='{s}'>{c}</td>" for s, c in zip(styles, cells))
     return f"<tr style='vertical-align:top'>{row}</tr>"
