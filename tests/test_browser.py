@@ -541,6 +541,25 @@ def test_episodes_are_watched(opened):
     assert not nb.faults()
 
 
+def at_900(nb: Notebook, viewer):
+    "In a narrow window the list stays between its arrows, and another episode moves no control."
+    nb.page.set_viewport_size(dict(WINDOW, width=900))
+    arrow = lambda side: viewer.locator(f"button:has(.fa-chevron-{side})")
+    for theme in ("Light", "Dark"):
+        nb.theme(f"JupyterLab {theme}")
+        fits(viewer)
+        is_readable(viewer)
+        nb.shot(f"40_episode_viewer-900-{theme.lower()}")
+    left, right = (arrow(side).bounding_box() for side in ("left", "right"))
+    assert left["y"] == right["y"] and left["x"] < right["x"]
+    assert left["width"] >= 36 <= right["width"]  # they are whole
+    words, before = viewer.inner_text(), places(viewer)
+    arrow("right").click()
+    wait_until(nb.page, lambda: viewer.inner_text() != words, "another episode's words")
+    settled(viewer.locator("img").first)
+    assert places(viewer) == before
+
+
 def test_the_notebook_of_the_episode_viewer(opened):
     nb = opened("nbs/viz/40_episode_viewer.ipynb").run_all()
     viewer = nb.viewer(".widget-slider")
@@ -549,15 +568,7 @@ def test_the_notebook_of_the_episode_viewer(opened):
     wait_until(nb.page, lambda: viewer.inner_text() != words, "another episode's words")
     settled(viewer.locator("img").first)
     look(nb, viewer, "40_episode_viewer")
-    nb.page.set_viewport_size(dict(WINDOW, width=900))
-    nb.page.wait_for_timeout(500)
-    fits(viewer)
-    arrow = lambda side: viewer.locator(f"button:has(.fa-chevron-{side})").bounding_box()
-    left, right = arrow("left"), arrow("right")
-    # the list stays between its arrows, and they are whole
-    assert left["y"] == right["y"] and left["x"] < right["x"]
-    assert left["width"] >= 36 <= right["width"]
-    nb.shot("40_episode_viewer-window-900")
+    at_900(nb, viewer)
     assert not nb.faults()
 
 
@@ -571,6 +582,34 @@ def another_sentence(nb: Notebook, viewer, drawn: int):
     wait_until(nb.page, lambda: "moved by the prompt" in viewer.inner_text(), "what it changed")
     assert places(viewer) == before
     fits(viewer)
+
+
+def denoising(nb: Notebook, viewer):
+    "The slider says which Euler step it is at, and moves nothing but the picture."
+    viewer.get_by_role("button", name="denoising", exact=True).click()
+    said = lambda k: viewer.get_by_text(f"Euler step {k} of 4", exact=True)
+    said(0).wait_for()
+    before, picture = places(viewer), viewer.locator("img.gr00t-figure").first
+    drawn = settled(picture)
+    slider = viewer.locator(".widget-slider", has=said(0))
+    slider.locator(".noUi-handle").focus()
+    for k in (1, 2):
+        nb.page.keyboard.press("ArrowRight")
+        said(k).wait_for()
+    wait_for_other(picture, drawn)
+    assert places(viewer) == before
+    nb.shot("70_prediction_viewer-denoising")
+    viewer.get_by_role("button", name="chunk", exact=True).click()
+
+
+def stacked(nb: Notebook, viewer):
+    "Below 700 pixels the picture stands under the cameras, and nothing is cut off."
+    nb.page.set_viewport_size(dict(WINDOW, width=680))
+    fan, cameras = viewer.locator("img.gr00t-figure").first, viewer.locator(".gr00t-camera")
+    lowest = lambda: max(b["y"] + b["height"] for c in cameras.all() if (b := c.bounding_box()))
+    wait_until(nb.page, lambda: fan.bounding_box()["y"] >= lowest(), "below the cameras")
+    fits(viewer)
+    viewer.screenshot(path=SHOTS / "70_prediction_viewer-680.png")
 
 
 def test_predictions_are_looked_at(opened):
@@ -590,7 +629,9 @@ def test_predictions_are_looked_at(opened):
     strip.click(position=dict(x=0.5 * strip.bounding_box()["width"], y=20))
     half = lambda now, all: abs(int(now) - int(all) / 2) <= 1
     wait_until(nb.page, lambda: half(*re.findall(r"\d+", clock.inner_text())[-2:]), "half-way")
+    denoising(nb, viewer)
     look(nb, viewer, "70_prediction_viewer")
+    stacked(nb, viewer)
     assert not nb.faults()
 
 

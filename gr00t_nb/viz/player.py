@@ -368,14 +368,15 @@ class FigureView:
         self.box.add_class("gr00t-stack")
         self.axes = []
 
-    def show(self,
-        fig: Figure,
-        axes: Sequence[Axes] | None = None,  # panels over which the cursor runs; None: all
-    ):
-        "Draws a figure, once. Its widest form is its own width in pixels."
-        data, width, _ = as_png(fig)
-        self.show_png(data, width)
-        self.axes = list(fig.axes if axes is None else axes)
+# %% ../../nbs/viz/10_player.ipynb #3c239247
+@patch
+def show(self: FigureView,
+    fig: Figure,
+    axes: Sequence[Axes] | None = None,  # panels over which the cursor runs; None: all
+):
+    "Draws a figure, once. Its widest form is its own width in pixels."
+    self.show_png(*as_png(fig)[:2])
+    self.axes = list(fig.axes if axes is None else axes)
 
 # %% ../../nbs/viz/10_player.ipynb #a2b88dd7
 @patch
