@@ -590,13 +590,14 @@ def another_sentence(nb: Notebook, viewer, drawn: int):
 def denoising(nb: Notebook, viewer):
     "The slider says which Euler step it is at, and moves nothing but the picture."
     viewer.get_by_role("button", name="denoising", exact=True).click()
-    said = viewer.get_by_text(re.compile(r"^Euler step \d+ of \d+$"))
-    at = lambda: int(re.search(r"\d+", said.inner_text())[0])
-    handle = viewer.locator(".widget-slider", has=said).locator(".noUi-handle")
+    words = re.compile(r"^Euler step \d+ of \d+$")
+    slider = viewer.locator(".widget-slider", has=nb.page.get_by_text(words))
+    at = lambda: int(re.search(r"\d+", slider.inner_text())[0])
+    handle = slider.locator(".noUi-handle")
     handle.press("Home")
     wait_until(nb.page, lambda: at() == 0, "at the noise")
-    before, picture = places(viewer), viewer.locator("img.gr00t-figure").first
-    drawn = settled(picture)
+    picture = viewer.locator("img.gr00t-figure").first
+    drawn, before = settled(picture), places(viewer)
     handle.press("ArrowRight")
     wait_until(nb.page, lambda: at() == 1, "one Euler step further")
     wait_for_other(picture, drawn)
