@@ -589,14 +589,16 @@ def another_sentence(nb: Notebook, viewer, drawn: int):
 
 def denoising(nb: Notebook, viewer):
     "The slider says which Euler step it is at, and moves nothing but the picture."
+    picture = viewer.locator("img.gr00t-figure").first
+    chunk = settled(picture)
     viewer.get_by_role("button", name="denoising", exact=True).click()
+    wait_for_other(picture, chunk, seconds=60)
     words = re.compile(r"^Euler step \d+ of \d+$")
     slider = viewer.locator(".widget-slider", has=nb.page.get_by_text(words))
     at = lambda: int(re.search(r"\d+", slider.inner_text())[0])
     handle = slider.locator(".noUi-handle")
     handle.press("Home")
     wait_until(nb.page, lambda: at() == 0, "at the noise")
-    picture = viewer.locator("img.gr00t-figure").first
     drawn, before = settled(picture), places(viewer)
     handle.press("ArrowRight")
     wait_until(nb.page, lambda: at() == 1, "one Euler step further")
