@@ -118,6 +118,8 @@ MODALITY_CONFIGS["oxe_google"] = dict(
     ),
     language=ModalityConfig([0], ["annotation.human.action.task_description"]),
 )
+
+# %% ../nbs/10_embodiments.ipynb #53883659
 MODALITY_CONFIGS["oxe_droid"] = dict(
     video=ModalityConfig([0], ["exterior_image_1_left", "wrist_image_left"]),
     state=ModalityConfig([0], ["joint_position", "gripper_position"]),
@@ -173,6 +175,8 @@ MODALITY_CONFIGS["gr1"] = dict(
     ),
     language=ModalityConfig([0], ["annotation.human.coarse_action"]),
 )
+
+# %% ../nbs/10_embodiments.ipynb #c6c61bd2
 MODALITY_CONFIGS["robocasa_panda_omron"] = dict(
     video=ModalityConfig(
         [0], ["res256_image_side_0", "res256_image_side_1", "res256_image_wrist_0"]

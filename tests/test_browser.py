@@ -542,6 +542,28 @@ def test_episodes_are_watched(opened):
     assert not nb.faults()
 
 
+def at_900(nb: Notebook, viewer):
+    "In a narrow window the list stays between its arrows, and another episode moves no control."
+    traces = viewer.locator("img.gr00t-figure").last
+    drawn = pixels(traces)
+    nb.page.set_viewport_size(dict(WINDOW, width=900))
+    wait_for_other(traces, drawn, seconds=60)  # two panels beside each other in place of four
+    arrow = lambda side: viewer.locator(f"button:has(.fa-chevron-{side})")
+    for theme in ("Light", "Dark"):
+        nb.theme(f"JupyterLab {theme}")
+        fits(viewer)
+        is_readable(viewer)
+        nb.shot(f"40_episode_viewer-900-{theme.lower()}")
+    left, right = (arrow(side).bounding_box() for side in ("left", "right"))
+    assert left["y"] == right["y"] and left["x"] < right["x"]
+    assert left["width"] >= 36 <= right["width"]  # they are whole
+    words, before = viewer.inner_text(), places(viewer)
+    arrow("left").click()
+    wait_until(nb.page, lambda: viewer.inner_text() != words, "another episode's words")
+    settled(viewer.locator("img").first)
+    assert places(viewer) == before
+
+
 BROKEN_EPISODE = """import shutil
 from pathlib import Path
 from gr00t_nb.checkup.checkup import check_dataset
@@ -565,15 +587,7 @@ def test_an_episode_with_a_fault_is_watched(lab, opened):
     wait_until(nb.page, fault.is_visible, "the fault, in words")
     settled(viewer.locator("img").first)
     look(nb, viewer, "40_episode_viewer")
-    nb.page.set_viewport_size(dict(WINDOW, width=900))
-    nb.page.wait_for_timeout(500)
-    fits(viewer)
-    arrow = lambda side: viewer.locator(f"button:has(.fa-chevron-{side})").bounding_box()
-    left, right = arrow("left"), arrow("right")
-    # the list stays between its arrows, and they are whole
-    assert left["y"] == right["y"] and left["x"] < right["x"]
-    assert left["width"] >= 36 <= right["width"]
-    nb.shot("40_episode_viewer-window-900")
+    at_900(nb, viewer)
     assert not nb.faults()
 
 
@@ -587,6 +601,37 @@ def another_sentence(nb: Notebook, viewer, drawn: int):
     wait_until(nb.page, lambda: "moved by the prompt" in viewer.inner_text(), "what it changed")
     assert places(viewer) == before
     fits(viewer)
+
+
+def denoising(nb: Notebook, viewer):
+    "The slider says which Euler step it is at, and moves nothing but the picture."
+    picture = viewer.locator("img.gr00t-figure").first
+    chunk = settled(picture)
+    viewer.get_by_role("button", name="denoising", exact=True).click()
+    wait_for_other(picture, chunk, seconds=60)
+    words = re.compile(r"^Euler step \d+ of \d+$")
+    slider = viewer.locator(".widget-slider", has=nb.page.get_by_text(words))
+    at = lambda: int(re.search(r"\d+", slider.inner_text())[0])
+    handle = slider.locator(".noUi-handle")
+    handle.press("Home")
+    wait_until(nb.page, lambda: at() == 0, "at the noise")
+    drawn, before = settled(picture), places(viewer)
+    handle.press("ArrowRight")
+    wait_until(nb.page, lambda: at() == 1, "one Euler step further")
+    wait_for_other(picture, drawn)
+    assert places(viewer) == before
+    nb.shot("70_prediction_viewer-denoising")
+    viewer.get_by_role("button", name="chunk", exact=True).click()
+
+
+def stacked(nb: Notebook, viewer):
+    "Below 700 pixels the picture stands under the cameras, and nothing is cut off."
+    nb.page.set_viewport_size(dict(WINDOW, width=680))
+    fan, cameras = viewer.locator("img.gr00t-figure").first, viewer.locator(".gr00t-camera")
+    lowest = lambda: max(b["y"] + b["height"] for c in cameras.all() if (b := c.bounding_box()))
+    wait_until(nb.page, lambda: fan.bounding_box()["y"] >= lowest(), "below the cameras")
+    fits(viewer)
+    viewer.screenshot(path=SHOTS / "70_prediction_viewer-680.png")
 
 
 PREDICTIONS = """%run _shared_policy.py
@@ -627,7 +672,9 @@ def test_predictions_are_looked_at(lab, shared_policy, opened):
     strip.click(position=dict(x=0.5 * strip.bounding_box()["width"], y=20))
     half = lambda now, all: abs(int(now) - int(all) / 2) <= 1
     wait_until(nb.page, lambda: half(*re.findall(r"\d+", clock.inner_text())[-2:]), "half-way")
+    denoising(nb, viewer)
     look(nb, viewer, "70_prediction_viewer")
+    stacked(nb, viewer)
     assert not nb.faults()
 
 

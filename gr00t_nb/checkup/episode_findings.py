@@ -14,7 +14,7 @@ import pyarrow as pa
 from .episodes import Findings, check_columns, check_table, column_kind
 from .episodes import column_matrix, read_table
 from .masks import check_masks
-from .metadata import Metadata, Used, width
+from .metadata import Metadata, Used, dimensions, width
 from .problems import Fault, ranges
 from .signals import Scales, clock_fault, copied, idle_ends, jumps, ordinary
 from .videos import Motion, check_pictures, check_video
@@ -160,10 +160,10 @@ class Known:
     bounds: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # shipped min, max
 
 # %% ../../nbs/checkup/30_episode_findings.ipynb #c0191c83
-def _not_finite(column: str, bad: np.ndarray, dims: list[int]) -> Fault:
+def _not_finite(m: Metadata, column: str, bad: np.ndarray, dims: list[int]) -> Fault:
     "Bad (L, D) numbers in the dimensions that are used."
     rows = np.flatnonzero(bad[:, dims].any(1))
-    where = ranges(np.array(dims)[bad[:, dims].any(0)].tolist())
+    where = dimensions(m, column, [d for d in dims if bad[:, d].any()])
     return Fault(
         "not_finite",
         found=f"NaN or infinity in {len(rows)} rows of '{column}', dimensions {where}",
@@ -174,7 +174,7 @@ def _not_finite(column: str, bad: np.ndarray, dims: list[int]) -> Fault:
     )
 
 
-def _sum_up(used: Used, known: Known, f: Findings, x: dict[str, np.ndarray]):
+def _sum_up(m: Metadata, used: Used, known: Known, f: Findings, x: dict[str, np.ndarray]):
     "Moments of the used columns, rows beyond the shipped extremes, and numbers that are none."
     for c, dims in used.dims.items():
         if c not in x or not len(x[c]): continue
@@ -184,33 +184,35 @@ def _sum_up(used: Used, known: Known, f: Findings, x: dict[str, np.ndarray]):
             low, high = known.bounds[c]
             slack = 0.01 * (high - low) + 1e-6
             f.outside[c] = ((x[c] < low - slack) | (x[c] > high + slack)).sum(0)
-        if bad[:, dims].any(): f.add("error", _not_finite(c, bad, dims))
+        if bad[:, dims].any(): f.add("error", _not_finite(m, c, bad, dims))
 
 # %% ../../nbs/checkup/30_episode_findings.ipynb #15e3567b
-def _jump(column: str, dim: int, rows: list[int], step: float, fast: float) -> Fault:
+def _jump(column: str, dim: str, rows: list[int], step: float, fast: float) -> Fault:
+    "A jump in one dimension, which is given as `dimensions` names it."
     wraps = abs(abs(step) - 2 * np.pi) < 0.3 or abs(abs(step) - 360) < 15
     cut = "smooth or cut the rows, or leave the episode out (--exclude-episodes)"
+    about = f"{column} dimension {dim}"
+    changes = f"{about} changes by {step:+.4g} from one row to the next ({len(rows)} such rows)"
     return Fault(
         "jump",
-        found=(
-            f"'{column}' dimension {dim} changes by {step:+.4g} from one row to the next"
-            f" ({len(rows)} such rows), a fast change is {fast:.3g}"
-        ),
+        found=f"{changes}, a fast change is {fast:.3g}",
         expected="changes that a robot can make",
         mend="unwrap the angle" if wraps else cut,
         row=rows[0],
-        about=f"{column}[{dim}]",
+        about=about,
     )
 
 
-def _check_jumps(f: Findings, column: str, x: np.ndarray, dims: list[int], scales: Scales):
+def _check_jumps(
+    m: Metadata, f: Findings, column: str, x: np.ndarray, dims: list[int], scales: Scales
+):
     "Jumps of the used dimensions of a column x (L, D)."
     rows = {}
     for row, d in jumps(x, scales): rows.setdefault(d, []).append(row)
     for d in sorted(rows.keys() & {*dims}):
         first = rows[d][0]
         step = x[first, d] - x[first - 1, d]
-        f.add("warning", _jump(column, d, rows[d], step, fast=scales.step[d]))
+        f.add("warning", _jump(column, dimensions(m, column, [d]), rows[d], step, scales.step[d]))
 
 # %% ../../nbs/checkup/30_episode_findings.ipynb #0116ab0d
 IDLE_SECONDS = 1.0  # a longer rest at either end of an episode is reported
@@ -242,11 +244,11 @@ def _check_rest(f: Findings, x: np.ndarray, span: np.ndarray, fps: float):
     if tail > most: f.add("warning", _idle_end("idle_tail", "end", tail, fps, f.rows - tail))
 
 # %% ../../nbs/checkup/30_episode_findings.ipynb #fa6ba99a
-def _action_is_state(group: str, same: np.ndarray) -> Fault:
-    dims = ranges(np.flatnonzero(same).tolist())
+def _action_is_state(group: str, where: str) -> Fault:
+    "An action that is no command; `where` are its dimensions, as `dimensions` names them."
     return Fault(
         "action_is_state",
-        found=f"action '{group}' equals the state of the same row in dimensions {dims}",
+        found=f"action '{group}' equals the state of the same row in dimensions {where}",
         expected="commands, which lead the state",
         mend="record what was commanded, or shift the action by a row",
         row=0,
@@ -263,15 +265,16 @@ def _check_copies(m: Metadata, known: Known, f: Findings, x: dict[str, np.ndarra
         if a.column not in x or s.column not in x: continue
         state, action = x[s.column][:, s.dims], x[a.column][:, a.dims]
         if state.shape != action.shape: continue
-        same = copied(state, action, known.scales[s.column].span[s.dims])
-        if same.any(): f.add("warning", _action_is_state(name, same))
+        same = a.start + np.flatnonzero(copied(state, action, known.scales[s.column].span[s.dims]))
+        where = dimensions(m, a.column, same.tolist())
+        if len(same): f.add("warning", _action_is_state(name, where))
 
 # %% ../../nbs/checkup/30_episode_findings.ipynb #76ad9867
 def _check_signals(m: Metadata, used: Used, known: Known, f: Findings, x: dict[str, np.ndarray]):
     "Faults in the numbers of the used columns."
-    _sum_up(used, known, f, x)
+    _sum_up(m, used, known, f, x)
     vectors = {c: d for c, d in used.dims.items() if c in x and c in known.scales and len(x[c])}
-    for c, dims in vectors.items(): _check_jumps(f, c, x[c], dims, known.scales[c])
+    for c, dims in vectors.items(): _check_jumps(m, f, c, x[c], dims, known.scales[c])
     if vectors and m.fps:
         side_by_side = np.hstack([x[c][:, dims] for c, dims in vectors.items()])
         span = np.concatenate([known.scales[c].span[dims] for c, dims in vectors.items()])

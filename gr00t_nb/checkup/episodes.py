@@ -204,7 +204,7 @@ def _same_dtype(there: pa.DataType, said: str) -> bool:
     leaf = str(_leaf(there))
     return not _declared_kind(said) or _ARROW.get(leaf, leaf) == said
 
-
+# %% ../../nbs/checkup/20_episodes.ipynb #1d640391
 def _check_column(
     m: Metadata, f: Findings, table: pa.Table, column: str, severity: str, numbers: bool
 ) -> np.ndarray | None:  # (L, D) where it is numbers

@@ -324,7 +324,7 @@ def _chosen(m: Metadata, kind: str, config: dict[str, ModalityConfig] | None) ->
     asked = config[kind].modality_keys if kind in config else ()
     return [groups[k] for k in asked if k in groups]
 
-
+# %% ../../nbs/checkup/10_metadata.ipynb #e07629dd
 def _check_sizes(m: Metadata, config: dict[str, ModalityConfig] | None):
     "Numbers of state and action, and steps, against what the model takes."
     for kind, most in (("state", MAX_STATE_DIM), ("action", MAX_ACTION_DIM)):

@@ -22,13 +22,10 @@ def all_numbers(
     episode: int,  # position of the episode
 ) -> tuple[np.ndarray, list[str]]:  # (L, D) float32, D names
     "State and action groups of an episode side by side. Errors as those of `ds.state`."
-    parts = {f"state.{g}": x for g, x in ds.state(episode).items()}
-    parts |= {f"action.{g}": x for g, x in ds.action(episode).items()}
-    names = []
-    for name, x in parts.items():
-        names += [name] if x.shape[1] == 1 else [f"{name}[{i}]" for i in range(x.shape[1])]
+    names = [f"{kind}.{name}" for kind in ("state", "action") for name in ds.labels(kind)]
+    parts = [*ds.state(episode).values(), *ds.action(episode).values()]
     if not parts: return np.zeros((ds.length(episode), 0), np.float32), names
-    return np.concatenate([*parts.values()], 1), names
+    return np.concatenate(parts, 1), names
 
 # %% ../../nbs/checkup/50_unusual.ipynb #5ca8f759
 def dataset_scales(

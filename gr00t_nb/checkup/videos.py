@@ -124,7 +124,7 @@ def _video_unopened(column: str, why: str) -> Fault:
     found = f"it cannot be opened ({why[:120]})"
     return Fault("video_undecodable", found, "a video", _RESTORE, about=column)
 
-
+# %% ../../nbs/checkup/25_videos.ipynb #d6b1bc6c
 def _file_fault(column: str, path: Path) -> Fault | None:
     "What is wrong with a video as a file, as far as that shows without a decoder."
     if not os.path.isfile(path): return _video_missing(column)
@@ -198,7 +198,7 @@ def said_size(
         return shape[names.index("height")], shape[names.index("width")]
     return tuple(shape[1:]) if shape[0] == 3 else tuple(shape[:2])
 
-
+# %% ../../nbs/checkup/25_videos.ipynb #9c1796d1
 def _other_rate(column: str, fps: float, said: float) -> Fault:
     return Fault(
         "fps_video",

@@ -200,7 +200,7 @@ def _by_number(self: LayoutV3) -> dict[int, list[Place]]:
             runs.setdefault(int(numbers[first]), []).append(Place(path, first, end - first))
     return runs
 
-
+# %% ../../nbs/data/06_layouts_v3.ipynb #51fc8994
 @patch
 def find_rows(self: LayoutV3,
     number: int,  # of an episode
@@ -243,7 +243,7 @@ def _overlap(self: LayoutV3, a: int, b: int, file: Path, what: str, first: int) 
     found = f"overlaps with episode {self.numbers[a]}: both claim {what} from {first} on in {file}"
     return self._fault(b, found, f"each of the {what} in one episode")
 
-
+# %% ../../nbs/data/06_layouts_v3.ipynb #d15a4271
 @patch
 def _check_rows(
     self: LayoutV3,
@@ -283,7 +283,7 @@ def _with_last(
     )
     return count + short
 
-
+# %% ../../nbs/data/06_layouts_v3.ipynb #205e2b0b
 def _claims(
     files: list[np.ndarray], first: np.ndarray, count: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:  # (n,) first frame, and one behind the last

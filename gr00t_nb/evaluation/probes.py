@@ -242,7 +242,7 @@ def _ask_changed(self: Probes, asker: _Asker, e: EpisodeResult) -> dict:  # (N, 
             out[c.name].append(asker.answers(given, steps, self.open_loop, asker.noises[0]))
     return {k: np.concatenate(chunks) for k, chunks in out.items()}
 
-
+# %% ../../nbs/evaluation/40_probes.ipynb #68e1dbd6
 @patch
 def _keep(self: Probes, e: EpisodeResult, answers: dict):
     "Adds the distances of the answers of one episode."

@@ -117,6 +117,7 @@ def from_dict(
     extra = {k: v for k, v in values.items() if k not in known}
     return cls(**own, extra=extra, given=tuple(k for k in values if k in known))
 
+# %% ../../nbs/families/10_n1d6_config.ipynb #d2d33e1e
 @patch
 def to_dict(self: Gr00tN1d6Config) -> dict:
     "What was given or differs from the defaults, and `extra`; sorted, as the official file is."
@@ -142,6 +143,7 @@ def _must_agree(c: Gr00tN1d6Config, eagle_config: dict) -> list[tuple]:
         ("reproject_vision", c.reproject_vision, known, False),
     ]
 
+# %% ../../nbs/families/10_n1d6_config.ipynb #0dfa02b8
 @patch
 def check(
     self: Gr00tN1d6Config,
@@ -171,6 +173,7 @@ def _released_config() -> Gr00tN1d6Config:
         use_relative_action=True,
     )
 
+# %% ../../nbs/families/10_n1d6_config.ipynb #477c329c
 def _tiny_config() -> Gr00tN1d6Config:
     "Six blocks of 6 heads x 24."
     small = dict(num_layers=6, num_attention_heads=6, attention_head_dim=24, output_dim=96)

@@ -224,6 +224,11 @@ def _training_panels(keys: list[str], letters: int, title: str) -> dict[str, Axe
     for key, ax in axes.items(): ax.set_title(PANELS[key])
     return axes
 
+
+def _of_loss(beta: float) -> str:
+    "What the two curves of a loss are."
+    return f"{PANELS['loss']}: smoothed (moving average, {beta:g}), and faint as logged"
+
 # %% ../../nbs/plots/20_curves.ipynb #10dd7b5b
 def _set_axes(ax: Axes, key: str, values: list[np.ndarray], log_scale: bool, limit: float) -> None:
     "Range, ticks and numbers of the panel `key`, whose finite `values` are drawn."
@@ -271,5 +276,7 @@ def plot_training(
         middle = dict(transform=loss.transAxes, ha="center", color=COLOURS["grey"])
         loss.text(0.5, 0.5, "no loss has been logged yet", **middle)
         loss.set_axis_off()
-    elif len(runs) > 1: _end_labels(loss, runs)
+        return loss.figure
+    if beta > 0: loss.set_title(_of_loss(beta))
+    if len(runs) > 1: _end_labels(loss, runs)
     return loss.figure

@@ -69,7 +69,7 @@ class EpisodeControls:
         self.time = TimeControls(self.ds.fps, stepped)
         self.step = self.time.step
         for make in (self._make_words, self._make_numbers, self._make_more): make()
-        self.strip = FigureView(theme, go, look_closer)
+        self.motion = FigureView(theme, go, look_closer)
         self.traces = FigureView(theme, go, look_closer)
         self.page = touch_layer("page", lambda said: self.time.key(said.get("key")))
         self._arrange()
@@ -188,12 +188,35 @@ def _arrange(self: EpisodeControls):
     numbers = row(self.values, self.actions, self.group, self.spread, *eyes, self.span, self.whole)
     self.other_cameras.box.layout.display = "none"
     rows = [row(self.task, self.order, walk), film, self.other_cameras.box, self.time.row]
-    rows += [self.strip.box, marks, numbers, self._more(), self.traces.box]
+    rows += [self.motion.box, marks, numbers, self._more(), self.traces.box]
     self.root = widgets.VBox(
         [*rows, *filter(None, [self.page])],
         layout=of(width="100%", max_width=f"{PAGE}px", overflow="hidden"),
     )
     self.root.add_class("gr00t-viewer")
+
+# %% ../../nbs/viz/35_controls.ipynb #82fc6000
+def _strip_x(step, length: int) -> str: return f"{1000 * (step + 0.5) / length:.1f}"
+
+
+def _strip_line(e: np.ndarray, colour: str, dash: str, top: float) -> str:
+    "One policy's errors: a line, dots while there are gaps, strokes where there is no answer."
+    length, known, lost = len(e), np.flatnonzero(np.isfinite(e)), np.flatnonzero(np.isinf(e))
+    at = [(_strip_x(s, length), f"{100 - 96 * e[s] / top:.1f}") for s in known]
+    look = lambda colour, width: (
+        f'fill="none" stroke="{colour}" stroke-width="{width}" vector-effect="non-scaling-stroke"'
+    )
+    out = ""
+    if len(known):
+        points, dashes = " ".join(map(",".join, at)), f" stroke-dasharray={dash!r}" if dash else ""
+        out += f'<polyline points="{points}" {look(colour, 1.6)}{dashes}/>'
+    if 0 < len(known) < length and not dash:  # where it was asked so far
+        dots = "".join(f"M{x},{y}h0" for x, y in at)
+        out += f'<path d="{dots}" {look(colour, 5)} stroke-linecap="round"/>'
+    if len(lost):
+        strokes = "".join(f"M{_strip_x(s, length)},100v-12" for s in lost)
+        out += f'<path d="{strokes}" {look(COLOURS["vermilion"], 1.6)}/>'
+    return out
 
 # %% ../../nbs/viz/35_controls.ipynb #059a8bfe
 STRIP_LEFT = 46  # pixels at the left of the strip for its scale
@@ -219,29 +242,6 @@ def strip_svg(
     svg = '<svg viewBox="0 0 1000 100" preserveAspectRatio="none"'
     inside = "position:absolute;width:100%;height:100%;overflow:visible"
     return f'<div style="{whole}">{scale}{svg} style="{inside}">{parts}</svg></div>'
-
-
-def _strip_x(step, length: int) -> str: return f"{1000 * (step + 0.5) / length:.1f}"
-
-
-def _strip_line(e: np.ndarray, colour: str, dash: str, top: float) -> str:
-    "One policy's errors: a line, dots while there are gaps, strokes where there is no answer."
-    length, known, lost = len(e), np.flatnonzero(np.isfinite(e)), np.flatnonzero(np.isinf(e))
-    at = [(_strip_x(s, length), f"{100 - 96 * e[s] / top:.1f}") for s in known]
-    look = lambda colour, width: (
-        f'fill="none" stroke="{colour}" stroke-width="{width}" vector-effect="non-scaling-stroke"'
-    )
-    out = ""
-    if len(known):
-        points, dashes = " ".join(map(",".join, at)), f" stroke-dasharray={dash!r}" if dash else ""
-        out += f'<polyline points="{points}" {look(colour, 1.6)}{dashes}/>'
-    if 0 < len(known) < length and not dash:  # where it was asked so far
-        dots = "".join(f"M{x},{y}h0" for x, y in at)
-        out += f'<path d="{dots}" {look(colour, 5)} stroke-linecap="round"/>'
-    if len(lost):
-        strokes = "".join(f"M{_strip_x(s, length)},100v-12" for s in lost)
-        out += f'<path d="{strokes}" {look(COLOURS["vermilion"], 1.6)}/>'
-    return out
 
 # %% ../../nbs/viz/35_controls.ipynb #d203a900
 class StripCells:
@@ -273,20 +273,22 @@ class StripCells:
         for b in self.box.children:
             b.style.button_color, b.tooltip, b.description = None, "not asked yet", ""
 
-    def show(self,
-        errors: np.ndarray,  # (L,): NaN unknown, inf no answer
-    ):
-        "Colours the buttons. A step without an answer is worst of all."
-        top = max(errors[np.isfinite(errors)].max(initial=0), 1e-9)
-        for i, (b, a, z) in enumerate(zip(self.box.children, self.bounds, self.bounds[1:])):
-            if np.isnan(errors[a:z]).all(): continue
-            at = int(a + np.nanargmax(errors[a:z]))
-            lost = np.isinf(errors[at])
-            share = 0 if lost else errors[at] / top
-            colour = COLOURS["vermilion"] if lost else to_hex(colormaps["cividis"](share))
-            if b.style.button_color == colour and self.steps[i] == at: continue
-            self.steps[i], b.style.button_color = at, colour
-            b.tooltip = f"step {at}: " + ("no answer" if lost else f"error {errors[at]:.3g}")
+# %% ../../nbs/viz/35_controls.ipynb #6dda863b
+@patch
+def show(self: StripCells,
+    errors: np.ndarray,  # (L,): NaN unknown, inf no answer
+):
+    "Colours the buttons. A step without an answer is worst of all."
+    top = max(errors[np.isfinite(errors)].max(initial=0), 1e-9)
+    for i, (b, a, z) in enumerate(zip(self.box.children, self.bounds, self.bounds[1:])):
+        if np.isnan(errors[a:z]).all(): continue
+        at = int(a + np.nanargmax(errors[a:z]))
+        lost = np.isinf(errors[at])
+        share = 0 if lost else errors[at] / top
+        colour = COLOURS["vermilion"] if lost else to_hex(colormaps["cividis"](share))
+        if b.style.button_color == colour and self.steps[i] == at: continue
+        self.steps[i], b.style.button_color = at, colour
+        b.tooltip = f"step {at}: " + ("no answer" if lost else f"error {errors[at]:.3g}")
 
 # %% ../../nbs/viz/35_controls.ipynb #38f908bc
 class PredictionControls:
@@ -312,28 +314,32 @@ class PredictionControls:
         self.picture, self.facts = FigureView(theme), widgets.HTML(layout=fixed)
         self._lay_out()
 
-    def _make_questions(self, episode: int, stepped):
-        "Episode, step and sentence."
-        ds = self.predictions.dataset
-        told = lambda e: f": {e.tasks[0]}" if e.tasks else ""
-        label = lambda i, e: f"{i}{told(e)} ({e.length} steps)"[:70]
-        known = [(label(i, e), i) for i, e in enumerate(ds.episodes)]
-        chosen = dict(options=known, value=episode)
-        self.episode = field(widgets.Dropdown, "episode", "380px", "which episode", **chosen)
-        self.time = TimeControls(ds.fps, stepped)
-        self.time.clock.layout.width, self.step = "230px", self.time.step
-        tip = "what the policies are told; another sentence is asked at Enter"
-        self.prompt = field(widgets.Text, "told", "auto", tip, continuous_update=False)
-        self.prompt.layout.flex, self.prompt.layout.min_width = "1 1 auto", "160px"
-        self.as_recorded = press("as recorded", "undo", "the recorded instruction again", "120px")
-        self.as_recorded.disabled = True
-
+# %% ../../nbs/viz/35_controls.ipynb #a55a4946
+@patch
+def _make_questions(self: PredictionControls, episode: int, stepped):
+    "Episode, step and sentence."
+    ds = self.predictions.dataset
+    told = lambda e: f": {e.tasks[0]}" if e.tasks else ""
+    label = lambda i, e: f"{i}{told(e)} ({e.length} steps)"[:70]
+    known = [(label(i, e), i) for i, e in enumerate(ds.episodes)]
+    chosen = dict(options=known, value=episode)
+    self.episode = field(widgets.Dropdown, "episode", "380px", "which episode", **chosen)
+    self.time = TimeControls(ds.fps, stepped)
+    self.time.clock.layout.width, self.step = "230px", self.time.step
+    tip = "what the policies are told; another sentence is asked at Enter"
+    self.prompt = field(widgets.Text, "told", "auto", tip, continuous_update=False)
+    self.prompt.layout.flex, self.prompt.layout.min_width = "1 1 auto", "160px"
+    self.as_recorded = press("as recorded", "undo", "the recorded instruction again", "120px")
+    self.as_recorded.disabled = True
 
 # %% ../../nbs/viz/35_controls.ipynb #cb1c660d
-def _slider(name: str, low: int, high: int, value: int, width: str, tip: str, live: bool = False):
+def _slider(name: str, low: int, high: int, value: int, width: str, tip: str, live: bool = False, **more):
     "A slider; `live` tells each place that it passes, else only where it is let go."
     range = dict(value=value, min=low, max=high, continuous_update=live)
-    return field(widgets.IntSlider, name, width, tip, **range)
+    return field(widgets.IntSlider, name, width, tip, **range, **more)
+
+
+def euler_label(step: int, of: int) -> str: return f"Euler step {step} of {of}"
 
 
 def own_steps(
@@ -360,14 +366,10 @@ def _make_numbers(self: PredictionControls, wish):
     )
     tip, tick = "fit the panels to what is in the window", dict(value=False, indent=False)
     self.zoom = field(widgets.Checkbox, "zoom", "90px", tip, **tick)
-    self.samples = _slider(
-        "samples", 1, max(16, p.samples), p.samples, "220px", "answers, from different noise"
-    )
-    own = own_steps(p)
-    steps = p.denoising_steps or own
-    self.euler_steps = _slider(
-        "Euler steps", 1, max(16, own), steps, "240px", "from noise to an answer"
-    )
+    tip, many, own = "answers, from different noise", p.samples, own_steps(p)
+    self.samples = _slider("samples", 1, max(16, many), many, "220px", tip)
+    tip, steps = "from noise to an answer", p.denoising_steps or own
+    self.euler_steps = _slider("Euler steps", 1, max(16, own), steps, "240px", tip)
     tick = dict(value=True, indent=False)
     self.shown = {n: field(widgets.Checkbox, n, "auto", "draw it", **tick) for n in p.policies}
 
@@ -387,7 +389,8 @@ def _make_views(self: PredictionControls):
     self.of = field(widgets.Dropdown, "policy", "230px", tip, options=list(p.policies))
     own = own_steps(p)
     tip = "how many Euler steps have been taken"
-    self.point = _slider(f"Euler step (of {own})", 0, own, 0, "320px", tip, live=True)
+    said = euler_label(0, own)  # in place of a number behind the slider
+    self.point = _slider(said, 0, own, 0, "320px", tip, live=True, readout=False)
     tip = "which draw of the noise an answer begins with"
     self.sample = _slider("draw of noise", 0, p.samples - 1, 0, "270px", tip)
     tip = "degrees about the vertical"

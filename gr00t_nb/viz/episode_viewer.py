@@ -26,17 +26,25 @@ from .controls import EpisodeControls
 from .episodes import EpisodeRecord, Exclusions, chosen_views
 from .episodes import draw_episode, draw_motion, draw_traces, episode_tasks, listing
 from .episodes import places, put_beside, read_episode, step_beside, told
-from .frame_store import PAGE, model_eyes, note, film_frame
+from .frame_store import PAGE, captioned, film_frame, model_eyes, note
 from .player import DPI, Viewer
 from .traces import TraceSource, value_marks
 
 try: import ipywidgets as widgets
 except ImportError: widgets = None  # the viewer is its static twin then
 
-# %% ../../nbs/viz/40_episode_viewer.ipynb #2945c2a5
+# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de27
 MANY = 16  # dimensions that are drawn at once, unless more are asked for
 
 
+def _first_group(source: TraceSource) -> str | None:  # None: all
+    "What is drawn at first: all groups, or the first one where they have too many dimensions."
+    known = source.ds.modality
+    entries = {g: known["action"].get(g) or known["state"][g] for g in source.groups}
+    total = sum(e["end"] - e["start"] for e in entries.values())
+    return next(iter(entries)) if total > MANY and len(entries) > 1 else None
+
+# %% ../../nbs/viz/40_episode_viewer.ipynb #2945c2a5
 class EpisodeViewer(GetAttr, Viewer):
     """Watch the episodes of a data set.
 
@@ -79,14 +87,6 @@ class EpisodeViewer(GetAttr, Viewer):
         self.record = self._read(episode)
         if widgets is not None: self._build(max_bytes, theme)
 
-# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de27
-def _first_group(source: TraceSource) -> str | None:  # None: all
-    "What is drawn at first: all groups, or the first one where they have too many dimensions."
-    known = source.ds.modality
-    entries = {g: known["action"].get(g) or known["state"][g] for g in source.groups}
-    total = sum(e["end"] - e["start"] for e in entries.values())
-    return next(iter(entries)) if total > MANY and len(entries) > 1 else None
-
 # %% ../../nbs/viz/40_episode_viewer.ipynb #6f281f26
 @patch
 def __repr__(self: EpisodeViewer):
@@ -121,13 +121,6 @@ def seconds_shown(self: EpisodeViewer) -> tuple[float, float] | None:  # None: a
     "The stretch of the episode that the traces show."
     if self.root is None or self.span.value == (self.span.min, self.span.max): return None
     return self.span.value
-
-
-@patch
-def scores(self: EpisodeViewer) -> list[EpisodeScore]:  # most unusual first
-    "How unusual the episodes are. Reads all tables, the first time."
-    if self._scores is None: self._scores = unusual_episodes(self.ds)
-    return self._scores
 
 # %% ../../nbs/viz/40_episode_viewer.ipynb #95732e22
 @patch
@@ -196,7 +189,14 @@ def _offer(self: EpisodeViewer, widget, options: list[tuple], value=None):
     try: widget.options, widget.value = options, value if known else None
     finally: self._busy = before
 
+# %% ../../nbs/viz/40_episode_viewer.ipynb #2238e074
+@patch
+def scores(self: EpisodeViewer) -> list[EpisodeScore]:  # most unusual first
+    "How unusual the episodes are. Reads all tables, the first time."
+    if self._scores is None: self._scores = unusual_episodes(self.ds)
+    return self._scores
 
+# %% ../../nbs/viz/40_episode_viewer.ipynb #bbc39587
 @patch
 def _relist(self: EpisodeViewer, go: bool = False):
     "Fills the list; `go` to its first entry."
@@ -207,6 +207,12 @@ def _relist(self: EpisodeViewer, go: bool = False):
     entries = listing(self.ds, self.order.value, chosen, scores, self.report)[:2000]
     self._offer(self.listed, [("", None), *entries], self.record.episode)
     if go and entries: self._open(entries[0][1], self._first_look(entries[0][1]))
+
+
+@patch
+def _tell_list(self: EpisodeViewer):
+    marked = ", ".join(map(str, sorted(self.exclusions))) or "none"
+    self.list_said.value = f"left out: {marked}"
 
 # %% ../../nbs/viz/40_episode_viewer.ipynb #657a3aad
 @patch
@@ -247,7 +253,33 @@ def _open(self: EpisodeViewer, episode: int, step: int = 0):
     self._tell_list()
     self._draw()
 
+# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de03
+@patch
+def _draw(self: EpisodeViewer):
+    "Both figures, as wide as the page is; two panels beside each other where it is narrow."
+    width = PAGE if self.page is None or not self.page.width else min(PAGE, self.page.width)
+    self._columns, wide = 4 if width >= 1000 else 2, -(-width // 50) * 50 / DPI
+    look = dict(width=wide, columns=self._columns, span=self.seconds_shown(), room=True)
+    self.motion.show(draw_motion(self.record, width=wide))
+    normalized = self.values.value == "normalized"
+    self.traces.show(draw_traces(self.record, normalized=normalized, **look))
+    self._list_joints()
+    self._stepped(self.step.value)
 
+# %% ../../nbs/viz/40_episode_viewer.ipynb #1899659b
+@patch
+def _list_joints(self: EpisodeViewer):
+    "The list of joints as it is drawn."
+    shown = [t for t in self.titles if t not in self.hidden]
+    before, self._busy = self._busy, True
+    try:
+        if self.joints.options != tuple(self.titles):
+            self.joints.value = ()  # the browser selects by place: none may be left of the old list
+            self.joints.options = self.titles
+        if list(self.joints.value) != shown: self.joints.value = shown
+    finally: self._busy = before
+
+# %% ../../nbs/viz/40_episode_viewer.ipynb #07a80eaf
 @patch
 def _redraw(self: EpisodeViewer):
     "The same episode with other numbers."
@@ -266,27 +298,7 @@ def _choose_joints(self: EpisodeViewer, shown: tuple):
     self.hidden = self.hidden - set(self.titles) | set(self.titles) - set(shown)
     self._redraw()
 
-# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de03
-@patch
-def _draw(self: EpisodeViewer):
-    "Both figures, as wide as the page is; two panels beside each other where it is narrow."
-    width = PAGE if self.page is None or not self.page.width else min(PAGE, self.page.width)
-    self._columns, wide = 4 if width >= 1000 else 2, -(-width // 50) * 50 / DPI
-    look = dict(width=wide, columns=self._columns, span=self.seconds_shown(), room=True)
-    self.strip.show(draw_motion(self.record, width=wide))
-    normalized = self.values.value == "normalized"
-    self.traces.show(draw_traces(self.record, normalized=normalized, **look))
-    shown = [t for t in self.titles if t not in self.hidden]
-    before, self._busy = self._busy, True
-    try:
-        if self.joints.options != tuple(self.titles):
-            self.joints.value = ()  # the browser selects by place: none may be left of the old list
-            self.joints.options = self.titles
-        if list(self.joints.value) != shown: self.joints.value = shown
-    finally: self._busy = before
-    self._stepped(self.step.value)
-
-
+# %% ../../nbs/viz/40_episode_viewer.ipynb #ac0f08b6
 @patch
 def _fit(self: EpisodeViewer):
     "The page has another width."
@@ -336,7 +348,7 @@ def _stepped(self: EpisodeViewer, step: int):
     # camera -> why it has no picture
     self.unseen = self.cameras.show(self.record.episode, step, self.record.length, direction)
     self._at, seconds = step, self.record.seconds(step)
-    self.strip.cursor(seconds, span=self.seconds_shown())
+    self.motion.cursor(seconds, span=self.seconds_shown())
     self.traces.cursor(seconds, [value_marks(p, step) for p in self.record.panels])
     if self.other is not None:
         there = step_beside(self.record, self.other, step, self.lock.value)
@@ -362,12 +374,6 @@ def _mark(self: EpisodeViewer):
 
 
 @patch
-def _tell_list(self: EpisodeViewer):
-    marked = ", ".join(map(str, sorted(self.exclusions))) or "none"
-    self.list_said.value = f"left out: {marked}"
-
-
-@patch
 def _save_list(self: EpisodeViewer) -> Path:
     return self.exclusions.save(self.folder / f"{self.ds.name}_exclude_episodes.json")
 
@@ -387,6 +393,38 @@ def _keep(self: EpisodeViewer, said, write):
     try: said.value = f"written: <code>{html.escape(str(write()))}</code>"
     except (InputError, OSError, RuntimeError) as e: said.value = note("error", str(e))
 
+# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de09
+def _with_cursor(ground: np.ndarray, fig: Figure, seconds: float) -> np.ndarray:
+    "The traces with a line at a time."
+    picture, (height, width) = ground.copy(), ground.shape[:2]
+    for ax in fig.axes:
+        box, (low, high) = ax.get_position(), ax.get_xlim()
+        share = (seconds - low) / (high - low)
+        if not 0 <= share <= 1: continue
+        x = round((box.x0 + share * box.width) * width)
+        top, bottom = round((1 - box.y1) * height), round((1 - box.y0) * height)
+        cv2.line(picture, (x, top), (x, bottom), (213, 94, 0), 2)
+    return picture
+
+# %% ../../nbs/viz/40_episode_viewer.ipynb #25d32b72
+@patch
+def _film_frame(self: EpisodeViewer, step: int, width: int, below: np.ndarray) -> np.ndarray:
+    "A picture of the film: the cameras of the episode, then of the one beside it, then the traces."
+    if self.other is None: return film_frame(self._seen(self.record, step), width, below)
+    there = step_beside(self.record, self.other, step, self.lock.value)
+    for r, s in ((self.other, there), (self.record, step)):  # from below upwards
+        row = captioned(film_frame(self._seen(r, s), width), f"episode {r.number}")
+        below = film_frame([row], width, below)
+    return below
+
+
+@patch
+def _seen(self: EpisodeViewer, r: EpisodeRecord, step: int) -> list[np.ndarray]:
+    "What the cameras show at a step of an episode, as recorded or as the model sees it."
+    change = self.store.change if self.root is not None else None
+    frames = [self.ds.frames(r.episode, v, [step]) for v in self.views]
+    return [(f if change is None else change(f))[0] for f in frames]
+
 # %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de08
 @patch
 def save_film(self: EpisodeViewer,
@@ -400,29 +438,11 @@ def save_film(self: EpisodeViewer,
     steps = [s for s in range(self.record.length) if start <= s / fps <= end]
     stride = max(1, -(-len(steps) // most))
     look = dict(width=width / DPI, columns=2, span=self.seconds_shown())
-    normalized = self.settings()["normalized"]
-    fig = draw_traces(self.record, normalized=normalized, **look)
+    fig = draw_traces(self.record, normalized=self.settings()["normalized"], **look)
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
     ground = np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    change = self.store.change if self.root is not None else None
-    film = []
-    for s in steps[::stride]:
-        frames = [self.ds.frames(self.record.episode, v, [s]) for v in self.views]
-        shown = [(f if change is None else change(f))[0] for f in frames]
-        film.append(film_frame(shown, width, _with_cursor(ground, fig, s / fps)))
+    traces = lambda s: _with_cursor(ground, fig, s / fps)
+    film = [self._film_frame(s, width, traces(s)) for s in steps[::stride]]
     write_video(path, np.stack(film), fps / stride)
     return Path(path)
-
-# %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de09
-def _with_cursor(ground: np.ndarray, fig: Figure, seconds: float) -> np.ndarray:
-    "The traces with a line at a time."
-    picture, (height, width) = ground.copy(), ground.shape[:2]
-    for ax in fig.axes:
-        box, (low, high) = ax.get_position(), ax.get_xlim()
-        share = (seconds - low) / (high - low)
-        if not 0 <= share <= 1: continue
-        x = round((box.x0 + share * box.width) * width)
-        top, bottom = round((1 - box.y1) * height), round((1 - box.y0) * height)
-        cv2.line(picture, (x, top), (x, bottom), (213, 94, 0), 2)
-    return picture

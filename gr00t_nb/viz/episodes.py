@@ -9,7 +9,6 @@ __all__ = ['LOCKS', 'ORDERS', 'EpisodeRecord', 'read_episode', 'draw_traces', 'd
 # %% ../../nbs/viz/30_episodes.ipynb #3b822dca
 import html
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..checkup.problems import SEVERITIES, Problem, Report
+from ..checkup.problems import SEVERITIES, Problem, Report, wrapped
 from ..checkup.signals import Scales, idle_ends
 from ..checkup.unusual import EpisodeScore, all_numbers, change, dataset_scales
 from ..data.language import read_instructions
@@ -184,7 +183,7 @@ def _header(
     if len(bad) > most: said.append((f"and {len(bad) - most} more", None))
     out = []
     for text, severity in said:
-        lines = textwrap.wrap(text, wide)
+        lines = wrapped(text, wide)
         out += [(line, severity if i == 0 else "") for i, line in enumerate(lines)]
     return out
 

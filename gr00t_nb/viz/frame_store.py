@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAGE', 'SEVERITY_COLOURS', 'camera_box', 'as_jpeg', 'FrameStore', 'check_views', 'note', 'CameraView', 'model_eyes',
-           'film_frame']
+           'film_frame', 'captioned']
 
 # %% ../../nbs/viz/00_frame_store.ipynb #c168224b
 import ctypes
@@ -311,3 +311,15 @@ def film_frame(
         rows.append(scaled(below, max(2, round(width * below.shape[0] / below.shape[1])), width))
     whole = np.vstack(rows)
     return whole if len(whole) % 2 == 0 else np.vstack([whole, whole[-1:]])
+
+# %% ../../nbs/viz/00_frame_store.ipynb #db5de0c1
+def captioned(
+    picture: np.ndarray,  # uint8 (h, w, 3)
+    text: str,  # in letters that OpenCV draws, ASCII
+) -> np.ndarray:  # uint8 (h, w, 3), a copy
+    "A picture with words in its upper left corner, white with a dark edge."
+    out, scale = np.ascontiguousarray(picture).copy(), picture.shape[1] / 1200
+    look = dict(org=(6, round(30 * scale)), fontFace=cv2.FONT_HERSHEY_SIMPLEX, fontScale=scale)
+    for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        cv2.putText(out, text, color=colour, thickness=thickness, lineType=cv2.LINE_AA, **look)
+    return out

@@ -72,6 +72,17 @@ def _title(runs: list[RunLog]) -> str:
     far = f", {runs[0].sentences()[0][1]}" if len(runs[0]) else ""
     return f"{runs[0].name}{far}"
 
+# %% ../../nbs/viz/80_monitor.ipynb #74118a3f
+def _in_words(run: RunLog, k: int, now: float, several: bool) -> str:  # HTML
+    "The sentences of a run; with several, behind its name and colour."
+    square = f'<span class="gr00t-mark" style="color:{RUN_COLOURS[k]}">■</span>'
+    mark = f"{square} <b>{html.escape(run.name)}</b> " if several else ""
+    said = run.sentences(now)
+    plain = html.escape("; ".join(s for kind, s in said if kind == "info"))
+    style = "line-height:1.4;margin:2px 0;overflow-wrap:anywhere"
+    notes = [note(kind, s) for kind, s in said if kind != "info"]
+    return f'<div style="{style}">{mark}{plain}</div>' + "".join(notes)
+
 # %% ../../nbs/viz/80_monitor.ipynb #371c08cb
 class TrainingMonitor(Viewer):
     "Live curves of one or several runs."
@@ -143,17 +154,6 @@ def _build(self: TrainingMonitor, theme: str):
     line = wide("auto", align_items="center", flex_flow="row wrap")
     row = widgets.HBox(controls, layout=line)
     self.root = widgets.VBox([row, self.view.box, self.words], layout=wide("100%"))
-
-# %% ../../nbs/viz/80_monitor.ipynb #74118a3f
-def _in_words(run: RunLog, k: int, now: float, several: bool) -> str:  # HTML
-    "The sentences of a run; with several, behind its name and colour."
-    square = f'<span class="gr00t-mark" style="color:{RUN_COLOURS[k]}">■</span>'
-    mark = f"{square} <b>{html.escape(run.name)}</b> " if several else ""
-    said = run.sentences(now)
-    plain = html.escape("; ".join(s for kind, s in said if kind == "info"))
-    style = "line-height:1.4;margin:2px 0;overflow-wrap:anywhere"
-    notes = [note(kind, s) for kind, s in said if kind != "info"]
-    return f'<div style="{style}">{mark}{plain}</div>' + "".join(notes)
 
 # %% ../../nbs/viz/80_monitor.ipynb #87f4ca3a
 @patch

@@ -214,27 +214,27 @@ _ARROW = (
     " fill='none' stroke='%23ddd' stroke-width='1.6'/%3E%3C/svg%3E"
 )
 CSS = """<style>
-.gr00t-overlay {position:absolute; inset:0; margin:0 !important; pointer-events:none;
+.gr00t-overlay {position:absolute;inset:0;margin:0 !important;pointer-events:none;
     overflow:hidden}
-.gr00t-overlay .widget-html-content {position:absolute; inset:0; margin:0; padding:0}
-.gr00t-overlay b {position:absolute; font-weight:normal; white-space:nowrap; line-height:1;
-    font-size:clamp(9px, 1.15cqw, 12px); color:var(--jp-ui-font-color1, #333)}
-.gr00t-overlay u {position:absolute; background:rgba(0, 114, 178, .13)}
-.gr00t-touch {position:absolute; inset:0; margin:0 !important; cursor:crosshair; overflow:hidden;
-    touch-action:pan-y; height:auto !important; width:auto !important}
+.gr00t-overlay .widget-html-content {position:absolute;inset:0;margin:0;padding:0}
+.gr00t-overlay b {position:absolute;font-weight:normal;white-space:nowrap;line-height:1;
+    font-size:clamp(9px, 1.15cqw, 12px);color:var(--jp-ui-font-color1, #333)}
+.gr00t-overlay u {position:absolute;background:rgba(0, 114, 178, .13)}
+.gr00t-touch {position:absolute;inset:0;margin:0 !important;cursor:crosshair;overflow:hidden;
+    touch-action:pan-y;height:auto !important;width:auto !important}
 .gr00t-strip .gr00t-touch {left:46px}
-.gr00t-touch i {display:none; position:absolute; top:0; bottom:0; background:rgba(0, 114, 178, .25)}
+.gr00t-touch i {display:none;position:absolute;top:0;bottom:0;background:rgba(0, 114, 178, .25)}
 .gr00t-camera {position:relative}
-.gr00t-fault {position:absolute; top:26px; left:0; right:0; max-height:calc(100% - 30px);
+.gr00t-fault {position:absolute;top:26px;left:0;right:0;max-height:calc(100% - 30px);
     overflow:auto}
 .gr00t-viewer:focus {outline:none}
-.gr00t-overlay i {position:absolute; width:0; border-left:1.5px solid #D55E00; margin-left:-.75px}
-.gr00t-stack {position:relative; overflow:hidden; container-type:inline-size}
-.gr00t-stack img {margin:0 !important; display:block}
+.gr00t-overlay i {position:absolute;width:0;border-left:1.5px solid #D55E00;margin-left:-.75px}
+.gr00t-stack {position:relative;overflow:hidden;container-type:inline-size}
+.gr00t-stack img {margin:0 !important;display:block}
 body[data-jp-theme-light="false"] img.gr00t-figure, body.vscode-dark img.gr00t-figure,
     img.gr00t-figure.gr00t-dark {filter:invert(.92) hue-rotate(180deg)}
 img.gr00t-figure.gr00t-light {filter:none !important}
-.widget-checkbox .widget-label-basic {display:flex; align-items:center}
+.widget-checkbox .widget-label-basic {display:flex;align-items:center}
 body[data-jp-theme-light="false"] .gr00t-mark {filter:invert(.92) hue-rotate(180deg)}
 body[data-jp-theme-light="false"] {--jp-widgets-dropdown-arrow:url("data:image/svg+xml,ARROW")}
 </style>""".replace("ARROW", _ARROW)
@@ -296,7 +296,7 @@ function page(model, el) {
     });
     const find = () => {
         all = el.closest('.gr00t-viewer');
-        if (!all) { frame = requestAnimationFrame(find); return; }
+        if (!all) return void (frame = requestAnimationFrame(find));
         all.tabIndex = 0;
         hands.forEach(([kind, hand]) => all.addEventListener(kind, hand));
         wide.observe(all);
@@ -368,14 +368,15 @@ class FigureView:
         self.box.add_class("gr00t-stack")
         self.axes = []
 
-    def show(self,
-        fig: Figure,
-        axes: Sequence[Axes] | None = None,  # panels over which the cursor runs; None: all
-    ):
-        "Draws a figure, once. Its widest form is its own width in pixels."
-        data, width, _ = as_png(fig)
-        self.show_png(data, width)
-        self.axes = list(fig.axes if axes is None else axes)
+# %% ../../nbs/viz/10_player.ipynb #3c239247
+@patch
+def show(self: FigureView,
+    fig: Figure,
+    axes: Sequence[Axes] | None = None,  # panels over which the cursor runs; None: all
+):
+    "Draws a figure, once. Its widest form is its own width in pixels."
+    self.show_png(*as_png(fig)[:2])
+    self.axes = list(fig.axes if axes is None else axes)
 
 # %% ../../nbs/viz/10_player.ipynb #a2b88dd7
 @patch

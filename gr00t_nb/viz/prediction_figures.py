@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm.auto import tqdm
 
+from ..checkup.problems import wrapped
 from ..processing.rotation import pose_to_matrix
 from ..errors import InputError, did_you_mean
 from ..evaluation.predictions import HOLD, Predictions
@@ -226,7 +227,7 @@ def _draw_camera(ax: Axes, view: str, frame: np.ndarray | str):
         ax.imshow(frame, interpolation="antialiased")
         ax.set_anchor("NW")
         return
-    words = "\n".join(textwrap.wrap(frame, 30, max_lines=9))
+    words = "\n".join(wrapped(frame, 30)[:12])
     middle = dict(ha="center", va="center", size="small", transform=ax.transAxes)
     ax.text(0.5, 0.5, words, color=COLOURS["vermilion"], **middle)
 

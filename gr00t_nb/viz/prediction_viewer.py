@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 
 from ..data.lerobot import LeRobotDataset
 from ..errors import InputError
-from ..evaluation.predictions import HOLD, Predictions
+from ..evaluation.predictions import HOLD, Predictions, error_peaks
 from ..evaluation.measures import chunk_error
 from ..plots.style import COLOURS, Plot, legend, panels, styled
 from .player import Viewer
 from .frame_store import note
-from .controls import PredictionControls, own_steps, strip_svg
+from .controls import PredictionControls, euler_label, own_steps, strip_svg
 from .prediction_figures import POLICY_COLOURS, TOLD, Fan, action_spreads, draw_point
 from .prediction_figures import plot_denoising, scaled_errors
 from .prediction_figures import plot_path_3d, plot_prediction
@@ -59,12 +59,10 @@ def _fan_page(
     fig.fan.show(*moment, answers, as_recorded or answers)
     legend(fig, axes[0])
     fig.asked = as_recorded is not None
-    if not fig.asked:
-        told = fig.legends[0]
-        for text, line in zip(told.get_texts(), told.legend_handles):
-            if text.get_text() == TOLD:
-                text.set_alpha(0)
-                line.set_alpha(0)
+    key = fig.legends[0]
+    for text, line in zip(key.get_texts(), key.legend_handles):
+        if text.get_text() == TOLD and not fig.asked:
+            for part in (text, line): part.set_alpha(0)
     return fig
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #70c1de01
@@ -126,7 +124,7 @@ class PredictionViewer(GetAttr, Viewer):
         self.length, self.trouble = _length(self.predictions, episode)
         self.controls, self._quiet = None, False
         self._fan, self._run, self._thread, self._peaks = None, 0, None, []
-        self.chosen = self.predictions.dims(dims, episode) if dims is not None else None
+        self.chosen = self._dims(dims)
         if widgets is None: return
         self.controls = PredictionControls(
             self.predictions, self.show, self.go, episode, dims, theme
@@ -146,15 +144,119 @@ def _length(predictions: Predictions, episode: int) -> tuple[int, str]:
     except InputError as e: return 1, str(e)
     return (length, "") if length else (1, f"Episode {episode} has no steps.")
 
+
+@patch
+def _dims(self: PredictionViewer, wish) -> list[int]:
+    "The numbers that a wish means; the first ones where an episode cannot say which ones move."
+    if self.trouble and wish is None: return list(range(min(12, self.predictions.width)))
+    return self.predictions.dims(wish, self.at[0])
+
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #57f30c00
+@patch
+def figure(self: PredictionViewer) -> Figure:  # the static twin of what is shown
+    if self.trouble: return _sentence_page(self.trouble)
+    c, p = self.controls, self.predictions
+    if c is None: return plot_prediction(p, *self.at, dims=self.chosen, strip=False)
+    if c.view.value == "path in space": return self._path()
+    if c.view.value == "denoising":
+        sample, dims = min(c.sample.value, p.samples - 1), self.chosen[:6]
+        return plot_denoising(p, *self.at, c.of.value, sample, dims, self.asked)
+    drawn = dict(zoom=bool(c.zoom.value), strip=False, shown=self._named())
+    return plot_prediction(p, *self.at, self.asked, self.chosen, **drawn)
+
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #70c1de02
+@patch
+def _spreads(self: PredictionViewer, each: np.ndarray) -> float:
+    "Mean over what is drawn of a length (D,) of each number, in spreads."
+    scaled = (each / action_spreads(self.predictions))[self.chosen]
+    return float(np.mean(scaled[np.isfinite(scaled)])) if np.isfinite(scaled).any() else np.nan
+
+
+@patch
+def _by_group(self: PredictionViewer, error: np.ndarray) -> str:
+    "The mean error of each group that is drawn, in its own unit."
+    p, said = self.predictions, []
+    for g, columns in p.columns.items():
+        own = [d for d in range(p.width)[columns] if d in self.chosen and np.isfinite(error[d])]
+        if own: said.append(f"{g} {error[own].mean():.3g}")
+    return html.escape(", ".join(said)) + " as recorded"
+
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #95bb6dd9
+@patch
+def _answers(self: PredictionViewer, prompt: str | None) -> dict:
+    "What the policies that are shown answer at this moment."
+    (episode, step), ask = self.at, self.predictions.ask
+    return {n: ask(n, episode, [step], prompt)[step] for n in self._named()}
+
+
+@patch
+def _named(self: PredictionViewer) -> list[str]:
+    "The policies that are shown."
+    if self.controls is None: return list(self.predictions.policies)
+    return [n for n, box in self.controls.shown.items() if box.value]
+
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #196d6e53
+@patch
+def _fact(self: PredictionViewer, name: str, answer: np.ndarray, plain) -> str:
+    "What is said of one policy's answer (S, H, D); `plain`: its answer to the recorded sentence."
+    p, (episode, step) = self.predictions, self.at
+    middle = np.median(answer, 0)
+    asked = middle[None], p.truth(episode), np.array([step]), p.offsets[name]
+    error = chunk_error(*asked)[0]
+    text = f"error {self._spreads(error):.3g} spreads ({self._by_group(error)})"
+    apart = self._spreads(np.ptp(answer, axis=0).mean(0))
+    if len(answer) > 1: text += f", samples {apart:.3g} apart"
+    if plain is None or isinstance(plain, str): return text
+    moved = self._spreads(np.abs(middle - np.median(plain, 0)).mean(0))
+    return f"{text}, moved by the prompt {moved:.3g}"
+
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #817b63d9
+@patch
+def _facts(self: PredictionViewer, answers: dict) -> str:  # HTML
+    "Error, spread, and what the prompt changed, by policy; and the error of holding the state."
+    p, (episode, step) = self.predictions, self.at
+    plain = {} if self.asked is None else self._answers(None)
+    rows = []
+    for k, n in enumerate(p.policies):
+        if (a := answers.get(n)) is None or isinstance(a, str): continue
+        rows.append((POLICY_COLOURS[k % 6], n, self._fact(n, a, plain.get(n))))
+    hold = scaled_errors(p, HOLD, episode, self.chosen)[step]
+    if np.isfinite(hold): rows.append((COLOURS["grey"], HOLD, f"error {hold:.3g} spreads"))
+    mark = '<span style="display:inline-block;margin-right:22px"><b class="gr00t-mark"'
+    escaped = html.escape
+    lines = [f'{mark} style="color:{c}">■</b> <b>{escaped(n)}</b> {t}</span>' for c, n, t in rows]
+    return f'<div style="line-height:1.5">{" ".join(lines)}</div>'
+
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #8c6625eb
+@patch
+def _strip_lines(self: PredictionViewer) -> dict:  # name -> errors (L,), colour, dashes: see `strip_svg`
+    "The errors along the episode, as far as they are known."
+    p, episode = self.predictions, self.at[0]
+    errors = lambda n: scaled_errors(p, n, episode, self.chosen)
+    colours = dict(zip(p.policies, POLICY_COLOURS * len(p.policies)))
+    lines = {n: (errors(n), colours[n], "") for n in self._named()}
+    hold = errors(HOLD)
+    if np.isfinite(hold).any(): lines[HOLD] = hold, COLOURS["grey"], "4 3"
+    return lines
+
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #a8e1bba6
+@patch
+def peaks(self: PredictionViewer) -> list[int]:  # steps, the worst first, at least half a chunk apart
+    "Where the policies that are shown are worst, of the steps that were asked."
+    p = self.predictions
+    errors = [scaled_errors(p, n, self.at[0], self.chosen) for n in self._named()]
+    return error_peaks(errors, apart=max(len(o) for o in p.offsets.values()) // 2)
+
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #c5ee71f2
 @patch
 def _connect(self: PredictionViewer):
+    "Connects the controls. What they call is looked up when they are touched."
     c = self.controls
     on = lambda widget, do: widget.observe(lambda change: do(change["new"]), "value")
     on(c.episode, lambda e: self.open(e))
-    on(c.prompt, self._ask_again)
-    on(c.which, self._pick_group)
-    on(c.numbers, self._pick_numbers)
+    on(c.prompt, lambda text: self._ask_again(text))
+    on(c.which, lambda which: self._pick_group(which))
+    on(c.numbers, lambda numbers: self._pick_numbers(numbers))
     on(c.zoom, lambda _: self._remake())
     for w in (c.samples, c.euler_steps): on(w, lambda _: self._resample())
     for w in (c.view, c.of, c.point, c.sample, c.azimuth, c.elevation, *c.shown.values()):
@@ -176,8 +278,7 @@ def open(self: PredictionViewer,
     self.at, self._peaks, self._fan = (episode, step), [], None
     self.length, self.trouble = _length(self.predictions, episode)
     if self.wish is None and c.which.value in ("all", "moving most"):
-        self.chosen = None if self.trouble else self.predictions.dims(None, episode)
-    self.chosen = self.chosen or self._some()
+        self.chosen = self._dims(None)
     c.episode.value = episode
     c.time.restart(self.length, step)
     c.cells.restart(self.length)
@@ -186,11 +287,12 @@ def open(self: PredictionViewer,
 
 
 @patch
-def _some(self: PredictionViewer) -> list[int]:
-    "Numbers to draw where the episode cannot say which ones move."
-    return list(range(min(12, self.predictions.width)))
+def stop(self: PredictionViewer):
+    "Lets the thread end after the batch that it is at."
+    self._run += 1
+    self._thread = None
 
-
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #ffabca4b
 @patch
 def show(self: PredictionViewer,
     step: int,  # of the episode
@@ -210,7 +312,7 @@ def go(self: PredictionViewer,
     "Moves the slider to a step, and everything with it."
     self.controls.step.value = int(step)
 
-# %% ../../nbs/viz/70_prediction_viewer.ipynb #7a931a34
+
 @patch
 def _say(self: PredictionViewer, text: str):
     "Puts a sentence into the text box without asking anything."
@@ -246,15 +348,13 @@ def draw(self: PredictionViewer):
     c.facts.value = "".join(note("error", w) for w in wrong) + facts
     self._draw_strip()
 
-
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #f0efb1b7
 @patch
 def _draw_view(self: PredictionViewer, answers: dict):
     "The picture at the right."
     c, p = self.controls, self.predictions
-    if c.view.value == "denoising":
-        return c.picture.show(self._denoising_page(), [])
-    if c.view.value == "path in space":
-        return c.picture.show(self._path(title=" "), [])
+    if c.view.value == "denoising": return c.picture.show(self._denoising_page(), [])
+    if c.view.value == "path in space": return c.picture.show(self._path(title=" "), [])
     recorded = None if self.asked is None else self._answers(None)
     # the legend names those that are drawn, and no other; the panels keep their range
     asked = recorded is not None
@@ -264,21 +364,36 @@ def _draw_view(self: PredictionViewer, answers: dict):
     self._fan.fan.show(*self.at, answers, recorded)
     c.picture.show_png(*self._fan.fan.png())
 
-# %% ../../nbs/viz/70_prediction_viewer.ipynb #95bb6dd9
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #aed9e0f8
 @patch
-def _answers(self: PredictionViewer, prompt: str | None) -> dict:
-    "What the policies that are shown answer at this moment."
-    (episode, step), ask = self.at, self.predictions.ask
-    return {n: ask(n, episode, [step], prompt)[step] for n in self._named()}
+def _draw_strip(self: PredictionViewer):
+    "The strip and its buttons."
+    c = self.controls
+    if self.trouble:
+        c.strip.value = c.strip_title.value = ""
+        return
+    lines = self._strip_lines()
+    asked = [e for n, (e, _, _) in lines.items() if n != HOLD]
+    if asked: c.cells.show(np.max(asked, axis=0))
+    if lines: c.strip.value = strip_svg(lines, self.at[1])
+    count, width = len(self.chosen), self.predictions.width
+    over = "all numbers" if count == width else f"{count} of {width} numbers"
+    other = " As recorded, not as asked now." if self.asked is not None else ""
+    text = f"error of the chunk that begins at each step, in spreads, mean over {over}; dashed:"
+    c.strip_title.value = f"{text} {HOLD}. Click the curve or a colour to go there.{other}"
 
 
 @patch
-def _named(self: PredictionViewer) -> list[str]:
-    "The policies that are shown."
-    if self.controls is None: return list(self.predictions.policies)
-    return [n for n, box in self.controls.shown.items() if box.value]
+def go_worst(self: PredictionViewer,
+    rank: int = 0,  # 0: the worst of those known, 1: the next, ...
+):
+    "Goes to a peak of the error, of the policies that are shown."
+    kept = self.peaks()
+    if not kept: return
+    self._peaks = kept[:rank % len(kept) + 1]
+    self.go(self._peaks[-1])
 
-
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #42c61c1e
 @patch
 def _denoising_page(self: PredictionViewer) -> Figure:
     "One point of the denoising, in the panels that were chosen."
@@ -287,6 +402,7 @@ def _denoising_page(self: PredictionViewer) -> Figure:
     way = p.denoising(c.of.value, *self.at, sample, self.asked)
     if isinstance(way, str): raise InputError(way)
     c.point.max, k = len(way[1]), min(c.point.value, len(way[1]))
+    c.point.description = euler_label(k, c.point.max)
     return _point_page(p, c.of.value, self.at, way, k, self.chosen)
 
 
@@ -295,55 +411,6 @@ def _path(self: PredictionViewer, **how) -> Figure:
     "The path in space, from where the sliders say."
     turn = dict(azimuth=self.controls.azimuth.value, elevation=self.controls.elevation.value)
     return plot_path_3d(self.predictions, *self.at, prompt=self.asked, **turn, **how)
-
-# %% ../../nbs/viz/70_prediction_viewer.ipynb #817b63d9
-@patch
-def _facts(self: PredictionViewer, answers: dict) -> str:  # HTML
-    "Error, spread, and what the prompt changed, by policy; and the error of holding the state."
-    p, (episode, step) = self.predictions, self.at
-    plain = {} if self.asked is None else self._answers(None)
-    rows = []
-    for k, n in enumerate(p.policies):
-        if (a := answers.get(n)) is None or isinstance(a, str): continue
-        rows.append((POLICY_COLOURS[k % 6], n, self._fact(n, a, plain.get(n))))
-    hold = scaled_errors(p, HOLD, episode, self.chosen)[step]
-    if np.isfinite(hold): rows.append((COLOURS["grey"], HOLD, f"error {hold:.3g} spreads"))
-    mark = '<span style="display:inline-block;margin-right:22px"><b class="gr00t-mark"'
-    escaped = html.escape
-    lines = [f'{mark} style="color:{c}">■</b> <b>{escaped(n)}</b> {t}</span>' for c, n, t in rows]
-    return f'<div style="line-height:1.5">{" ".join(lines)}</div>'
-
-
-@patch
-def _fact(self: PredictionViewer, name: str, answer: np.ndarray, plain) -> str:
-    "What is said of one policy's answer (S, H, D); `plain`: its answer to the recorded sentence."
-    p, (episode, step) = self.predictions, self.at
-    middle = np.median(answer, 0)
-    asked = middle[None], p.truth(episode), np.array([step]), p.offsets[name]
-    error = chunk_error(*asked)[0]
-    text = f"error {self._spreads(error):.3g} spreads ({self._by_group(error)})"
-    apart = self._spreads(np.ptp(answer, axis=0).mean(0))
-    if len(answer) > 1: text += f", samples {apart:.3g} apart"
-    if plain is None or isinstance(plain, str): return text
-    moved = self._spreads(np.abs(middle - np.median(plain, 0)).mean(0))
-    return f"{text}, moved by the prompt {moved:.3g}"
-
-# %% ../../nbs/viz/70_prediction_viewer.ipynb #70c1de02
-@patch
-def _spreads(self: PredictionViewer, each: np.ndarray) -> float:
-    "Mean over what is drawn of a length (D,) of each number, in spreads."
-    scaled = (each / action_spreads(self.predictions))[self.chosen]
-    return float(np.mean(scaled[np.isfinite(scaled)])) if np.isfinite(scaled).any() else np.nan
-
-
-@patch
-def _by_group(self: PredictionViewer, error: np.ndarray) -> str:
-    "The mean error of each group that is drawn, in its own unit."
-    p, said = self.predictions, []
-    for g, columns in p.columns.items():
-        own = [d for d in range(p.width)[columns] if d in self.chosen and np.isfinite(error[d])]
-        if own: said.append(f"{g} {error[own].mean():.3g}")
-    return html.escape(", ".join(said)) + " as recorded"
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #baca09ec
 @patch
@@ -358,8 +425,7 @@ def _remake(self: PredictionViewer):
 def _pick_group(self: PredictionViewer, which: str):
     self.wish = None if which in ("all", "moving most") else which
     if which == "as picked": return
-    unknown = self.trouble and not self.wish
-    self.chosen = self._some() if unknown else self.predictions.dims(self.wish, self.at[0])
+    self.chosen = self._dims(self.wish)
     self._remake()
 
 
@@ -371,7 +437,7 @@ def _pick_numbers(self: PredictionViewer, numbers: tuple):
     self.chosen = list(numbers)
     self._remake()
 
-
+# %% ../../nbs/viz/70_prediction_viewer.ipynb #019c7b42
 @patch
 def _resample(self: PredictionViewer):
     "Other answers."
@@ -392,13 +458,6 @@ def survey(self: PredictionViewer):
     task = dict(target=self._survey, args=(self._run, self.at[0]), name="predictions")
     self._thread = threading.Thread(daemon=True, **task)
     self._thread.start()
-
-
-@patch
-def stop(self: PredictionViewer):
-    "Lets the thread end after the batch that it is at."
-    self._run += 1
-    self._thread = None
 
 
 @patch
@@ -429,55 +488,3 @@ def _survey(self: PredictionViewer, run: int, episode: int):
     except Exception as e:  # nobody would see it: a thread's exception goes nowhere
         if run == self._run: self.controls.strip_title.value = note("error", str(e))
     if run == self._run: bar.layout.display = "none"
-
-# %% ../../nbs/viz/70_prediction_viewer.ipynb #7d13f3b3
-@patch
-def _draw_strip(self: PredictionViewer):
-    "The strip and its buttons."
-    c, p, episode = self.controls, self.predictions, self.at[0]
-    if self.trouble:
-        c.strip.value = c.strip_title.value = ""
-        return
-    errors = lambda n: scaled_errors(p, n, episode, self.chosen)
-    colours = dict(zip(p.policies, POLICY_COLOURS * len(p.policies)))
-    lines = {n: (errors(n), colours[n], "") for n in self._named()}
-    if lines: c.cells.show(np.max([e for e, _, _ in lines.values()], axis=0))
-    hold = errors(HOLD)
-    if np.isfinite(hold).any(): lines[HOLD] = hold, COLOURS["grey"], "4 3"
-    if lines: c.strip.value = strip_svg(lines, self.at[1])
-    count = len(self.chosen)
-    over = "all numbers" if count == p.width else f"{count} of {p.width} numbers"
-    other = " As recorded, not as asked now." if self.asked is not None else ""
-    text = f"error of the chunk that begins at each step, in spreads, mean over {over}; dashed:"
-    c.strip_title.value = f"{text} {HOLD}. Click the curve or a colour to go there.{other}"
-
-
-@patch
-def go_worst(self: PredictionViewer,
-    rank: int = 0,  # 0: the worst of those known, 1: the next, ...
-):
-    "Goes to a peak of the error, of the policies that are shown."
-    p, episode = self.predictions, self.at[0]
-    found = set()
-    for n in self._named():
-        e = scaled_errors(p, n, episode, self.chosen)
-        found |= {(-e[s], int(s)) for s in np.flatnonzero(np.isfinite(e))}
-    apart, kept = max(len(o) for o in p.offsets.values()) // 2, []
-    for _, s in sorted(found):
-        if all(abs(s - t) >= apart for t in kept): kept.append(s)
-    if not kept: return
-    self._peaks = kept[:rank % len(kept) + 1]
-    self.go(self._peaks[-1])
-
-# %% ../../nbs/viz/70_prediction_viewer.ipynb #57f30c00
-@patch
-def figure(self: PredictionViewer) -> Figure:  # the static twin of what is shown
-    if self.trouble: return _sentence_page(self.trouble)
-    c, p = self.controls, self.predictions
-    if c is None: return plot_prediction(p, *self.at, dims=self.chosen, strip=False)
-    if c.view.value == "path in space": return self._path()
-    if c.view.value == "denoising":
-        sample, dims = min(c.sample.value, p.samples - 1), self.chosen[:6]
-        return plot_denoising(p, *self.at, c.of.value, sample, dims, self.asked)
-    drawn = dict(zoom=bool(c.zoom.value), strip=False, shown=self._named())
-    return plot_prediction(p, *self.at, self.asked, self.chosen, **drawn)

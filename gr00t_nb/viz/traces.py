@@ -283,6 +283,8 @@ def draw_panels(
         if room or cursor is not None: ax.set_title(_title(p), pad=12)
         if cursor is not None: _draw_cursor(ax, p, cursor, fps)
     for ax in axes[-columns:]: ax.tick_params(labelbottom=True)
+    for ax, p in list(zip(axes, panels))[::columns]:
+        if p.unit == "normalized": ax.set_ylabel(p.unit)
     # under a removed panel it would push the rows apart
     for ax in axes[(rows - 1) * columns :]: ax.set_xlabel("seconds")
     named = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
@@ -291,7 +293,9 @@ def draw_panels(
     return axes
 
 
-def _title(p: Panel) -> str: return f"{p.title}, {p.unit}" if p.unit else p.title
+def _title(p: Panel) -> str:
+    "The name, and the unit where it is one of this panel alone."
+    return f"{p.title}, {p.unit}" if p.unit not in ("", "normalized") else p.title
 
 # %% ../../nbs/viz/20_traces.ipynb #70c0de05
 def _draw_lines(ax: Axes, p: Panel, fps: float, normalized: bool, span: tuple | None):
