@@ -19,26 +19,6 @@ BARE = set("torch transformers huggingface_hub safetensors numpy PIL cv2 fastcor
 BARE_FLOORS = ("model", "backbones", "families", "policy")
 LATER = ("policy", "evaluation", "runs", "training", "serving", "simulators", "viz")  # than families
 TESTS = re.compile(r"\b(assert\w*|allclose|test_(eq|ne|close|is|fail|warns)|ExceptionExpected|raises)\b")
-UNSHOWN = {  # notebooks with four exported cells in a row, which are still to be rearranged
-    "10_embodiments",
-    "backbones/00_eagle",
-    "checkup/10_metadata",
-    "checkup/20_episodes",
-    "checkup/25_videos",
-    "checkup/30_episode_findings",
-    "data/06_layouts_v3",
-    "evaluation/40_probes",
-    "families/10_n1d6_config",
-    "families/20_n1d6",
-    "training/00_config",
-    "training/40_finetune",
-    "viz/10_player",
-    "viz/35_controls",
-    "viz/40_episode_viewer",
-    "viz/50_prediction_figures",
-    "viz/70_prediction_viewer",
-    "viz/80_monitor",
-}
 
 
 @cache
@@ -227,7 +207,6 @@ def only_imports(source: str) -> bool:
 @pytest.mark.parametrize("book", sorted(notebooks()), ids=name_of)
 def test_what_is_exported_is_shown(book):
     "At most three exported cells in a row without a demo or a test; imports do not count."
-    if name_of(book).removesuffix(".ipynb") in UNSHOWN: return
     bare = 0
     for i, c in enumerate(notebooks()[book]):
         source, kind = c["source"], directive(c["source"])
