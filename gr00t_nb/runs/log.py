@@ -293,6 +293,20 @@ def _silence(self: RunLog, now: float) -> list[tuple[str, str]]:
     usual = f", where one came every {duration(each)}" if each else ""
     return [("error", f"no new line for {duration(age)}{usual}: the run has stopped or hangs")]
 
+# %% ../../nbs/runs/00_log.ipynb #55adc2b1
+@patch
+def _more_in_words(self: RunLog) -> list[tuple[str, str]]:
+    "The last values of what a line holds beside `COLUMNS`."
+    last = {k: v for k in self.more if math.isfinite(v := self[k][-1])}
+    phases = {k.removesuffix("_ms"): v for k, v in last.items() if k.endswith("_ms")}
+    said, whole = [], sum(phases.values())
+    if whole:
+        parts = [f"{k} {v:.0f}" for k, v in sorted(phases.items(), key=lambda p: -p[1]) if v > whole / 100]
+        said.append(f"a step takes {whole:.0f} ms ({', '.join(parts)})")
+    others = [f"{k} {v:.4g}" for k, v in last.items() if not k.endswith("_ms")]
+    if others: said.append(", ".join(others))
+    return [("info", s) for s in said]
+
 # %% ../../nbs/runs/00_log.ipynb #e8b64426
 @patch
 def sentences(self: RunLog,
@@ -304,7 +318,7 @@ def sentences(self: RunLog,
         lost = "" if self.path.parent.is_dir() else ", whose folder is not there yet"
         return [("info", f"waiting for the first line of {self.path}{lost}")]
     wrong = [*self._not_numbers(), *self._unreadable(), *self._silence(now)]
-    return [("info", self._pace()), *self._bound(), *wrong]
+    return [("info", self._pace()), *self._more_in_words(), *self._bound(), *wrong]
 
 # %% ../../nbs/runs/00_log.ipynb #46537dec
 def open_runs(
