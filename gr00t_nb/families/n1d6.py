@@ -76,7 +76,7 @@ def set_trainable(
 # %% ../../nbs/families/20_n1d6.ipynb #a33c7089
 @patch
 def _frozen_parts(self: Gr00tN1d6) -> list[nn.Module]:
-    "What a flag switches off as a whole; in training it runs in evaluation mode, without dropout."
+    "What a flag switches off as a whole."
     c, eagle, head = self.config, self.backbone.model, self.action_head
     parts = [] if c.tune_llm else [eagle.language_model]  # even when its top layers train
     if not c.tune_visual: parts += [eagle.vision_model, eagle.mlp1]
@@ -156,7 +156,8 @@ def forward(self: Gr00tN1d6, batch: dict) -> dict:
     The answer holds loss (scalar), action_loss and action_mask [B, H, A], backbone_features
     (after vlln), state_features, predicted_velocity and what they were made from."""
     if self.training:
-        for part in self._frozen_parts(): part.eval()
+        for part in self._frozen_parts():  # without dropout, unless something in it trains
+            part.train(any(p.requires_grad for p in part.parameters()))
     batch = self.prepare(batch)
     return self.action_head(self._seen(batch), batch)
 
