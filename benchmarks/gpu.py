@@ -216,6 +216,9 @@ SETTINGS = {
     "small card": dict(
         global_batch_size=8, gradient_checkpointing=True, embodiment_rows_only=True
     ),
+    "LoRA on language and DiT, batch 4": dict(
+        global_batch_size=4, lora_parts=["language", "DiT"], embodiment_rows_only=True
+    ),
 }
 
 
@@ -356,11 +359,11 @@ def _train(args, name: str, base: Path, folder: Path, options: dict) -> dict:
 
 
 def _with_share(rows: list[dict], rate: float | None) -> list[dict]:
-    "Model operations of a sample, counted once, and what share of the card's rate a row reaches."
+    "Model operations, of the first row's model where a row's were not counted, and the share of the card's rate."
     counted = next((r["operations"] / r["batch"] for r in rows if r.get("operations")), 0)
     for row in rows:
         if "step_ms" not in row: continue
-        row["operations"] = counted * row["batch"]
+        row["operations"] = row["operations"] or counted * row["batch"]
         if rate: row["mfu"] = row["operations"] / (row["step_ms"] / 1000) / rate
     return rows
 

@@ -92,6 +92,7 @@ class Family:
     processor_class: type = Gr00tProcessor
     parts: dict[str, str | tuple[str, ...]]  # part of the model -> how its parameters' names begin
     blocks: dict[str, str] = {}  # part -> path of the list of its transformer blocks
+    frozen_by: dict[str, dict[str, bool | int]] = {}  # part with blocks -> the flags that freeze it
     flags: dict[str, bool | int]  # what trains: tune_... -> its value in fine-tuning
     embodiment_ids: dict[str, int]  # tag value -> row of the layers that each robot has of its own
     tokenizer: str = "Qwen/Qwen3-1.7B"  # on the hub, for checkpoints that bring none
@@ -263,6 +264,14 @@ def stacks(
 ) -> dict[str, nn.ModuleList]:  # part -> its transformer blocks
     "The stacks of equal blocks that the model is made of."
     return {part: model.get_submodule(path) for part, path in self.blocks.items()}
+
+@patch
+def frozen_dtype(
+    self: Family,
+    config,  # of a model
+) -> torch.dtype | None:  # None: as it was loaded
+    "What frozen weights are held in beside adapters."
+    return torch.bfloat16 if getattr(config, "load_bf16", False) else None
 
 @patch
 def compile_blocks(self: Family, model: nn.Module):

@@ -30,6 +30,11 @@ class Gr00tN1d6Family(Family):
         "language layers": "backbone.model.language_model.model.layers",
         "DiT": "action_head.model.transformer_blocks",
     }
+    frozen_by = {
+        "vision tower": dict(tune_visual=False),
+        "language layers": dict(tune_llm=False, tune_top_llm_layers=0),
+        "DiT": dict(tune_diffusion_model=False),
+    }
     flags = dict(
         tune_llm=False,
         tune_visual=False,

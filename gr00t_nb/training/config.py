@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Switch', 'OFFICIAL_FLAGS', 'SWITCHES', 'FROM_DEFAULTS', 'COUNTS', 'SHARES', 'JITTERS', 'DataOptions', 'SampleOptions',
-           'ModelOptions', 'OptimizerOptions', 'RunOptions', 'FinetuneConfig', 'from_flags', 'tune_flags', 'resolved',
-           'check_config', 'choose_modality_config']
+           'ModelOptions', 'AdapterOptions', 'OptimizerOptions', 'RunOptions', 'FinetuneConfig', 'from_flags',
+           'tune_flags', 'resolved', 'check_config', 'choose_modality_config']
 
 # %% ../../nbs/training/00_config.ipynb #2389154d
 import json
@@ -22,6 +22,7 @@ from tyro.conf import DisallowNone
 from ..data.layouts_v3 import dataset_folder
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
 from ..errors import InputError
+from ..families.adapters import RANK, adapter_parts, check_lora, frozen_flags, import_peft
 from ..families.family import Family
 from ..processing.masks import mask_steps
 from ..runs.run_folder import newest_checkpoint
@@ -77,6 +78,15 @@ class ModelOptions:
     step_graph: bool = False  # a step's kernels recorded once as a CUDA graph: for one GPU that waits for Python
     bf16: bool | None = None  # bfloat16 autocast; none: on a GPU that has it
 
+# %% ../../nbs/training/00_config.ipynb #a07903cd
+@dataclass
+class AdapterOptions:
+    "LoRA: which parts learn through adapters, and how large these are."
+    lora_parts: list[str] | None = None  # train adapters in these parts' blocks, such as language vision DiT
+    lora_rank: int | None = None  # of the adapters; none: 32
+    lora_alpha: float | None = None  # what an adapter adds is multiplied by alpha / rank; none: twice the rank
+    lora_dropout: float | None = None  # share of an adapter's inputs that is dropped in training; none: 0
+
 # %% ../../nbs/training/00_config.ipynb #61209182
 @dataclass
 class OptimizerOptions:
@@ -105,7 +115,9 @@ class RunOptions:
 
 # %% ../../nbs/training/00_config.ipynb #5cb397ee
 @dataclass
-class FinetuneConfig(RunOptions, OptimizerOptions, ModelOptions, SampleOptions, DataOptions):
+class FinetuneConfig(
+    RunOptions, OptimizerOptions, AdapterOptions, ModelOptions, SampleOptions, DataOptions
+):
     r"""Fine-tune GR00T on a LeRobot data set.
 
     One process:  python scripts/finetune.py --base-model-path tiny \
@@ -221,6 +233,42 @@ def from_flags(
         if asked and means.startswith("without"): notes.append(f"--{flag} is {means}.")
     return config, notes
 
+# %% ../../nbs/training/00_config.ipynb #d138c35e
+_LORA = ("lora_rank", "lora_alpha", "lora_dropout")
+
+
+def _lora(
+    config: FinetuneConfig, family: Family
+) -> tuple[dict, dict]:  # fields without None, flags that freeze the parts; both empty without LoRA
+    "What LoRA asks for; `InputError` where a part that has adapters is to train in full."
+    parts = adapter_parts(family, config.lora_parts or [])
+    if not parts: return {}, {}
+    for part in parts:
+        for flag, value in family.frozen_by[part].items():
+            if not value and getattr(config, flag, None): raise _both_ways(part, flag)
+    rank = config.lora_rank or RANK
+    numbers = dict(lora_rank=rank, lora_alpha=config.lora_alpha or 2.0 * rank)
+    numbers |= dict(lora_dropout=config.lora_dropout or 0.0)
+    return dict(lora_parts=parts, **numbers), frozen_flags(family, parts)
+
+
+def _both_ways(part: str, flag: str) -> InputError:
+    switch = "--" + flag.replace("_", "-")
+    return InputError(
+        f"{switch} trains the {part} in full, and --lora-parts names them too, but a part with"
+        f" adapters is frozen otherwise: leave {switch} out, or leave that part out of --lora-parts."
+    )
+
+
+def _check_lora(config: FinetuneConfig):
+    check_lora(*(getattr(config, name) for name in _LORA))
+    if config.lora_parts: return import_peft()
+    if said := [name for name in _LORA if getattr(config, name) is not None]:
+        raise InputError(
+            f"{said[0]} is {getattr(config, said[0])}, but no part has adapters: name some with"
+            " --lora-parts, such as --lora-parts language DiT."
+        )
+
 # %% ../../nbs/training/00_config.ipynb #a7928aac
 SWITCHES = ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model")
 FROM_DEFAULTS = ("learning_rate", "weight_decay", "warmup_ratio", "override_statistics")
@@ -241,12 +289,15 @@ def resolved(
     family: Family,  # of the base model
 ) -> FinetuneConfig:  # without None where the family has a value
     "The configuration with the family's values where the user said nothing."
-    flags = {k: family.flags[k] if v is None else v for k, v in tune_flags(config, family).items()}
-    if not any(flags.values()):
+    lora, still = _lora(config, family)
+    usual = family.flags | still
+    flags = {k: usual[k] if v is None else v for k, v in tune_flags(config, family).items()}
+    if not any(flags.values()) and not lora:
         switches = ", ".join("--" + name.replace("_", "-") for name in flags)
         raise InputError(f"Nothing would be trained: switch on at least one of {switches}.")
     values = {k: getattr(family.defaults, k) for k in FROM_DEFAULTS if getattr(config, k) is None}
-    return replace(config, **flags, **values, state_dropout_prob=_state_dropout(config, family))
+    dropout = _state_dropout(config, family)
+    return replace(config, **flags, **values, **lora, state_dropout_prob=dropout)
 
 
 def _state_dropout(config: FinetuneConfig, family: Family) -> float:
@@ -332,6 +383,7 @@ def check_config(
     _check_step_graph(config, world_size)
     if config.sampling not in get_args(SampleOptions.__annotations__["sampling"]):
         raise InputError(f"sampling is {config.sampling!r}: expected 'uniform' or 'official'.")
+    _check_lora(config)
     if config.skip_broken and config.sampling == "official":
         raise InputError(
             "skip_broken goes with --sampling uniform, where a broken step's place is known;"

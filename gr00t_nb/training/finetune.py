@@ -19,6 +19,8 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 
 from ..errors import InputError, Stopped, command, sentence_of
+from ..families.adapters import ADAPTERS, add_adapters, frozen_flags, load_adapters
+from ..families.adapters import narrow_frozen
 from ..families.registry import family_of
 from ..files import read_jsonl
 from ..plots.curves import plot_loss
@@ -40,19 +42,29 @@ def load_model(
     config: FinetuneConfig,  # with the family's values, see `choose_base`
     path: Path,  # folder of the base checkpoint, or of the one to go on from
     embodiment_id: int | None = None,  # slot of the robot, for `embodiment_rows_only`
+    adapters: Path | None = None,  # those to go on from, on the base in `path`; None: new ones
 ) -> nn.Module:  # on the CPU, with what trains set, in the precision that the checkpoint asks for
     "The model, ready to be trained as the configuration says."
     family = family_of(path)
-    changes = tune_flags(config, family)
+    changes = tune_flags(config, family) | frozen_flags(family, config.lora_parts or [])
     if "state_dropout" in family.capabilities:
         changes["state_dropout_prob"] = config.state_dropout_prob
     model = family.load_model(path, dtype="config", **changes)
     if config.dropout is not None: family.set_dropout(model, config.dropout)
+    if config.lora_parts: _adapt(model, config, adapters)  # whose dropout is another one
     if config.embodiment_rows_only and config.tune_projector:
         family.train_rows(model, [embodiment_id])
     if config.gradient_checkpointing: family.recompute(model)
     if config.compile: family.compile_blocks(model)
     return model
+
+
+def _adapt(model: nn.Module, config: FinetuneConfig, adapters: Path | None):
+    "New adapters, or those of a checkpoint; what is frozen under them in few bits."
+    how = config.lora_parts, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed
+    if adapters: load_adapters(model, adapters)
+    else: add_adapters(model, *how)
+    narrow_frozen(model)
 
 # %% ../../nbs/training/40_finetune.ipynb #6582181d
 def _prepare(
@@ -71,7 +83,9 @@ def _prepare(
         resume = find_resume(config, prepared)
         set_seed(config.seed)
         slot = prepared.processor.embodiment_ids[prepared.tag]
-        model = load_model(config, resume or prepared.base, slot)
+        start, adapters = resume or prepared.base, None
+        if resume and config.lora_parts: start, adapters = prepared.base, resume / ADAPTERS
+        model = load_model(config, start, slot, adapters)
     except (InputError, KeyboardInterrupt):
         if new_folder and rank == 0: shutil.rmtree(config.output_dir, ignore_errors=True)
         raise

@@ -27,6 +27,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..errors import OTHER_ENDED, InputError, sentence_of
+from ..families.adapters import ADAPTERS, has_adapters, save_adapters
 from ..families.registry import family_of
 from ..loading.order import GlobalBatches
 from ..processing.batches import pad_prompts
@@ -227,7 +228,9 @@ def _copy_folder(source: Path, target: Path):
 def _save(self: Gr00tTrainer, output_dir: str | None = None, state_dict=None):
     "Model, processor and the companions, in the official layout."
     output_dir = Path(output_dir or self.args.output_dir)
-    self.family.save(output_dir, self.accelerator.unwrap_model(self.model), self.processor)
+    model = self.accelerator.unwrap_model(self.model)
+    self.family.save(output_dir, model, self.processor)
+    if has_adapters(model): save_adapters(model, output_dir / ADAPTERS)
     for path in self.companions:
         if path.parent == output_dir: continue  # the run's own folder, where they lie already
         if path.is_dir(): _copy_folder(path, output_dir / path.name)

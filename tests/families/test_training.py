@@ -15,7 +15,9 @@ HERE = Path(__file__).resolve().parent
 STEPS = 4  # the learning rate is zero in the first
 
 
-def train(family, output: Path, *more, processes: int = 1) -> dict[int, float]:
+def train(
+    family, output: Path, *more, processes: int = 1, everything: bool = True
+) -> dict[int, float]:
     "Fine-tunes the family's tiny model on the sample; gives the loss of each step."
     python = [sys.executable]
     if processes > 1:
@@ -29,7 +31,7 @@ def train(family, output: Path, *more, processes: int = 1) -> dict[int, float]:
         *("--dataset-path", "data_samples/cube_to_bowl"),
         *("--embodiment-tag", "NEW_EMBODIMENT"),
         *("--modality-config-path", "data_samples/cube_to_bowl_config.py"),
-        *every,
+        *(every if everything else []),
         *("--max-steps", STEPS, "--save-steps", STEPS // 2, "--logging-steps", 1),
         *("--global-batch-size", 4, "--learning-rate", 1e-3, "--dataloader-num-workers", 0),
         "--no-check-data",

@@ -1,0 +1,171 @@
+"What LoRA promises for every family that has blocks; one that has none refuses it in a sentence."
+import shutil
+
+import pytest
+import torch
+from capabilities import loss_of
+from test_conformance import ten_steps
+from test_training import STEPS, train, weights, without_dropout
+
+from gr00t_nb.errors import InputError
+from gr00t_nb.families.adapters import ADAPTERS, adapter_parts, add_adapters, frozen_flags
+from gr00t_nb.families.adapters import load_adapters, narrow_frozen, save_adapters
+from gr00t_nb.policy.policy import Gr00tPolicy
+from gr00t_nb.training.prepare import choose_base
+from gr00t_nb.training.config import FinetuneConfig
+
+
+@pytest.fixture
+def parts(family) -> list[str]:
+    "All that can have adapters."
+    if not family.blocks: pytest.skip("no part with blocks; see test_without_blocks")
+    return list(family.blocks)
+
+
+def adapted(family, folder, parts, **options):
+    model = family.load_model(folder)
+    add_adapters(model, parts, rank=4, **options)
+    return model
+
+
+def trains(model) -> set[str]:
+    return {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_without_blocks(family, checkpoint):
+    if family.blocks: return  # the tests below
+    model = family.load_model(checkpoint)
+    for refused in (
+        lambda: add_adapters(model, ["DiT"]),
+        lambda: choose_base(FinetuneConfig(str(checkpoint), "", "", lora_parts=["DiT"])),
+    ):
+        with pytest.raises(InputError, match="has no part with blocks"): refused()
+    assert not [n for n, _ in model.named_parameters() if "lora" in n]
+
+
+def test_each_part_has_flags_that_freeze_it(family, checkpoint):
+    assert set(family.frozen_by) == set(family.blocks)
+    for part, blocks in family.blocks.items():
+        flags = frozen_flags(family, [part])
+        assert flags and set(flags) <= set(family.flags)
+        model = family.load_model(checkpoint)
+        family.set_trainable(model, **{k: v or True for k, v in family.flags.items()})
+        family.set_trainable(model, **flags)
+        assert not [n for n in trains(model) if n.startswith(blocks)], part
+        for word in part.split():
+            if sum(word in p.split() for p in family.blocks) == 1:
+                assert adapter_parts(family, [word]) == [part]
+
+
+def test_only_adapters_and_full_parts_change(family, checkpoint, batch, parts):
+    "Part by part: adapters in all of its blocks, nothing else in them, and what the flags say."
+    for part in parts:
+        model = adapted(family, checkpoint, [part])
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        plain = family.load_model(checkpoint, **frozen_flags(family, [part]))
+        full, lora = trains(plain), {n for n in trains(model) if ".lora_" in n}
+        assert trains(model) == full | lora
+        assert {n.startswith(family.blocks[part] + ".") for n in lora} == {True}
+        numbers = {n[len(family.blocks[part]) + 1 :].split(".")[0] for n in lora}
+        assert len(numbers) == len(family.stacks(model)[part])
+        ten_steps(model, batch)
+        moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        assert moved <= full | lora and len(moved) > 0.9 * len(full | lora), part
+        assert {n for n in lora if "lora_B" in n} <= moved
+
+
+def test_a_new_adapter_changes_nothing(family, checkpoint, batch, parts):
+    plain, model = family.load_model(checkpoint), adapted(family, checkpoint, parts)
+    with torch.no_grad(): assert torch.equal(loss_of(plain, batch), loss_of(model, batch))
+    state = plain.state_dict()
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(v, state[n]) for n, v in model.state_dict().items())
+
+
+def test_adapters_drop_out_in_training(family, checkpoint, batch, parts):
+    "Although the part is frozen otherwise."
+    for part in parts:
+        model = family.load_model(checkpoint)
+        if "dropout" in family.capabilities: family.set_dropout(model, 0.0)
+        add_adapters(model, [part], rank=4, dropout=0.5)
+        ten_steps(model, batch)
+        with torch.no_grad():
+            a, b = (loss_of(model.train(), batch).item() for _ in range(2))
+            assert a != b, part
+            a, b = (loss_of(model.eval(), batch).item() for _ in range(2))
+            assert a == b, part
+
+
+def test_merged_and_adapted_answer_alike(family, checkpoint, batch, sample, parts, tmp_path):
+    "Within 1e-5 in float32; loaded onto the base, to the bit. The policy asks the merged one."
+    model = adapted(family, checkpoint, parts)
+    ten_steps(model, batch)
+    family.save(tmp_path, model, family.load_processor(checkpoint))
+    save_adapters(model, tmp_path / ADAPTERS)
+    merged, again = family.load_model(tmp_path), family.load_model(checkpoint)
+    load_adapters(again, tmp_path / ADAPTERS)
+    assert trains(again) == trains(model)
+    noise = torch.randn(len(batch["state"]), *family.chunk_shape(model.config))
+    answers = []
+    for m in (model, again, merged):
+        with torch.no_grad(): loss = loss_of(m.eval(), batch)
+        answers.append((loss, m.get_action(batch, noise=noise)["action_pred"]))
+    for first, same, near in zip(*answers):
+        assert torch.equal(first, same)
+        assert (first - near).abs().max() <= 1e-5 * first.abs().max()
+    state = merged.state_dict()
+    assert all(torch.equal(v, state[n]) for n, v in model.state_dict().items())
+    policy = Gr00tPolicy("new_embodiment", tmp_path, device="cpu", round_inputs=False)
+    held = policy.model.state_dict()
+    assert all(torch.equal(v.float(), held[n]) for n, v in state.items())
+    assert policy.predict(sample.steps[:1])
+
+
+def test_another_base_is_refused(family, checkpoint, batch, parts, tmp_path):
+    model = adapted(family, checkpoint, parts)
+    save_adapters(model, tmp_path)
+    for part in parts:
+        other = family.load_model(checkpoint)
+        blocks = family.stacks(other)[part]
+        with torch.no_grad(): next(blocks[-1].parameters()).add_(0.1)
+        before = {n: p.detach().clone() for n, p in other.named_parameters()}
+        with pytest.raises(InputError, match="trained on another base: 1 of"):
+            load_adapters(other, tmp_path)
+        after = dict(other.named_parameters())
+        assert list(after) == list(before)
+        assert all(torch.equal(p, before[n]) for n, p in after.items())
+
+
+def test_frozen_weights_are_narrow(family, checkpoint, parts):
+    "Where the family makes models in bfloat16: adapters and what trains in full stay float32."
+    model = adapted(family, checkpoint, parts)
+    family.frozen_dtype = lambda config: torch.bfloat16
+    try: narrow_frozen(model)
+    finally: del family.frozen_dtype
+    kinds = {(p.requires_grad, p.dtype) for p in model.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+def test_a_resumed_run_is_the_run_to_the_bit(family, parts, tmp_path):
+    "Merged weights, adapters and what trains in full; the run goes on from the unmerged ones."
+    run, lora = tmp_path / "run", ["--lora-parts", *parts, "--lora-rank", 4, "--lora-dropout", 0.1]
+    if "embodiment_rows" in family.capabilities: lora += ["--embodiment-rows-only"]
+    once = train(family, run, *lora, everything=False)
+    files = [run / "model.safetensors", *sorted((run / ADAPTERS).iterdir())]
+    assert len(files) == 5
+    expected = [f.read_bytes() for f in files]
+    shutil.rmtree(run / f"checkpoint-{STEPS}")
+    again = train(family, run, *lora, everything=False)
+    assert again == once
+    for f, content in zip(files, expected): assert f.read_bytes() == content, f.name
+
+
+def test_two_processes_train_as_one(family, parts, tmp_path):
+    "In float64, as without adapters."
+    options = ["--double", *without_dropout(family), "--lora-parts", *parts, "--lora-rank", 4]
+    one = train(family, tmp_path / "one", *options, everything=False)
+    two = train(family, tmp_path / "two", *options, processes=2, everything=False)
+    for step, loss in one.items(): assert abs(loss - two[step]) <= 1e-6 * loss, step
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, v in a.items():
+        assert (v - b[name]).abs().max() <= 1e-9 * max(1, v.abs().max()), name
