@@ -95,6 +95,7 @@ def _trainer(
         config.global_batch_size,
         start_step=checkpoint_step(resume) or 0,
         companions=[output_dir / "experiment_cfg", output_dir / "wandb_config.json"],
+        micro_batch_size=config.micro_batch_size,
     )
     samples_per_step = config.global_batch_size * config.gradient_accumulation_steps
     log = JsonlLog(log_path(output_dir), samples_per_step, trainer)

@@ -12,6 +12,7 @@ import signal
 import time
 import warnings
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -24,6 +25,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from ..families.registry import family_of
 from ..loading.order import GlobalBatches
+from ..processing.batches import split_batch
 
 # %% ../../nbs/training/30_trainer.ipynb #ebea3d48
 def _shared(value):
@@ -73,26 +75,44 @@ class Gr00tTrainer(Trainer):
         global_batch_size: int,  # samples in a batch over all processes
         start_step: int = 0,  # where the data begins: the optimizer steps that are done already
         companions: list[Path] | None = None,  # files and folders that are copied into every checkpoint
+        micro_batch_size: int | None = None,  # samples that are computed at once; None: the whole batch
         **kwargs,  # of Trainer
     ):
         collator = Collator(processor, model.config, seed)
         super().__init__(model, args, collator, train_dataset=dataset, **kwargs)
         self.family, self.processor, self.seed = collator.family, processor, seed
         self.global_batch_size, self.start_step = global_batch_size, start_step
-        self.companions = companions or []
+        self.companions, self.micro_batch_size = companions or [], micro_batch_size
         self.data_seconds = 0.0  # how long the loop has waited for batches
         self.skipped: Counter[str] = Counter()  # episode -> samples that this process replaced
         self.total_skipped = 0  # of all processes, when the last line was logged
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(inputs)
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        outputs, share = model(inputs), getattr(self, "_share", 1)
+        loss = outputs["loss"] * share  # of a part of a batch, see `training_step`
+        return (loss, outputs) if return_outputs else loss
 
     def get_decay_parameter_names(self, model) -> list[str]: return self.family.decayed(model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         "Nothing: the model that is given was loaded from that checkpoint."
+
+# %% ../../nbs/training/30_trainer.ipynb #53da5a09
+@patch
+def training_step(self: Gr00tTrainer, model, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
+    "Loss and gradients of a batch, computed in parts of `micro_batch_size`."
+    parts = split_batch(inputs, self.micro_batch_size) if self.micro_batch_size else [inputs]
+    if len(parts) == 1: return Trainer.training_step(self, model, inputs, num_items_in_batch)
+    whole, total = inputs["action_mask"].sum(), 0
+    try:
+        for i, part in enumerate(parts):
+            self._share = part["action_mask"].sum() / whole
+            last = i == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                total += Trainer.training_step(self, model, part, num_items_in_batch)
+    finally: self._share = 1
+    return total
 
 # %% ../../nbs/training/30_trainer.ipynb #75d0d970
 def _one_thread(worker: int):
