@@ -20,6 +20,7 @@ setup(
     extras_require={
         "dev": cfg["dev_requirements"].split(),
         "hdf5": ["h5py>=3.12"],
+        "memory": ["torchao>=0.18"],
         "wandb": ["wandb>=0.20"],
     },
     long_description=(

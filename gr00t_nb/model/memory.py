@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KERNELS', 'StepMemory', 'adamw_bytes', 'step_memory']
 
-# %% ../../nbs/model/40_memory.ipynb #b83a28a0
+# %% ../../nbs/model/40_memory.ipynb #30cb0f10
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
-# %% ../../nbs/model/40_memory.ipynb #1ab2facc
+# %% ../../nbs/model/40_memory.ipynb #0f62e318
 _BLOCK = 512  # bytes to which CUDA's allocator rounds
 
 
@@ -35,13 +35,17 @@ class _Living(TorchDispatchMode):
         super().__init__()
         self.now: Counter = Counter()
         self.peak: Counter = Counter()
+        self.operations = 0  # of floating point
         self.label = ("", "")  # of what is made from here on: kind, part
         self._labels = WeakKeyDictionary()  # storage -> its label, in a list of one
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor): self.see(leaf)
+        if count := flop_registry.get(func._overloadpacket):
+            self.operations += count(*args, **kwargs, out_val=out)
         return out
 
 # %% ../../nbs/model/40_memory.ipynb #778aa0da
@@ -201,7 +205,7 @@ def _pass(model: nn.Module, batch: dict, living: _Living, bf16: bool) -> dict[st
         _backward(loss)
     return kept
 
-# %% ../../nbs/model/40_memory.ipynb #fcaa2b8e
+# %% ../../nbs/model/40_memory.ipynb #73ab604b
 def step_memory(
     model: nn.Module,  # on the meta device, with what trains set
     batch: dict,  # tensors on the meta device: what the model takes in training
@@ -223,15 +227,14 @@ def step_memory(
             living.see(p.grad, ("gradients", part))
     for t in tree_leaves(batch):
         if isinstance(t, Tensor): living.see(t, ("batch", "other"))
-    counter = FlopCounterMode(display=False)
-    with _watched(model.train(), parts, living), counter:
+    with _watched(model.train(), parts, living):
         activations = _pass(model, batch, living, bf16)
-    return _counted(living, dict(optimizer), activations, counter.get_total_flops())
+    return _counted(living, dict(optimizer), activations)
 
 
-def _counted(living: _Living, optimizer: dict, activations: dict, operations: int) -> StepMemory:
+def _counted(living: _Living, optimizer: dict, activations: dict) -> StepMemory:
     at_peak = Counter()
     for (kind, _), n in living.peak.items(): at_peak[kind] += n
     at_peak["optimizer"] = sum(optimizer.values())
     kinds = (_by_part(living, k) for k in ("weights", "gradients"))
-    return StepMemory(*kinds, optimizer, activations, dict(at_peak), operations)
+    return StepMemory(*kinds, optimizer, activations, dict(at_peak), living.operations)
