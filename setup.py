@@ -21,6 +21,7 @@ setup(
         "dev": cfg["dev_requirements"].split(),
         "hdf5": ["h5py>=3.12"],
         "lora": ["peft>=0.18"],
+        "memory": ["torchao>=0.18"],
         "wandb": ["wandb>=0.20"],
     },
     long_description=(

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from .family import Family
 from .registry import families, family_of, no_checkpoint
 from ..files import cache_dir
 from ..hub import hub_id, hub_snapshot
+from ..model.checkpoints import weight_files
 
 # %% ../../nbs/families/90_base_models.ipynb #05c8c9c1
 _TINY = "tiny-n1.6"  # what the word `tiny` alone means
@@ -41,10 +43,14 @@ def tiny_base(
     settings = json.dumps(family.tiny_settings(seed), sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
     place = cache_dir() / "base" / f"tiny-{digest}"
+    return _made_once(place, lambda folder: family.save_tiny(folder, seed))
+
+def _made_once(place: Path, save: Callable[[Path], None]) -> Path:
+    "The folder `place`, which `save` writes on first use."
     if (place / "config.json").exists(): return place
     place.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=place.parent, prefix=".tiny-"))
-    family.save_tiny(made, seed)
+    save(made)
     try: os.replace(made, place)
     except OSError: shutil.rmtree(made)  # another process was quicker
     return place
@@ -52,14 +58,25 @@ def tiny_base(
 # %% ../../nbs/families/90_base_models.ipynb #62e0195f
 _FILES = ["*.json", "*.safetensors", "*.txt", "experiment_cfg/*"]  # what is fetched from the hub
 
+def _lacks_weights(folder: Path) -> str:
+    "What a snapshot lacks of which only the other files were fetched."
+    try: weight_files(folder)
+    except InputError: return "the weights"
+    return ""
+
 def resolve_base_model(
     name: str | Path,  # folder, hub id, 'tiny' or a family's own tiny name
+    weights: bool = True,  # False: all but them, to plan with; then '3b' is a name too
 ) -> Path:  # a folder with config.json and weights
     "The folder of the base model; `InputError` where there is none."
     if family := tiny_family(str(name)): return tiny_base(family=family)
     path = Path(name).expanduser()
+    if not weights and not path.is_dir() and (family := _released_family(str(name))):
+        return _outline_base(family)
     if not path.is_dir() and (found := hub_id(name)):
-        path = hub_snapshot(found[0], "model", _FILES, revision=found[1])
+        lacks = _lacks_weights if weights else lambda folder: ""
+        wanted = _FILES if weights else [f for f in _FILES if "safetensors" not in f]
+        path = hub_snapshot(found[0], "model", wanted, revision=found[1], lacks=lacks)
     if not path.is_dir():
         raise InputError(
             f"There is no base model at {name}: give a checkpoint folder, a hub id such as"
@@ -67,6 +84,22 @@ def resolve_base_model(
         )
     if (path / "config.json").is_file(): return path
     raise no_checkpoint(path)
+
+# %% ../../nbs/families/90_base_models.ipynb #8aa9707c
+_RELEASED = "n1.6-3b"  # what the word `3b` alone means
+
+def _released_family(name: str) -> Family | None:
+    if name == "3b": name = _RELEASED
+    return next((f for f in families() if name and f.released_name == name), None)
+
+def _outline_base(family: Family) -> Path:
+    "The released size without weights, in a folder of the cache that is named after its contents."
+    with tempfile.TemporaryDirectory() as made:
+        family.save_outline(made)
+        settings = b"".join(p.read_bytes() for p in sorted(Path(made).glob("*.json")))
+        digest = hashlib.sha256(settings).hexdigest()[:12]
+        place = cache_dir() / "base" / f"{family.released_name}-{digest}"
+        return _made_once(place, lambda folder: shutil.copytree(made, folder, dirs_exist_ok=True))
 
 # %% ../../nbs/families/90_base_models.ipynb #b178b71a
 def base_limits(

@@ -87,6 +87,7 @@ class Family:
     name: str  # for people, e.g. 'GR00T N1.6'
     model_type: str  # of config.json; by it a checkpoint is recognised
     tiny_name: str  # what --base-model-path calls its small model, e.g. 'tiny-n1.6'
+    released_name: str = ""  # what a plan calls its released size, e.g. 'n1.6-3b'; '': none
     config_class: type
     model_class: type
     processor_class: type = Gr00tProcessor
@@ -287,6 +288,21 @@ def official_use(
 ) -> list[str]:  # paragraphs of Markdown; empty where there is no other side
     "How NVIDIA's code takes a checkpoint of this generation, and what of it it does not."
     return []
+
+# %% ../../nbs/families/00_family.ipynb #4cc95a4f
+@patch
+def outline(
+    self: Family,
+    folder: str | Path,  # checkpoint; its weights are not read, and may be missing
+    **changes,  # as for `load_model`
+) -> nn.Module:  # on the meta device, in the precision that the checkpoint asks for
+    "The model of a checkpoint without its weights."
+    return self.model_class.outline(folder, **changes)
+
+@patch
+def save_outline(self: Family, folder: str | Path):
+    "Write a checkpoint of the released size without weights: all that a plan needs."
+    raise NotImplementedError
 
 # %% ../../nbs/families/00_family.ipynb #49f946ea
 @patch

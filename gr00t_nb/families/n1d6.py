@@ -302,6 +302,24 @@ def _official_eagle_assumed(path: Path, given: dict | None):
             " that name (where it was trained it is config.json of Eagle-Block2A-2B-v2)."
         ) from None
 
+# %% ../../nbs/families/20_n1d6.ipynb #cc8f3d10
+@patch(cls_method=True)
+def outline(
+    cls: Gr00tN1d6,
+    path: str | Path,  # a checkpoint folder: its configuration is read, its weights are not
+    *,
+    widen: bool = False,
+    eagle_config: dict | None = None,
+    **changes,  # see `from_pretrained`
+) -> Gr00tN1d6:  # on the meta device, in the precision that the configuration asks for
+    "The network of a checkpoint without its weights."
+    path = Path(path)
+    config = _changed_config(path, widen, changes)
+    with _official_eagle_assumed(path, eagle_config):
+        if eagle_config is None and (path / "eagle_config.json").exists():
+            eagle_config = read_json(path / "eagle_config.json")
+        with torch.device("meta"): return cls(config, eagle_config)
+
 # %% ../../nbs/families/20_n1d6.ipynb #8d56d56e
 @patch(cls_method=True)
 def from_pretrained(
@@ -317,24 +335,19 @@ def from_pretrained(
     """Load a checkpoint, official or our own, reading each tensor straight into its place.
 
     dtype='config' makes the backbone as load_bf16 and backbone_trainable_params_fp32 say."""
-    path = Path(path)
-    config = _changed_config(path, widen, changes)
-    with _official_eagle_assumed(path, eagle_config):
-        if eagle_config is None and (path / "eagle_config.json").exists():
-            eagle_config = read_json(path / "eagle_config.json")
-        with torch.device("meta"): model = cls(config, eagle_config)
-        wanted = {n: p.dtype for n, p in model.named_parameters()}
-        def kind(name, stored):
-            if dtype is None: return stored
-            return wanted[name] if dtype == "config" else dtype
-        new = _Fresh(config, widen)
-        load_weights(
-            model,
-            path,
-            device=device,
-            dtype=kind,
-            ignore=new.ignored,
-            initial=new.token,
-            overlap=new.wider,
-        )
+    model = cls.outline(path, widen=widen, eagle_config=eagle_config, **changes)
+    wanted = {n: p.dtype for n, p in model.named_parameters()}
+    def kind(name, stored):
+        if dtype is None: return stored
+        return wanted[name] if dtype == "config" else dtype
+    new = _Fresh(model.config, widen)
+    load_weights(
+        model,
+        path,
+        device=device,
+        dtype=kind,
+        ignore=new.ignored,
+        initial=new.token,
+        overlap=new.wider,
+    )
     return model.eval()

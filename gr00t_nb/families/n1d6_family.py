@@ -15,6 +15,7 @@ from ..embodiments import EMBODIMENT_IDS
 from .family import Family, TrainingDefaults
 from .n1d6 import PARTS, Gr00tN1d6
 from .n1d6_config import Gr00tN1d6Config
+from ..files import write_json
 from ..model.per_embodiment import train_embodiment_rows
 from ..processing.processor import Gr00tProcessor
 from ..processing.prompts import train_tokenizer
@@ -23,6 +24,7 @@ from ..processing.prompts import train_tokenizer
 class Gr00tN1d6Family(Family):
     "GR00T N1.6."
     name, model_type, tiny_name = "GR00T N1.6", "Gr00tN1d6", "tiny-n1.6"
+    released_name = "n1.6-3b"
     config_class, model_class = Gr00tN1d6Config, Gr00tN1d6
     parts = PARTS
     blocks = {
@@ -102,7 +104,12 @@ def save_tiny(self: Gr00tN1d6Family, folder: str | Path, seed: int = 0):
     "Write the tiny checkpoint, its random weights drawn from `seed`."
     tokenizer = train_tokenizer(TINY_SENTENCES)
     config, eagle = _tiny_pair(tokenizer)
-    processor = Gr00tProcessor(
+    model = Gr00tN1d6.from_config(config, eagle, seed=seed)
+    self.save(folder, model, _new_processor(config, tokenizer))
+
+def _new_processor(config: Gr00tN1d6Config, tokenizer) -> Gr00tProcessor:
+    "One that knows no robot yet."
+    return Gr00tProcessor(
         {},
         {},
         tokenizer=tokenizer,
@@ -115,7 +122,15 @@ def save_tiny(self: Gr00tN1d6Family, folder: str | Path, seed: int = 0):
         apply_sincos_state_encoding=True,
         use_relative_action=True,
     )
-    self.save(folder, Gr00tN1d6.from_config(config, eagle, seed=seed), processor)
+
+# %% ../../nbs/families/30_n1d6_family.ipynb #835c3ea6
+@patch
+def save_outline(self: Gr00tN1d6Family, folder: str | Path):
+    "Write a checkpoint of the released size without weights."
+    config, eagle = Gr00tN1d6Config.size("3b")
+    write_json(Path(folder) / "config.json", config.to_dict())
+    write_json(Path(folder) / "eagle_config.json", eagle)
+    _new_processor(config, train_tokenizer(TINY_SENTENCES)).save_pretrained(folder)
 
 # %% ../../nbs/families/30_n1d6_family.ipynb #c24b0ae2
 _EAGLE = Gr00tN1d6Config().model_name

@@ -6,6 +6,7 @@
 __all__ = ['run_name', 'training_arguments', 'write_experiment', 'start_wandb', 'find_resume']
 
 # %% ../../nbs/training/20_experiment.ipynb #81778d20
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -22,15 +23,22 @@ from .model_card import write_model_card
 from .prepare import Prepared
 
 # %% ../../nbs/training/20_experiment.ipynb #2cacdf8d
+_NO_TORCHAO = (
+    "--adamw-8bit needs the package torchao: `pip install torchao`, or leave it out (--no-adamw-8bit"
+    " with --memory)."
+)
+
+
 def _recipe(config: FinetuneConfig, family: Family) -> dict:
     "How the optimizer steps: the user's numbers in the family's recipe."
     d = family.defaults
+    if config.adamw_8bit and find_spec("torchao") is None: raise InputError(_NO_TORCHAO)
     return dict(
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_ratio,  # below one it is a share
         lr_scheduler_type=d.schedule,
-        optim=d.optimizer,
+        optim="adamw_torch_8bit" if config.adamw_8bit else d.optimizer,
         adam_beta1=d.betas[0],
         adam_beta2=d.betas[1],
         adam_epsilon=d.epsilon,
@@ -98,7 +106,7 @@ def _official_sections(config: FinetuneConfig, prepared: Prepared, model_config)
         start_from_checkpoint=config.base_model_path,
         lr_scheduler_type=d.schedule,
         max_grad_norm=d.max_grad_norm,
-        optim=d.optimizer,
+        optim="adamw_torch_8bit" if config.adamw_8bit else d.optimizer,
         experiment_name=config.experiment_name,
         wandb_project=config.wandb_project or d.wandb_project,
     )
@@ -179,9 +187,8 @@ def start_wandb(
 # %% ../../nbs/training/20_experiment.ipynb #7061b4ee
 _MAY_CHANGE = {
     "dataloader_num_workers", "num_gpus", "save_steps", "save_total_limit", "logging_steps",
-    "use_wandb", "wandb_project", "experiment_name", "resume", "output_dir", "gradient_checkpointing", "compile",
-    "step_graph",
-    "frame_cache", "check_data",
+    "use_wandb", "wandb_project", "experiment_name", "resume", "output_dir",
+    "gradient_checkpointing", "compile", "step_graph", "memory", "micro_batch_size", "frame_cache", "check_data",
     "base_model_path", "dataset_path", "modality_config_path", "modality_path", "tokenizer_path",
     "embodiment_tag", "val_episodes",
 }

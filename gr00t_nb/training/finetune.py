@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -19,8 +19,7 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 
 from ..errors import InputError, Stopped, command, sentence_of
-from ..families.adapters import ADAPTERS, add_adapters, frozen_flags, load_adapters
-from ..families.adapters import narrow_frozen
+from ..families.adapters import ADAPTERS
 from ..families.registry import family_of
 from ..files import read_jsonl
 from ..plots.curves import plot_loss
@@ -30,9 +29,11 @@ from ..runs.log_writer import JsonlLog
 from ..runs.phases import PhaseClock
 from ..runs.progress import Progress
 from ..runs.run_folder import checkpoint_step, newest_checkpoint
-from .config import FinetuneConfig, check_config, from_flags, tune_flags
+from .config import FinetuneConfig, check_config, from_flags
 from .experiment import find_resume, start_wandb, training_arguments
 from .experiment import write_experiment
+from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_run
+from .plan import switch_on
 from .prepare import Prepared, choose_base, prepare_data, training_dataset
 from .stopping import StopOnSignal
 from .trainer import Gr00tTrainer
@@ -46,25 +47,10 @@ def load_model(
 ) -> nn.Module:  # on the CPU, with what trains set, in the precision that the checkpoint asks for
     "The model, ready to be trained as the configuration says."
     family = family_of(path)
-    changes = tune_flags(config, family) | frozen_flags(family, config.lora_parts or [])
-    if "state_dropout" in family.capabilities:
-        changes["state_dropout_prob"] = config.state_dropout_prob
-    model = family.load_model(path, dtype="config", **changes)
-    if config.dropout is not None: family.set_dropout(model, config.dropout)
-    if config.lora_parts: _adapt(model, config, adapters)  # whose dropout is another one
-    if config.embodiment_rows_only and config.tune_projector:
-        family.train_rows(model, [embodiment_id])
-    if config.gradient_checkpointing: family.recompute(model)
+    model = family.load_model(path, dtype="config", **model_changes(config, family))
+    switch_on(model, config, family, embodiment_id, adapters)
     if config.compile: family.compile_blocks(model)
     return model
-
-
-def _adapt(model: nn.Module, config: FinetuneConfig, adapters: Path | None):
-    "New adapters, or those of a checkpoint; what is frozen under them in few bits."
-    how = config.lora_parts, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed
-    if adapters: load_adapters(model, adapters)
-    else: add_adapters(model, *how)
-    narrow_frozen(model)
 
 # %% ../../nbs/training/40_finetune.ipynb #6582181d
 def _prepare(
@@ -76,6 +62,7 @@ def _prepare(
     try:
         # before the processes join each other: all of them stop with the same sentence
         check_config(config, world_size)
+        config = fit_memory(config, world_size)
         _, family, config = choose_base(config)
         args = training_arguments(config, family, world_size)
         with args.main_process_first(desc="preparing"):  # what is computed once is cached for the others
@@ -110,6 +97,7 @@ def _trainer(
         config.global_batch_size,
         start_step=checkpoint_step(resume) or 0,
         companions=[output_dir / n for n in ("experiment_cfg", "wandb_config.json", "README.md")],
+        micro_batch_size=config.micro_batch_size,
     )
     if config.step_graph: trainer.use_graphs()
     samples_per_step = config.global_batch_size * config.gradient_accumulation_steps
@@ -150,6 +138,7 @@ def _header(prepared: Prepared) -> str:
         f"{prepared.family.name} from {config.base_model_path}, as {prepared.tag}",
         f"{len(prepared.train_episodes)} episodes of {ds.path}{held}",
         f"{config.max_steps} steps of {config.global_batch_size} samples, into {config.output_dir}",
+        *([f"for {config.memory}: {saves}"] if config.memory and (saves := saving(config)) else []),
     ]
     return "\n".join([*lines, *(f"warning: {w}" for w in prepared.warnings)])
 
@@ -177,6 +166,9 @@ class _Run:
             if first: print(_header(self.prepared), flush=True)
         if first and config.use_wandb: start_wandb(config, self.prepared.family)
         watching = [*self.callbacks, stop]
+        if self.args.device.type == "cuda":
+            plan = plan_prepared(self.prepared, self.args.world_size)
+            watching.append(MemoryCheck(plan.peak))
         trainer = _trainer(self.prepared, self.args, self.resume, self.model, watching)
         trainer.clear_unfinished()
         if trainer.start_step < config.max_steps:  # a finished run is only written out again
@@ -251,10 +243,22 @@ def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
     return f"{end}\n{lost}; see the warnings above, and {see}"
 
 
+@dataclass
+class _CommandLine(FinetuneConfig):
+    __doc__ = FinetuneConfig.__doc__
+    plan: bool = False  # say what the run will take, and end; nothing is loaded or written
+    gpu: str | None = None  # the card to plan for, such as 24gb or rtx4090; none: this machine's
+    pace: float | None = None  # samples a second, measured: the plan tells the hours
+
+
 @command
 def main():
     "Command line of `scripts/finetune.py`."
-    config, notes = from_flags(sys.argv[1:])
+    said, notes = from_flags(sys.argv[1:], _CommandLine)
+    config = FinetuneConfig(**{f.name: getattr(said, f.name) for f in fields(FinetuneConfig)})
+    if said.plan:
+        print(plan_run(config, said.gpu, said.pace))
+        return
     logging.getLogger("transformers").setLevel(logging.ERROR)
     rank = int(os.environ.get("RANK", 0))
     for note in notes if rank == 0 else (): print(f"note: {note}", file=sys.stderr)

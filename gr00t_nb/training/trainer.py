@@ -14,6 +14,7 @@ import signal
 import time
 import warnings
 from collections import Counter
+from contextlib import nullcontext
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from ..errors import OTHER_ENDED, InputError, sentence_of
 from ..families.adapters import ADAPTERS, has_adapters, save_adapters
 from ..families.registry import family_of
 from ..loading.order import GlobalBatches
-from ..processing.batches import pad_prompts
+from ..processing.batches import pad_prompts, split_batch
 from .step_graph import StepGraphs
 
 # %% ../../nbs/training/30_trainer.ipynb #ebea3d48
@@ -88,13 +89,15 @@ class Gr00tTrainer(Trainer):
         global_batch_size: int,  # samples in a batch over all processes
         start_step: int = 0,  # where the data begins: the optimizer steps that are done already
         companions: list[Path] | None = None,  # files and folders that are copied into every checkpoint
+        micro_batch_size: int | None = None,  # samples that are computed at once; None: the whole batch
         **kwargs,  # of Trainer
     ):
         collator = Collator(processor, model.config, seed)
         super().__init__(model, args, collator, train_dataset=dataset, **kwargs)
         self.family, self.processor, self.seed = collator.family, processor, seed
         self.global_batch_size, self.start_step = global_batch_size, start_step
-        self.companions = companions or []
+        self.companions, self.micro_batch_size = companions or [], micro_batch_size
+        self.graphs = None  # see `use_graphs`
         self.data_seconds = 0.0  # how long the loop has waited for batches
         self.unshared = False  # whether a batch came through the pipe
         self.skipped: Counter[str] = Counter()  # episode -> samples that this process replaced
@@ -102,8 +105,9 @@ class Gr00tTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(inputs)
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        outputs, share = model(inputs), getattr(self, "_share", 1)
+        loss = outputs["loss"] * share  # of a part of a batch, see `training_step`
+        return (loss, outputs) if return_outputs else loss
 
     def get_decay_parameter_names(self, model) -> list[str]: return self.family.decayed(model)
 
@@ -127,13 +131,28 @@ def use_graphs(self: Gr00tTrainer):
 
 
 @patch
-def training_step(self: Gr00tTrainer, model, inputs, num_items_in_batch=None):
-    "Loss and gradients of one batch."
-    graphs = getattr(self, "graphs", None)
-    if graphs is None: return Trainer.training_step(self, model, inputs, num_items_in_batch)
+def _by_graph(self: Gr00tTrainer, model, inputs: dict) -> torch.Tensor:
+    "Loss and gradients of one batch, replayed."
     model.train()
     pad = self.processor.tokenizer.pad_token_id
-    return graphs(pad_prompts(self._prepare_inputs(inputs), _LENGTHS, pad))
+    return self.graphs(pad_prompts(self._prepare_inputs(inputs), _LENGTHS, pad))
+
+# %% ../../nbs/training/30_trainer.ipynb #53da5a09
+@patch
+def training_step(self: Gr00tTrainer, model, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
+    "Loss and gradients of a batch, computed in parts of `micro_batch_size`."
+    if self.graphs: return self._by_graph(model, inputs)
+    parts = split_batch(inputs, self.micro_batch_size) if self.micro_batch_size else [inputs]
+    if len(parts) == 1: return Trainer.training_step(self, model, inputs, num_items_in_batch)
+    whole, total = inputs["action_mask"].sum(), 0
+    try:
+        for i, part in enumerate(parts):
+            self._share = part["action_mask"].sum() / whole
+            last = i == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                total += Trainer.training_step(self, model, part, num_items_in_batch)
+    finally: self._share = 1
+    return total
 
 # %% ../../nbs/training/30_trainer.ipynb #75d0d970
 def _one_thread(worker: int):

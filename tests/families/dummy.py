@@ -84,9 +84,13 @@ class Dummy(nn.Module):
         write_json(Path(folder) / "config.json", self.config.to_dict())
 
     @classmethod
-    def from_pretrained(cls, folder, *, device="cpu", dtype=None, **changes):
+    def outline(cls, folder, **changes):
         config = DummyConfig.from_dict(read_json(Path(folder) / "config.json") | changes)
-        with torch.device("meta"): model = cls(config)
+        with torch.device("meta"): return cls(config)
+
+    @classmethod
+    def from_pretrained(cls, folder, *, device="cpu", dtype=None, **changes):
+        model = cls.outline(folder, **changes)
         kind = torch.float32 if dtype == "config" else dtype
         load_weights(model, folder, device=device, dtype=lambda name, stored: kind or stored)
         return model.eval()
