@@ -109,6 +109,12 @@ def _trainer(
     for callback in watching: trainer.add_callback(callback)
     return trainer
 
+
+def _close_bars(trainer: Gr00tTrainer):
+    "What is printed after them stands below them."
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, Progress): callback.close()
+
 # %% ../../nbs/training/40_finetune.ipynb #936a1ce7
 class _RunError(InputError):
     "What ended one process while it trained: each says it, where all say the same before."
@@ -142,13 +148,7 @@ def _header(prepared: Prepared) -> str:
     ]
     return "\n".join([*lines, *(f"warning: {w}" for w in prepared.warnings)])
 
-# %% ../../nbs/training/40_finetune.ipynb #6cee94e5
-def _close_bars(trainer: Gr00tTrainer):
-    "What is printed after them stands below them."
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, Progress): callback.close()
-
-
+# %% ../../nbs/training/40_finetune.ipynb #7949c953
 @dataclass
 class _Run:
     "A run that is ready to train."
