@@ -43,15 +43,18 @@ class Gr00tN1d6(nn.Module):
         self.set_trainable()
         if config.load_bf16: self._backbone_to_bf16()
 
-# %% ../../nbs/families/20_n1d6.ipynb #40c471f9
+# %% ../../nbs/families/20_n1d6.ipynb #a33c7089
 @patch
-def _backbone_to_bf16(self: Gr00tN1d6):
-    "The backbone in bfloat16, what trains of it in float32 if the configuration says so."
-    self.backbone.to(torch.bfloat16)
-    if not self.config.backbone_trainable_params_fp32: return
-    for module in self.backbone.modules():
-        for name, p in module._parameters.items():
-            if p is not None and p.requires_grad: module._parameters[name] = nn.Parameter(p.float())
+def _frozen_parts(self: Gr00tN1d6) -> list[nn.Module]:
+    "What a flag switches off as a whole."
+    c, eagle, head = self.config, self.backbone.model, self.action_head
+    parts = [] if c.tune_llm else [eagle.language_model]  # even when its top layers train
+    if not c.tune_visual: parts += [eagle.vision_model, eagle.mlp1]
+    if not c.tune_projector:
+        parts += [head.state_encoder, head.action_encoder, head.action_decoder]
+        if c.add_pos_embed: parts.append(head.position_embedding)
+    if not c.tune_diffusion_model: parts += [head.model]
+    return parts
 
 # %% ../../nbs/families/20_n1d6.ipynb #63393d4e
 @patch
@@ -74,18 +77,15 @@ def set_trainable(
     head.vlln.requires_grad_(c.tune_vlln)
     if hasattr(head, "mask_token"): head.mask_token.requires_grad_(c.tune_projector)
 
-# %% ../../nbs/families/20_n1d6.ipynb #a33c7089
+# %% ../../nbs/families/20_n1d6.ipynb #40c471f9
 @patch
-def _frozen_parts(self: Gr00tN1d6) -> list[nn.Module]:
-    "What a flag switches off as a whole."
-    c, eagle, head = self.config, self.backbone.model, self.action_head
-    parts = [] if c.tune_llm else [eagle.language_model]  # even when its top layers train
-    if not c.tune_visual: parts += [eagle.vision_model, eagle.mlp1]
-    if not c.tune_projector:
-        parts += [head.state_encoder, head.action_encoder, head.action_decoder]
-        if c.add_pos_embed: parts.append(head.position_embedding)
-    if not c.tune_diffusion_model: parts += [head.model]
-    return parts
+def _backbone_to_bf16(self: Gr00tN1d6):
+    "The backbone in bfloat16, what trains of it in float32 if the configuration says so."
+    self.backbone.to(torch.bfloat16)
+    if not self.config.backbone_trainable_params_fp32: return
+    for module in self.backbone.modules():
+        for name, p in module._parameters.items():
+            if p is not None and p.requires_grad: module._parameters[name] = nn.Parameter(p.float())
 
 # %% ../../nbs/families/20_n1d6.ipynb #fae1f98f
 PARTS = {
