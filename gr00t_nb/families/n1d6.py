@@ -341,13 +341,14 @@ def from_pretrained(
         if dtype is None: return stored
         return wanted[name] if dtype == "config" else dtype
     new = _Fresh(model.config, widen)
-    load_weights(
-        model,
-        path,
-        device=device,
-        dtype=kind,
-        ignore=new.ignored,
-        initial=new.token,
-        overlap=new.wider,
-    )
+    with _official_eagle_assumed(Path(path), eagle_config):
+        load_weights(
+            model,
+            path,
+            device=device,
+            dtype=kind,
+            ignore=new.ignored,
+            initial=new.token,
+            overlap=new.wider,
+        )
     return model.eval()

@@ -157,7 +157,6 @@ def to_flags(self: FinetuneConfig) -> list[str]:  # arguments of scripts/finetun
 
 # %% ../../nbs/training/00_config.ipynb #5cea8d7e
 _GO_ON = "true: --resume, as always here; false: --no-resume; a path: the newest of --output-dir"
-_ADAPTERS = "without effect: nothing is trained by LoRA here"
 OFFICIAL_FLAGS = {
     "resume-from-checkpoint": _GO_ON,
     "batch-size": "samples of each process: --global-batch-size is so many times the processes",
@@ -168,10 +167,7 @@ OFFICIAL_FLAGS = {
     "balance-dataset-weights": "without effect: a run has one data set",
     "balance-trajectory-weights": "as always here: every step counts alike",
     "save-only-model": "without effect: checkpoints stay whole; --save-total-limit 1 keeps one",
-    "lora-rank": "refused: for less memory take --embodiment-rows-only or --gradient-checkpointing",
-    "lora-alpha": _ADAPTERS,
-    "lora-dropout": _ADAPTERS,
-    "lora-full-model": _ADAPTERS,
+    "lora-full-model": "without effect: --lora-parts says which parts have adapters",
     "data-config": "refused: a robot is described in a file, see --modality-config-path",
     "skip-weight-loading": "refused: a small model with random weights is --base-model-path tiny",
 }  # flag of NVIDIA's launchers that is no field -> what it does here
@@ -265,6 +261,7 @@ def _both_ways(part: str, flag: str) -> InputError:
 
 
 def _check_lora(config: FinetuneConfig):
+    if config.lora_rank == 0 and not config.lora_parts: return  # as NVIDIA's N1.5 says that there are none
     check_lora(*(getattr(config, name) for name in _LORA))
     if config.lora_parts: return import_peft()
     if said := [name for name in _LORA if getattr(config, name) is not None]:
