@@ -163,10 +163,11 @@ def _scaled(ax: Axes, values: list[np.ndarray], log_scale: bool) -> None:
     low, high = min(v.min() for v in values), max(v.max() for v in values)
     most = 1000 * max(v[0] for v in values)
     log_scale = log_scale and low > 0
+    if log_scale and high < 1.05 * low:  # a constant, and not the rounding of its average
+        ax.set_ylim(low / 1.2, high * 1.2)
     if log_scale: ax.set_yscale("log")
     if high > most > 0: ax.set_ylim(low / 1.2 if low > 0 else -most / 20, most)
     if not log_scale: return
-    if high < 1.05 * low: ax.set_ylim(low / 1.2, high * 1.2)  # a constant, and not the rounding of its average
     span = min(high, most) / low
     if span < 6:
         ax.yaxis.set_major_locator(MaxNLocator(4))
