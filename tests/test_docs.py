@@ -48,7 +48,8 @@ class Seen(HTMLParser):
         if "id" in attrs: self.ids.add(attrs["id"])
         if tag == "a" and "href" in attrs: self.links.append(attrs["href"])
         elif "href" in attrs: self.loads.append(attrs["href"])
-        self.loads += [attrs[a] for a in ("src", "srcset", "poster", "data") if a in attrs]
+        loads = [attrs[a] for a in ("src", "srcset", "poster", "data") if a in attrs]
+        self.loads += [place for place in loads if not place.startswith("data:")]  # the picture itself
         if tag == "img": self.alts.append(attrs.get("alt"))
         self.formulas += tag == "math"
         self.quiet += tag in ("script", "style")
