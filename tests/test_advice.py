@@ -15,12 +15,12 @@ from gr00t_nb.checkup.checkup import CheckupConfig, check_dataset
 from gr00t_nb.conversion import aloha, lerobot_v2, lerobot_v3
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.modality import save_modality
-from gr00t_nb.data.proposal import propose_config
+from gr00t_nb.data.proposal import ProposalOptions, propose_config
 from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation import diagnostics, open_loop
 from gr00t_nb.processing.statistics import dataset_statistics, relative_statistics
-from gr00t_nb.training.config import FinetuneConfig, check_config
+from gr00t_nb.training.config import OFFICIAL_FLAGS, FinetuneConfig, check_config
 from gr00t_nb.training.finetune import finetune
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,12 +54,14 @@ def texts() -> list[tuple[str, str]]:  # file, text
     return found
 
 
+PLANNING = {"plan", "gpu", "pace"}  # of scripts/finetune.py, and no fields of a run
 FOREIGN = {"shm-size", "ipc", "index-url", "upgrade", "repo-type", "revision"}  # of docker, pip, hf
 
 
 def flags() -> set[str]:
-    configs = (FinetuneConfig, CheckupConfig, open_loop.OpenLoopConfig, diagnostics.DiagnosticsConfig)
-    names = {f.name for c in configs for f in fields(c)} | {"help"}
+    configs = (FinetuneConfig, CheckupConfig, ProposalOptions)
+    configs += open_loop.OpenLoopConfig, diagnostics.DiagnosticsConfig
+    names = {f.name for c in configs for f in fields(c)} | {"help", *OFFICIAL_FLAGS, *PLANNING}
     for f in (aloha.from_hdf5, lerobot_v2.to_v2, lerobot_v3.to_v3):
         names |= set(inspect.signature(f).parameters)
     return {n.replace("_", "-") for n in names}

@@ -114,7 +114,7 @@ def edits(case: str, folder: Path) -> dict:
     return dict(DATASET=str(without_modality(folder / "v3")), **two)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def results(tmp_path_factory) -> dict:
     "Case -> edits, whether its data stayed as they were, tutorial -> finished process."
     folder, found = tmp_path_factory.mktemp("tutorials"), {}
