@@ -134,8 +134,10 @@ def use_graphs(self: Gr00tTrainer):
 def _by_graph(self: Gr00tTrainer, model, inputs: dict) -> torch.Tensor:
     "Loss and gradients of one batch, replayed."
     model.train()
-    pad = self.processor.tokenizer.pad_token_id
-    return self.graphs(pad_prompts(self._prepare_inputs(inputs), _LENGTHS, pad))
+    batch = self._prepare_inputs(inputs)
+    if "padding_matters" not in self.family.capabilities:
+        batch = pad_prompts(batch, _LENGTHS, self.processor.tokenizer.pad_token_id)
+    return self.graphs(batch)
 
 # %% ../../nbs/training/30_trainer.ipynb #53da5a09
 @patch
