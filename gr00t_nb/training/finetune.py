@@ -35,8 +35,8 @@ from .experiment import write_experiment
 from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_run
 from .plan import switch_on
 from .prepare import Prepared, choose_base, prepare_data, training_dataset
-from .stopping import StopOnSignal
-from .trainer import Gr00tTrainer
+from ..engine.stopping import StopOnSignal
+from ..engine.trainer import Gr00tTrainer
 
 # %% ../../nbs/training/40_finetune.ipynb #6e4cb0d2
 def load_model(

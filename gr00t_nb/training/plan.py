@@ -35,7 +35,7 @@ from ..processing.batches import split_batch
 from ..runs.log import duration
 from .config import LEVERS, SWITCHES, FinetuneConfig, tune_flags
 from .prepare import Prepared, prepare_data
-from .trainer import Collator
+from ..engine.trainer import Collator
 
 # %% ../../nbs/training/37_plan.ipynb #3830f1f2
 @dataclass(frozen=True)
