@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gr00t_nb.training.config import from_flags
+from gr00t_nb.training.official_flags import from_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 

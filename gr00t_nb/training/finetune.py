@@ -29,9 +29,11 @@ from ..runs.log_writer import JsonlLog
 from ..runs.phases import PhaseClock
 from ..runs.progress import Progress
 from ..runs.run_folder import checkpoint_step, newest_checkpoint
-from .config import FinetuneConfig, check_config, from_flags
+from .checks import check_config
+from .config import FinetuneConfig
 from .experiment import find_resume, start_wandb, training_arguments
 from .experiment import write_experiment
+from .official_flags import from_flags
 from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_run
 from .plan import switch_on
 from .prepare import Prepared, choose_base, prepare_data, training_dataset

@@ -33,7 +33,8 @@ from ..model.memory import KERNELS, StepMemory, adamw_bytes, step_memory
 from ..plots.stacks import plot_stacks
 from ..processing.batches import split_batch
 from ..runs.log import duration
-from .config import LEVERS, SWITCHES, FinetuneConfig, tune_flags
+from .checks import LEVERS, SWITCHES, tune_flags
+from .config import FinetuneConfig
 from .prepare import Prepared, prepare_data
 from ..engine.trainer import Collator
 

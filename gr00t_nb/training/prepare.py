@@ -30,7 +30,8 @@ from ..loading.samples import StepDataset
 from ..processing.embodiment_statistics import embodiment_statistics
 from ..processing.masks import augmentation_dict, mask_steps
 from ..runs.run_folder import checkpoint_step
-from .config import FinetuneConfig, check_config, choose_modality_config, resolved
+from .checks import check_config, choose_modality_config, resolved
+from .config import FinetuneConfig
 
 # %% ../../nbs/training/10_prepare.ipynb #3e6690b7
 def _exclude(episodes) -> str:  # part of a command line
