@@ -13,6 +13,7 @@ import functools
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 
 # %% ../nbs/00_errors.ipynb #3f9d39e9
@@ -100,8 +101,14 @@ _WORKER = (
     " which load in the training process, with --dataloader-num-workers."
 )
 _GPU = (
-    "The memory of the GPU is used up: try a smaller --global-batch-size with more"
-    " --gradient-accumulation-steps, --gradient-checkpointing, or --embodiment-rows-only."
+    "The memory of the GPU is used up. End what else runs on it (nvidia-smi lists it), ask fewer"
+    " questions at once, or ask on the CPU, with --device cpu (in Python device='cpu')."
+)
+_GPU_IN_TRAINING = (
+    "The memory of the GPU is used up. What to do, in this order: --memory with the size of the"
+    " card, such as --memory 24gb, switches on what makes the run fit; adapters, --lora-parts"
+    " language DiT, train less of the network; a smaller --global-batch-size with more"
+    " --gradient-accumulation-steps takes longer. --plan says beforehand what a run takes."
 )
 _FILES = "Too many files are open. Raise the limit with `ulimit -n 65536`."
 OTHER_ENDED = "Another process of this run has ended; what it said is the cause, and ends this one too."
@@ -116,6 +123,12 @@ _KNOWN = (
     (r"Connection (closed|reset) by peer|Broken pipe|remote process exited", OTHER_ENDED),
 )  # words of libraries, and what they mean
 
+# %% ../nbs/00_errors.ipynb #d97391f7
+def _trained(e: BaseException) -> bool:
+    "Whether it came out of a training, whose settings a policy that is asked does not have."
+    modules = (f.f_globals.get("__name__", "") for f, _ in traceback.walk_tb(e.__traceback__))
+    return any(re.match(r"gr00t_nb\.(training|engine)\b", m) for m in modules)
+
 
 def sentence_of(
     e: BaseException,
@@ -127,6 +140,7 @@ def sentence_of(
     if isinstance(e, InputError): return text
     if isinstance(e, OSError) and e.errno is not None: return _of_system(e)
     if isinstance(e, MemoryError): return _of_system(OSError(errno.ENOMEM, ""))
+    if _trained(e) and re.search(r"(CUDA|HIP) out of memory", text): return _GPU_IN_TRAINING
     for words, sentence in _KNOWN:
         if found := re.search(words, text): return sentence.format(found[found.lastindex or 0])
     return _of_system(e) if isinstance(e, OSError) else None

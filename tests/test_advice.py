@@ -13,6 +13,8 @@ import pytest
 
 from gr00t_nb.checkup.checkup import CheckupConfig, check_dataset
 from gr00t_nb.conversion import aloha, lerobot_v2, lerobot_v3
+from gr00t_nb.data import proposal as proposing
+from gr00t_nb.data.language import read_instruction
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.modality import save_modality
 from gr00t_nb.data.proposal import ProposalOptions, propose_config
@@ -117,6 +119,26 @@ def test_a_group_is_split_as_advised(tmp_path):
     assert proposal.config["action"].modality_keys == ["arm"]
     with pytest.raises(InputError, match=r"without=\['hand'\]"):
         propose_config(LeRobotDataset(SAMPLE, file), max_action_dim=6)
+
+
+def test_a_data_set_without_instructions_gets_one_as_advised(data, tmp_path, capsys):
+    "By a modality.json that lies elsewhere, from Python and from the command line."
+    modality, episodes = data / "meta/modality.json", data / "meta/episodes.jsonl"
+    silent = json.loads(modality.read_text()) | dict(annotation={})
+    modality.write_text(json.dumps(silent))
+    lines = [json.loads(line) | dict(tasks=[]) for line in episodes.read_text().splitlines()]
+    episodes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(SystemExit): proposing.main([str(data)])
+    said = capsys.readouterr().err
+    assert "has no instruction" in said and "--modality-path" in said
+    advised = json.loads(re.search(r'"annotation": (\{.*?\}\})', said)[1])
+    given, robot = tmp_path / "mine.json", tmp_path / "robot.py"
+    given.write_text(json.dumps(silent | dict(annotation=advised)))
+    proposing.main([str(data), "--modality-path", str(given), "--output", str(robot)])
+    assert "annotation.human.task_description" in robot.read_text()
+    ds = LeRobotDataset(data, given)
+    key = propose_config(ds).config["language"].modality_keys[0]
+    assert read_instruction(ds, 0, 0, key) == "what the robot was asked to do"
 
 
 def test_a_wrong_slice_is_mended_without_writing_to_the_data(data, tmp_path):

@@ -255,15 +255,18 @@ def _breakable(text: str) -> str:  # HTML
     return html.escape(text).replace("/", "/<wbr>")
 
 
+_CELL = "text-align:left;overflow-wrap:anywhere"  # a table is never wider than its page
+
+
 def _table_row(g: ProblemGroup) -> str:
     "One line of the report as HTML."
     p = g.problems[0]
     dot = f"<span style='{_DOT};background:{_COLOURS[p.severity]}'></span>"
     file = f"<br>{g.such_as}<code>{_breakable(g.file)}</code>" if g.file else ""
-    said = [_breakable(text) for text in (p.kind, g.where, g.says, p.mend)]
-    cells = [f"{dot}<b>{p.severity}</b>", said[0], said[1] + file, *said[2:]]
-    styles = ["text-align:left;white-space:nowrap"] + ["text-align:left"] * 4
-    row = "".join(f"<td style='{s}'>{c}</td>" for s, c in zip(styles, cells))
+    kind, where, says, mend = (_breakable(text) for text in (p.kind, g.where, g.says, p.mend))
+    place = f"<small>{where}{file}</small>"
+    cells = f"{dot}<b>{p.severity}</b><br><small>{kind}</small>", f"{says}<br>{place}", mend
+    row = "".join(f"<td style='{_CELL}'>{c}</td>" for c in cells)
     return f"<tr style='vertical-align:top'>{row}</tr>"
 
 # %% ../../nbs/checkup/00_problems.ipynb #c550dc6c
@@ -271,9 +274,10 @@ def _table_row(g: ProblemGroup) -> str:
 def _repr_html_(self: Report) -> str:
     "The report as a table."
     rows = "".join(map(_table_row, grouped(self.problems)))
-    titles = ("severity", "kind", "where", "what", "how to fix it")
-    head = "".join(f"<th style='text-align:left'>{t}</th>" for t in titles)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
+    titles = {"severity": 20, "what and where": 47, "how to fix it": 33}  # per cent of the width
+    head = "".join(f"<th style='{_CELL};width:{w}%'>{t}</th>" for t, w in titles.items())
+    table = f"<table style='table-layout:fixed;width:100%'><thead><tr>{head}</tr></thead>"
+    table = f"{table}<tbody>{rows}</tbody></table>" if rows else ""
     notes = "".join(f"<p><small>{html.escape(n)}</small></p>" for n in self.notes)
     option = ""
     if bad := self.to_exclude():

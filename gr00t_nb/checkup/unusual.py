@@ -64,8 +64,11 @@ class EpisodeScore:
     idle: float = 0.0  # share of the steps at rest, before and after the motion
     score: float = 0.0  # largest robust z of the three; infinite for an unreadable episode
     why: str = ""  # a sentence
+    number: int | None = None  # its episode_index; None: the position
 
-    def __str__(self): return f"episode {self.episode} ({self.score:.1f}): {self.why}"
+    def __str__(self):
+        number = self.episode if self.number is None else self.number
+        return f"episode {number} ({self.score:.1f}): {self.why}"
 
 # %% ../../nbs/checkup/50_unusual.ipynb #6e5b4ee6
 def measure(
@@ -138,6 +141,7 @@ def unusual_episodes(
     if scales is None: scales = Scales(np.zeros(0), np.zeros(0))
     bar = dict(desc="episodes", unit="episode", disable=not progress)
     scores = [measure(ds, e, scales) for e in tqdm(episodes, **bar)]
+    for s in scores: s.number = ds.episodes[s.episode].index
     readable = [s for s in scores if np.isfinite(s.score)]
     if readable: _score(readable, ds.fps)
     return sorted(scores, key=lambda s: (-s.score, s.episode))

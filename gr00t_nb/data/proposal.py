@@ -19,7 +19,7 @@ from .language import read_instruction
 from .layouts_v3 import dataset_folder
 from .lerobot import LeRobotDataset
 from .modality import change_modality
-from .steps import camera_problem
+from .steps import camera_problem, mask_problem
 from ..embodiments import EmbodimentTag, embodiment_value
 from ..errors import InputError, command, did_you_mean
 from ..files import write_text
@@ -66,8 +66,8 @@ def _language_key(
     if any(e.tasks for e in ds.episodes): return "task"
     raise InputError(
         f"{ds.path} has no instruction: no annotation in modality.json, no tasks in its episodes."
-        " Give one for all of it, LeRobotDataset(path, prompt='what the robot was asked to do'),"
-        " or record one for each episode."
+        ' Give one for all of it, "annotation": {"human.task_description": {"text": "what the robot'
+        f' was asked to do"}}}}: {change_modality(ds)}. Or record one for each episode.'
     )
 
 # %% ../../nbs/data/50_proposal.ipynb #6703a129
@@ -214,7 +214,7 @@ def _fitting(
 # %% ../../nbs/data/50_proposal.ipynb #ad0a7cb9
 class Proposal(NamedTuple):
     "A modality configuration, and a sentence for each decision: `config, reasons = propose_config(ds)`."
-    config: dict[str, ModalityConfig]  # video, state, action, language
+    config: dict[str, ModalityConfig]  # video, state, action, language; mask where there are some
     reasons: list[str]  # in the order in which they were taken
 
     def __repr__(self): return "\n".join(f"- {r}" for r in self.reasons)
@@ -271,6 +271,22 @@ def _taken_views(
         )
     return views
 
+# %% ../../nbs/data/50_proposal.ipynb #9b686fc3
+def _have_masks(
+    ds: LeRobotDataset,
+    views: list[str],  # cameras that are taken
+    reasons: list[str],  # is told what is taken, or what is lacking
+) -> bool:
+    "Whether all cameras have masks."
+    known = ds.modality.get("mask", ())
+    if not known: return False
+    lacking = {v: mask_problem(ds, v) if v in known else "no entry in modality.json" for v in views}
+    lacking = {v: problem for v, problem in lacking.items() if problem}
+    without = "The masks are left out: the camera"
+    said = [f"{without} {v} has none ({why})." for v, why in lacking.items()]
+    reasons += said or ["The cameras have masks, which extra_augmentation_config can repaint by."]
+    return not lacking
+
 # %% ../../nbs/data/50_proposal.ipynb #4d95b8c1
 def _check_names(ds: LeRobotDataset, without: list[str]):
     "`InputError` for a camera or a group that could not be left out."
@@ -310,6 +326,7 @@ def propose_config(
         action=ModalityConfig(range(steps), list(actions), action_configs=configs),
         language=ModalityConfig([0], [language]),
     )
+    if _have_masks(ds, views, reasons): config["mask"] = ModalityConfig([0], views)
     said = [
         f"The camera{'s are' if len(views) > 1 else ' is'} {', '.join(views)}.",
         f"The state is {_sized(states)}.",
@@ -401,6 +418,7 @@ class ProposalOptions:
     It is printed, or written to --output. Nothing is written into the data set.
     """
     dataset: Positional[str]  # folder that holds meta/, or an id on the hub
+    modality_path: str | None = None  # a modality.json; none: the data set's
     output: str | None = None  # Python file to make; none: print it
     overwrite: bool = False  # replace that file where it exists
     embodiment_tag: str = "NEW_EMBODIMENT"  # whose configuration it is to be
@@ -423,7 +441,7 @@ def main(args: list[str] | None = None):  # of the command line; None: those of 
         raise InputError(f"{out} lies in the data set, which is never written to: give another place.")
     if out: _check_target(out, c.overwrite)
     most = dict(max_state_dim=c.max_state_dim, max_action_dim=c.max_action_dim)
-    ds = LeRobotDataset(c.dataset, exclude_episodes=c.exclude_episodes)
+    ds = LeRobotDataset(c.dataset, c.modality_path, exclude_episodes=c.exclude_episodes)
     config, reasons = propose_config(ds, c.without, c.seconds, c.max_horizon, **most)
     if out is None: return print(config_source(config, c.embodiment_tag, reasons), end="")
     save_config(config, out, c.embodiment_tag, reasons, overwrite=c.overwrite)

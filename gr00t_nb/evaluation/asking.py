@@ -77,7 +77,7 @@ def check_episodes(
     wrong = [e for e in episodes if not 0 <= e < len(dataset)]
     if not wrong: return
     raise InputError(
-        f"There is no episode {wrong[0]} in {dataset.path}: it has {len(dataset)}, numbered from 0."
+        f"There is no episode {wrong[0]} in {dataset.path}: it has {len(dataset)}, counted from 0."
     )
 
 # %% ../../nbs/evaluation/10_asking.ipynb #6284a923

@@ -196,7 +196,7 @@ def draw_grippers(p: Probes, ax):
         for t, _ in timing.missed: _ring(ax, t * time, below, "o", 11)
         for t, _ in timing.spurious: _ring(ax, t * time, above, "s", 11)
         hand = f"{p.recording.names[d].split('.')[-1]}, " if several else ""
-        labels.append(f"{hand}episode {e.episode}")
+        labels.append(f"{hand}episode {e.number}")
     _name_marks(ax)
     ax.set(title="Grippers: when they switch", xlabel="seconds" if p.fps else "step")
     ax.set(ylim=(-0.6, len(rows) - 0.4), xlim=(0, None), yticks=np.arange(len(rows))[::-1])

@@ -45,7 +45,7 @@ def diagnosis_dict(
     return dict(
         headline=headline_of(p, found),
         dataset=p.dataset,
-        episodes=[e.episode for e in p.episodes],
+        episodes=[e.number for e in p.episodes],
         action_horizon=p.open_loop.action_horizon,
         limits=asdict(limits),
         findings=[_plain({k: getattr(f, k) for k in keys}) for f in found],

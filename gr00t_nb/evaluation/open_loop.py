@@ -65,6 +65,9 @@ class EpisodeResult:
     hold: np.ndarray  # float32 (N, D)
     repeat: np.ndarray  # float32 (N, D)
     state: np.ndarray | None  # float32 (L, D) where the action groups have states
+    number: int | None = None  # its episode_index; None: the position
+
+    def __post_init__(self): self.number = self.episode if self.number is None else self.number
 
     def errors(self) -> dict[str, np.ndarray]:  # by predictor, float64 (N, H, D)
         "True minus predicted over every horizon step; NaN behind the end of the evaluated part."
@@ -140,10 +143,13 @@ def __repr__(self: OpenLoopResult) -> str:
 
 @patch
 def _repr_html_(self: OpenLoopResult) -> str:
-    cell = lambda x: f"<td>{x:.5f}</td>" if np.isfinite(x) else "<td>none</td>"
+    narrow = "<td style='padding:.5em .35em'>"
+    cell = lambda x: f"{narrow}{x:.5f}</td>" if np.isfinite(x) else f"{narrow}none</td>"
     title = "<th></th><th colspan=3>mean squared error</th><th colspan=3>mean absolute error</th>"
     head = "".join(f"<th>{c.split(' ', 1)[1]}</th>" for c in _COLUMNS)
-    rows = [f"<td>{r['group']}</td>{''.join(cell(r[c]) for c in _COLUMNS)}" for r in self.table()]
+    name = "<td style='overflow-wrap:anywhere;min-width:4em'>"  # a long one takes several lines
+    numbers = lambda r: "".join(map(cell, map(r.get, _COLUMNS)))
+    rows = [f"{name}{r['group']}</td>{numbers(r)}" for r in self.table()]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     head = f"<thead><tr>{title}</tr><tr><th>group</th>{head}</tr></thead>"
     return f"<table>{head}<tbody>{body}</tbody></table>"
@@ -191,9 +197,8 @@ def evaluate_episode(
     config = policy.get_modality_config()
     action = dataset.action(episode, result.groups)
     truth = np.concatenate(list(action.values()), 1)
-    length = min(len(truth), steps or len(truth))
+    length, number = min(len(truth), steps or len(truth)), dataset.episodes[episode].index
     if not length:
-        number = dataset.episodes[episode].index
         raise InputError(f"Episode {number} of {dataset.path} has no steps: leave it out.")
     asked, chunks = np.arange(0, length, result.action_horizon), []
     for i in range(0, len(asked), batch_size):
@@ -215,6 +220,7 @@ def evaluate_episode(
         hold=hold[asked],
         repeat=repeat_action(truth, asked),
         state=hold[:length] if np.isfinite(hold).all() else None,
+        number=number,
     )
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #979f5a2a
@@ -250,7 +256,7 @@ def plot(self: OpenLoopResult,
 ):  # matplotlib figure
     "Predicted over true actions of one episode."
     e = self.episodes[i]
-    title = title or f"episode {e.episode}: predicted over recorded actions"
+    title = title or f"episode {e.number}: predicted over recorded actions"
     names = short_names(self.labels)
     return plot_open_loop(e.truth, e.predicted, e.steps, names, state=e.state, title=title)
 
@@ -277,7 +283,7 @@ def main(args: list[str] | None = None):
     policy, dataset, episodes = c.open()
     result = evaluate_open_loop(policy, dataset, episodes, c.steps, c.action_horizon, c.seed)
     folder = Path(c.save_plot_path or Path(c.model_path) / "open_loop")
-    names = [folder / f"traj_{e.episode}.png" for e in result.episodes]
+    names = [folder / f"traj_{e.number}.png" for e in result.episodes]
     for i, name in enumerate(names): save_figure(result.plot(i), name)
     save_figure(result.plot_by_horizon(), folder / "error_by_horizon.png")
     held_out = c.traj_ids is None and held_out_episodes(c.model_path)

@@ -232,13 +232,13 @@ def _answers(
     with self._model:
         chunks = policy.predict([questions[s] for s in good], self._noise(name, how), how[2])
     finite = np.all([np.isfinite(c).all((0, 2, 3)) for c in chunks.values()], 0)
-    rows = self._flat(chunks)  # (S, N, H, D)
+    rows, number = self._flat(chunks), self.dataset.episodes[episode].index  # rows: (S, N, H, D)
     broken = (
         f"the answer of '{name}' holds values that are not finite; the state at this step, or the"
         " checkpoint, is broken."
     )
     for i, s in enumerate(good):
-        questions[s] = rows[:, i].copy() if finite[i] else f"Episode {episode}, step {s}: {broken}"
+        questions[s] = rows[:, i].copy() if finite[i] else f"Episode {number}, step {s}: {broken}"
     return questions
 
 # %% ../../nbs/evaluation/30_predictions.ipynb #213735fd
@@ -256,7 +256,8 @@ def ask(self: Predictions,
     length = self._data().length(episode)
     wanted = list(dict.fromkeys(int(s) for s in steps))
     if outside := [s for s in wanted if not 0 <= s < length]:
-        raise InputError(f"Episode {episode} has the steps 0 to {length - 1}, not {outside[0]}.")
+        number = self.dataset.episodes[episode].index
+        raise InputError(f"Episode {number} has the steps 0 to {length - 1}, not {outside[0]}.")
     how = self.how()
     key = lambda s: ("chunk", name, episode, s, prompt, how)
     found = {s: self._look_up(key(s)) for s in wanted}

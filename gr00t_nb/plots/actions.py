@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import InputError
-from .style import COLOURS, STYLE, Plot
+from .style import COLOURS, STYLE, Page, Plot
 from .style import as_rows, dimension_labels, legend, panels, styled
 
 # %% ../../nbs/plots/10_actions.ipynb #03539519
@@ -33,7 +33,7 @@ def contact_sheet(
     count = max(len(x) for x in rows.values())
     ratios = [np.shape(x)[1] / np.shape(x)[2] for x in rows.values()]
     text = 0.1 * len(rows) + 0.2 * (titles is not None) + 0.3 * bool(title)
-    fig = Plot(width, width / count * sum(ratios) + text)
+    fig = Page(width, width / count * sum(ratios) + text)
     fig.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     grid = fig.subplots(len(rows), count, squeeze=False, height_ratios=ratios)
     for line, (name, x) in zip(grid, rows.items()):
@@ -41,7 +41,8 @@ def contact_sheet(
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         for ax, frame in zip(line, x): ax.imshow(frame, aspect="auto", interpolation="antialiased")
-        if isinstance(frames, dict): line[0].set_ylabel(name)
+        short = name if len(str(name)) <= 14 else f"{name[:13]}…"
+        if isinstance(frames, dict): line[0].set_ylabel(short)
     if titles is not None:
         for ax, text in zip(grid[0], titles): ax.set_title(text)
     if title: fig.suptitle(title, x=0.01, ha="left")

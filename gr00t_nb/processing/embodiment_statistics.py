@@ -66,7 +66,7 @@ def _fits(stats, shape: tuple[int, ...]) -> bool:
 # %% ../../nbs/processing/15_embodiment_statistics.ipynb #0e9b3121
 _USED = (
     "The file is used; unless a checkpoint was trained with it, have the statistics computed from the"
-    " data with --no-shipped-statistics (use_shipped=False), or remove it."
+    " data with --no-shipped-statistics (in Python shipped_statistics=False), or remove it."
 )
 
 
@@ -111,6 +111,11 @@ def _some_rows(ds: LeRobotDataset, episodes: np.ndarray, column: str) -> np.ndar
     return np.concatenate(full) if full else np.zeros((0, 0))
 
 # %% ../../nbs/processing/15_embodiment_statistics.ipynb #78a2a1b1
+def _warn(said: list[str]):
+    "One warning for all sentences about a file; what to do stands once, at its end."
+    if said: warnings.warn("\n".join([*(s.removesuffix(_USED).strip() for s in said), _USED]))
+
+
 def _some_episodes(ds: LeRobotDataset, most: int) -> LeRobotDataset:
     "The same data set with a sample of its episodes, spread evenly."
     few = shallow_copy(ds)
@@ -148,7 +153,7 @@ def _columns_statistics(
     shipped, features = _shipped(ds, "stats.json") if use_shipped else {}, ds.info["features"]
     sizes = {c: int(np.prod(features.get(c, {}).get("shape") or [0])) for c in columns}
     if shipped and all(_fits(shipped.get(c), (sizes[c],)) for c in columns):
-        for told in _misfits(ds, shipped, columns): warnings.warn(told)
+        _warn(_misfits(ds, shipped, columns))
         return {c: {k: shipped[c][k] for k in ENTRIES} for c in columns}
     if shipped:
         warnings.warn(
@@ -171,7 +176,7 @@ def _relative_with_shipped(
     shapes = {g: (horizon, groups[g].width) for g in names}
     good = [g for g in names if _fits(shipped.get(g), shapes[g])]
     if len(good) == len(names):
-        for told in _relative_misfits(ds, config, shipped): warnings.warn(told)
+        _warn(_relative_misfits(ds, config, shipped))
         return {g: {k: shipped[g][k] for k in ENTRIES} for g in names}
     if bad := [g for g in names if g in shipped and g not in good]:
         warnings.warn(

@@ -79,8 +79,14 @@ MASK_STEPS = dict(background_noise_transforms=BackgroundNoise, masked_region_tra
 
 
 def _wrong(what: str, found, expected: str) -> InputError:
-    said = str(found)[:80]
-    return InputError(f"extra_augmentation_config: {what} is {said}: expected {expected}.")
+    said, stop = str(found)[:80], "." * (not expected.endswith("?"))
+    return InputError(f"extra_augmentation_config: {what} is {said}: expected {expected}{stop}")
+
+
+def _of(known, name: str) -> str:
+    "What is known, and what is nearest."
+    near = did_you_mean(name, known)
+    return f"{', '.join(known)}{'.' * bool(near)}{near}"
 
 
 def _number(x) -> bool: return isinstance(x, (int, float)) and not isinstance(x, bool)
@@ -112,8 +118,7 @@ def _read_step(kind: str, i: int, entry) -> BackgroundNoise | RegionTint:
     known = {f.name: f.default for f in fields(step)}
     for name in entry:
         if name not in known:
-            expected = f"{', '.join(known)}{did_you_mean(name, known)}".rstrip("?")
-            raise _wrong(f"a field of {where}", repr(name), expected)
+            raise _wrong(f"a field of {where}", repr(name), _of(known, name))
     values = {k: entry.get(k, default) for k, default in known.items()}
     _check_step(where, values)
     return step(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
@@ -140,8 +145,7 @@ def mask_steps(
     config = augmentation_dict(config)
     for kind, entries in config.items():
         if kind not in MASK_STEPS:
-            expected = f"{' and '.join(MASK_STEPS)}{did_you_mean(kind, MASK_STEPS)}".rstrip("?")
-            raise _wrong("a key", repr(kind), expected)
+            raise _wrong("a key", repr(kind), _of(MASK_STEPS, kind))
         if not isinstance(entries, (list, tuple)): raise _wrong(kind, entries, "a list of objects")
     return [_read_step(k, i, e) for k in MASK_STEPS for i, e in enumerate(config.get(k) or ())]
 

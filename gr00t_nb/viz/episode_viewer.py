@@ -22,13 +22,13 @@ from ..data.lerobot import LeRobotDataset
 from ..modality_configs import ModalityConfig
 from ..errors import InputError
 from ..data.video import write_video
-from .controls import EpisodeControls
+from .controls import DRAWER, EpisodeControls
 from .episodes import EpisodeRecord, Exclusions, chosen_views
 from .episodes import draw_episode, draw_motion, draw_traces, episode_tasks, listing
 from .episodes import places, put_beside, read_episode, step_beside, told
-from .frame_store import PAGE, captioned, film_frame, model_eyes, note
+from .frame_store import PAGE, FrameStore, captioned, film_frame, model_eyes, note
 from .player import DPI, Viewer
-from .traces import TraceSource, value_marks
+from .traces import Panel, TraceSource, value_marks
 
 try: import ipywidgets as widgets
 except ImportError: widgets = None  # the viewer is its static twin then
@@ -43,6 +43,13 @@ def _first_group(source: TraceSource) -> str | None:  # None: all
     entries = {g: known["action"].get(g) or known["state"][g] for g in source.groups}
     total = sum(e["end"] - e["start"] for e in entries.values())
     return next(iter(entries)) if total > MANY and len(entries) > 1 else None
+
+
+def _calmest(panels: list[Panel]) -> set[str]:  # titles
+    "What is not drawn at first: all but those that move most."
+    far = lambda lines: max((np.nan_to_num(x).std() for x in lines.values()), default=0.0)
+    moves = {p.title: far(p.lines) for p in panels}
+    return set(sorted(moves, key=moves.get, reverse=True)[MANY:])
 
 # %% ../../nbs/viz/40_episode_viewer.ipynb #2945c2a5
 class EpisodeViewer(GetAttr, Viewer):
@@ -65,26 +72,27 @@ class EpisodeViewer(GetAttr, Viewer):
         views: Sequence[str] | None = None,  # cameras; None: all of the configuration
         normalized: bool = False,
         relative: bool = False,
+        masks: bool = False,  # lay the labels of their pixels over the frames
         max_bytes: int = 64 * 2**20,  # of all frames that are kept
         theme: str = "auto",  # of the figures: 'auto' follows JupyterLab; 'light', 'dark'
         units: dict[str, str] | None = None,  # of groups or dimensions, such as {"single_arm": "rad"}
         folder: str | Path = "outputs",  # where pictures, films and the list of exclusions are saved
     ):
-        self.controls = None
+        self.controls, self.other = None, None  # the other: the EpisodeRecord beside it
         self.ds = dataset if isinstance(dataset, LeRobotDataset) else LeRobotDataset(dataset)
         if not len(self.ds):
             raise InputError(f"{self.ds.path} has no episodes: there is nothing to watch.")
         self.source = TraceSource(self.ds, config, processor, embodiment, units)
-        self.report = report
+        self.report, self.exclusions = report, Exclusions(self.ds)
         self.views, self.tasks = chosen_views(self.source, views), episode_tasks(self.ds)
         self.scales = dataset_scales(self.ds, 20)
         self._scores, self._busy, self._at = None, False, step  # scores: made when first asked for
         self._group, self.hidden = _first_group(self.source), set()  # titles of panels
         self.processor = processor if hasattr(processor, "images") else None
-        self.folder, self.other = Path(folder), None  # the episode beside it, an EpisodeRecord
-        self.exclusions = Exclusions(self.ds)
-        self._settings = dict(episode=episode, step=step, normalized=normalized, relative=relative)
-        self.record = self._read(episode)
+        self.folder = Path(folder)
+        look = dict(normalized=normalized, relative=relative, masks=masks)
+        self._settings = look | dict(episode=episode, step=step)
+        self.record = self._begin(episode)
         if widgets is not None: self._build(max_bytes, theme)
 
 # %% ../../nbs/viz/40_episode_viewer.ipynb #6f281f26
@@ -96,7 +104,7 @@ def __repr__(self: EpisodeViewer):
 
 
 @patch
-def settings(self: EpisodeViewer) -> dict:  # episode, step, normalized, relative
+def settings(self: EpisodeViewer) -> dict:  # episode, step, normalized, relative, masks
     "What is shown at the moment."
     if self.root is None: return dict(self._settings)
     return dict(
@@ -104,6 +112,7 @@ def settings(self: EpisodeViewer) -> dict:  # episode, step, normalized, relativ
         step=self.step.value,
         normalized=self.values.value == "normalized",
         relative=self.actions.value == "relative",
+        masks=self.masks.value,
     )
 
 
@@ -112,8 +121,8 @@ def figure(self: EpisodeViewer) -> Figure:
     "The static twin of what is shown at the moment."
     s = self.settings()
     step = min(s["step"], max(0, self.record.length - 1))
-    span = self.seconds_shown()
-    return draw_episode(self.ds, self.record, self.views, step, s["normalized"], span=span)
+    look = dict(span=self.seconds_shown(), masks=s["masks"])
+    return draw_episode(self.ds, self.record, self.views, step, s["normalized"], **look)
 
 
 @patch
@@ -123,6 +132,15 @@ def seconds_shown(self: EpisodeViewer) -> tuple[float, float] | None:  # None: a
     return self.span.value
 
 # %% ../../nbs/viz/40_episode_viewer.ipynb #95732e22
+@patch
+def _begin(self: EpisodeViewer, episode: int) -> EpisodeRecord:
+    "The first episode; of a group with too many dimensions some are hidden from now on."
+    r = self._read(episode)
+    if self._group is None: self.hidden = _calmest(r.panels)
+    r.panels = [p for p in r.panels if p.title not in self.hidden]
+    return r
+
+
 @patch
 def _read(self: EpisodeViewer, episode: int) -> EpisodeRecord:
     s = self.settings()
@@ -148,6 +166,7 @@ def _build(self: EpisodeViewer, max_bytes: int, theme: str):
     look = dict(eyes=eyes, max_bytes=max_bytes, theme=theme)
     self.controls = EpisodeControls(self.source, self.views, self.tasks, begin, *told, **look)
     self.root = self.controls.root
+    for store in (self.store, self.second): store.masks = s["masks"]
     self._observe()
     self._relist()
     self._open(s["episode"], s["step"])
@@ -169,7 +188,8 @@ def _observe(self: EpisodeViewer):
     when(self.span, lambda _: self._draw())
     when(self.joints, self._choose_joints)
     for control in (self.beside, self.lock): when(control, lambda _: self._choose_other())
-    for control in (self.pictures, self.seed): when(control, lambda _: self._choose_eyes())
+    for control in (self.pictures, self.seed, self.masks):
+        when(control, lambda _: self._choose_eyes())
     for control in (self.leave_out, self.because): when(control, lambda _: self._mark())
     self.whole.on_click(lambda _: self._look_closer(None, None))
     self.save_list.on_click(lambda _: self._keep(self.list_said, self._save_list))
@@ -277,6 +297,8 @@ def _list_joints(self: EpisodeViewer):
             self.joints.value = ()  # the browser selects by place: none may be left of the old list
             self.joints.options = self.titles
         if list(self.joints.value) != shown: self.joints.value = shown
+        of = f" ({len(shown)} of {len(self.titles)} are drawn)" * (shown != self.titles)
+        self.drawer.titles = (DRAWER.format(of),)
     finally: self._busy = before
 
 # %% ../../nbs/viz/40_episode_viewer.ipynb #07a80eaf
@@ -317,12 +339,13 @@ def _choose_other(self: EpisodeViewer):
 
 @patch
 def _choose_eyes(self: EpisodeViewer):
-    "Pictures as recorded, or as the model sees them."
+    "Pictures as recorded, or as the model sees them, with or without masks."
     self.seed.disabled = self.pictures.value != "augmented"
     seed = None if self.seed.disabled else self.seed.value
     change = None if self.pictures.value == "recorded" else model_eyes(self.processor, seed)
     for store in (self.store, self.second):
-        store.change = change
+        store.change, store.masks = change, self.masks.value
+        store.unmasked.clear()
         store.forget()
     self._stepped(self.step.value)
 
@@ -355,6 +378,8 @@ def _stepped(self: EpisodeViewer, step: int):
         self.other_cameras.show(self.other.episode, there, self.other.length, direction)
     why = next((s.why for s in self._scores or () if s.episode == self.record.episode), "")
     text = told(self.ds, self.record, step, self.report is not None, why)
+    lacking = [w for (e, _), w in self.store.unmasked.items() if e == self.record.episode]
+    text += "".join(note("warning", w, "no mask") for w in lacking)
     if self.text.value != text: self.text.value = text
 
 
@@ -421,9 +446,9 @@ def _film_frame(self: EpisodeViewer, step: int, width: int, below: np.ndarray) -
 @patch
 def _seen(self: EpisodeViewer, r: EpisodeRecord, step: int) -> list[np.ndarray]:
     "What the cameras show at a step of an episode, as recorded or as the model sees it."
-    change = self.store.change if self.root is not None else None
-    frames = [self.ds.frames(r.episode, v, [step]) for v in self.views]
-    return [(f if change is None else change(f))[0] for f in frames]
+    store = FrameStore(self.ds, self.views) if self.root is None else self.store
+    store.masks = self.settings()["masks"]
+    return [store.seen(r.episode, v, [step])[0] for v in self.views]
 
 # %% ../../nbs/viz/40_episode_viewer.ipynb #40c0de08
 @patch

@@ -25,10 +25,10 @@ from ..data.steps import read_masks
 from ..modality_configs import ModalityConfig
 from ..errors import InputError
 from ..plots.masks import lay_over
-from ..plots.style import COLOURS, Plot, styled
+from ..plots.style import COLOURS, Page, Plot, styled
 from ..files import read_json, write_json
 from .frame_store import PAGE, SEVERITY_COLOURS, check_views, note
-from .player import DPI, Page
+from .player import DPI
 from .traces import Panel, TraceSource, check_groups, draw_panels
 
 # %% ../../nbs/viz/30_episodes.ipynb #60254b6d

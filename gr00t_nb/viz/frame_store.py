@@ -20,7 +20,9 @@ from fastcore.basics import patch
 
 from ..loading.frames import stored_as_images
 from ..data.lerobot import LeRobotDataset
+from ..data.steps import read_masks
 from ..errors import InputError, did_you_mean
+from ..plots.masks import lay_over
 from ..plots.style import COLOURS
 from ..processing.images import draw_augmentation, transform_many
 
@@ -71,6 +73,7 @@ class FrameStore:
         self.ds, self.views = ds, check_views(ds, views)
         self.box, self.max_bytes = box or camera_box(len(self.views)), int(max_bytes)
         self.run, self.ahead, self.quality, self.change = run, ahead, quality, change
+        self.masks, self.unmasked = False, {}  # whether shown; (episode, view) -> why there is none
         size = lambda what: min(len(what), self.max_bytes)  # one always fits
         self._kept = LRUCache(self.max_bytes, size)  # (episode, view, step) -> JPEG, or a sentence
         self._lock = threading.Lock()
@@ -97,6 +100,22 @@ def check_views(ds: LeRobotDataset, views: Sequence[str] | None) -> list[str]:
             raise InputError(f"{ds.path} has no video '{v}', only {there}.{did_you_mean(v, known)}")
     return list(known if views is None else views)
 
+# %% ../../nbs/viz/00_frame_store.ipynb #67631bdc
+@patch
+def seen(self: FrameStore,
+    episode: int,  # position of the episode
+    view: str,  # camera
+    steps: Sequence[int],
+) -> np.ndarray:  # uint8 (n, H, W, 3)
+    "Frames as they are looked at: with their masks, as the model sees them, or as recorded."
+    frames = self.ds.frames(episode, view, steps)
+    if self.masks and view in self.ds.modality.get("mask", ()):
+        try:
+            masks = read_masks(self.ds, episode, view, steps)
+            frames = np.stack([lay_over(f, m) for f, m in zip(frames, masks)])
+        except InputError as e: self.unmasked[episode, view] = str(e)  # the frame alone
+    return frames if self.change is None else self.change(frames)
+
 # %% ../../nbs/viz/00_frame_store.ipynb #d1e9ccdc
 @patch
 def _keep(self: FrameStore, key: tuple, what: bytes | str):
@@ -111,16 +130,16 @@ def _look_up(self: FrameStore, key: tuple) -> bytes | str | None:
 @patch
 def _make(self: FrameStore, episode: int, view: str, steps: Sequence[int]):
     "Decodes some steps of a camera and keeps them; where they cannot be had together, each by itself."
-    try: frames = self.ds.frames(episode, view, steps)
+    look = self.change, self.masks
+    try: shown = self.seen(episode, view, steps)
     except InputError as e:
         if len(steps) > 1:
             for s in steps: self._make(episode, view, [s])
         else: self._keep((episode, view, steps[0]), str(e))
         return
-    self.decoded += len(frames)
-    change, shown = self.change, frames if self.change is None else self.change(frames)
+    self.decoded += len(shown)
     made = {s: as_jpeg(f, self.box, self.quality) for s, f in zip(steps, shown)}
-    if change is not self.change: return  # the thread was late: these are no longer wanted
+    if look != (self.change, self.masks): return  # the thread was late: these are no longer wanted
     for s, data in made.items(): self._keep((episode, view, s), data)
 
 # %% ../../nbs/viz/00_frame_store.ipynb #34b533e2
@@ -244,7 +263,7 @@ class CameraView:
             self.images[v] = widgets.Image(value=_blank(store, v), format="jpeg", layout=picture)
             self.faults[v] = widgets.HTML(layout=words)
             self.faults[v].add_class("gr00t-fault")
-            name = widgets.HTML(f"<b>{html.escape(v)}</b>", layout=of(margin="0"))
+            name = widgets.HTML(_camera_name(v), layout=of(margin="0", max_width="100%"))
             cell = of(margin="0 8px 4px 0", flex="0 1 auto", min_width="0")
             cells.append(widgets.VBox([name, self.images[v], self.faults[v]], layout=cell))
             cells[-1].add_class("gr00t-camera")
@@ -270,6 +289,12 @@ class CameraView:
         return wrong
 
 # %% ../../nbs/viz/00_frame_store.ipynb #f5c0de09
+def _camera_name(view: str) -> str:  # HTML
+    "A camera's name in one line, cut where there is no room; the mouse finds the whole."
+    cut = "display:block;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
+    return f'<b style="{cut}" title="{html.escape(view)}">{html.escape(view)}</b>'
+
+
 def _blank(store: FrameStore, view: str) -> bytes:  # JPEG
     "A grey picture, as large as the camera's."
     feature = store.ds.modality["video"][view].get("original_key", view)

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPEEDS', 'DPI', 'CSS', 'TOUCH', 'THEMES', 'WIDGET_VIEW', 'pace', 'need_widgets', 'TimeControls', 'as_png',
-           'canvas_png', 'cursor_lines', 'touch_layer', 'FigureView', 'live', 'Viewer', 'Page']
+           'canvas_png', 'cursor_lines', 'touch_layer', 'FigureView', 'live', 'Viewer']
 
 # %% ../../nbs/viz/10_player.ipynb #ac5b5f8b
 import base64
-import io
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +20,9 @@ from fastcore.basics import patch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from ..errors import InputError, did_you_mean
-from ..plots.style import COLOURS, Plot, save_figure
+from ..plots.style import COLOURS, save_figure
 from .frame_store import PAGE
 
 try: import ipywidgets as widgets
@@ -235,6 +233,8 @@ body[data-jp-theme-light="false"] img.gr00t-figure, body.vscode-dark img.gr00t-f
     img.gr00t-figure.gr00t-dark {filter:invert(.92) hue-rotate(180deg)}
 img.gr00t-figure.gr00t-light {filter:none !important}
 .widget-checkbox .widget-label-basic {display:flex;align-items:center}
+.gr00t-choice {display:flex;align-items:center;flex-wrap:nowrap}
+.gr00t-choice > div {display:flex;flex-wrap:nowrap}
 body[data-jp-theme-light="false"] .gr00t-mark {filter:invert(.92) hue-rotate(180deg)}
 body[data-jp-theme-light="false"] {--jp-widgets-dropdown-arrow:url("data:image/svg+xml,ARROW")}
 </style>""".replace("ARROW", _ARROW)
@@ -473,14 +473,3 @@ class Viewer:
         if live() and self.root is not None:
             bundle |= {k: v for k, v in self.root._repr_mimebundle_().items() if k == WIDGET_VIEW}
         return bundle
-
-# %% ../../nbs/viz/10_player.ipynb #866057a2
-class Page(Plot):
-    "A figure with photographs in it. In a notebook it has 256 colours, a third of the size."
-
-    def _repr_png_(self) -> bytes:
-        image = Image.open(io.BytesIO(super()._repr_png_())).convert("RGB")
-        few = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        file = io.BytesIO()
-        few.save(file, format="png", optimize=True)
-        return file.getvalue()

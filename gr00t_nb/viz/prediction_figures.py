@@ -24,9 +24,9 @@ from ..processing.rotation import pose_to_matrix
 from ..errors import InputError, did_you_mean
 from ..evaluation.predictions import HOLD, Predictions
 from ..evaluation.measures import pose_gap
-from ..plots.style import COLOURS, legend, styled
+from ..plots.style import COLOURS, Page, legend, styled
 from .episodes import shortened
-from .player import Page, canvas_png
+from .player import canvas_png
 
 # %% ../../nbs/viz/50_prediction_figures.ipynb #79632fc0
 POLICY_COLOURS = [COLOURS[c] for c in ("blue", "vermilion", "green", "purple", "orange", "sky")]
@@ -298,7 +298,8 @@ def _moment(predictions: Predictions, episode: int, step: int, prompt: str | Non
     "Which moment it is, and what was asked."
     told, seconds = predictions.instruction(episode, step), step / (predictions.dataset.fps or 1)
     asked = f"“{told}”" if prompt is None else f"“{prompt}” instead of “{told}”"
-    return f"episode {episode}, step {step} ({seconds:.2f} s): {asked}"
+    where = f"episode {predictions.dataset.episodes[episode].index}, step {step}"
+    return f"{where} ({seconds:.2f} s): {asked}"
 
 
 def _say_lost(fig: Figure, predictions: Predictions, answers: dict):
@@ -360,7 +361,7 @@ def plot_denoising(
     for ax, k in zip(grid[0], points):
         ax.set_title(f"Euler step {k} of {last}" + (": noise" if k == 0 else ""))
     for ax in grid[-1]: ax.set_xlabel("seconds from now")
-    way_to = f"{name}: from noise to the answer at step {step} of episode {episode}"
+    way_to = f"{name}: from noise to the answer, {_moment(predictions, episode, step, prompt)}"
     fig.suptitle(title or way_to, x=0.01, ha="left")
     handles = [*grid[0][0].get_legend_handles_labels()[0], grid[0][-1].lines[-1]]
     fig.legend(handles=handles, loc="outside lower center", ncols=4, borderpad=0.1)
@@ -411,8 +412,8 @@ def plot_path_3d(
         time = offsets[inside] / (predictions.dataset.fps or 1)
         _draw_gaps(gaps, time, pose_gap(chunk[:, inside], recorded[rows[inside]]), k)
     _draw_space(space, tracks)
-    told = prompt if prompt is not None else predictions.instruction(episode, step)
-    fig.suptitle(title or f"{group}, episode {episode}, step {step}: “{told}”", x=0.01, ha="left")
+    moment = _moment(predictions, episode, step, prompt)
+    fig.suptitle(title or f"{group}, {moment}", x=0.01, ha="left")
     legend(fig, space, 5)
     return fig
 

@@ -34,10 +34,10 @@ try: import ipywidgets as widgets
 except ImportError: widgets = None  # the viewer is its static twin then
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #52078610
-def _live_page(count: int, title: str = "") -> tuple[Plot, list[Axes]]:
-    "Panels for the right half of the viewer."
+def _live_page(count: int) -> tuple[Plot, list[Axes]]:
+    "Panels for the right half of the viewer, as high in every view."
     size = dict(columns=min(4, count), width=8.7, height=1.75 if count > 4 else 2.4)
-    fig, axes = panels(count, xlabel="seconds from now", title=title, **size)
+    fig, axes = panels(count, xlabel="seconds from now", **size)
     fig.set_dpi(100)
     return fig, axes
 
@@ -71,9 +71,7 @@ def _point_page(
     predictions: Predictions, name: str, moment: tuple, way: tuple, k: int, dims: Sequence[int]
 ) -> Figure:
     "One point of a denoising. All points share one range."
-    count, (episode, step) = len(way[1]), moment
-    where = {0: ": noise", count: ": the answer"}.get(k, "")
-    fig, axes = _live_page(len(dims), f"Euler step {k} of {count}{where}")
+    (fig, axes), (episode, step) = _live_page(len(dims)), moment
     truth, offsets = predictions.truth(episode), predictions.offsets[name]
     time = offsets / (predictions.dataset.fps or 1)
     for ax, d in zip(axes, dims):
@@ -135,14 +133,16 @@ class PredictionViewer(GetAttr, Viewer):
 
     def __repr__(self):
         what = f"{', '.join(self.predictions.policies)} on {self.dataset.name}"
-        return f"PredictionViewer({what}: episode {self.at[0]}, step {self.at[1]})"
+        number = self.dataset.episodes[self.at[0]].index
+        return f"PredictionViewer({what}: episode {number}, step {self.at[1]})"
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #51f33fec
 def _length(predictions: Predictions, episode: int) -> tuple[int, str]:
     "Steps of an episode, at least 1, and what is wrong with it, or ''."
     try: length = len(predictions.truth(episode))
     except InputError as e: return 1, str(e)
-    return (length, "") if length else (1, f"Episode {episode} has no steps.")
+    number = predictions.dataset.episodes[episode].index
+    return (length, "") if length else (1, f"Episode {number} has no steps.")
 
 
 @patch
@@ -334,7 +334,7 @@ def draw(self: PredictionViewer):
     "Draws the moment."
     c = self.controls
     for view, row in c.of_views.items():
-        row.layout.display = "flex" if c.view.value == view else "none"
+        row.layout.visibility = "visible" if c.view.value == view else "hidden"
     wrong, facts = [self.trouble] if self.trouble else [], ""
     if not self.trouble:
         try:
