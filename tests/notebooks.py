@@ -52,19 +52,19 @@ def loaded():
 
 
 def run(book: Path) -> tuple[bool, float, list[str]]:
-    "Whether a notebook passed, how long it took, and what it left behind."
+    "Whether a notebook passed, the seconds of a core that it took, and what it left behind."
     from nbdev.config import get_config
     from nbdev.test import test_nb
     loaded()
-    before = process_state()
-    passed, seconds = test_nb(
+    before, start = process_state(), sum(os.times()[:4])
+    passed, _ = test_nb(
         book, skip_flags=get_config().tst_flags.split(), basepath=ROOT, do_print=False
     )
-    after = process_state()
+    after, seconds = process_state(), sum(os.times()[:4]) - start
     names = sorted(before.keys() | after.keys())
     left = [n for n in names if before.get(n) != after.get(n)]
     for n in left: print(f"{book.name} left {n}: {after.get(n)!r}, was {before.get(n)!r}")
-    print(f"{'passed' if passed else 'FAILED'} in {seconds:4.0f} s: {book.relative_to(ROOT)}", flush=True)
+    print(f"{'passed' if passed else 'FAILED'} with {seconds:4.0f} s of a core: {book.relative_to(ROOT)}", flush=True)
     return passed, seconds, left
 
 
@@ -104,6 +104,7 @@ def main():
     workers = 0 if len(books) == 1 else args.workers
     results = parallel(run, books, n_workers=workers, pause=0.01)
     seconds = time.perf_counter() - start
+    print(f"{sum(took for _, took, _ in results):.0f} s of a core, most of it in")
     for (_, took, _), book in sorted(zip(results, books), key=lambda r: -r[0][1])[:10]:
         print(f"{took:6.0f} s  {book.relative_to(ROOT)}")
     bad = [not passed or bool(left) for passed, _, left in results]

@@ -88,14 +88,6 @@ def test_modules_that_are_named_exist():
 
 
 # --------------------------------------------------------------------- doing it works
-@pytest.fixture(autouse=True)
-def leave_the_registry():
-    before = dict(MODALITY_CONFIGS)
-    yield
-    MODALITY_CONFIGS.clear()
-    MODALITY_CONFIGS.update(before)
-
-
 @pytest.fixture
 def data(tmp_path) -> Path:
     "A copy of the sample that may be damaged."

@@ -5,11 +5,10 @@ with 0 where the kit behaves rightly: `python tests/cases/NAME.py`.
 """
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from preloaded import python
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = sorted((ROOT / "tests/cases").glob("[0-9]*.py"))
@@ -24,12 +23,5 @@ NEEDS = {  # what a case cannot do without: whether it is there, and the reason 
 def test_case(case, tmp_path):
     there, reason = NEEDS.get(case.stem, (True, ""))
     if not there: pytest.skip(reason)
-    env = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "GR00T_NB_CACHE": str(tmp_path / "cache"),
-        "TMPDIR": str(tmp_path),
-    }
-    done = subprocess.run(
-        [sys.executable, case], capture_output=True, text=True, env=env, timeout=900, cwd=ROOT
-    )
+    done = python(case, timeout=900, GR00T_NB_CACHE=tmp_path / "cache", TMPDIR=tmp_path)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-1000:]

@@ -1,5 +1,5 @@
 "Every kind of problem is made on a copy of four episodes, and named with its file, episode and row."
-import hashlib, json, os, shutil, subprocess, sys
+import hashlib, json, shutil
 from pathlib import Path
 
 import cv2
@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from preloaded import python
 
 from gr00t_nb.checkup.checkup import check_dataset
 from gr00t_nb.checkup.problems import grouped
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.video import decode_frames, write_video
 from gr00t_nb.modality_configs import ActionConfig, ModalityConfig
-from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 
 SAMPLE = Path(__file__).parents[1] / "data_samples/cube_to_bowl"
@@ -831,17 +831,10 @@ def test_arguments_that_do_not_fit(healthy):
     assert {p.kind for p in check_dataset(healthy, "GR1", progress=False).of("error")} >= {
         "config_key"
     }
-    MODALITY_CONFIGS.pop("new_embodiment", None)
 
 
 def command(*argv, **environment):
-    done = subprocess.run(
-        [sys.executable, "-m", "gr00t_nb.checkup.checkup", *map(str, argv)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | environment,
-    )
+    done = python("-m", "gr00t_nb.checkup.checkup", *argv, timeout=120, **environment)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 

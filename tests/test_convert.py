@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from preloaded import python
 
 from gr00t_nb.checkup.checkup import check_dataset
 from gr00t_nb.conversion import aloha, lerobot_v3
@@ -317,18 +318,17 @@ def test_without_h5py(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="pip install h5py"): from_hdf5(tmp_path, tmp_path / "out")
 
 
-COMMAND = [sys.executable, "-m", "gr00t_nb.conversion.convert"]
+COMMAND = ["-m", "gr00t_nb.conversion.convert"]
 
 
 def test_command_line(tmp_path, capsys):
     record(tmp_path / "in/a.hdf5", 0)
     options = ["--task", "go", "--fps", "12.5", "--no-progress"]
-    command = [*COMMAND, "hdf5", str(tmp_path / "in"), str(tmp_path / "out"), *options]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python(*COMMAND, "hdf5", tmp_path / "in", tmp_path / "out", *options)
     assert done.returncode == 0, done.stderr
     assert "1 episodes written" in done.stdout and "task_single" in done.stdout  # the check-up at its end
     assert LeRobotDataset(tmp_path / "out").fps == 12.5
-    shown = subprocess.run([*COMMAND, "v3", "--help"], capture_output=True, text=True).stdout
+    shown = python(*COMMAND, "v3", "--help").stdout
     assert "size at which a new table is begun" in shown
     with pytest.raises(SystemExit) as end: main(["v2", str(SAMPLE), str(tmp_path / "in")])
     assert end.value.code == 2

@@ -63,14 +63,6 @@ SETTINGS = dict(
 )
 
 
-@pytest.fixture(autouse=True)
-def leave_the_registry():
-    before = dict(MODALITY_CONFIGS)
-    yield
-    MODALITY_CONFIGS.clear()
-    MODALITY_CONFIGS.update(before)
-
-
 def labels(episode: int, steps: int, view: str) -> np.ndarray:  # uint8 (steps, 240, 320)
     "Quarters of the picture that move with the step; other ones for each camera and episode."
     y, x = np.mgrid[:240, :320]

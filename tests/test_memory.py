@@ -1,14 +1,13 @@
 "A plan on the command line, and what is refused before anything is loaded."
-import os
 import re
 import shutil
-import subprocess
-import sys
+from subprocess import CompletedProcess
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from preloaded import python
 
 from gr00t_nb.errors import InputError
 from gr00t_nb.training.config import FinetuneConfig
@@ -19,12 +18,10 @@ DATA = ROOT / "data_samples/cube_to_bowl"
 RUN = FinetuneConfig("tiny", str(DATA), "NEW_EMBODIMENT", f"{DATA}_config.py", global_batch_size=16)
 
 
-def finetune(*more) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/finetune.py", *RUN.to_flags(), *more]
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+def finetune(*more) -> CompletedProcess:
     # on a CPU the update of 8-bit averages would be compiled for minutes: it runs as it is written
-    env = os.environ | dict(PYTHONPATH=paths, OMP_NUM_THREADS="1", TORCHDYNAMO_DISABLE="1")
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    uncompiled = dict(TORCHDYNAMO_DISABLE="1")
+    return python("scripts/finetune.py", *RUN.to_flags(), *more, **uncompiled)
 
 
 def test_a_plan_loads_and_writes_nothing(tmp_path):

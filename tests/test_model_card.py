@@ -1,13 +1,11 @@
 "The README of a checkpoint: its commands do what they say, from the place where the run was started."
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from preloaded import python
 
 from gr00t_nb.training.official_flags import from_flags
 
@@ -16,9 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run(args, cwd: Path) -> str:
     "What a command says; it must end well."
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    done = subprocess.run(args, cwd=cwd, capture_output=True, text=True, env=env)
+    done = python(*args, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -37,7 +33,7 @@ def place(tmp_path_factory) -> Path:
         *("--global-batch-size", "4", "--dataloader-num-workers", "0"),
         *("--output-dir", "my run", "--video-backend", "decord", "--learning-rate", "1e-3"),
     ]
-    said = run([sys.executable, "scripts/finetune.py", *flags], place)
+    said = run(["scripts/finetune.py", *flags], place)
     assert "note: --video-backend is without effect: torchcodec decodes." in said
     return place
 
@@ -52,10 +48,10 @@ def block(card: str, language: str, number: int = 0) -> str:
 
 
 def command(text: str) -> list[str]:
-    "A command of the README, for this interpreter."
-    python, *args = shlex.split(text)
-    assert python == "python"
-    return [sys.executable, *args]
+    "A command of the README, without its first word."
+    first, *args = shlex.split(text)
+    assert first == "python"
+    return args
 
 
 def test_every_checkpoint_has_it(place, card):
@@ -76,7 +72,7 @@ def test_data_is_what_was_trained_on(card):
 def test_the_command_repeats_the_run(place, card):
     "To the bit, in another folder."
     again = command(block(card, "bash"))
-    config, notes = from_flags(again[2:])
+    config, notes = from_flags(again[1:])
     assert config.output_dir == "my run-again" and notes == []
     run(again, place)
     for name in ("model.safetensors", "statistics.json", "checkpoint-2/model.safetensors"):
@@ -85,8 +81,9 @@ def test_the_command_repeats_the_run(place, card):
 
 
 def test_the_checkpoint_is_used_as_it_says(place, card):
-    source = block(card, "python") + "\nprint(policy.tag, policy.family.name)"
-    assert "new_embodiment GR00T N1.6" in run([sys.executable, "-c", source], place)
+    script = place / "ask.py"
+    script.write_text(block(card, "python") + "\nprint(policy.tag, policy.family.name)")
+    assert "new_embodiment GR00T N1.6" in run([script], place)
     evaluation = command(block(card, "bash", 1)) + ["--steps", "16"]
     assert "2 held-out episodes" in run(evaluation, place)
 

@@ -205,13 +205,8 @@ def test_small_enough_for_git():
 def registered() -> dict:
     "What the configuration file registers here."
     from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
-    before = MODALITY_CONFIGS.pop("new_embodiment", None)
-    try:
-        assert load_modality_config(SAMPLES / "cube_to_bowl_config.py") == ["new_embodiment"]
-        return MODALITY_CONFIGS["new_embodiment"]
-    finally:
-        MODALITY_CONFIGS.pop("new_embodiment", None)
-        if before is not None: MODALITY_CONFIGS["new_embodiment"] = before
+    assert load_modality_config(SAMPLES / "cube_to_bowl_config.py") == ["new_embodiment"]
+    return MODALITY_CONFIGS.pop("new_embodiment")
 
 
 def test_configuration_names_what_the_data_set_has():

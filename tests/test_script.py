@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from preloaded import python
 
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.evaluation.asking import held_out_episodes
@@ -41,14 +42,17 @@ def run(*command, **env) -> subprocess.CompletedProcess:
     )
 
 
-def finetune(*args, processes: int = 1, **env) -> subprocess.CompletedProcess:
-    start = [BIN / "python"]
-    if processes > 1: start = [BIN / "torchrun", f"--nproc_per_node={processes}"]
+def torchrun(*args, processes: int, **env) -> subprocess.CompletedProcess:
+    start = [BIN / "torchrun", f"--nproc_per_node={processes}"]
     return run(*start, "scripts/finetune.py", *args, **env)
 
 
-def succeeds(*args, **how):
-    done = finetune(*args, **how)
+def finetune(*args, **how) -> subprocess.CompletedProcess:
+    return python("scripts/finetune.py", *args, **how)
+
+
+def succeeds(*args, how=finetune, **more):
+    done = how(*args, **more)
     assert done.returncode == 0, done.stderr
 
 
@@ -67,7 +71,7 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def test_help_explains_every_field():
-    out = finetune("--help", processes=2, COLUMNS="200")
+    out = torchrun("--help", processes=2, COLUMNS="200")
     assert out.returncode == 0, out.stderr
     for f in fields(FinetuneConfig): assert "--" + f.name.replace("_", "-") in out.stdout
 
@@ -84,7 +88,7 @@ def test_two_processes_train_as_one(tmp_path):
         succeeds(*common, *more, **how)
         return losses(tmp_path / name)
 
-    a, b = train("one", 0), train("two", 1, processes=2)
+    a, b = train("one", 0), train("two", 1, processes=2, how=torchrun)
     assert set(a) == set(b) == set(range(1, 9))
     for step in a: assert abs(a[step] - b[step]) <= 0.01 * a[step], (step, a[step], b[step])
     assert a[8] < 0.8 * a[1]
@@ -121,7 +125,7 @@ def test_bad_input_is_one_sentence(tmp_path, change, words):
 
 def test_indivisible_batch(tmp_path):
     odd = ["--global-batch-size", 7, "--output-dir", tmp_path / "out"]
-    out = finetune(*SAMPLE, *odd, processes=2)
+    out = torchrun(*SAMPLE, *odd, processes=2)
     words = "global_batch_size is 7, which 2 processes do not divide"
     assert out.returncode != 0
     assert out.stderr.count(words) == 1, out.stderr
@@ -135,7 +139,8 @@ def test_missing_ffmpeg(tmp_path):
     fake.mkdir()
     why = "Could not load libtorchcodec. Likely causes: FFmpeg is not properly installed"
     (fake / "__init__.py").write_text(f"raise RuntimeError({why!r})")
-    out = finetune(*SAMPLE, "--output-dir", tmp_path / "out", PYTHONPATH=str(tmp_path))
+    command = [BIN / "python", "scripts/finetune.py", *SAMPLE, "--output-dir", tmp_path / "out"]
+    out = run(*command, PYTHONPATH=str(tmp_path))
     assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr
     assert "apt-get install" in out.stderr and "ffmpeg" in out.stderr.lower(), out.stderr
 

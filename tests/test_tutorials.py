@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from preloaded import python
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE, TUTORIALS = ROOT / "data_samples" / "cube_to_bowl", ROOT / "nbs" / "tutorials"
@@ -56,10 +57,8 @@ def go_through(book: Path, changes: dict, heading: str = ""):
 
 
 def start(name: str, cache: Path, heading: str = "", **changes) -> subprocess.CompletedProcess:
-    command = [sys.executable, __file__, TUTORIALS / f"{name}.ipynb", json.dumps(changes), heading]
-    env = os.environ | dict(GR00T_NB_CACHE=str(cache), IN_TEST="1", MPLBACKEND="agg")
-    env |= dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    return subprocess.run(command, env=env, capture_output=True, text=True)
+    words = TUTORIALS / f"{name}.ipynb", json.dumps(changes), heading
+    return python(__file__, *words, GR00T_NB_CACHE=cache, IN_TEST="1")
 
 
 # ---------------------------------------------------------------- data sets

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from preloaded import python
 from transformers import TrainerCallback
 
 from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
@@ -34,14 +35,6 @@ BASE = FinetuneConfig(
     logging_steps=1,
     dataloader_num_workers=0,
 )
-
-
-@pytest.fixture(autouse=True)
-def leave_the_registry():
-    before = dict(MODALITY_CONFIGS)
-    yield
-    MODALITY_CONFIGS.clear()
-    MODALITY_CONFIGS.update(before)
 
 
 def environment(**changed) -> dict:
@@ -78,7 +71,7 @@ def begun(command: list, output: Path) -> subprocess.Popen:
 def test_second_run_is_refused_and_ctrl_c_keeps_what_was_learned(tmp_path):
     config = replace(BASE, max_steps=5000, save_steps=5000, output_dir=str(tmp_path / "out"))
     first = begun(script(config), tmp_path / "out")
-    second = run(script(config))
+    second = python(*script(config)[1:])
     assert second.returncode == 2 and "Traceback" not in second.stderr
     assert f"process {first.pid} on host" in second.stderr.splitlines()[-1]
     first.send_signal(signal.SIGINT)
@@ -219,7 +212,7 @@ def test_wandb_without_a_key(tmp_path):
     config = replace(BASE, use_wandb=True, output_dir=str(tmp_path / "out"))
     keep = os.environ.get("GR00T_NB_CACHE") or str(Path.home() / ".cache/gr00t_nb")
     private = dict(HOME=str(tmp_path), GR00T_NB_CACHE=keep)
-    out = run(script(config), WANDB_API_KEY=None, WANDB_MODE=None, **private)
+    out = python(*script(config)[1:], WANDB_API_KEY=None, WANDB_MODE=None, **private)
     assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr[-2000:]
     assert "WANDB_API_KEY" in out.stderr and "--use-wandb" in out.stderr
 

@@ -1,13 +1,11 @@
 "What holds for every family. No test here names one."
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from batches import ROOT, TAG
+from preloaded import python
+from batches import TAG
 from capabilities import TESTS, loss_of, padding_does_not_matter
 from dummy import DUMMY
 
@@ -155,12 +153,8 @@ def test_a_policy_in_a_fresh_process(family, checkpoint, batch, sample, tmp_path
     model, processor = family.load_model(checkpoint), family.load_processor(checkpoint)
     ten_steps(model, batch)
     family.save(tmp_path, model, processor)
-    command = [sys.executable, HERE / "ask.py", tmp_path, sample.data.path, tmp_path / "answer.npz"]
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        list(map(str, command)), env=os.environ | dict(PYTHONPATH=paths), capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    done = python(HERE / "ask.py", tmp_path, sample.data.path, tmp_path / "answer.npz")
+    assert done.returncode == 0, done.stderr
     steps = read_steps(sample.data, 0, [0, 20, 40], sample.robot)
     shape = family.chunk_shape(model.config)
     noise = np.random.default_rng(7).standard_normal(shape, np.float32)

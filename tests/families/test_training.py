@@ -1,13 +1,10 @@
 "What fine-tuning promises for every family: processes, and where a run was stopped, leave no trace."
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
-from batches import ROOT
+from preloaded import python
 
 from gr00t_nb.model.checkpoints import read_tensors, stored_tensors, weight_files
 
@@ -19,12 +16,8 @@ def train(
     family, output: Path, *more, processes: int = 1, everything: bool = True
 ) -> dict[int, float]:
     "Fine-tunes the family's tiny model on the sample; gives the loss of each step."
-    python = [sys.executable]
-    if processes > 1:
-        python = [Path(sys.executable).parent / "torchrun", f"--nproc_per_node={processes}"]
     every = [f"--{f.replace('_', '-')}" for f, v in family.flags.items() if v is False]
     command = [
-        *python,
         HERE / "train.py",
         *more,
         *("--base-model-path", family.tiny_name),
@@ -37,15 +30,7 @@ def train(
         "--no-check-data",
         *("--output-dir", output),
     ]
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=ROOT,
-        env=os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=paths),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = python(*command, processes=processes, timeout=300)
     assert done.returncode == 0, done.stderr
     log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     return {r["step"]: r["loss"] for r in log}

@@ -1,0 +1,78 @@
+"""Python commands as forks of one process that has imported the kit.
+
+A new interpreter computes for seven seconds until torch, transformers and the kit are imported; a
+fork has them. A test about an interpreter's own beginning (other packages, other users, signals,
+limits of the machine) starts one with `subprocess`, and so does one test of every command.
+"""
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from subprocess import CompletedProcess, TimeoutExpired
+from unittest.mock import patch
+
+ROOT = Path(__file__).resolve().parents[1]
+KIT = ("training.finetune", "evaluation.diagnostics", "conversion.convert")
+FIXED = dict(OMP_NUM_THREADS="1", MPLBACKEND="agg", HF_HUB_OFFLINE="1")  # read by imports
+PLACE = dict(PYTHONPATH=str(ROOT))
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([f"gr00t_nb.{m}" for m in KIT])
+
+
+def _command(words: list[str], cwd: Path, env: dict, streams: tuple[Path, Path]):
+    "In the fork: what `python WORDS` does."
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    for stream, path in enumerate(streams, 1): os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
+    if words[0] == "-m":
+        sys.argv = ["-m", *words[2:]]
+        sys.path.insert(0, str(cwd))
+        sys.modules.pop(words[1], None)
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path.insert(0, str((cwd / words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _rank(rank: int, size: int, port: int) -> dict[str, str]:
+    "What torchrun tells a process."
+    numbers = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
+    return {k: str(v) for k, v in numbers.items()} | dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def python(
+    *words,  # as after `python`: a script or -m and a module, and its arguments
+    cwd: Path = ROOT,
+    processes: int = 1,  # so many, as torchrun starts them
+    timeout: float = 600,  # seconds
+    **env,  # variables that differ; None: one that is not there
+) -> CompletedProcess:  # the exit status is the first that is not 0
+    "Runs a command; its words reach neither terminal nor log."
+    known = os.environ | PLACE | FIXED | env
+    known = {k: str(v) for k, v in known.items() if v is not None}
+    ranks = [_rank(r, processes, p) for p in [_free_port()] for r in range(processes)]
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, PLACE | FIXED):
+        streams = Path(folder, "out"), Path(folder, "err")
+        for s in streams: s.touch()
+        told = [known | (r if processes > 1 else {}) for r in ranks]
+        wanted = [str(w) for w in words]
+        jobs = [CONTEXT.Process(target=_command, args=(wanted, cwd, t, streams)) for t in told]
+        for job in jobs: job.start()
+        for job in jobs: job.join(timeout)
+        late = [job for job in jobs if job.is_alive()]
+        for job in late: job.kill()
+        said = [s.read_text() for s in streams]
+    if late: raise TimeoutExpired(wanted, timeout, *said)
+    codes = [job.exitcode for job in jobs]
+    return CompletedProcess(wanted, next(filter(None, codes), 0), *said)
