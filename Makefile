@@ -18,8 +18,8 @@ setup: $(STAMP) ## .venv with everything, FFmpeg's libraries; costs nothing the 
 
 $(STAMP): constraints.txt settings.ini setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt torch torchcodec
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --no-compile -c constraints.txt torch torchcodec
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/nbdev_install_hooks >/dev/null; fi
 	@touch $@
 

@@ -10,6 +10,7 @@ import runpy
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 from unittest.mock import patch
@@ -22,12 +23,21 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([f"gr00t_nb.{m}" for m in KIT])
 
 
-def _command(words: list[str], cwd: Path, env: dict, streams: tuple[Path, Path]):
+def _unread() -> int:
+    "A pipe that nobody reads any more."
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def _command(words: list[str], cwd: Path, env: dict, streams: list[Path | None], first: Callable):
     "In the fork: what `python WORDS` does."
+    first()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    for stream, path in enumerate(streams, 1): os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
+    for stream, path in enumerate(streams, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND) if path else _unread(), stream)
     if words[0] == "-m":
         sys.argv = ["-m", *words[2:]]
         sys.path.insert(0, str(cwd))
@@ -56,6 +66,8 @@ def python(
     cwd: Path = ROOT,
     processes: int = 1,  # so many, as torchrun starts them
     timeout: float = 600,  # seconds
+    first: Callable = int,  # what each process does before it begins; int: nothing
+    read: bool = True,  # whether anybody reads what it prints
     **env,  # variables that differ; None: one that is not there
 ) -> CompletedProcess:  # the exit status is the first that is not 0
     "Runs a command; its words reach neither terminal nor log."
@@ -63,16 +75,18 @@ def python(
     known = {k: str(v) for k, v in known.items() if v is not None}
     ranks = [_rank(r, processes, p) for p in [_free_port()] for r in range(processes)]
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, PLACE | FIXED):
-        streams = Path(folder, "out"), Path(folder, "err")
-        for s in streams: s.touch()
+        files = Path(folder, "out"), Path(folder, "err")
+        for f in files: f.touch()
+        streams = [files[0] if read else None, files[1]]
         told = [known | (r if processes > 1 else {}) for r in ranks]
         wanted = [str(w) for w in words]
-        jobs = [CONTEXT.Process(target=_command, args=(wanted, cwd, t, streams)) for t in told]
+        each = [(wanted, cwd, t, streams, first) for t in told]
+        jobs = [CONTEXT.Process(target=_command, args=args) for args in each]
         for job in jobs: job.start()
         for job in jobs: job.join(timeout)
         late = [job for job in jobs if job.is_alive()]
         for job in late: job.kill()
-        said = [s.read_text() for s in streams]
+        said = [f.read_text() for f in files]
     if late: raise TimeoutExpired(wanted, timeout, *said)
     codes = [job.exitcode for job in jobs]
     return CompletedProcess(wanted, next(filter(None, codes), 0), *said)

@@ -71,7 +71,7 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def test_help_explains_every_field():
-    out = torchrun("--help", processes=2, COLUMNS="200")
+    out = finetune("--help", processes=2, COLUMNS="200")
     assert out.returncode == 0, out.stderr
     for f in fields(FinetuneConfig): assert "--" + f.name.replace("_", "-") in out.stdout
 
@@ -125,7 +125,7 @@ def test_bad_input_is_one_sentence(tmp_path, change, words):
 
 def test_indivisible_batch(tmp_path):
     odd = ["--global-batch-size", 7, "--output-dir", tmp_path / "out"]
-    out = torchrun(*SAMPLE, *odd, processes=2)
+    out = finetune(*SAMPLE, *odd, processes=2)
     words = "global_batch_size is 7, which 2 processes do not divide"
     assert out.returncode != 0
     assert out.stderr.count(words) == 1, out.stderr

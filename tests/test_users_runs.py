@@ -1,12 +1,15 @@
 """What ends a run ends it in one sentence, with nothing lost; one folder, one run; advice that works."""
+import ctypes
 import multiprocessing
 import os
+import resource
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,13 +86,12 @@ def test_second_run_is_refused_and_ctrl_c_keeps_what_was_learned(tmp_path):
     assert not list((tmp_path / "out").glob(".running*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_two_processes_stop_together(tmp_path, number):
+def test_two_processes_stop_together(tmp_path):
     "The signal goes to all of them, as a terminal's does, and torchrun sends it once more."
     config = replace(BASE, max_steps=5000, save_steps=5000, output_dir=str(tmp_path / "out"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     both = begun([*torchrun, "--master_port=29871", *script(config)[1:]], tmp_path / "out")
-    os.killpg(both.pid, number)
+    os.killpg(both.pid, signal.SIGTERM)
     said = both.communicate(timeout=120)[1]
     kept, = checkpoints(tmp_path / "out")
     assert f"{kept} is whole" in said, said[-2000:]
@@ -121,19 +123,30 @@ def test_a_fault_in_a_loader_process_comes_without_its_traceback(tmp_path):
     assert "Traceback" not in str(refused.value)
 
 
-MOUNTED = "mount -t tmpfs -o size={} tmpfs {} && exec {}"
+def mount(folder: str | Path, size: str):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
 
 
-def on_a_small(folder: Path, size: str, command: list) -> list:
-    "The command, in a world of its own in which a folder is a small disk."
-    return ["unshare", "--mount", "bash", "-c", MOUNTED.format(size, folder, shlex.join(command))]
+def small_shm(size: str):
+    "From now on /dev/shm is small, for this process and its children alone."
+    if ctypes.CDLL(None).unshare(0x00020000): raise OSError("no mount namespace")  # CLONE_NEWNS
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    mount("/dev/shm", size)
+
+
+@pytest.fixture
+def disk(tmp_path) -> Path:
+    "A folder with room for 600 kB."
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount(folder, "600k")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
-def test_a_full_disk(tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    out = run(on_a_small(small, "600k", script(replace(BASE, output_dir=str(small / "out")))))
+def test_a_full_disk(disk):
+    out = python(*script(replace(BASE, output_dir=str(disk / "out")))[1:])
     assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr[-2000:]
     assert "The disk is full" in out.stderr.splitlines()[-1]
 
@@ -145,7 +158,7 @@ def test_a_small_shared_memory_costs_time_alone(tmp_path, size, said):
     config = replace(BASE, global_batch_size=8, output_dir=str(tmp_path / "without"))
     losses = [row["loss"] for row in finetune(config).log]
     small = replace(config, dataloader_num_workers=2, output_dir=str(tmp_path / "small"))
-    out = run(on_a_small(Path("/dev/shm"), size, script(small)))
+    out = python(*script(small)[1:], first=partial(small_shm, size))
     assert out.returncode == 0 and "Traceback" not in out.stderr, out.stderr[-2000:]
     assert said in out.stderr, out.stderr[-2000:]
     assert [row["loss"] for row in read_jsonl(tmp_path / "small/log.jsonl")] == losses
@@ -153,7 +166,8 @@ def test_a_small_shared_memory_costs_time_alone(tmp_path, size, said):
 
 def test_too_many_open_files(tmp_path):
     config = replace(BASE, dataloader_num_workers=1, max_steps=40, output_dir=str(tmp_path / "out"))
-    out = run(["bash", "-c", f"ulimit -n 40 && exec {shlex.join(script(config))}"])
+    few = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (40, 40))
+    out = python(*script(config)[1:], first=few)
     assert out.returncode == 2 and "ulimit -n" in out.stderr.splitlines()[-1], out.stderr[-2000:]
 
 
@@ -176,27 +190,22 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts small disks")
 @pytest.mark.parametrize("fault", ["disk", "loader 0", "loader 1", "shm"])
-def test_of_two_processes_both_end_in_a_sentence(tmp_path, fault):
-    place = tmp_path / "place"
-    place.mkdir()
-    config = replace(BASE, dataloader_num_workers=1, save_steps=1, output_dir=str(place / "out"))
+def test_of_two_processes_both_end_in_a_sentence(tmp_path, disk, fault):
+    output = (disk if fault == "disk" else tmp_path) / "out"
+    config = replace(BASE, dataloader_num_workers=1, save_steps=1, output_dir=str(output))
     config = replace(config, max_steps=2 if fault in ("disk", "shm") else 100)
     (tmp_path / "train.py").write_text(KILLER)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    torchrun += ["--redirects=3", f"--log-dir={tmp_path / 'logs'}", str(tmp_path / "train.py")]
-    command, kind, _, rank = [*torchrun, *config.to_flags()], *fault.partition(" ")
-    if kind == "disk": command = on_a_small(place, "600k", command)
-    if kind == "shm": command = on_a_small(Path("/dev/shm"), "100k", command)
-    run(command, **dict(KILLED=rank) if rank else {})
-    said = [f.read_text() for f in sorted((tmp_path / "logs").rglob("stderr.log"))]
-    assert len(said) == 2 and not any("Traceback" in s for s in said), said
-    errors = [[line for line in s.splitlines() if line.startswith("error: ")] for s in said]
+    kind, _, rank = fault.partition(" ")
+    how = dict(shm=dict(first=partial(small_shm, "100k")), loader=dict(KILLED=rank))
+    command = [tmp_path / "train.py", *config.to_flags()]
+    said = python(*command, processes=2, **how.get(kind, {})).stderr
+    assert "Traceback" not in said, said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
     if kind == "shm":
-        assert errors == [[], []] and "--shm-size" in said[0] and checkpoints(config.output_dir)
+        assert not errors and "--shm-size" in said and checkpoints(config.output_dir)
         return
     cause = "The disk is full" if kind == "disk" else "A loader process has died"
-    assert cause in "".join(sum(errors, [])), said
-    assert [len(e) for e in errors] == [1, 1], said
+    assert cause in "".join(errors) and len(errors) == 2, said
 
 
 def test_no_home_that_can_be_written_to(tmp_path):
@@ -217,22 +226,14 @@ def test_wandb_without_a_key(tmp_path):
     assert "WANDB_API_KEY" in out.stderr and "--use-wandb" in out.stderr
 
 
-def nobody_reads(command: list) -> tuple[int, str]:  # exit code, standard error
-    "A command whose output goes to a pipe that nobody reads any more."
-    reader, writer = os.pipe()
-    os.close(reader)
-    wanted = dict(stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
-    out = subprocess.run([str(c) for c in command], env=environment(), **wanted)
-    os.close(writer)
-    return out.returncode, out.stderr
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     "A run that nobody read from: it trains and saves all the same."
     output = tmp_path_factory.mktemp("piped") / "out"
-    code, said = nobody_reads(script(replace(BASE, save_steps=1, output_dir=str(output))))
-    assert code == 141 and "Traceback" not in said and "BrokenPipe" not in said, said
+    config = replace(BASE, save_steps=1, output_dir=str(output))
+    out = python(*script(config)[1:], read=False)
+    assert out.returncode == 141, out.stderr
+    assert "Traceback" not in out.stderr and "BrokenPipe" not in out.stderr, out.stderr
     return output
 
 
@@ -262,10 +263,9 @@ ASK = ["--dataset-path", SAMPLE, "--traj-ids", "0", "--steps", "8"]
 ])
 def test_a_closed_pipe_ends_a_command_without_a_word(tmp_path, trained, module, arguments):
     stands = dict(TRAINED=trained, OUT=tmp_path / "out")
-    command = [sys.executable, "-m", f"gr00t_nb.{module}", *(stands.get(a, a) for a in arguments)]
-    code, said = nobody_reads(command)
-    assert "Traceback" not in said and "BrokenPipe" not in said, said
-    assert code == 141, said
+    out = python("-m", f"gr00t_nb.{module}", *(stands.get(a, a) for a in arguments), read=False)
+    assert out.returncode == 141, out.stderr
+    assert "Traceback" not in out.stderr and "BrokenPipe" not in out.stderr, out.stderr
 
 
 def test_ipython_shows_the_sentence_alone():
