@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import safe_globals
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..errors import OTHER_ENDED, InputError, sentence_of
@@ -32,6 +33,8 @@ from ..families.adapters import ADAPTERS, has_adapters, save_adapters
 from ..families.registry import family_of
 from ..loading.order import GlobalBatches
 from ..processing.batches import pad_prompts, split_batch
+from .parallel import set_units, shard_on_cpus
+from .sharded import OPTIMIZER, load_optimizer, save_optimizer, whole_weights
 from .step_graph import StepGraphs
 
 # %% ../../nbs/engine/20_trainer.ipynb #ebea3d48
@@ -93,6 +96,7 @@ class Gr00tTrainer(Trainer):
         **kwargs,  # of Trainer
     ):
         collator = Collator(processor, model.config, seed)
+        set_units(model, collator.family, args)
         super().__init__(model, args, collator, train_dataset=dataset, **kwargs)
         self.family, self.processor, self.seed = collator.family, processor, seed
         self.global_batch_size, self.start_step = global_batch_size, start_step
@@ -105,7 +109,9 @@ class Gr00tTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs, share = model(inputs), getattr(self, "_share", 1)
+        # accelerate puts autocast around every model but one in shards
+        with self.accelerator.autocast() if self.is_fsdp_enabled else nullcontext():
+            outputs, share = model(inputs), getattr(self, "_share", 1)
         loss = outputs["loss"] * share  # of a part of a batch, see `training_step`
         return (loss, outputs) if return_outputs else loss
 
@@ -267,6 +273,48 @@ def _save_rng_state(self: Gr00tTrainer, output_dir: str):
     with safe_globals(): states = torch.load(file, weights_only=True)
     name, key, *rest = states["numpy"]
     torch.save(states | dict(numpy=(name, key.tolist(), *rest)), file)
+
+# %% ../../nbs/engine/20_trainer.ipynb #587c2a30
+@patch
+def create_accelerator_and_postprocess(self: Gr00tTrainer):
+    "accelerate leaves a variable behind, by which the next run of this process would shard too."
+    args, mesh = self.args, self.args.parallelism_config
+    on_cpus = args.fsdp_plugin_args is not None and args.device.type == "cpu"
+    if on_cpus: args.parallelism_config = None
+    try: Trainer.create_accelerator_and_postprocess(self)
+    finally: os.environ.pop("ACCELERATE_USE_FSDP", None)
+    if not on_cpus: return
+    args.parallelism_config, self.is_fsdp_enabled = mesh, True
+    shard_on_cpus(self.accelerator, args, mesh)
+
+
+@patch
+def save_model(self: Gr00tTrainer, output_dir: str | None = None, _internal_call: bool = False):
+    "A whole checkpoint, however the processes share the model; called by every process."
+    with whole_weights(self.accelerator.unwrap_model(self.model), self.args.should_save):
+        if self.args.should_save: self._save(output_dir)
+
+
+@patch
+def _save_optimizer_and_scheduler(self: Gr00tTrainer, output_dir: str):
+    "A model in shards keeps its optimizer in shards, too."
+    if not self.is_fsdp_enabled: return Trainer._save_optimizer_and_scheduler(self, output_dir)
+    save_optimizer(self.model, self.optimizer, Path(output_dir) / OPTIMIZER)
+    if not self.args.should_save: return
+    torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+
+@patch
+def _load_optimizer_and_scheduler(self: Gr00tTrainer, checkpoint: str | None):
+    "Shards, or one file, for a model in shards or a whole one."
+    shards = checkpoint is not None and (Path(checkpoint) / OPTIMIZER).is_dir()
+    if checkpoint is None or not (shards or self.is_fsdp_enabled):
+        return Trainer._load_optimizer_and_scheduler(self, checkpoint)
+    load_optimizer(self.model, self.optimizer, checkpoint)
+    schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+    self.lr_scheduler.load_state_dict(schedule)
+    rates = self.lr_scheduler.get_last_lr()
+    for group, rate in zip(self.optimizer.param_groups, rates): group["lr"] = rate
 
 # %% ../../nbs/engine/20_trainer.ipynb #8a0d709a
 _UNFINISHED = ".unfinished"

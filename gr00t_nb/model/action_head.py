@@ -72,12 +72,13 @@ def prepare_context(
     backbone: dict,  # what `Eagle.forward` returned
     state: Tensor,  # [B, T_s, max_state_dim]
     embodiment: Tensor | int,  # int64 [B] or one int
+    ahead: bool = True,  # keys and values of all blocks at once, see `DiT.context`
 ) -> tuple[Tensor, list, Tensor]:  # features after vlln, DiT context, state tokens [B, T_s, width]
     "The parts that stay the same over all flow times."
     # the backbone may be bfloat16 beside a float32 head; what follows is in the head's dtype
     features = self.vlln(backbone["backbone_features"].to(self.dtype))
     context = self.model.context(
-        features, backbone["backbone_attention_mask"], backbone["image_mask"]
+        features, backbone["backbone_attention_mask"], backbone["image_mask"], ahead
     )
     return features, context, self.state_encoder(state.to(self.dtype), embodiment)
 
@@ -110,7 +111,8 @@ def forward(
 ) -> dict:  # loss, action_loss [B,H,D], action_mask, backbone_features, state_features and what they were made from
     "The flow-matching loss of a batch."
     action, mask, embodiment = batch["action"], batch["action_mask"], batch["embodiment_id"]
-    features, context, state = self.prepare_context(backbone, batch["state"], embodiment)
+    given = backbone, batch["state"], embodiment
+    features, context, state = self.prepare_context(*given, ahead=False)
     state = self._hide_or_disturb(state, batch.get("state_dropout"))
     noise, t = self._noise_and_time(action, batch.get("noise"), batch.get("time"))
     noisy, target = interpolate(action, noise, t)

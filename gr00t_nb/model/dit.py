@@ -112,11 +112,12 @@ class DiTBlock(nn.Module):
         self,
         x: Tensor,
         c: Tensor,
-        kv: tuple[Tensor, Tensor] | None = None,
+        kv: tuple[Tensor, Tensor] | Tensor | None = None,  # or what to make them of; None: the tokens
         mask: Tensor | None = None,
     ) -> Tensor:
         h = self.norm1(x, c)
-        h = self.attn1(h, self.attn1.keys_values(h) if kv is None else kv, mask)
+        if not isinstance(kv, tuple): kv = self.attn1.keys_values(h if kv is None else kv)
+        h = self.attn1(h, kv, mask)
         x = x + (h if self.final_dropout is None else self.final_dropout(h))
         return x + self.ff(F.layer_norm(x, x.shape[-1:], eps=1e-5))
 
@@ -180,14 +181,16 @@ def context(
     features: Tensor,  # [B, N, cross_attention_dim] backbone features
     attention_mask: Tensor | None = None,  # bool [B, N], False at padding; needed unless this is the plain DiT
     image_mask: Tensor | None = None,  # bool [B, N], True at image tokens; likewise
+    ahead: bool = True,  # for many flow times; False: each block makes its keys and values in its turn
 ) -> list[tuple]:  # per block (kv, mask), or (None, None) for self-attention
     "Keys, values and mask of every cross-attention block."
     masks = {"self": None, "all": None}  # as officially the plain DiT attends to padding, too
     if "text" in self.attends or "image" in self.attends:
         masks["text"] = (attention_mask & ~image_mask)[:, None, None]
         masks["image"] = (attention_mask & image_mask)[:, None, None]
+    made = lambda block: block.attn1.keys_values(features) if ahead else features
     return [
-        (block.attn1.keys_values(features) if block.is_cross else None, masks[kind])
+        (made(block) if block.is_cross else None, masks[kind])
         for block, kind in zip(self.transformer_blocks, self.attends)
     ]
 

@@ -12,6 +12,7 @@ from typing import get_args
 
 from ..data.layouts_v3 import dataset_folder
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
+from ..engine.parallel import WHOLE, check_parallel, engine_of
 from ..errors import InputError
 from ..families.adapters import RANK, adapter_parts, check_lora, frozen_flags, import_peft
 from ..families.family import Family
@@ -84,6 +85,7 @@ def resolved(
         raise InputError(f"Nothing would be trained: switch on at least one of {switches}.")
     values = {k: getattr(family.defaults, k) for k in FROM_DEFAULTS if getattr(config, k) is None}
     values |= {k: bool(getattr(config, k)) for k in LEVERS}
+    values |= dict(parallel=engine_of(config.parallel))
     dropout = _state_dropout(config, family)
     return replace(config, **flags, **values, **lora, state_dropout_prob=dropout)
 
@@ -175,6 +177,8 @@ def check_config(
     _check_processes(config, world_size)
     mask_steps(config.extra_augmentation_config)  # says what is wrong with it
     _check_step_graph(config, world_size)
+    whole = {name: getattr(config, name) for name in WHOLE}
+    check_parallel(config.parallel, world_size, config.shard_group, **whole)
     if config.sampling not in get_args(SampleOptions.__annotations__["sampling"]):
         raise InputError(f"sampling is {config.sampling!r}: expected 'uniform' or 'official'.")
     _check_lora(config)

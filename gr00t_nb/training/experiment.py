@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
+from ..engine.parallel import parallel_arguments
 from ..errors import InputError
 from ..evaluation.asking import training_record
 from ..families.family import Family
@@ -65,7 +66,7 @@ def training_arguments(
         max_steps=config.max_steps,
         per_device_train_batch_size=config.global_batch_size // world_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        bf16=bf16,
+        **parallel_arguments(config.parallel, world_size, config.shard_group, bf16),
         tf32=True if cuda else None,
         use_cpu=not cuda,
         ddp_backend="gloo" if world_size > 1 and not cuda else None,
@@ -186,7 +187,7 @@ def start_wandb(
 
 # %% ../../nbs/training/20_experiment.ipynb #7061b4ee
 _MAY_CHANGE = {
-    "dataloader_num_workers", "num_gpus", "save_steps", "save_total_limit", "logging_steps",
+    "dataloader_num_workers", "num_gpus", "parallel", "shard_group", "save_steps", "save_total_limit", "logging_steps",
     "use_wandb", "wandb_project", "experiment_name", "resume", "output_dir",
     "gradient_checkpointing", "compile", "step_graph", "memory", "micro_batch_size", "frame_cache", "check_data",
     "base_model_path", "dataset_path", "modality_config_path", "modality_path", "tokenizer_path",

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -37,7 +38,9 @@ from .official_flags import from_flags
 from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_run
 from .plan import switch_on
 from .prepare import Prepared, choose_base, prepare_data, training_dataset
+from ..engine.parallel import check_checkpoint, note_on_processes
 from ..engine.stopping import StopOnSignal
+from ..engine.together import Together
 from ..engine.trainer import Gr00tTrainer
 
 # %% ../../nbs/training/40_finetune.ipynb #6e4cb0d2
@@ -67,14 +70,19 @@ def _prepare(
         config = fit_memory(config, world_size)
         _, family, config = choose_base(config)
         args = training_arguments(config, family, world_size)
-        with args.main_process_first(desc="preparing"):  # what is computed once is cached for the others
+        # what one process finds from here on ends all of them; what is computed once is cached for the others
+        together, first = Together(), args.local_process_index == 0
+        with together.first_does("the check-up and the statistics of the data", first):
             prepared = prepare_data(config, world_size)
-        resume = find_resume(config, prepared)
-        set_seed(config.seed)
-        slot = prepared.processor.embodiment_ids[prepared.tag]
-        start, adapters = resume or prepared.base, None
-        if resume and config.lora_parts: start, adapters = prepared.base, resume / ADAPTERS
-        model = load_model(config, start, slot, adapters)
+        with together.all_do("loading the model"):
+            resume = find_resume(config, prepared)
+            if resume: check_checkpoint(config.parallel, world_size, resume)
+            set_seed(config.seed)
+            slot = prepared.processor.embodiment_ids[prepared.tag]
+            start, adapters = resume or prepared.base, None
+            if resume and config.lora_parts: start, adapters = prepared.base, resume / ADAPTERS
+            model = load_model(config, start, slot, adapters)
+        if rank == 0 and (note := note_on_processes(resume, world_size)): warnings.warn(note)
     except (InputError, KeyboardInterrupt):
         if new_folder and rank == 0: shutil.rmtree(config.output_dir, ignore_errors=True)
         raise
@@ -182,7 +190,7 @@ class _Run:
                 _close_bars(trainer)
         if (checkpoint_step(newest_checkpoint(output_dir)) or 0) < trainer.state.global_step:
             trainer._save_checkpoint(self.model, None)
-        if first: trainer._save(str(output_dir))
+        trainer.save_model(str(output_dir))
         trainer.accelerator.wait_for_everyone()
         log = log_path(output_dir)
         lines = read_jsonl(log) if log.exists() else []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import tyro
 
+from ..engine.parallel import engine_of
 from ..errors import InputError
 from ..runs.run_folder import newest_checkpoint
 from .config import FinetuneConfig
@@ -30,6 +31,7 @@ OFFICIAL_FLAGS = {
     "balance-trajectory-weights": "as always here: every step counts alike",
     "save-only-model": "without effect: checkpoints stay whole; --save-total-limit 1 keeps one",
     "lora-full-model": "without effect: --lora-parts says which parts have adapters",
+    "sharding-strategy": "FluxVLA's; full-shard: --parallel fsdp2; also hybrid-shard, shard-grad-op, no-shard",
     "data-config": "refused: a robot is described in a file, see --modality-config-path",
     "skip-weight-loading": "refused: a small model with random weights is --base-model-path tiny",
 }  # flag of NVIDIA's launchers that is no field -> what it does here
@@ -75,6 +77,7 @@ def _translated(config: FinetuneConfig, flag: str, said: str) -> FinetuneConfig:
     if flag == "report-to": return replace(config, use_wandb=said == "wandb")
     if flag.startswith("override"): return replace(config, override_statistics=not off)
     if flag == "resume-from-checkpoint": return _go_on_from(config, said)
+    if flag == "sharding-strategy": return replace(config, parallel=engine_of(said))
     if flag != "batch-size": return config
     if not said.isdecimal():
         raise InputError(f"--batch-size is {said}: expected a whole number, of each process.")

@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from transformers import TrainerCallback
 
+from ..engine.parallel import divided, exchanged, group_size
 from ..errors import InputError, did_you_mean
 from ..families.adapters import add_adapters, frozen_flags, load_adapters, narrow_frozen
 from ..families.base_models import resolve_base_model
@@ -166,11 +167,8 @@ class Plan:
     checkpoint: int  # bytes
     pace: float | None = None  # samples a second over all processes, measured
     advice: str = ""  # what to switch on where it does not fit
-
-    @property
-    def exchange(self) -> int:  # bytes
-        "What processes hold to exchange gradients."
-        return sum(self.memory.gradients.values()) if self.world_size > 1 else 0
+    exchange: int = 0  # bytes that processes hold to exchange gradients, and to put shards together
+    shards: int = 1  # parts into which the optimizer is divided
 
     @property
     def peak(self) -> int: return self.memory.peak + self.exchange  # bytes
@@ -200,7 +198,8 @@ def disk(self: Plan) -> tuple[int, int]:  # checkpoints at a time, bytes
     config = self.config
     saves = math.ceil(config.max_steps / config.save_steps)
     count = min(saves, config.save_total_limit + 1)
-    return count, count * self.checkpoint + self.checkpoint - sum(self.memory.optimizer.values())
+    averages = self.shards * sum(self.memory.optimizer.values())
+    return count, count * self.checkpoint + self.checkpoint - averages
 
 # %% ../../nbs/training/37_plan.ipynb #dce3431a
 _COLUMNS = ("weights", "gradients", "optimizer", "activations")
@@ -221,7 +220,8 @@ def table(self: Plan) -> list[tuple[str, ...]]:
 @patch
 def _verdict(self: Plan) -> str:
     most = f"largest sum: {_gb(self.peak)} GB"
-    if self.exchange: most += f", of these {_gb(self.exchange)} to exchange gradients"
+    what = "gradients" if self.config.parallel == "ddp" else "gradients and shards"
+    if self.exchange: most += f", of these {_gb(self.exchange)} to exchange {what}"
     if self.card is None: return f"{most}; name a card with --gpu to see whether it fits"
     whole, fits = self.card.memory, "it fits" if self.fits else "it does NOT fit"
     room = f"{self.card.name}, {_gb((1 - RESERVE) * whole)} of {_gb(whole)} GB to be used"
@@ -303,10 +303,13 @@ class _Case:
             accumulate=several or config.gradient_accumulation_steps > 1,
         )
         saved = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        engine, world = config.parallel, self.world_size
+        shards = group_size(engine, world, config.shard_group)
         return Plan(
-            replace(config, base_model_path=self.name), family, memory, self.card, size,
-            batch["input_ids"].shape[1], self.epoch, bf16, self.world_size,
+            replace(config, base_model_path=self.name), family, divided(memory, engine, shards),
+            self.card, size, batch["input_ids"].shape[1], self.epoch, bf16, world,
             saved + sum(memory.optimizer.values()), self.pace,
+            exchange=exchanged(model, family, engine, world), shards=shards,
         )
 
     @cached_property
@@ -335,7 +338,8 @@ def least(self: _Case, **changes) -> int:  # bytes
     model, size = self.model(config), lambda t: t.numel() * t.element_size()
     trained = [p for p in model.parameters() if p.requires_grad]
     held = sum(map(size, [*model.parameters(), *model.buffers(), *trained]))
-    return held + sum(adamw_bytes(p, config.adamw_8bit) for p in trained)
+    held += sum(adamw_bytes(p, config.adamw_8bit) for p in trained)
+    return held // group_size(config.parallel, self.world_size, config.shard_group)
 
 # %% ../../nbs/training/37_plan.ipynb #3350e72b
 def _ladder(config: FinetuneConfig, family: Family, size: int) -> Iterator[dict]:
