@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from preloaded import python
 from transformers import TrainerCallback
@@ -21,6 +22,7 @@ from gr00t_nb.embodiments import register_modality_config
 from gr00t_nb.errors import InputError
 from gr00t_nb.files import read_jsonl
 from gr00t_nb.runs.run_folder import checkpoints
+from gr00t_nb.training import finetune as command
 from gr00t_nb.training.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
 
@@ -95,6 +97,61 @@ def test_two_processes_stop_together(tmp_path):
     said = both.communicate(timeout=120)[1]
     kept, = checkpoints(tmp_path / "out")
     assert f"{kept} is whole" in said, said[-2000:]
+
+
+def test_a_scheduler_takes_two_processes_back(tmp_path):
+    "One of them hears it, and torchrun, which was started deaf to it, as advised."
+    config = replace(BASE, max_steps=5000, save_steps=5000, output_dir=str(tmp_path / "out"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    deaf = f"trap '' USR1; exec {shlex.join([*torchrun, *script(config)[1:]])}"
+    both = begun(["bash", "-c", deaf], tmp_path / "out")
+    second, = (p for p in psutil.Process(both.pid).children() if p.environ().get("RANK") == "1")
+    for process in (both, second): process.send_signal(signal.SIGUSR1)
+    said = both.communicate(timeout=120)[1]
+    kept, = checkpoints(tmp_path / "out")
+    assert f"{kept} is whole" in said and "Exit code 75 asks" in said, said[-2000:]
+    assert "exitcode  : 75" in said, said[-2000:]  # torchrun's report of the ranks
+
+
+class Signal(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2: os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_scheduler_is_asked_to_try_again(tmp_path, monkeypatch, capsys):
+    "By exit code 75; the next run goes on, and ends with 0."
+    config = replace(BASE, max_steps=4, output_dir=str(tmp_path / "out"))
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *config.to_flags()])
+    before = {n: signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        monkeypatch.setattr(command, "finetune", lambda config: finetune(config, [Signal()]))
+        with pytest.raises(SystemExit) as ended: command.main()
+        said = capsys.readouterr()
+        monkeypatch.undo()
+        monkeypatch.setattr(sys, "argv", ["finetune.py", *config.to_flags()])
+        command.main()
+        with pytest.raises(SystemExit) as early: os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        for number, handler in before.items(): signal.signal(number, handler)
+    assert (ended.value.code, early.value.code) == (75, 75)
+    assert "stopped after step 2 of 4" in said.err and "Exit code 75 asks" in said.err
+    told = capsys.readouterr().out
+    assert "goes on from" in told and "2 of 4 steps are done, in epoch 1" in told
+
+
+def test_a_truncated_checkpoint_is_passed_over(tmp_path):
+    "With one warning; the run goes on from the one before, and the broken one takes no whole one's place."
+    config = replace(BASE, save_steps=1, save_total_limit=2, output_dir=str(tmp_path / "out"))
+    once = [row["loss"] for row in finetune(config).log]
+    weights = tmp_path / "out/checkpoint-3/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    with pytest.warns(UserWarning, match="checkpoint-3 .model.safetensors has 1,000 of") as told:
+        again = finetune(config)
+    assert len([w for w in told if "passed over" in str(w.message)]) == 1
+    assert [row["loss"] for row in again.log] == once and weights.read_bytes() == whole
+    names = sorted(p.name for p in (tmp_path / "out").glob("*checkpoint-*"))
+    assert names == ["broken-checkpoint-3", "checkpoint-2", "checkpoint-3"]
 
 
 class Kill(TrainerCallback):
@@ -275,14 +332,14 @@ def test_ipython_shows_the_sentence_alone():
     assert said == ["InputError: Give --output-dir (output_dir)."]
 
 
-def test_further_steps_as_advised(tmp_path):
-    "A run of one step, then two steps on top of it: refused with advice that is followed here."
+def test_another_learning_rate_as_advised(tmp_path):
+    "Two steps on top of a run of one: refused with advice that is followed here."
     config = replace(BASE, max_steps=1, output_dir=str(tmp_path / "one"))
     finetune(config)
-    with pytest.raises(InputError) as refused: finetune(replace(config, max_steps=2))
+    other = replace(config, learning_rate=1e-5, max_steps=2)
+    with pytest.raises(InputError) as refused: finetune(other)
     base = str(refused.value).partition("add --base-model-path ")[2].split()[0]
-    more = replace(config, base_model_path=base, output_dir=str(tmp_path / "more"), max_steps=2)
-    assert len(finetune(more).log) == 2
+    assert len(finetune(replace(other, base_model_path=base, output_dir=str(tmp_path / "more"))).log) == 2
 
 
 def test_a_second_configuration_for_a_tag(tmp_path):

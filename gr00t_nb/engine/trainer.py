@@ -35,6 +35,8 @@ from ..loading.order import GlobalBatches
 from ..processing.batches import pad_prompts, split_batch
 from .parallel import set_units, shard_on_cpus
 from .sharded import OPTIMIZER, load_optimizer, save_optimizer, whole_weights
+from ..runs.manifest import write_manifest
+from ..runs.run_folder import set_aside
 from .step_graph import StepGraphs
 
 # %% ../../nbs/engine/20_trainer.ipynb #ebea3d48
@@ -105,6 +107,7 @@ class Gr00tTrainer(Trainer):
         self.data_seconds = 0.0  # how long the loop has waited for batches
         self.unshared = False  # whether a batch came through the pipe
         self.skipped: Counter[str] = Counter()  # episode -> samples that this process replaced
+        self.told: set[str] = set()  # episodes of which it has said so
         self.total_skipped = 0  # of all processes, when the last line was logged
         self.remove_callback(PrinterCallback)
 
@@ -168,6 +171,7 @@ def _one_thread(worker: int):
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGUSR1, signal.SIGUSR2): signal.signal(number, signal.SIG_IGN)
 
 
 def _possible(workers: int) -> int:
@@ -225,7 +229,8 @@ def get_batch_samples(self: Gr00tTrainer, *args, **kwargs):
 def _count_skipped(self: Gr00tTrainer, skipped):
     for episode, why in skipped:
         self.skipped[episode] += 1
-        if self.skipped[episode] > 1: continue
+        if episode in self.told: continue
+        self.told.add(episode)
         warnings.warn(f"{why} Other steps take the place of those that cannot be read.")
 
 
@@ -264,15 +269,37 @@ def _save(self: Gr00tTrainer, output_dir: str | None = None, state_dict=None):
         elif path.exists(): shutil.copy2(path, output_dir / path.name)
 
 # %% ../../nbs/engine/20_trainer.ipynb #e73839a3
+def _of_process(folder: str, args: TrainingArguments) -> Path:
+    "Where a process keeps its states, as the Trainer names it."
+    number = f"_{args.process_index}" if args.world_size > 1 else ""
+    return Path(folder) / f"rng_state{number}.pth"
+
+
 @patch
 def _save_rng_state(self: Gr00tTrainer, output_dir: str):
     "The Trainer's random states of this process, numpy's among them as plain numbers."
     Trainer._save_rng_state(self, output_dir)
-    of_process = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
-    file = Path(output_dir) / f"rng_state{of_process}.pth"
+    file = _of_process(output_dir, self.args)
     with safe_globals(): states = torch.load(file, weights_only=True)
     name, key, *rest = states["numpy"]
-    torch.save(states | dict(numpy=(name, key.tolist(), *rest)), file)
+    states["numpy"] = name, key.tolist(), *rest
+    if hasattr(self, "_tr_loss"):
+        states["unlogged"] = self._tr_loss.cpu(), self._globalstep_last_logged
+        states["skipped"] = dict(self.skipped)
+    torch.save(states, file)
+
+
+@patch
+def _load_rng_state(self: Gr00tTrainer, checkpoint: str | None):
+    "The random states of this process, and what is not logged yet, if there are any."
+    Trainer._load_rng_state(self, checkpoint)
+    file = _of_process(checkpoint or "", self.args)
+    if not file.is_file(): return
+    with safe_globals(): states = torch.load(file, weights_only=True)
+    self.skipped.update(states.get("skipped", {}))
+    if "unlogged" not in states: return
+    loss, self._globalstep_last_logged = states["unlogged"]
+    self._tr_loss = loss.to(self.args.device)
 
 # %% ../../nbs/engine/20_trainer.ipynb #587c2a30
 @patch
@@ -307,14 +334,25 @@ def _save_optimizer_and_scheduler(self: Gr00tTrainer, output_dir: str):
 @patch
 def _load_optimizer_and_scheduler(self: Gr00tTrainer, checkpoint: str | None):
     "Shards, or one file, for a model in shards or a whole one."
-    shards = checkpoint is not None and (Path(checkpoint) / OPTIMIZER).is_dir()
-    if checkpoint is None or not (shards or self.is_fsdp_enabled):
-        return Trainer._load_optimizer_and_scheduler(self, checkpoint)
-    load_optimizer(self.model, self.optimizer, checkpoint)
-    schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
-    self.lr_scheduler.load_state_dict(schedule)
-    rates = self.lr_scheduler.get_last_lr()
-    for group, rate in zip(self.optimizer.param_groups, rates): group["lr"] = rate
+    if checkpoint is None: return Trainer._load_optimizer_and_scheduler(self, checkpoint)
+    if self.is_fsdp_enabled or (Path(checkpoint) / OPTIMIZER).is_dir():
+        load_optimizer(self.model, self.optimizer, checkpoint)
+        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        self.lr_scheduler.load_state_dict(schedule)
+    else: Trainer._load_optimizer_and_scheduler(self, checkpoint)
+    self._set_rates()
+
+# %% ../../nbs/engine/20_trainer.ipynb #ae14029b
+@patch
+def _set_rates(self: Gr00tTrainer):
+    "The learning rates of this run's schedule at its step: it may be longer than the one that was saved."
+    schedule = self.lr_scheduler
+    if hasattr(schedule, "lr_lambdas"):
+        shares = [share(schedule.last_epoch) for share in schedule.lr_lambdas]
+        schedule._last_lr = [base * share for base, share in zip(schedule.base_lrs, shares)]
+    for group, rate in zip(self.optimizer.param_groups, schedule.get_last_lr()):
+        if isinstance(group["lr"], torch.Tensor): group["lr"].fill_(rate)
+        else: group["lr"] = rate
 
 # %% ../../nbs/engine/20_trainer.ipynb #8a0d709a
 _UNFINISHED = ".unfinished"
@@ -322,8 +360,9 @@ _UNFINISHED = ".unfinished"
 
 @patch
 def clear_unfinished(self: Gr00tTrainer):
-    "Removes what a run left that died while it saved; called by every process."
+    "Removes what a run left that died while it saved, and sets broken checkpoints aside; called by every process."
     if self.args.should_save:
+        set_aside(self.args.output_dir)
         shutil.rmtree(Path(self.args.output_dir) / _UNFINISHED, ignore_errors=True)
     self.accelerator.wait_for_everyone()
 
@@ -343,6 +382,7 @@ def _save_checkpoint(self: Gr00tTrainer, model, trial):
     self.accelerator.wait_for_everyone()  # every process has written its random state
     if self.args.should_save:
         for folder in (final / _UNFINISHED).iterdir():
+            write_manifest(folder)
             shutil.rmtree(final / folder.name, ignore_errors=True)
             os.replace(folder, final / folder.name)
         (final / _UNFINISHED).rmdir()

@@ -82,7 +82,7 @@ class OptimizerOptions:
     gradient_accumulation_steps: int = 1  # batches to one optimizer step
     micro_batch_size: int | None = None  # samples that a process computes at once; none: its part of the batch
     adamw_8bit: Switch = None  # the optimizer's two averages in 8 bits: a quarter of their memory; needs torchao
-    max_steps: int = 10000  # optimizer steps of the whole run
+    max_steps: int = 10000  # optimizer steps of the whole run; another number may be given when it goes on
     learning_rate: float | None = None  # peak of the schedule; none: the family's, such as 1e-4
     weight_decay: float | None = None  # AdamW's, on the parameters that the family names; none: the family's
     warmup_ratio: float | None = None  # share of max_steps in which the learning rate rises; none: the family's
@@ -95,6 +95,7 @@ class RunOptions:
     output_dir: str = "./outputs"  # where checkpoints and logs go
     save_steps: int = 1000  # optimizer steps between checkpoints
     save_total_limit: int = 5  # checkpoints that are kept, the newest
+    save_only_model: bool = False  # leave the optimizer out of checkpoints: less room, but no run goes on from them
     logging_steps: int = 10  # optimizer steps between lines of the log
     resume: bool = True  # go on from the newest checkpoint in output_dir; --no-resume refuses a folder that has one
     use_wandb: bool = False  # log to Weights & Biases too (WANDB_MODE=offline works); log.jsonl is always written

@@ -9,6 +9,7 @@ __all__ = ['load_model', 'FinetuneResult', 'finetune', 'main']
 import logging
 import os
 import shutil
+import signal
 import sys
 import warnings
 from contextlib import nullcontext, suppress
@@ -29,17 +30,18 @@ from ..runs.lock import locked
 from ..runs.log_writer import JsonlLog
 from ..runs.phases import PhaseClock
 from ..runs.progress import Progress
-from ..runs.run_folder import checkpoint_step, newest_checkpoint
+from ..runs.run_folder import checkpoint_step, newest_checkpoint, write_final_manifest
 from .checks import check_config
 from .config import FinetuneConfig
-from .experiment import find_resume, start_wandb, training_arguments
+from .experiment import beginning, find_resume, start_wandb, training_arguments
 from .experiment import write_experiment
 from .official_flags import from_flags
 from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_run
-from .plan import switch_on
+from .plan import saving, switch_on
 from .prepare import Prepared, choose_base, prepare_data, training_dataset
 from ..engine.parallel import check_checkpoint, note_on_processes
-from ..engine.stopping import StopOnSignal
+from ..engine.states import can_go_on
+from ..engine.stopping import REQUEUE, StopOnSignal
 from ..engine.together import Together
 from ..engine.trainer import Gr00tTrainer
 
@@ -139,6 +141,7 @@ class FinetuneResult:
     log: list[dict]  # lines of log.jsonl
     skipped: dict[str, int]  # episode -> its samples that this process replaced because they could not be read
     stopped: bool = False  # by Ctrl-C, before its last step
+    requeue: bool = False  # by a scheduler that is to start it again (SIGUSR1)
 
     def plot(self):  # matplotlib figure
         "The loss curve."
@@ -157,6 +160,13 @@ def _header(prepared: Prepared) -> str:
         *([f"for {config.memory}: {saves}"] if config.memory and (saves := saving(config)) else []),
     ]
     return "\n".join([*lines, *(f"warning: {w}" for w in prepared.warnings)])
+
+# %% ../../nbs/training/40_finetune.ipynb #7a2fa97b
+def _say(prepared: Prepared, args: TrainingArguments, resume: Path | None, dataset):
+    "Where a run begins; `dataset` may know how long an epoch is."
+    epoch = len(dataset) if hasattr(dataset, "__len__") else None
+    with suppress(BrokenPipeError):
+        for line in beginning(prepared, args, resume, epoch): print(line, flush=True)
 
 # %% ../../nbs/training/40_finetune.ipynb #7949c953
 @dataclass
@@ -181,6 +191,7 @@ class _Run:
             watching.append(MemoryCheck(plan.peak))
         trainer = _trainer(self.prepared, self.args, self.resume, self.model, watching)
         trainer.clear_unfinished()
+        if first: _say(self.prepared, self.args, self.resume, trainer.train_dataset)
         if trainer.start_step < config.max_steps:  # a finished run is only written out again
             resume = str(self.resume) if self.resume else None
             try:
@@ -191,11 +202,12 @@ class _Run:
         if (checkpoint_step(newest_checkpoint(output_dir)) or 0) < trainer.state.global_step:
             trainer._save_checkpoint(self.model, None)
         trainer.save_model(str(output_dir))
+        if first: write_final_manifest(output_dir)
         trainer.accelerator.wait_for_everyone()
         log = log_path(output_dir)
         lines = read_jsonl(log) if log.exists() else []
         skipped = dict(trainer.skipped)
-        left = output_dir, self.prepared, self.model, lines, skipped, stop.stopped
+        left = output_dir, self.prepared, self.model, lines, skipped, stop.stopped, stop.requeue
         return FinetuneResult(*left)
 
 # %% ../../nbs/training/40_finetune.ipynb #8b3a2f21
@@ -203,6 +215,11 @@ def _kept(output_dir: str | Path) -> str:
     "What a run that ended early has left, and how to go on."
     newest = newest_checkpoint(output_dir)
     if newest is None: return f"No checkpoint had been written to {output_dir} yet."
+    if not can_go_on(newest):
+        return (
+            f"{newest} is whole, and holds the model alone: begin another run on top of it, with"
+            f" --base-model-path {newest} and another --output-dir."
+        )
     return f"{newest} is whole: start the run again in the same way, and it goes on from there."
 
 
@@ -240,6 +257,14 @@ def finetune(
     if first and result.stopped: print(_how_to_go_on(result), file=sys.stderr)
     return result
 
+# %% ../../nbs/training/40_finetune.ipynb #0a5f22f1
+_ASKS = f"Exit code {REQUEUE} asks whoever started it to do so again."
+
+
+def _try_later(number: int, frame):
+    "A scheduler's signal while nothing is trained: there is nothing to save, or all of it is saved."
+    raise SystemExit(REQUEUE)
+
 # %% ../../nbs/training/40_finetune.ipynb #e916d750
 def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
     "What the command line says at the end."
@@ -270,6 +295,7 @@ def main():
         print(plan_run(config, said.gpu, said.pace))
         return
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    for number in (signal.SIGUSR1, signal.SIGUSR2): signal.signal(number, _try_later)
     rank = int(os.environ.get("RANK", 0))
     for note in notes if rank == 0 else (): print(f"note: {note}", file=sys.stderr)
     try: result = finetune(config)
@@ -281,5 +307,6 @@ def main():
         raise SystemExit(130) from None
     finally:
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
-    if result.stopped: raise SystemExit(130)
+    if result.requeue and rank == 0: print(_ASKS, file=sys.stderr)
+    if result.stopped: raise SystemExit(REQUEUE if result.requeue else 130)
     if rank == 0 and result.log: print(_summary(config, result))

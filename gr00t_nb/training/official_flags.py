@@ -29,7 +29,6 @@ OFFICIAL_FLAGS = {
     "dataloader-prefetch-factor": "without effect: each loader process has two batches ready",
     "balance-dataset-weights": "without effect: a run has one data set",
     "balance-trajectory-weights": "as always here: every step counts alike",
-    "save-only-model": "without effect: checkpoints stay whole; --save-total-limit 1 keeps one",
     "lora-full-model": "without effect: --lora-parts says which parts have adapters",
     "sharding-strategy": "FluxVLA's; full-shard: --parallel fsdp2; also hybrid-shard, shard-grad-op, no-shard",
     "data-config": "refused: a robot is described in a file, see --modality-config-path",
