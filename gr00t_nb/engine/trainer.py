@@ -33,11 +33,13 @@ from ..families.adapters import ADAPTERS, has_adapters, save_adapters
 from ..families.registry import family_of
 from ..loading.order import GlobalBatches
 from ..processing.batches import pad_prompts, split_batch
+from ..runs.manifest import write_manifest
+from ..runs.run_folder import best_checkpoint, set_aside
+from .faults import of_taken, unsound
 from .parallel import set_units, shard_on_cpus
 from .sharded import OPTIMIZER, load_optimizer, save_optimizer, whole_weights
-from ..runs.manifest import write_manifest
-from ..runs.run_folder import set_aside
 from .step_graph import StepGraphs
+from .undisturbed import undisturbed
 
 # %% ../../nbs/engine/20_trainer.ipynb #ebea3d48
 class Collator:
@@ -58,6 +60,7 @@ class Collator:
         if len(ids) == 1: batch["embodiment_id"] = ids.pop()
         indices, shape = [s["sample_index"] for s in samples], tuple(batch["action"].shape[1:])
         batch |= self.family.draw_flow(self.model_config, indices, self.seed, shape)
+        batch["sample_index"] = torch.tensor(indices)
         if skipped := [s["skipped"] for s in samples if "skipped" in s]: batch["skipped"] = skipped
         return batch if get_worker_info() is None else Parcel(batch)
 
@@ -104,6 +107,8 @@ class Gr00tTrainer(Trainer):
         self.global_batch_size, self.start_step = global_batch_size, start_step
         self.companions, self.micro_batch_size = companions or [], micro_batch_size
         self.graphs = None  # see `use_graphs`
+        self.faults = self.averages = None  # a judge of steps, averages of the weights; see below
+        self.to_log: dict[str, float] = {}  # numbers that go into the next line of the log
         self.data_seconds = 0.0  # how long the loop has waited for batches
         self.unshared = False  # whether a batch came through the pipe
         self.skipped: Counter[str] = Counter()  # episode -> samples that this process replaced
@@ -218,6 +223,7 @@ def get_batch_samples(self: Gr00tTrainer, *args, **kwargs):
     "The batches of the next optimizer step; counts the time, and samples that were replaced."
     start = time.perf_counter()
     batches = Trainer.get_batch_samples(self, *args, **kwargs)
+    self._made_of = [(batch.pop("sample_index", None), batch) for batch in batches[0]]
     self.data_seconds += time.perf_counter() - start
     for batch in batches[0]:
         self._count_skipped(batch.pop("skipped", ()))
@@ -247,7 +253,57 @@ def log(self: Gr00tTrainer, logs: dict, *args, **kwargs):
     if getattr(self.train_dataset, "skip_broken", False):
         ours = torch.tensor(self.skipped.total(), device=self.args.device)
         self.total_skipped = int(self.accelerator.reduce(ours))
+    if "loss" in logs: self._complete(logs)
     Trainer.log(self, logs, *args, **kwargs)
+
+# %% ../../nbs/engine/20_trainer.ipynb #65df6e98
+@patch
+def _complete(self: Gr00tTrainer, logs: dict):
+    "A line of the log with what others have to say."
+    if self.faults: of_taken(self.faults, logs, self.state.global_step)
+    logs |= self.to_log
+    self.to_log = {}
+
+# %% ../../nbs/engine/20_trainer.ipynb #7a4fcc4a
+@patch
+def _get_grad_norm(self: Gr00tTrainer, model, grad_norm=None):
+    "The gradient's norm; a step whose numbers are not finite ends here, or loses its gradients."
+    norm = Trainer._get_grad_norm(self, model, grad_norm)
+    if self.faults is None: return norm
+    bad = self.accelerator.reduce(unsound(norm, self._tr_loss))
+    if self.faults.passes(bad, self._tr_loss): return norm
+    alone, samples = self._failing()
+    self.faults.judge(self.state.global_step + 1, alone, samples, self.is_world_process_zero())
+    for p in self.model.parameters(): p.grad = None
+    return norm
+
+
+@patch
+def _failing(self: Gr00tTrainer) -> tuple[bool, list[dict]]:
+    "Whether samples of this step fail by themselves; these, or all of them."
+    numbers = torch.cat([n for n, _ in self._made_of]).tolist()
+    fails = [f for _, batch in self._made_of for f in self._fail_alone(batch)]
+    steps = self.train_dataset.where(numbers, self.args.dataloader_num_workers)
+    rows = torch.tensor([[*s, f] for s, f in zip(steps.tolist(), fails)], device=self.args.device)
+    rows = self.accelerator.gather(rows).tolist()
+    alone = any(f for *_, f in rows)
+    return alone, [self._described(*where) for *where, f in rows if f or not alone]
+
+
+@patch
+def _fail_alone(self: Gr00tTrainer, batch: dict) -> list[int]:
+    "For each sample of a batch 1 if its loss is not finite, else 0."
+    with undisturbed(self.model), torch.no_grad(), self.accelerator.autocast():
+        parts = [self._prepare_inputs(part) for part in split_batch(batch, 1)]
+        return [int(not torch.isfinite(self.model(part)["loss"])) for part in parts]
+
+
+@patch
+def _described(self: Gr00tTrainer, source: int, episode: int, step: int) -> dict:
+    "A sample in words."
+    ds = self.train_dataset.sources[source].dataset
+    number = ds.episodes[episode].index
+    return dict(dataset=str(ds.path), episode=number, called=ds.called(episode), at=step)
 
 # %% ../../nbs/engine/20_trainer.ipynb #8281ddbf
 def _copy_folder(source: Path, target: Path):
@@ -300,6 +356,12 @@ def _load_rng_state(self: Gr00tTrainer, checkpoint: str | None):
     if "unlogged" not in states: return
     loss, self._globalstep_last_logged = states["unlogged"]
     self._tr_loss = loss.to(self.args.device)
+
+# %% ../../nbs/engine/20_trainer.ipynb #f2ac6740
+@patch
+def _save_scaler(self: Gr00tTrainer, output_dir: str):
+    "The averages, in the place of what float16 would need: in checkpoints alone."
+    if self.averages and self.args.should_save: self.averages.save(Path(output_dir))
 
 # %% ../../nbs/engine/20_trainer.ipynb #587c2a30
 @patch
@@ -386,5 +448,8 @@ def _save_checkpoint(self: Gr00tTrainer, model, trial):
             shutil.rmtree(final / folder.name, ignore_errors=True)
             os.replace(folder, final / folder.name)
         (final / _UNFINISHED).rmdir()
-        rotate_checkpoints(output_dir=str(final), save_total_limit=self.args.save_total_limit)
+        best = best_checkpoint(final)  # is kept, whatever its age
+        best = dict(best_model_checkpoint=str(best)) if best else {}
+        limit = self.args.save_total_limit
+        rotate_checkpoints(output_dir=str(final), save_total_limit=limit, **best)
     self.accelerator.wait_for_everyone()

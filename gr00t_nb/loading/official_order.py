@@ -193,3 +193,19 @@ def _samples(self: OfficialStream) -> Iterator[dict]:
             some = where[start:start + self.chunk]
             own = list(itertools.islice(numbers, len(some)))
             yield from self.samples(some, own, frames)
+
+# %% ../../nbs/loading/30_official_order.ipynb #d9a23fa3
+@patch
+def where(self: OfficialStream,
+    numbers: Sequence[int],  # 'sample_index' of samples of this rank
+    workers: int = 0,  # data-loader workers of the rank; 0: the samples are made without any
+) -> np.ndarray:  # int64 (n, 3): source, episode position, step
+    "Which steps some samples are."
+    workers, out = max(1, workers), []
+    for n in numbers:
+        place, part = divmod(int(n) - (self.start_step << 32), self.world_size * workers)
+        for steps in self.order(part - self.rank * workers, workers):
+            if place < len(steps): break
+            place -= len(steps)
+        out.append(steps[place])
+    return np.stack(out)

@@ -277,3 +277,12 @@ def _or_another(self: StepDataset, position: int, attempts: int = 64) -> dict:
             return sample | {"skipped": (broken, str(error))}
     none = f"None of {attempts} steps drawn in its place can be read either"
     raise SampleError(f"{error} {none}: fix the data set.") from None
+
+# %% ../../nbs/loading/20_samples.ipynb #33be677c
+@patch
+def where(self: StepDataset,
+    numbers: Sequence[int],  # 'sample_index' of some samples
+    workers: int = 0,  # data-loader workers, which make no difference here
+) -> np.ndarray:  # int64 (n, 3): source, episode position, step
+    "Which steps some samples are."
+    return self.order(numbers)

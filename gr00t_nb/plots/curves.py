@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from ..errors import InputError
+from .validation import add_validation, draw_validation, validation_columns
+from .validation import validation_height, validation_panels
 from .style import COLOURS, STYLE, Plot, legend, styled
 
 # %% ../../nbs/plots/20_curves.ipynb #a7605393
@@ -49,6 +51,7 @@ def plot_loss(
     lr: np.ndarray | None = None,  # (n,) learning rates, drawn below in a panel of their own
     log_scale: bool = True,  # logarithmic loss axis, where all values are positive
     title: str = "",
+    held_out: dict | None = None,  # see `validated`: errors on held-out episodes, in a panel
 ) -> Figure:
     "Training loss: every logged value faintly, its moving average over it."
     steps, loss = np.asarray(steps), np.asarray(loss, float)
@@ -56,9 +59,10 @@ def plot_loss(
         raise InputError(
             f"{steps.shape} steps and {loss.shape} losses: expected two lists of equal length."
         )
-    rows = 1 if lr is None else 2
-    fig = Plot(6, 2.6 + 0.7 * (rows - 1))
-    axes = fig.subplots(rows, 1, squeeze=False, sharex=True, height_ratios=[3, 1][:rows])[:, 0]
+    heights = [3, *([1.4] if held_out else []), *([] if lr is None else [1])]
+    rows = len(heights)
+    fig = Plot(6, 1.9 + 0.7 * sum(heights[1:], 1))
+    axes = fig.subplots(rows, 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     axes[0].plot(steps, loss, color=COLOURS["sky"], lw=0.7, label="as logged")
     thick = dict(color=COLOURS["blue"], lw=1.8, label=f"smoothed (moving average, {beta:g})")
     axes[0].plot(steps, moving_average(loss, beta), **thick)
@@ -66,10 +70,14 @@ def plot_loss(
     if log_scale and len(loss) and loss.min() > 0:
         axes[0].set_yscale("log")
         _write_ticks(axes[0], _one_two_five, _one_two_five)
+    if held_out:
+        draw_validation(axes[1], held_out, named=True)
+        axes[1].set_title("")
+        axes[1].set_ylabel("held out")
     if lr is not None:
-        axes[1].plot(steps, lr, color=COLOURS["green"])
-        axes[1].set_ylabel("learning rate")
-        axes[1].yaxis.set_major_locator(MaxNLocator(2))
+        axes[-1].plot(steps, lr, color=COLOURS["green"])
+        axes[-1].set_ylabel("learning rate")
+        axes[-1].yaxis.set_major_locator(MaxNLocator(2))
     axes[-1].set_xlabel("step")
     if title: fig.suptitle(title, x=0.01, ha="left")
     legend(fig, axes[0])
@@ -208,21 +216,33 @@ def _share_of_waiting(ax: Axes, limit: float) -> None:
     ax.set_title(f"{PANELS['data_wait']} (limit {limit:.0%})")
 
 # %% ../../nbs/plots/20_curves.ipynb #7994988f
-def _training_panels(keys: list[str], letters: int, title: str) -> dict[str, Axes]:
-    "Axes by key: the loss with room at its right for names of `letters` letters, and the others below."
-    height = 4.0 + 0.25 * bool(title)
+def _training_panels(
+    keys: list[str], letters: int, title: str, more: float = 0.0
+) -> dict[str, Axes]:
+    "Axes by key: the loss, with room for names at its right, and the others below; then `more` inches."
+    height = 4.0 + 0.25 * bool(title) + more
     fig = Plot(8.4, height, dpi=100)
     fig.set_layout_engine("none")
     if title: fig.suptitle(title, x=0.01, ha="left", y=1 - 0.04 / height, va="top")
     left, right = 0.055, 0.985
     top = 1 - (0.22 + 0.25 * bool(title)) / height
-    room = dict(left=left, right=right - min(letters, 24) * 0.0088, top=top, bottom=1.75 / height)
+    room = dict(left=left, right=right - min(letters, 24) * 0.0088, top=top)
+    room["bottom"] = (1.75 + more) / height
     above = fig.add_gridspec(1, 1, **room)
-    room = dict(left=left, right=right, top=1.12 / height, bottom=0.22 / height, wspace=0.28)
-    below = fig.add_gridspec(1, 4, **room)
+    room = dict(left=left, right=right, top=(1.12 + more) / height, bottom=(0.22 + more) / height)
+    below = fig.add_gridspec(1, 4, **room, wspace=0.28)
     places = [above[0], *(below[k] for k in range(4))]
     axes = {key: fig.add_subplot(place) for key, place in zip(keys, places)}
     for key, ax in axes.items(): ax.set_title(PANELS[key])
+    return axes
+
+
+def _all_panels(runs: dict, keys: list[str], letters: int, title: str) -> dict[str, Axes]:
+    "The same, with errors on held-out episodes drawn below."
+    held = validation_panels({k: r[k] for k in validation_columns(r)} for r in runs.values())
+    axes = _training_panels(keys, letters, title, validation_height(len(held)))
+    coloured = list(zip(runs.values(), RUN_COLOURS))
+    if held: add_validation(axes["loss"].figure, coloured, held)
     return axes
 
 
@@ -243,7 +263,7 @@ def _set_axes(ax: Axes, key: str, values: list[np.ndarray], log_scale: bool, lim
 # %% ../../nbs/plots/20_curves.ipynb #e47aeb26
 @styled
 def plot_training(
-    runs: dict,  # {name: {"x": (n,), "loss": (n,), ...}}: what `PANELS` names, all (n,); NaN where a value is not known
+    runs: dict,  # {name: {"x": (n,), "loss": (n,), ...}}: of `PANELS` and `validation_columns`; NaN: not known
     beta: float = 0.9,  # smoothing of loss and gradient norm, weight of the past; 0 draws the values alone
     log_scale: bool = True,  # logarithmic loss and gradient norm, where all values are positive
     xlabel: str = "step",  # what x counts
@@ -253,7 +273,7 @@ def plot_training(
     """Loss, learning rate, gradient norm, speed and waiting of one or several runs.
 
     Loss and gradient norm are drawn faintly, their moving average over them.
-    A panel is left out if no run has values for it.
+    A panel is left out if no run has values for it; errors on held-out episodes come last.
     """
     if len(runs) > len(RUN_COLOURS):
         raise InputError(
@@ -266,7 +286,7 @@ def plot_training(
         values[key] = [v[np.isfinite(v)] for v in columns]
     known = {key for key in PANELS if any(map(len, values[key]))}
     letters = max(map(len, runs)) if len(runs) > 1 else 0
-    axes = _training_panels([k for k in PANELS if k == "loss" or k in known], letters, title)
+    axes = _all_panels(runs, [k for k in PANELS if k == "loss" or k in known], letters, title)
     for key, ax in axes.items():
         for (run, columns), colour in zip(runs.items(), RUN_COLOURS):
             _draw_run(ax, run, columns, key, colour, beta)

@@ -241,6 +241,24 @@ def _check_finite(actions: dict[str, np.ndarray]):
                 " checkpoint is broken."
             )
 
+# %% ../../nbs/policy/10_policy.ipynb #1a36c6e9
+@patch(cls_method=True)
+def around(
+    cls: Gr00tPolicy,
+    embodiment_tag,  # EmbodimentTag, its name or its value
+    model: torch.nn.Module,  # of any family
+    processor,  # of its family, which knows the embodiment
+) -> Gr00tPolicy:
+    "A policy of a model in memory; it rounds its inputs as a policy from a folder does."
+    policy = cls.__new__(cls)
+    policy.device = next(model.parameters()).device
+    policy.tag = embodiment_value(embodiment_tag)
+    policy.strict = policy.round_inputs = True
+    policy.family, policy.processor = family_of(model.config), processor
+    policy.modality_config = processor.modality_configs[policy.tag]
+    policy.model, policy.graphs = model, None
+    return policy
+
 # %% ../../nbs/policy/10_policy.ipynb #84feade7
 @patch
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from ..files import read_jsonl
 from ..plots.curves import plot_loss
+from ..plots.validation import validated
 from .log import duration
 
 # %% ../../nbs/runs/10_progress.ipynb #f6d076a5
@@ -32,7 +33,8 @@ def progress_line(
     "A line of the log, as the command line shows it."
     loss = f"step {row['step']:6}   loss {row['loss']:.4f}   lr {row['learning_rate']:.1e}  "
     speed = f" {row['samples_per_second']:6.1f} samples/s"
-    return f"{loss}{speed}   waiting for data {row['data_wait']:4.0%}"
+    held = f"   held out {row['val_error']:.3f}" if "val_error" in row else ""
+    return f"{loss}{speed}   waiting for data {row['data_wait']:4.0%}{held}"
 
 # %% ../../nbs/runs/10_progress.ipynb #df3cab04
 def run_position(
@@ -99,5 +101,5 @@ class Progress(TrainerCallback):
         if len(rows) < 2: return
         steps, losses = ([r[k] for r in rows] for k in ("step", "loss"))
         title = run_position(steps[-1], self.max_steps, self.first, time.time() - self.started)
-        self.handle.update(plot_loss(steps, losses, beta=0.8, title=title))
+        self.handle.update(plot_loss(steps, losses, 0.8, title=title, held_out=validated(rows)))
         self.drawn = time.perf_counter()

@@ -167,6 +167,31 @@ def _check_step_graph(config: FinetuneConfig, world_size: int):
             " its dropout again, which a recording cannot do. Leave out one of them."
         )
 
+# %% ../../nbs/training/05_checks.ipynb #33f7bc6a
+_QUALITY = ("eval_steps", "eval_chunks", "early_stopping_patience")  # counts, from 1 on
+
+
+def _check_quality(config: FinetuneConfig):
+    for name in _QUALITY:
+        value = getattr(config, name)
+        if value is None or value >= 1: continue
+        raise InputError(f"{name} is {value}: expected at least 1.")
+    if config.eval_steps and not config.val_fraction:
+        raise InputError(
+            f"eval_steps is {config.eval_steps}, but no episodes are held out to be asked about:"
+            " hold some out with --val-fraction 0.1, or leave --eval-steps out."
+        )
+    if config.early_stopping_patience and not config.eval_steps:
+        raise InputError(
+            f"early_stopping_patience is {config.early_stopping_patience}, but nothing validates:"
+            " add --eval-steps 500, or leave --early-stopping-patience out."
+        )
+    if config.ema_decay is not None and not 0 < config.ema_decay < 1:
+        expected = "expected a share between 0 and 1, such as 0.999"
+        raise InputError(f"ema_decay is {config.ema_decay}: {expected}.")
+    if config.on_nonfinite not in ("stop", "skip"):
+        raise InputError(f"on_nonfinite is {config.on_nonfinite!r}: expected 'stop' or 'skip'.")
+
 # %% ../../nbs/training/05_checks.ipynb #d65f0ecf
 def check_config(
     config: FinetuneConfig,  # what the user asked for
@@ -182,6 +207,7 @@ def check_config(
     if config.sampling not in get_args(SampleOptions.__annotations__["sampling"]):
         raise InputError(f"sampling is {config.sampling!r}: expected 'uniform' or 'official'.")
     _check_lora(config)
+    _check_quality(config)
     if config.skip_broken and config.sampling == "official":
         raise InputError(
             "skip_broken goes with --sampling uniform, where a broken step's place is known;"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Switch', 'DataOptions', 'SampleOptions', 'ModelOptions', 'AdapterOptions', 'OptimizerOptions', 'RunOptions',
-           'FinetuneConfig']
+           'ValidationOptions', 'FinetuneConfig']
 
 # %% ../../nbs/training/00_config.ipynb #2389154d
 import json
@@ -86,6 +86,8 @@ class OptimizerOptions:
     learning_rate: float | None = None  # peak of the schedule; none: the family's, such as 1e-4
     weight_decay: float | None = None  # AdamW's, on the parameters that the family names; none: the family's
     warmup_ratio: float | None = None  # share of max_steps in which the learning rate rises; none: the family's
+    ema_decay: float | None = None  # averaged weights of what trains, such as 0.999, kept beside it; none: off
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # where loss or gradient is not a number; skip: leave the step out
     seed: int = 42  # of everything random: order, augmentation, noise, dropout, new weights
 
 
@@ -106,10 +108,19 @@ class RunOptions:
     shard_group: int | None = None  # processes that share one copy with --parallel hsdp; none: those of a node
     memory: str | None = None  # make it fit a GPU, such as 24gb or rtx4090: sets what saves memory and is not said
 
+# %% ../../nbs/training/00_config.ipynb #c729bb30
+@dataclass
+class ValidationOptions:
+    "How good it is, asked while it trains, on the episodes that val_fraction holds out."
+    eval_steps: int | None = None  # optimizer steps between validations; the best one's checkpoint is kept; none: never
+    eval_chunks: int = 64  # at most so many answers to a validation, spread evenly over the held-out episodes
+    early_stopping_patience: int | None = None  # end after so many validations without a new least error; none: never
+
 # %% ../../nbs/training/00_config.ipynb #5cb397ee
 @dataclass
 class FinetuneConfig(
-    RunOptions, OptimizerOptions, AdapterOptions, ModelOptions, SampleOptions, DataOptions
+    RunOptions, ValidationOptions, OptimizerOptions, AdapterOptions, ModelOptions, SampleOptions,
+    DataOptions
 ):
     r"""Fine-tune GR00T on a LeRobot data set.
 

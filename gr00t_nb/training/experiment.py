@@ -210,6 +210,7 @@ _MAY_CHANGE = {
     "gradient_checkpointing", "compile", "step_graph", "memory", "micro_batch_size", "frame_cache", "check_data",
     "base_model_path", "dataset_path", "modality_config_path", "modality_path", "tokenizer_path",
     "embodiment_tag", "val_episodes",
+    "eval_steps", "early_stopping_patience", "on_nonfinite",
 }
 _LONG = dict(
     train_episodes="the training episodes differ",

@@ -25,12 +25,14 @@ from ..families.adapters import ADAPTERS
 from ..families.registry import family_of
 from ..files import read_jsonl
 from ..plots.curves import plot_loss
+from ..plots.validation import validated
 from ..runs.log import log_path
 from ..runs.lock import locked
 from ..runs.log_writer import JsonlLog
 from ..runs.phases import PhaseClock
 from ..runs.progress import Progress
-from ..runs.run_folder import checkpoint_step, newest_checkpoint, write_final_manifest
+from ..runs.run_folder import best_checkpoint, checkpoint_step, newest_checkpoint
+from ..runs.run_folder import write_final_manifest
 from .checks import check_config
 from .config import FinetuneConfig
 from .experiment import beginning, find_resume, start_wandb, training_arguments
@@ -39,11 +41,14 @@ from .official_flags import from_flags
 from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_run
 from .plan import saving, switch_on
 from .prepare import Prepared, choose_base, prepare_data, training_dataset
+from ..engine.averages import Averages
+from ..engine.faults import FAULTS, Faults
 from ..engine.parallel import check_checkpoint, note_on_processes
 from ..engine.states import can_go_on
 from ..engine.stopping import REQUEUE, StopOnSignal
 from ..engine.together import Together
 from ..engine.trainer import Gr00tTrainer
+from ..engine.validation import HeldOut, Validation, ended_early
 
 # %% ../../nbs/training/40_finetune.ipynb #6e4cb0d2
 def load_model(
@@ -90,6 +95,29 @@ def _prepare(
         raise
     return prepared, args, resume, model
 
+# %% ../../nbs/training/40_finetune.ipynb #f826a77d
+def _quality(
+    trainer: Gr00tTrainer,
+    prepared: Prepared,
+    resume: Path | None,  # checkpoint to go on from
+) -> list:  # callbacks
+    "Those who watch how good a run is."
+    config = prepared.config
+    trainer.faults = Faults(Path(config.output_dir), config.on_nonfinite)
+    if config.ema_decay: trainer.averages = Averages(config.ema_decay, resume)
+    watching = [trainer.faults, *([trainer.averages] if trainer.averages else [])]
+    if not config.eval_steps: return watching
+    where = prepared.dataset, prepared.val_episodes, prepared.modality_config
+    held_out = HeldOut(*where, config.eval_chunks)
+    how = config.eval_steps, config.early_stopping_patience, trainer.averages
+    return [*watching, Validation(trainer, held_out, prepared.tag, *how)]
+
+
+def _write_averages(trainer: Gr00tTrainer, output_dir: Path):
+    "The averaged weights as a whole checkpoint."
+    if not trainer.averages.kept: trainer.averages.begin(trainer.model)  # of a finished run
+    with trainer.averages.worn(): trainer._save(str(output_dir / "ema"))
+
 # %% ../../nbs/training/40_finetune.ipynb #4cdcdafc
 def _trainer(
     prepared: Prepared,
@@ -117,6 +145,7 @@ def _trainer(
     log = JsonlLog(log_path(output_dir), samples_per_step, trainer, clock)
     shown = [] if any(isinstance(c, Progress) for c in callbacks) else [Progress(log.path)]
     # the user's first: what they add to a line of the log is written
+    callbacks = [*callbacks, *_quality(trainer, prepared, resume)]
     watching = [*callbacks, *([clock] if clock else []), log, *shown]
     for callback in watching: trainer.add_callback(callback)
     return trainer
@@ -142,11 +171,13 @@ class FinetuneResult:
     skipped: dict[str, int]  # episode -> its samples that this process replaced because they could not be read
     stopped: bool = False  # by Ctrl-C, before its last step
     requeue: bool = False  # by a scheduler that is to start it again (SIGUSR1)
+    best: Path | None = None  # checkpoint with the least error on held-out episodes; None: the run did not validate
+    ended_early: bool = False  # because that error had not fallen for long enough
 
     def plot(self):  # matplotlib figure
-        "The loss curve."
+        "The loss curve, and errors on held-out episodes where the run validated."
         steps, loss, rate = ([r[k] for r in self.log] for k in ("step", "loss", "learning_rate"))
-        return plot_loss(steps, loss, beta=0.8, lr=rate)
+        return plot_loss(steps, loss, beta=0.8, lr=rate, held_out=validated(self.log))
 
 # %% ../../nbs/training/40_finetune.ipynb #28ceaad8
 def _header(prepared: Prepared) -> str:
@@ -192,7 +223,8 @@ class _Run:
         trainer = _trainer(self.prepared, self.args, self.resume, self.model, watching)
         trainer.clear_unfinished()
         if first: _say(self.prepared, self.args, self.resume, trainer.train_dataset)
-        if trainer.start_step < config.max_steps:  # a finished run is only written out again
+        over = ended_early(self.resume, config.early_stopping_patience)
+        if trainer.start_step < config.max_steps and not over:  # else it is only written out again
             resume = str(self.resume) if self.resume else None
             try:
                 with stop.listening(): trainer.train(resume_from_checkpoint=resume)
@@ -203,15 +235,17 @@ class _Run:
             trainer._save_checkpoint(self.model, None)
         trainer.save_model(str(output_dir))
         if first: write_final_manifest(output_dir)
+        if first and trainer.averages: _write_averages(trainer, output_dir)
         trainer.accelerator.wait_for_everyone()
         log = log_path(output_dir)
         lines = read_jsonl(log) if log.exists() else []
         skipped = dict(trainer.skipped)
-        left = output_dir, self.prepared, self.model, lines, skipped, stop.stopped, stop.requeue
-        return FinetuneResult(*left)
+        early = ended_early(newest_checkpoint(output_dir), config.early_stopping_patience)
+        ends = stop.stopped, stop.requeue, best_checkpoint(output_dir), early
+        return FinetuneResult(output_dir, self.prepared, self.model, lines, skipped, *ends)
 
 # %% ../../nbs/training/40_finetune.ipynb #8b3a2f21
-def _kept(output_dir: str | Path) -> str:
+def _kept(output_dir: str | Path, again: str = "in the same way") -> str:
     "What a run that ended early has left, and how to go on."
     newest = newest_checkpoint(output_dir)
     if newest is None: return f"No checkpoint had been written to {output_dir} yet."
@@ -220,7 +254,7 @@ def _kept(output_dir: str | Path) -> str:
             f"{newest} is whole, and holds the model alone: begin another run on top of it, with"
             f" --base-model-path {newest} and another --output-dir."
         )
-    return f"{newest} is whole: start the run again in the same way, and it goes on from there."
+    return f"{newest} is whole: start the run again {again}, and it goes on from there."
 
 
 def _how_to_go_on(result: FinetuneResult) -> str:
@@ -252,10 +286,37 @@ def finetune(
     except Exception as e:
         sentence = sentence_of(e)
         if sentence is None or run is None and isinstance(e, InputError): raise
-        left = _kept(config.output_dir) if run else ""
+        again = getattr(e, "again", "in the same way")
+        left = _kept(config.output_dir, again) if run else ""
         raise _RunError(f"{sentence} {left}".strip()) from e
     if first and result.stopped: print(_how_to_go_on(result), file=sys.stderr)
+    if first and result.ended_early: print(_early(result), file=sys.stderr)
     return result
+
+# %% ../../nbs/training/40_finetune.ipynb #c3cb29f0
+def _best(result: FinetuneResult) -> str:
+    "Which checkpoint was the best; empty where nobody validated."
+    rows = {r["step"]: r for r in result.log if "val_error" in r}
+    row = rows.get(checkpoint_step(result.best))
+    if row is None: return ""
+    still = f", holding still {row['hold_error']:.3f}" if "hold_error" in row else ""
+    least = f"the least error on held-out episodes, {row['val_error']:.3f} spreads{still}"
+    return f"{least}, was after step {row['step']}: {result.best}"
+
+
+def _left_out(result: FinetuneResult) -> str:
+    "How many steps were not taken; empty where all were."
+    count = result.log[-1].get("skipped_steps")
+    why = f"loss or gradient was not a number; see {result.output_dir / FAULTS}"
+    return f"{count} steps were left out because their {why}" if count else ""
+
+
+def _early(result: FinetuneResult) -> str:
+    "What a run says that ended because nothing improved."
+    step, config = checkpoint_step(newest_checkpoint(result.output_dir)), result.prepared.config
+    waited = f"for {config.early_stopping_patience} validations"
+    longer = "to train longer, start it again with a larger --early-stopping-patience"
+    return f"ended after step {step} of {config.max_steps}: nothing has improved {waited}; {longer}"
 
 # %% ../../nbs/training/40_finetune.ipynb #0a5f22f1
 _ASKS = f"Exit code {REQUEUE} asks whoever started it to do so again."
@@ -269,8 +330,9 @@ def _try_later(number: int, frame):
 def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
     "What the command line says at the end."
     first, last = result.log[0], result.log[-1]
-    loss = f"loss {first['loss']:.4f} -> {last['loss']:.4f} in {config.max_steps} steps"
+    loss = f"loss {first['loss']:.4f} -> {last['loss']:.4f} in {last['step']} steps"
     end = f"{loss}; the model, its processor and its records are in {result.output_dir}"
+    for more in filter(None, (_best(result), _left_out(result))): end += f"\n{more}"
     if "skipped" not in last: return end
     see = f"python -m gr00t_nb.checkup.checkup {config.dataset_path}"
     if config.modality_path: see += f" --modality-path {config.modality_path}"

@@ -196,10 +196,13 @@ def hours(self: Plan) -> float | None:  # None: neither pace nor rate is known
 def disk(self: Plan) -> tuple[int, int]:  # checkpoints at a time, bytes
     "The checkpoints that are kept, one that is being written, and the model at the end."
     config = self.config
-    saves = math.ceil(config.max_steps / config.save_steps)
-    count = min(saves, config.save_total_limit + 1)
-    averages = self.shards * sum(self.memory.optimizer.values())
-    return count, count * self.checkpoint + self.checkpoint - averages
+    every = [config.save_steps, *([config.eval_steps] if config.eval_steps else [])]
+    saves = sum(math.ceil(config.max_steps / n) for n in every)
+    kept = max(config.save_total_limit, len(every))  # the best one beside the newest
+    count = min(saves, kept + 1)
+    ends = 2 if config.ema_decay else 1  # with the averages once more, in ema/
+    model = self.checkpoint - self.shards * sum(self.memory.optimizer.values())
+    return count, count * self.checkpoint + ends * model
 
 # %% ../../nbs/training/37_plan.ipynb #dce3431a
 _COLUMNS = ("weights", "gradients", "optimizer", "activations")
@@ -301,6 +304,7 @@ class _Case:
             bf16=bf16,
             eight_bit=config.adamw_8bit,
             accumulate=several or config.gradient_accumulation_steps > 1,
+            state_bytes=_kept_bytes(config),
         )
         saved = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         engine, world = config.parallel, self.world_size
@@ -338,8 +342,15 @@ def least(self: _Case, **changes) -> int:  # bytes
     model, size = self.model(config), lambda t: t.numel() * t.element_size()
     trained = [p for p in model.parameters() if p.requires_grad]
     held = sum(map(size, [*model.parameters(), *model.buffers(), *trained]))
-    held += sum(adamw_bytes(p, config.adamw_8bit) for p in trained)
+    kept = _kept_bytes(config)
+    held += sum(kept(p, config.adamw_8bit) for p in trained)
     return held // group_size(config.parallel, self.world_size, config.shard_group)
+
+
+def _kept_bytes(config: FinetuneConfig) -> Callable:  # (parameter, eight_bit) -> bytes
+    "What is kept of a parameter between steps: the optimizer's averages, and one of the weights."
+    averages = 4 if config.ema_decay else 0  # bytes a number, in float32
+    return lambda p, eight_bit: adamw_bytes(p, eight_bit) + averages * p.numel()
 
 # %% ../../nbs/training/37_plan.ipynb #3350e72b
 def _ladder(config: FinetuneConfig, family: Family, size: int) -> Iterator[dict]:

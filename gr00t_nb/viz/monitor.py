@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from ..errors import InputError
 from ..plots.curves import RUN_COLOURS, plot_training
+from ..plots.validation import validation_columns
 from ..runs.log import COLUMNS, DATA_BOUND, RunLog, check_axis, log_path, open_runs
 from ..runs.progress import Progress
 from .player import FigureView, Viewer, live
@@ -55,7 +56,8 @@ def _draw(runs: list[RunLog], x: str, beta: float, log_scale: bool, title: str |
         unit, label = _time_unit(max((a[-1] for a in at.values() if len(a)), default=0))
         at = {name: a / unit for name, a in at.items()}
     drawn = [key for key in COLUMNS if key not in ("step", "time")]
-    columns = {r.name: {"x": at[r.name]} | {key: r[key] for key in drawn} for r in runs}
+    of = lambda r: [*drawn, *validation_columns(r.more)]
+    columns = {r.name: {"x": at[r.name]} | {key: r[key] for key in of(r)} for r in runs}
     if title is None: title = _title(runs)
     return plot_training(columns, beta, log_scale, label, title, DATA_BOUND)
 
