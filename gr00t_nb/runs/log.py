@@ -303,7 +303,7 @@ def _more_in_words(self: RunLog) -> list[tuple[str, str]]:
     if whole:
         parts = [f"{k} {v:.0f}" for k, v in sorted(phases.items(), key=lambda p: -p[1]) if v > whole / 100]
         said.append(f"a step takes {whole:.0f} ms ({', '.join(parts)})")
-    others = [f"{k} {v:.4g}" for k, v in last.items() if not k.endswith("_ms")]
+    others = [f"{k} {v:.4g}" for k, v in last.items() if not k.endswith("_ms") and "/" not in k]
     if others: said.append(", ".join(others))
     return [("info", s) for s in said]
 

@@ -83,10 +83,15 @@ class OptimizerOptions:
     micro_batch_size: int | None = None  # samples that a process computes at once; none: its part of the batch
     adamw_8bit: Switch = None  # the optimizer's two averages in 8 bits: a quarter of their memory; needs torchao
     max_steps: int = 10000  # optimizer steps of the whole run
+    max_epochs: int | None = None  # instead: how often each sample is seen; saves at each end
     learning_rate: float | None = None  # peak of the schedule; none: the family's, such as 1e-4
     weight_decay: float | None = None  # AdamW's, on the parameters that the family names; none: the family's
     warmup_ratio: float | None = None  # share of max_steps in which the learning rate rises; none: the family's
+    lr_scheduler: str | None = None  # cosine, constant or step; none: the family's, cosine
+    lr_decay_steps: int | None = None  # steps between two falls; used by --lr-scheduler step
+    lr_decay_factor: float = 0.1  # of a fall; used by --lr-scheduler step
     seed: int = 42  # of everything random: order, augmentation, noise, dropout, new weights
+    hooks: str | None = None  # a Python file: another loss, images, what trains, rates
 
 
 @dataclass
@@ -98,6 +103,8 @@ class RunOptions:
     logging_steps: int = 10  # optimizer steps between lines of the log
     resume: bool = True  # go on from the newest checkpoint in output_dir; --no-resume refuses a folder that has one
     use_wandb: bool = False  # log to Weights & Biases too (WANDB_MODE=offline works); log.jsonl is always written
+    use_tensorboard: bool = False  # write event files for TensorBoard too
+    profile: bool = False  # record three steps: trace.json.gz and profile.txt in output_dir
     wandb_project: str | None = None  # project at Weights & Biases; none: the family's, such as finetune-gr00t-n1d6
     experiment_name: str | None = None  # what the run is called where it is logged; none: output_dir's last part
     num_gpus: int = 1  # the number of processes is torchrun's, and must agree where both are given

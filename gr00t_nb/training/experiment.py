@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
+from ..engine.hooks import Hooks, hook_digests, hook_sources, other_hooks
 from ..errors import InputError
 from ..evaluation.asking import training_record
 from ..families.family import Family
@@ -29,6 +30,10 @@ _NO_TORCHAO = (
 )
 
 
+# transformers' name of what follows the warm-up; in steps the rate falls by the trainer's own
+_SCHEDULERS = dict(constant="constant_with_warmup", step="constant_with_warmup")
+
+
 def _recipe(config: FinetuneConfig, family: Family) -> dict:
     "How the optimizer steps: the user's numbers in the family's recipe."
     d = family.defaults
@@ -37,7 +42,7 @@ def _recipe(config: FinetuneConfig, family: Family) -> dict:
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_ratio,  # below one it is a share
-        lr_scheduler_type=d.schedule,
+        lr_scheduler_type=_SCHEDULERS.get(config.lr_scheduler, config.lr_scheduler),
         optim="adamw_torch_8bit" if config.adamw_8bit else d.optimizer,
         adam_beta1=d.betas[0],
         adam_beta2=d.betas[1],
@@ -104,7 +109,7 @@ def _official_sections(config: FinetuneConfig, prepared: Prepared, model_config)
     data = dict(datasets=[source]) | {k: values[k] for k in _DATA}
     training = {k: values[k] for k in _TRAINING} | dict(
         start_from_checkpoint=config.base_model_path,
-        lr_scheduler_type=d.schedule,
+        lr_scheduler_type=config.lr_scheduler,
         max_grad_norm=d.max_grad_norm,
         optim="adamw_torch_8bit" if config.adamw_8bit else d.optimizer,
         experiment_name=config.experiment_name,
@@ -115,6 +120,14 @@ def _official_sections(config: FinetuneConfig, prepared: Prepared, model_config)
         data=data | dict(modality_configs={prepared.tag: robot}),
         training=training,
     )
+
+# %% ../../nbs/training/20_experiment.ipynb #e3dacc8d
+def _write_hooks(folder: Path, hooks: Hooks) -> dict[str, str]:  # name -> digest
+    "The sources of the hooks, to be read, in `hooks.py`."
+    digests = hook_digests(hooks)
+    texts = [f"# {k}, digest {digests[k]}\n{v}\n" for k, v in hook_sources(hooks).items()]
+    if texts: write_text(folder / "hooks.py", "\n".join(texts))
+    return digests
 
 # %% ../../nbs/training/20_experiment.ipynb #64c44c55
 def _data_seen(prepared: Prepared) -> dict:
@@ -133,6 +146,7 @@ def write_experiment(
     config: FinetuneConfig,  # with the family's values
     prepared: Prepared,  # what the run is made of
     model_config,  # the model's
+    hooks: Hooks | None = None,  # what an idea changes
 ) -> Path:  # the folder
     "Writes `experiment_cfg/` and `README.md` into the output folder."
     folder, processor = Path(config.output_dir) / "experiment_cfg", prepared.processor
@@ -145,6 +159,7 @@ def write_experiment(
     write_json(folder / "dataset_statistics.json", processor.statistics, indent=4)
     write_json(folder / "modality.json", prepared.dataset.modality, indent=4)
     record = dict(config=config.to_dict()) | _data_seen(prepared)
+    record |= dict(hook_digests=_write_hooks(folder, hooks or Hooks()))
     write_json(folder / "finetune.json", record | dict(checkup_warnings=prepared.warnings))
     write_model_card(config, prepared, model_config)
     return folder
@@ -189,6 +204,8 @@ _MAY_CHANGE = {
     "dataloader_num_workers", "num_gpus", "save_steps", "save_total_limit", "logging_steps",
     "use_wandb", "wandb_project", "experiment_name", "resume", "output_dir",
     "gradient_checkpointing", "compile", "step_graph", "memory", "micro_batch_size", "frame_cache", "check_data",
+    "hooks",  # their sources are compared
+    "use_tensorboard", "profile",
     "base_model_path", "dataset_path", "modality_config_path", "modality_path", "tokenizer_path",
     "embodiment_tag", "val_episodes",
 }
@@ -234,6 +251,7 @@ def _other_modality(newest: Path, modality: dict) -> list[str]:  # pieces of a s
 def find_resume(
     config: FinetuneConfig,  # with the family's values
     prepared: Prepared,  # what the run is made of
+    hooks: Hooks | None = None,  # what an idea changes
 ) -> Path | None:  # checkpoint to go on from
     "The newest checkpoint of the output folder, or None; `InputError` where it belongs to another run."
     newest = newest_checkpoint(config.output_dir)
@@ -252,5 +270,6 @@ def find_resume(
         )
     what = _differences(before, dict(config=config.to_dict()) | _data_seen(prepared))
     what += _other_modality(newest, prepared.dataset.modality)
+    what += other_hooks(before.get("hook_digests", {}), hook_digests(hooks or Hooks()))
     if what: raise InputError(_other_run(newest, what))
     return newest

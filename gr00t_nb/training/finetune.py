@@ -18,27 +18,35 @@ import torch
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
+from ..engine.hooks import Hooks, read_hooks
+from ..engine.parameters import matching, train_only
+from ..engine.schedule import SaveAt
 from ..errors import InputError, Stopped, command, sentence_of
 from ..families.adapters import ADAPTERS
 from ..families.registry import family_of
 from ..files import read_jsonl
 from ..plots.curves import plot_loss
 from ..runs.log import log_path
+from ..runs.gradients import GradientNorms
 from ..runs.lock import locked
 from ..runs.log_writer import JsonlLog
 from ..runs.phases import PhaseClock
+from ..runs.profile import ProfileSteps
 from ..runs.progress import Progress
 from ..runs.run_folder import checkpoint_step, newest_checkpoint
+from ..runs.tensorboard import TensorBoardLog, check_tensorboard
 from .checks import check_config
 from .config import FinetuneConfig
 from .experiment import find_resume, start_wandb, training_arguments
 from .experiment import write_experiment
+from .header import run_header
 from .official_flags import from_flags
 from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_run
 from .plan import switch_on
-from .prepare import Prepared, choose_base, prepare_data, training_dataset
+from .prepare import Prepared, choose_base, ends_of_epochs, prepare_data
+from .prepare import training_dataset
 from ..engine.stopping import StopOnSignal
-from ..engine.trainer import Gr00tTrainer
+from ..engine.trainer import Gr00tTrainer, HooksReached
 
 # %% ../../nbs/training/40_finetune.ipynb #6e4cb0d2
 def load_model(
@@ -58,58 +66,80 @@ def load_model(
 def _prepare(
     config: FinetuneConfig,  # what the user asked for
     new_folder: bool,  # the output folder was not there before
+    hooks: Hooks,  # what an idea changes
 ) -> tuple[Prepared, TrainingArguments, Path | None, nn.Module]:
     "Data, arguments, the checkpoint to go on from, and the model."
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     try:
         # before the processes join each other: all of them stop with the same sentence
         check_config(config, world_size)
+        if config.use_tensorboard: check_tensorboard()
         config = fit_memory(config, world_size)
         _, family, config = choose_base(config)
         args = training_arguments(config, family, world_size)
         with args.main_process_first(desc="preparing"):  # what is computed once is cached for the others
             prepared = prepare_data(config, world_size)
-        resume = find_resume(config, prepared)
+        config = prepared.config  # epochs are steps now
+        args.max_steps = config.max_steps
+        if hasattr(hooks.loss, "start"): hooks.loss.start(prepared.processor, prepared.tag)
+        resume = find_resume(config, prepared, hooks)
         set_seed(config.seed)
         slot = prepared.processor.embodiment_ids[prepared.tag]
         start, adapters = resume or prepared.base, None
         if resume and config.lora_parts: start, adapters = prepared.base, resume / ADAPTERS
         model = load_model(config, start, slot, adapters)
+        if hooks.trainable: train_only(model, hooks.trainable)
+        matching(model, hooks.learning_rates)  # says what is wrong with them
     except (InputError, KeyboardInterrupt):
         if new_folder and rank == 0: shutil.rmtree(config.output_dir, ignore_errors=True)
         raise
     return prepared, args, resume, model
 
-# %% ../../nbs/training/40_finetune.ipynb #4cdcdafc
+# %% ../../nbs/training/40_finetune.ipynb #937c1f62
 def _trainer(
     prepared: Prepared,
     args: TrainingArguments,
     resume: Path | None,  # checkpoint to go on from
     model: nn.Module,
     callbacks: list,  # the user's
+    hooks: Hooks,  # what an idea changes
 ) -> Gr00tTrainer:
     "The trainer of a run, with everyone who watches it."
     config, output_dir = prepared.config, Path(prepared.config.output_dir)
+    samples = training_dataset(config, prepared, resume)
+    samples.change = hooks.images
     trainer = Gr00tTrainer(
         model,
         args,
-        training_dataset(config, prepared, resume),
+        samples,
         prepared.processor,
         config.seed,
         config.global_batch_size,
         start_step=checkpoint_step(resume) or 0,
         companions=[output_dir / n for n in ("experiment_cfg", "wandb_config.json", "README.md")],
         micro_batch_size=config.micro_batch_size,
+        hooks=hooks,
+        decay=(config.lr_decay_steps, config.lr_decay_factor) if config.lr_decay_steps else None,
     )
     if config.step_graph: trainer.use_graphs()
+    for callback in _watching(prepared, trainer, callbacks): trainer.add_callback(callback)
+    return trainer
+
+# %% ../../nbs/training/40_finetune.ipynb #855baf68
+def _watching(prepared: Prepared, trainer: Gr00tTrainer, callbacks: list) -> list:
+    "Everyone who watches a run."
+    config, output_dir = prepared.config, Path(prepared.config.output_dir)
     samples_per_step = config.global_batch_size * config.gradient_accumulation_steps
-    clock = PhaseClock() if args.process_index == 0 else None  # the one that writes the log
+    clock = PhaseClock() if trainer.args.process_index == 0 else None  # the one that writes the log
     log = JsonlLog(log_path(output_dir), samples_per_step, trainer, clock)
     shown = [] if any(isinstance(c, Progress) for c in callbacks) else [Progress(log.path)]
     # the user's first: what they add to a line of the log is written
-    watching = [*callbacks, *([clock] if clock else []), log, *shown]
-    for callback in watching: trainer.add_callback(callback)
-    return trainer
+    norms = GradientNorms(prepared.family.parts)
+    watching = [*callbacks, HooksReached(trainer), norms, *([clock] if clock else []), log, *shown]
+    if config.use_tensorboard: watching.append(TensorBoardLog(log.path))
+    if config.max_epochs: watching.append(SaveAt(ends_of_epochs(prepared)))
+    if config.profile: watching.append(ProfileSteps(output_dir))
+    return watching
 
 
 def _close_bars(trainer: Gr00tTrainer):
@@ -137,19 +167,6 @@ class FinetuneResult:
         steps, loss, rate = ([r[k] for r in self.log] for k in ("step", "loss", "learning_rate"))
         return plot_loss(steps, loss, beta=0.8, lr=rate)
 
-# %% ../../nbs/training/40_finetune.ipynb #28ceaad8
-def _header(prepared: Prepared) -> str:
-    "What the run is made of, and what the check-up warns of."
-    config, ds = prepared.config, prepared.dataset
-    held = f" ({len(prepared.val_episodes)} held out)" if prepared.val_episodes else ""
-    lines = [
-        f"{prepared.family.name} from {config.base_model_path}, as {prepared.tag}",
-        f"{len(prepared.train_episodes)} episodes of {ds.path}{held}",
-        f"{config.max_steps} steps of {config.global_batch_size} samples, into {config.output_dir}",
-        *([f"for {config.memory}: {saves}"] if config.memory and (saves := saving(config)) else []),
-    ]
-    return "\n".join([*lines, *(f"warning: {w}" for w in prepared.warnings)])
-
 # %% ../../nbs/training/40_finetune.ipynb #7949c953
 @dataclass
 class _Run:
@@ -159,19 +176,21 @@ class _Run:
     resume: Path | None  # checkpoint to go on from
     model: nn.Module
     callbacks: list  # the user's
+    hooks: Hooks  # what an idea changes
 
     def train(self) -> FinetuneResult:
         config, first = self.prepared.config, self.args.process_index == 0
         output_dir, stop = Path(config.output_dir), StopOnSignal()
-        if first: write_experiment(config, self.prepared, self.model.config)
+        if first: write_experiment(config, self.prepared, self.model.config, self.hooks)
+        cuda = self.args.device.type == "cuda"
+        plan = plan_prepared(self.prepared, self.args.world_size) if cuda else None
+        made_of = self.prepared, self.model, self.args, self.resume, plan, self.hooks
         with suppress(BrokenPipeError):
-            if first: print(_header(self.prepared), flush=True)
+            if first: print(run_header(*made_of), flush=True)
         if first and config.use_wandb: start_wandb(config, self.prepared.family)
-        watching = [*self.callbacks, stop]
-        if self.args.device.type == "cuda":
-            plan = plan_prepared(self.prepared, self.args.world_size)
-            watching.append(MemoryCheck(plan.peak))
-        trainer = _trainer(self.prepared, self.args, self.resume, self.model, watching)
+        watching = [*self.callbacks, *self.hooks.callbacks, stop]
+        if plan: watching.append(MemoryCheck(plan.peak))
+        trainer = _trainer(self.prepared, self.args, self.resume, self.model, watching, self.hooks)
         trainer.clear_unfinished()
         if trainer.start_step < config.max_steps:  # a finished run is only written out again
             resume = str(self.resume) if self.resume else None
@@ -204,10 +223,20 @@ def _how_to_go_on(result: FinetuneResult) -> str:
     step, last = checkpoint_step(newest), result.prepared.config.max_steps
     return f"stopped after step {step} of {last}. {_kept(result.output_dir)}"
 
+
+def _chosen_hooks(config: FinetuneConfig, hooks: Hooks | None) -> Hooks:
+    if config.hooks is None: return hooks or Hooks()
+    if hooks is None: return read_hooks(config.hooks)
+    raise InputError(
+        f"hooks come from {config.hooks} and as an argument: give one of the two, and leave"
+        " config.hooks None where it is the argument."
+    )
+
 # %% ../../nbs/training/40_finetune.ipynb #958fdd56
 def finetune(
     config: FinetuneConfig,  # what to do
     callbacks: list | None = None,  # of transformers' Trainer; a `Progress` replaces the usual bar or curve
+    hooks: Hooks | None = None,  # what an idea changes; None: those of `config.hooks`, a file
 ) -> FinetuneResult:
     """Fine-tunes, on one process or many; goes on from the newest checkpoint in the output folder.
 
@@ -220,7 +249,8 @@ def finetune(
     run = None
     try:
         with locked(config.output_dir) if first else nullcontext():
-            run = _Run(*_prepare(config, new_folder), callbacks or [])
+            hooks = _chosen_hooks(config, hooks)
+            run = _Run(*_prepare(config, new_folder, hooks), callbacks or [], hooks)
             result = run.train()
     except KeyboardInterrupt:
         raise Stopped(f"Stopped at once. {_kept(config.output_dir)}") from None
@@ -246,11 +276,15 @@ def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
 
 
 @dataclass
-class _CommandLine(FinetuneConfig):
-    __doc__ = FinetuneConfig.__doc__
+class _PlanOptions:
+    "A plan instead of a run."
     plan: bool = False  # say what the run will take, and end; nothing is loaded or written
     gpu: str | None = None  # the card to plan for, such as 24gb or rtx4090; none: this machine's
     pace: float | None = None  # samples a second, measured: the plan tells the hours
+
+
+@dataclass
+class _CommandLine(_PlanOptions, FinetuneConfig): __doc__ = FinetuneConfig.__doc__
 
 
 @command
