@@ -22,6 +22,7 @@ setup(
         "hdf5": ["h5py>=3.12"],
         "lora": ["peft>=0.18"],
         "memory": ["torchao>=0.18"],
+        "tensorboard": ["tensorboard>=2.19"],
         "wandb": ["wandb>=0.20"],
     },
     long_description=(

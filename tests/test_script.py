@@ -77,9 +77,15 @@ def test_help_explains_every_field():
 
 
 def test_two_processes_train_as_one(tmp_path):
-    "The same loss, but for the order of summation; and two processes go on where one stopped."
+    "The same loss, but for the order of summation, with an idea; two processes go on where one stopped."
+    (tmp_path / "idea.py").write_text(
+        'learning_rates = {"action_head.action_decoder.*": 2}\n'
+        'def loss(outputs, batch): return 2 * outputs["action_loss"].sum() / outputs["counted"]\n'
+        'def images(image, rng): return image // rng.integers(1, 3, dtype=image.dtype)\n'
+    )
     common = [
         *SAMPLE,
+        *("--hooks", tmp_path / "idea.py"),
         *("--max-steps", 8, "--global-batch-size", 8, "--learning-rate", 1e-3, "--dropout", 0),
         *("--logging-steps", 1, "--save-steps", 4),
     ]

@@ -46,11 +46,11 @@ def _naming(source: DataSource, episode: int) -> Iterator[None]:
 def sample_generator(
     seed: int,  # of the run
     position: int,  # of the sample
+    stream: int = 0,  # 0: augmentation; 1: what is random in the loss; 2: images changed afterwards
 ) -> np.random.Generator:
     "The generator of all that is random in one sample: counter-based, so none depends on another."
-    return np.random.Generator(
-        np.random.Philox(key=np.array([seed % 2**64, position % 2**64], np.uint64))
-    )
+    key = np.array([seed % 2**64, position % 2**64], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
 
 # %% ../../nbs/loading/20_samples.ipynb #eccef8d7
 def _check_cache(cache: FrameCache | None, processor, unscaled: bool = False):
@@ -98,6 +98,7 @@ class StepReader:
     ):
         self.sources, self.processor, self.seed = list(sources), processor, int(seed)
         self.training, self.pad, self.cache, self.threads = training, pad, cache, threads
+        self.change = None  # (image, rng) -> image like it, after the processor's own augmentation
         for s in self.sources: require_keys(s.dataset, s.config)
         self.masked = [training and _needs_masks(s, processor) for s in self.sources]
         _check_cache(cache, processor, any(self.masked))
@@ -203,7 +204,7 @@ def samples(self: StepReader,
         slots = np.flatnonzero(where[:, 0] == s)
         for i, sample in zip(slots, self._processed(slots, where, steps, rngs)):
             out[i] = {**sample, "sample_index": np.int64(positions[i])}
-    return out
+    return out if self.change is None else [self._changed(s) for s in out]
 
 
 @patch
@@ -225,6 +226,21 @@ def _processed(
     except InputError as e:
         for i in slots: alone(i)  # one of them says which it is
         raise SampleError(f"{source.dataset.path}: {e}") from None
+
+# %% ../../nbs/loading/20_samples.ipynb #a90b3b2a
+@patch
+def _changed(self: StepReader, sample: dict) -> dict:
+    "The sample with its images changed. `SampleError` where one is no image any more."
+    rng = lambda: sample_generator(self.seed, int(sample["sample_index"]), stream=2)
+    images = [self.change(i, rng()) for i in sample["images"]]
+    for old, new in zip(sample["images"], images):
+        if not isinstance(new, np.ndarray) or (new.shape, new.dtype) != (old.shape, old.dtype):
+            is_now = f"{getattr(new, 'dtype', type(new).__name__)} of shape {np.shape(new)}"
+            raise SampleError(
+                f"The image that `images` gave back is {is_now}: expected uint8 of shape"
+                f" {old.shape}, as it was given."
+            )
+    return sample | dict(images=images, changed=True)
 
 # %% ../../nbs/loading/20_samples.ipynb #aa483b6e
 class StepDataset(StepReader, Dataset):

@@ -108,7 +108,7 @@ def forward(
     self: ActionHead,
     backbone: dict,  # what `Eagle.forward` returned
     batch: dict,  # state, action, action_mask, embodiment_id; `noise`, `time`, `state_dropout` are drawn where absent
-) -> dict:  # loss, action_loss [B,H,D], action_mask, backbone_features, state_features and what they were made from
+) -> dict:  # loss, action_loss [B,H,D] and `counted` of it, action_mask, features and their makings
     "The flow-matching loss of a batch."
     action, mask, embodiment = batch["action"], batch["action_mask"], batch["embodiment_id"]
     given = backbone, batch["state"], embodiment
@@ -120,10 +120,11 @@ def forward(
     predicted = self.velocity(noisy, bucket, state, context, embodiment)
     mask = mask.float()
     action_loss = (predicted.float() - target.float()).square() * mask
-    loss = action_loss.sum() / (mask.sum() + 1e-6)
+    counted = mask.sum() + 1e-6  # as officially
     return dict(
-        loss=loss,
+        loss=action_loss.sum() / counted,
         action_loss=action_loss,
+        counted=counted,
         action_mask=mask,
         backbone_features=features,
         state_features=state,

@@ -157,22 +157,12 @@ def uses_masks(self: Gr00tProcessor,
 # %% ../../nbs/processing/50_processor.ipynb #70dfd107
 @patch
 def images(self: Gr00tProcessor,
-    step: Mapping,  # with 'video.<view>': (T, H, W, 3) uint8
+    steps: Sequence[Mapping],  # with 'video.<view>': (T, H, W, 3) uint8
     embodiment: str,  # tag value
-    rng: np.random.Generator | None = None,  # augments; None: evaluation
-) -> list[np.ndarray]:  # T x views images (h, w, 3) uint8, sides multiples of 28
-    "The images of a step as the vision tower reads them."
-    return self._images([step], embodiment, [rng])[0]
-
-@patch
-def _images(
-    self: Gr00tProcessor,
-    steps: Sequence[Mapping],
-    embodiment: str,
-    rngs: Sequence,
-    threads: int | None = None,
-) -> list[list[np.ndarray]]:
-    "The images of several steps: parts of one array, in order."
+    rngs: Sequence[np.random.Generator | None],  # one for each step, augments; None: evaluation
+    threads: int | None = None,  # None: one for each core of this process
+) -> list[list[np.ndarray]]:  # of each step T x views (h, w, 3) uint8, sides multiples of 28
+    "The images of several steps as the vision tower reads them: parts of one array, in order."
     frames = [self._frames(s, embodiment) for s in steps]
     angle, jitter = self.settings["random_rotation_angle"], self.settings["color_jitter_params"]
     drawn = [None if rng is None else draw_augmentation(rng, angle, jitter) for rng in rngs]
@@ -217,33 +207,26 @@ def _stack(self: Gr00tProcessor,
 
 # %% ../../nbs/processing/50_processor.ipynb #a3cfde20
 @patch
-def _state(self: Gr00tProcessor,
-    groups: Mapping[str, np.ndarray],  # {group: (B, T, D)} raw
+def state(self: Gr00tProcessor,
+    steps: Sequence[Mapping],  # with 'state.<group>': (T, D)
     embodiment: str,  # tag value
 ) -> np.ndarray:  # (B, T, max_state_dim) float32
-    "Normalized states, padded with zeros."
+    "The normalized states of several steps, padded with zeros."
+    groups = self._stack(steps, embodiment, "state")
     x = np.concatenate(list(self.state_action.apply_state(groups, embodiment).values()), axis=-1)
     self._check_fit(embodiment, "state", x.shape[-1], "max_state_dim")
     out = np.zeros((*x.shape[:-1], self.settings["max_state_dim"]), dtype=np.float32)
     out[..., :x.shape[-1]] = x
     return out
 
-@patch
-def state(self: Gr00tProcessor,
-    step: Mapping,  # with 'state.<group>': (T, D)
-    embodiment: str,  # tag value
-) -> np.ndarray:  # (T, max_state_dim) float32
-    "The normalized state, padded with zeros."
-    return self._state(self._stack([step], embodiment, "state"), embodiment)[0]
-
 # %% ../../nbs/processing/50_processor.ipynb #a9ab108a
 @patch
-def _action(self: Gr00tProcessor,
-    groups: Mapping[str, np.ndarray],  # {group: (B, T, D)} raw
-    state: Mapping[str, np.ndarray],  # {group: (B, T, D)} raw
+def action(self: Gr00tProcessor,
+    steps: Sequence[Mapping],  # with 'action.<group>': (T, D), and the state
     embodiment: str,  # tag value
-) -> tuple[np.ndarray, np.ndarray]:  # both (B, max_action_horizon, max_action_dim) float32
-    "Normalized action chunks, padded with zeros in width and time, and their masks."
+) -> tuple[np.ndarray, np.ndarray]:  # both (B, max_action_horizon, max_action_dim) f32; mask 1: real
+    "The normalized action chunks of several steps, padded with zeros in width and time, and masks."
+    groups, state = (self._stack(steps, embodiment, m) for m in ("action", "state"))
     groups = self.state_action.apply_action(groups, embodiment, state)
     flat = {k: v for k, v in groups.items() if v.ndim != 3}
     if flat:
@@ -259,16 +242,6 @@ def _action(self: Gr00tProcessor,
     mask = np.zeros_like(out)
     out[:, :x.shape[1], :x.shape[2]], mask[:, :x.shape[1], :x.shape[2]] = x, 1
     return out, mask
-
-@patch
-def action(self: Gr00tProcessor,
-    step: Mapping,  # with 'action.<group>': (T, D), and the state
-    embodiment: str,  # tag value
-) -> tuple[np.ndarray, np.ndarray]:  # (max_action_horizon, max_action_dim) float32; mask 1 where real
-    "The normalized action chunk, padded with zeros in width and time, and its mask."
-    groups, state = (self._stack([step], embodiment, m) for m in ("action", "state"))
-    action, mask = self._action(groups, state, embodiment)
-    return action[0], mask[0]
 
 # %% ../../nbs/processing/50_processor.ipynb #f8e7a396
 @patch
@@ -316,12 +289,10 @@ def many(self: Gr00tProcessor,
             f" embodiment_ids.{did_you_mean(embodiment, self.embodiment_ids)}"
         )
     sentences = self._sentences(steps, embodiment)
-    state = self._stack(steps, embodiment, "state")
-    columns = dict(state=self._state(state, embodiment))
+    columns = dict(state=self.state(steps, embodiment))
     if training or any(k.startswith("action.") for k in steps[0]):
-        actions = self._stack(steps, embodiment, "action")
-        columns["action"], columns["action_mask"] = self._action(actions, state, embodiment)
-    images = self._images(steps, embodiment, rngs if training else [None] * len(steps), threads)
+        columns["action"], columns["action_mask"] = self.action(steps, embodiment)
+    images = self.images(steps, embodiment, rngs if training else [None] * len(steps), threads)
     fixed = dict(embodiment_id=self.embodiment_ids[embodiment])
     formal, out = self.settings["formalize_language"], []
     for i, (own, sentence) in enumerate(zip(images, sentences)):

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 # %% ../../nbs/runs/02_phases.ipynb #6ee459ee
-PHASES = ("data", "transfer", "forward", "backward", "optimizer", "other")
+PHASES = ("data", "transfer", "forward", "backward", "optimizer", "save", "other")
 
 
 def _between(before, after) -> float:  # seconds
@@ -51,6 +51,7 @@ class PhaseClock(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs): self._mark("optimizer")
 
     def on_step_end(self, args, state, control, **kwargs): self._mark("other")
+    def on_save(self, args, state, control, **kwargs): self._mark("save")
 
     def on_train_end(self, args, state, control, **kwargs):
         for hook in self._hooks: hook.remove()

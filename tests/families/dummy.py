@@ -71,7 +71,8 @@ class Dummy(nn.Module):
         answer = self.answer(batch)
         mask = batch["action_mask"].to(answer)
         error = (answer - batch["action"].to(answer)).square() * mask
-        return dict(loss=error.sum() / mask.sum())
+        counted = mask.sum()
+        return dict(loss=error.sum() / counted, action_loss=error, counted=counted)
 
     @torch.no_grad()
     def get_action(self, batch, noise=None, num_inference_timesteps=None, keep_path=False) -> dict:
