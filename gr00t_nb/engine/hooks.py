@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .parameters import check_rates
+from ..optimizer.parameters import check_rates
 from ..errors import InputError, did_you_mean
 
 # %% ../../nbs/engine/05_hooks.ipynb #4f7849b2

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import safe_globals
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..errors import OTHER_ENDED, InputError, sentence_of
@@ -33,10 +34,16 @@ from ..families.adapters import ADAPTERS, has_adapters, save_adapters
 from ..families.registry import family_of
 from ..loading.order import GlobalBatches
 from ..processing.batches import pad_prompts, split_batch
+from ..runs.manifest import write_manifest
+from ..runs.run_folder import best_checkpoint, set_aside
+from .faults import of_taken, unsound
 from .hooks import Hooks
-from .parameters import official_name, split_rates
-from .schedule import step_schedule
+from ..processes.parallel import set_units, shard_on_cpus
+from ..optimizer.parameters import official_name, split_rates
+from ..optimizer.schedule import step_schedule
+from ..processes.sharded import OPTIMIZER, load_optimizer, save_optimizer, whole_weights
 from .step_graph import StepGraphs
+from .undisturbed import undisturbed
 
 # %% ../../nbs/engine/20_trainer.ipynb #ebea3d48
 class Collator:
@@ -57,6 +64,7 @@ class Collator:
         if len(ids) == 1: batch["embodiment_id"] = ids.pop()
         indices, shape = [s["sample_index"] for s in samples], tuple(batch["action"].shape[1:])
         batch |= self.family.draw_flow(self.model_config, indices, self.seed, shape)
+        batch["sample_index"] = torch.tensor(indices)
         if skipped := [s["skipped"] for s in samples if "skipped" in s]: batch["skipped"] = skipped
         if all("changed" in s for s in samples): batch["changed"] = True
         return batch if get_worker_info() is None else Parcel(batch)
@@ -100,6 +108,7 @@ class Gr00tTrainer(Trainer):
         **kwargs,  # of Trainer
     ):
         collator = Collator(processor, model.config, seed)
+        set_units(model, collator.family, args)
         super().__init__(model, args, collator, train_dataset=dataset, **kwargs)
         self.family, self.processor, self.seed = collator.family, processor, seed
         self.global_batch_size, self.start_step = global_batch_size, start_step
@@ -107,14 +116,19 @@ class Gr00tTrainer(Trainer):
         self.hooks, self.reached = hooks or Hooks(), set()  # names of hooks that have had an effect
         self.decay = decay  # None: the schedule of `args`
         self.graphs = None  # see `use_graphs`
+        self.faults = self.averages = None  # a judge of steps, averages of the weights; see below
+        self.to_log: dict[str, float] = {}  # numbers that go into the next line of the log
         self.data_seconds = 0.0  # how long the loop has waited for batches
         self.unshared = False  # whether a batch came through the pipe
         self.skipped: Counter[str] = Counter()  # episode -> samples that this process replaced
+        self.told: set[str] = set()  # episodes of which it has said so
         self.total_skipped = 0  # of all processes, when the last line was logged
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs, share = model(inputs), getattr(self, "_share", 1)
+        # accelerate puts autocast around every model but one in shards
+        with self.accelerator.autocast() if self.is_fsdp_enabled else nullcontext():
+            outputs, share = model(inputs), getattr(self, "_share", 1)
         loss = self._loss(outputs, inputs) * share  # of a part of a batch, see `training_step`
         return (loss, outputs) if return_outputs else loss
 
@@ -240,6 +254,7 @@ def _one_thread(worker: int):
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGUSR1, signal.SIGUSR2): signal.signal(number, signal.SIG_IGN)
 
 
 def _possible(workers: int) -> int:
@@ -286,6 +301,7 @@ def get_batch_samples(self: Gr00tTrainer, *args, **kwargs):
     "The batches of the next optimizer step; counts the time, and samples that were replaced."
     start = time.perf_counter()
     batches = Trainer.get_batch_samples(self, *args, **kwargs)
+    self._made_of = [(batch.pop("sample_index", None), batch) for batch in batches[0]]
     self.data_seconds += time.perf_counter() - start
     for batch in batches[0]:
         if batch.pop("changed", False): self.reached.add("images")
@@ -298,7 +314,8 @@ def get_batch_samples(self: Gr00tTrainer, *args, **kwargs):
 def _count_skipped(self: Gr00tTrainer, skipped):
     for episode, why in skipped:
         self.skipped[episode] += 1
-        if self.skipped[episode] > 1: continue
+        if episode in self.told: continue
+        self.told.add(episode)
         warnings.warn(f"{why} Other steps take the place of those that cannot be read.")
 
 
@@ -315,9 +332,59 @@ def log(self: Gr00tTrainer, logs: dict, *args, **kwargs):
     if getattr(self.train_dataset, "skip_broken", False):
         ours = torch.tensor(self.skipped.total(), device=self.args.device)
         self.total_skipped = int(self.accelerator.reduce(ours))
+    if "loss" in logs: self._complete(logs)
     for part, factor in self.hooks.learning_rates.items() if "learning_rate" in logs else ():
         logs[f"learning_rate/{part}"] = logs["learning_rate"] * factor
     Trainer.log(self, logs, *args, **kwargs)
+
+# %% ../../nbs/engine/20_trainer.ipynb #65df6e98
+@patch
+def _complete(self: Gr00tTrainer, logs: dict):
+    "A line of the log with what others have to say."
+    if self.faults: of_taken(self.faults, logs, self.state.global_step)
+    logs |= self.to_log
+    self.to_log = {}
+
+# %% ../../nbs/engine/20_trainer.ipynb #7a4fcc4a
+@patch
+def _get_grad_norm(self: Gr00tTrainer, model, grad_norm=None):
+    "The gradient's norm; a step whose numbers are not finite ends here, or loses its gradients."
+    norm = Trainer._get_grad_norm(self, model, grad_norm)
+    if self.faults is None: return norm
+    bad = self.accelerator.reduce(unsound(norm, self._tr_loss))
+    if self.faults.passes(bad, self._tr_loss): return norm
+    alone, samples = self._failing()
+    self.faults.judge(self.state.global_step + 1, alone, samples, self.is_world_process_zero())
+    for p in self.model.parameters(): p.grad = None
+    return norm
+
+
+@patch
+def _failing(self: Gr00tTrainer) -> tuple[bool, list[dict]]:
+    "Whether samples of this step fail by themselves; these, or all of them."
+    numbers = torch.cat([n for n, _ in self._made_of]).tolist()
+    fails = [f for _, batch in self._made_of for f in self._fail_alone(batch)]
+    steps = self.train_dataset.where(numbers, self.args.dataloader_num_workers)
+    rows = torch.tensor([[*s, f] for s, f in zip(steps.tolist(), fails)], device=self.args.device)
+    rows = self.accelerator.gather(rows).tolist()
+    alone = any(f for *_, f in rows)
+    return alone, [self._described(*where) for *where, f in rows if f or not alone]
+
+
+@patch
+def _fail_alone(self: Gr00tTrainer, batch: dict) -> list[int]:
+    "For each sample of a batch 1 if its loss is not finite, else 0."
+    with undisturbed(self.model), torch.no_grad(), self.accelerator.autocast():
+        parts = [self._prepare_inputs(part) for part in split_batch(batch, 1)]
+        return [int(not torch.isfinite(self.model(part)["loss"])) for part in parts]
+
+
+@patch
+def _described(self: Gr00tTrainer, source: int, episode: int, step: int) -> dict:
+    "A sample in words."
+    ds = self.train_dataset.sources[source].dataset
+    number = ds.episodes[episode].index
+    return dict(dataset=str(ds.path), episode=number, called=ds.called(episode), at=step)
 
 # %% ../../nbs/engine/20_trainer.ipynb #8281ddbf
 def _copy_folder(source: Path, target: Path):
@@ -339,15 +406,96 @@ def _save(self: Gr00tTrainer, output_dir: str | None = None, state_dict=None):
         elif path.exists(): shutil.copy2(path, output_dir / path.name)
 
 # %% ../../nbs/engine/20_trainer.ipynb #e73839a3
+def _of_process(folder: str, args: TrainingArguments) -> Path:
+    "Where a process keeps its states, as the Trainer names it."
+    number = f"_{args.process_index}" if args.world_size > 1 else ""
+    return Path(folder) / f"rng_state{number}.pth"
+
+
 @patch
 def _save_rng_state(self: Gr00tTrainer, output_dir: str):
     "The Trainer's random states of this process, numpy's among them as plain numbers."
     Trainer._save_rng_state(self, output_dir)
-    of_process = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
-    file = Path(output_dir) / f"rng_state{of_process}.pth"
+    file = _of_process(output_dir, self.args)
     with safe_globals(): states = torch.load(file, weights_only=True)
     name, key, *rest = states["numpy"]
-    torch.save(states | dict(numpy=(name, key.tolist(), *rest)), file)
+    states["numpy"] = name, key.tolist(), *rest
+    if hasattr(self, "_tr_loss"):
+        states["unlogged"] = self._tr_loss.cpu(), self._globalstep_last_logged
+        states["skipped"] = dict(self.skipped)
+    torch.save(states, file)
+
+
+@patch
+def _load_rng_state(self: Gr00tTrainer, checkpoint: str | None):
+    "The random states of this process, and what is not logged yet, if there are any."
+    Trainer._load_rng_state(self, checkpoint)
+    file = _of_process(checkpoint or "", self.args)
+    if not file.is_file(): return
+    with safe_globals(): states = torch.load(file, weights_only=True)
+    self.skipped.update(states.get("skipped", {}))
+    if "unlogged" not in states: return
+    loss, self._globalstep_last_logged = states["unlogged"]
+    self._tr_loss = loss.to(self.args.device)
+
+# %% ../../nbs/engine/20_trainer.ipynb #f2ac6740
+@patch
+def _save_scaler(self: Gr00tTrainer, output_dir: str):
+    "The averages, in the place of what float16 would need: in checkpoints alone."
+    if self.averages and self.args.should_save: self.averages.save(Path(output_dir))
+
+# %% ../../nbs/engine/20_trainer.ipynb #587c2a30
+@patch
+def create_accelerator_and_postprocess(self: Gr00tTrainer):
+    "accelerate leaves a variable behind, by which the next run of this process would shard too."
+    args, mesh = self.args, self.args.parallelism_config
+    on_cpus = args.fsdp_plugin_args is not None and args.device.type == "cpu"
+    if on_cpus: args.parallelism_config = None
+    try: Trainer.create_accelerator_and_postprocess(self)
+    finally: os.environ.pop("ACCELERATE_USE_FSDP", None)
+    if not on_cpus: return
+    args.parallelism_config, self.is_fsdp_enabled = mesh, True
+    shard_on_cpus(self.accelerator, args, mesh)
+
+
+@patch
+def save_model(self: Gr00tTrainer, output_dir: str | None = None, _internal_call: bool = False):
+    "A whole checkpoint, however the processes share the model; called by every process."
+    with whole_weights(self.accelerator.unwrap_model(self.model), self.args.should_save):
+        if self.args.should_save: self._save(output_dir)
+
+
+@patch
+def _save_optimizer_and_scheduler(self: Gr00tTrainer, output_dir: str):
+    "A model in shards keeps its optimizer in shards, too."
+    if not self.is_fsdp_enabled: return Trainer._save_optimizer_and_scheduler(self, output_dir)
+    save_optimizer(self.model, self.optimizer, Path(output_dir) / OPTIMIZER)
+    if not self.args.should_save: return
+    torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+
+@patch
+def _load_optimizer_and_scheduler(self: Gr00tTrainer, checkpoint: str | None):
+    "Shards, or one file, for a model in shards or a whole one."
+    if checkpoint is None: return Trainer._load_optimizer_and_scheduler(self, checkpoint)
+    if self.is_fsdp_enabled or (Path(checkpoint) / OPTIMIZER).is_dir():
+        load_optimizer(self.model, self.optimizer, checkpoint)
+        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        self.lr_scheduler.load_state_dict(schedule)
+    else: Trainer._load_optimizer_and_scheduler(self, checkpoint)
+    self._set_rates()
+
+# %% ../../nbs/engine/20_trainer.ipynb #ae14029b
+@patch
+def _set_rates(self: Gr00tTrainer):
+    "The learning rates of this run's schedule at its step: it may be longer than the one that was saved."
+    schedule = self.lr_scheduler
+    if hasattr(schedule, "lr_lambdas"):
+        shares = [share(schedule.last_epoch) for share in schedule.lr_lambdas]
+        schedule._last_lr = [base * share for base, share in zip(schedule.base_lrs, shares)]
+    for group, rate in zip(self.optimizer.param_groups, schedule.get_last_lr()):
+        if isinstance(group["lr"], torch.Tensor): group["lr"].fill_(rate)
+        else: group["lr"] = rate
 
 # %% ../../nbs/engine/20_trainer.ipynb #8a0d709a
 _UNFINISHED = ".unfinished"
@@ -355,8 +503,9 @@ _UNFINISHED = ".unfinished"
 
 @patch
 def clear_unfinished(self: Gr00tTrainer):
-    "Removes what a run left that died while it saved; called by every process."
+    "Removes what a run left that died while it saved, and sets broken checkpoints aside; called by every process."
     if self.args.should_save:
+        set_aside(self.args.output_dir)
         shutil.rmtree(Path(self.args.output_dir) / _UNFINISHED, ignore_errors=True)
     self.accelerator.wait_for_everyone()
 
@@ -376,8 +525,12 @@ def _save_checkpoint(self: Gr00tTrainer, model, trial):
     self.accelerator.wait_for_everyone()  # every process has written its random state
     if self.args.should_save:
         for folder in (final / _UNFINISHED).iterdir():
+            write_manifest(folder)
             shutil.rmtree(final / folder.name, ignore_errors=True)
             os.replace(folder, final / folder.name)
         (final / _UNFINISHED).rmdir()
-        rotate_checkpoints(output_dir=str(final), save_total_limit=self.args.save_total_limit)
+        best = best_checkpoint(final)  # is kept, whatever its age
+        best = dict(best_model_checkpoint=str(best)) if best else {}
+        limit = self.args.save_total_limit
+        rotate_checkpoints(output_dir=str(final), save_total_limit=limit, **best)
     self.accelerator.wait_for_everyone()

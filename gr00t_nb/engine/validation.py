@@ -22,7 +22,7 @@ from transformers.trainer_callback import ExportableState
 
 from ..data.lerobot import LeRobotDataset
 from ..data.steps import read_steps
-from .averages import Averages
+from ..optimizer.averages import Averages
 from .undisturbed import undisturbed
 from ..evaluation.asking import action_widths, ask, evenly, question_config
 from ..evaluation.asking import recorded_chunks, side_by_side

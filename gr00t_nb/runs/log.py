@@ -209,7 +209,8 @@ def interval(self: RunLog) -> float | None:  # seconds, as usual lately; None: n
 
 @patch
 def finished(self: RunLog) -> bool:
-    "Whether its last step is done."
+    "Whether its last step is done, or nothing had improved for as long as it was to wait."
+    if len(self) and self["ended_early"][-1] == 1: return True
     if self.max_steps is None or not len(self): return False
     return self._columns["step"][-1] >= self.max_steps
 
@@ -294,6 +295,9 @@ def _silence(self: RunLog, now: float) -> list[tuple[str, str]]:
     return [("error", f"no new line for {duration(age)}{usual}: the run has stopped or hangs")]
 
 # %% ../../nbs/runs/00_log.ipynb #55adc2b1
+_OF_VALIDATIONS = ("val_error", "val/", "hold_error", "hold/", "ema_error", "ema/")
+
+
 @patch
 def _more_in_words(self: RunLog) -> list[tuple[str, str]]:
     "The last values of what a line holds beside `COLUMNS`."
@@ -303,9 +307,25 @@ def _more_in_words(self: RunLog) -> list[tuple[str, str]]:
     if whole:
         parts = [f"{k} {v:.0f}" for k, v in sorted(phases.items(), key=lambda p: -p[1]) if v > whole / 100]
         said.append(f"a step takes {whole:.0f} ms ({', '.join(parts)})")
-    others = [f"{k} {v:.4g}" for k, v in last.items() if not k.endswith("_ms") and "/" not in k]
+    told = *_OF_VALIDATIONS, "ended_early"  # by `_held_out`
+    others = {k: v for k, v in last.items() if not k.endswith("_ms") and "/" not in k}
+    others = [f"{k} {v:.4g}" for k, v in others.items() if not k.startswith(told)]
     if others: said.append(", ".join(others))
     return [("info", s) for s in said]
+
+# %% ../../nbs/runs/00_log.ipynb #d7c1bdd6
+@patch
+def _held_out(self: RunLog) -> list[tuple[str, str]]:
+    "How far predictions were from what held-out episodes recorded."
+    errors = self["val_error"]
+    if not np.isfinite(errors).any(): return []
+    last, least = np.flatnonzero(np.isfinite(errors))[-1], np.nanargmin(errors)
+    still = self["hold_error"][last]
+    beside = f", holding still {still:.3g}" if np.isfinite(still) else ""
+    said = f"held out: error {errors[last]:.3g} spreads{beside} at step {self['step'][last]:.0f}"
+    if least != last: said += f", the least {errors[least]:.3g} at step {self['step'][least]:.0f}"
+    early = [("info", "ended early: the error did not fall any more")]
+    return [("info", said), *(early if self["ended_early"][-1] == 1 else [])]
 
 # %% ../../nbs/runs/00_log.ipynb #e8b64426
 @patch
@@ -318,7 +338,8 @@ def sentences(self: RunLog,
         lost = "" if self.path.parent.is_dir() else ", whose folder is not there yet"
         return [("info", f"waiting for the first line of {self.path}{lost}")]
     wrong = [*self._not_numbers(), *self._unreadable(), *self._silence(now)]
-    return [("info", self._pace()), *self._more_in_words(), *self._bound(), *wrong]
+    more = *self._more_in_words(), *self._held_out(), *self._bound()
+    return [("info", self._pace()), *more, *wrong]
 
 # %% ../../nbs/runs/00_log.ipynb #46537dec
 def open_runs(

@@ -12,6 +12,7 @@ from typing import get_args
 
 from ..data.layouts_v3 import dataset_folder
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
+from ..processes.parallel import WHOLE, check_parallel, engine_of
 from ..errors import InputError, did_you_mean
 from ..families.adapters import RANK, adapter_parts, check_lora, frozen_flags, import_peft
 from ..families.family import Family
@@ -84,6 +85,7 @@ def resolved(
         raise InputError(f"Nothing would be trained: switch on at least one of {switches}.")
     values = {k: getattr(family.defaults, k) for k in FROM_DEFAULTS if getattr(config, k) is None}
     values |= {k: bool(getattr(config, k)) for k in LEVERS}
+    values |= dict(parallel=engine_of(config.parallel))
     values |= dict(lr_scheduler=config.lr_scheduler or family.defaults.schedule)
     dropout = _state_dropout(config, family)
     return replace(config, **flags, **values, **lora, state_dropout_prob=dropout)
@@ -167,6 +169,31 @@ def _check_step_graph(config: FinetuneConfig, world_size: int):
             " its dropout again, which a recording cannot do. Leave out one of them."
         )
 
+# %% ../../nbs/training/05_checks.ipynb #33f7bc6a
+_QUALITY = ("eval_steps", "eval_chunks", "early_stopping_patience")  # counts, from 1 on
+
+
+def _check_quality(config: FinetuneConfig):
+    for name in _QUALITY:
+        value = getattr(config, name)
+        if value is None or value >= 1: continue
+        raise InputError(f"{name} is {value}: expected at least 1.")
+    if config.eval_steps and not config.val_fraction:
+        raise InputError(
+            f"eval_steps is {config.eval_steps}, but no episodes are held out to be asked about:"
+            " hold some out with --val-fraction 0.1, or leave --eval-steps out."
+        )
+    if config.early_stopping_patience and not config.eval_steps:
+        raise InputError(
+            f"early_stopping_patience is {config.early_stopping_patience}, but nothing validates:"
+            " add --eval-steps 500, or leave --early-stopping-patience out."
+        )
+    if config.ema_decay is not None and not 0 < config.ema_decay < 1:
+        expected = "expected a share between 0 and 1, such as 0.999"
+        raise InputError(f"ema_decay is {config.ema_decay}: {expected}.")
+    if config.on_nonfinite not in ("stop", "skip"):
+        raise InputError(f"on_nonfinite is {config.on_nonfinite!r}: expected 'stop' or 'skip'.")
+
 # %% ../../nbs/training/05_checks.ipynb #99ae3f86
 SCHEDULES = ("cosine", "constant", "step")
 
@@ -200,10 +227,13 @@ def check_config(
     _check_processes(config, world_size)
     mask_steps(config.extra_augmentation_config)  # says what is wrong with it
     _check_step_graph(config, world_size)
+    whole = {name: getattr(config, name) for name in WHOLE}
+    check_parallel(config.parallel, world_size, config.shard_group, **whole)
     _check_schedule(config)
     if config.sampling not in get_args(SampleOptions.__annotations__["sampling"]):
         raise InputError(f"sampling is {config.sampling!r}: expected 'uniform' or 'official'.")
     _check_lora(config)
+    _check_quality(config)
     if config.skip_broken and config.sampling == "official":
         raise InputError(
             "skip_broken goes with --sampling uniform, where a broken step's place is known;"

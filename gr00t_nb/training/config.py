@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Switch', 'DataOptions', 'SampleOptions', 'ModelOptions', 'AdapterOptions', 'OptimizerOptions', 'RunOptions',
-           'FinetuneConfig']
+           'ValidationOptions', 'FinetuneConfig']
 
 # %% ../../nbs/training/00_config.ipynb #2389154d
 import json
@@ -82,7 +82,7 @@ class OptimizerOptions:
     gradient_accumulation_steps: int = 1  # batches to one optimizer step
     micro_batch_size: int | None = None  # samples that a process computes at once; none: its part of the batch
     adamw_8bit: Switch = None  # the optimizer's two averages in 8 bits: a quarter of their memory; needs torchao
-    max_steps: int = 10000  # optimizer steps of the whole run
+    max_steps: int = 10000  # optimizer steps of the whole run; another number may be given when it goes on
     max_epochs: int | None = None  # instead: how often each sample is seen; saves at each end
     learning_rate: float | None = None  # peak of the schedule; none: the family's, such as 1e-4
     weight_decay: float | None = None  # AdamW's, on the parameters that the family names; none: the family's
@@ -90,6 +90,8 @@ class OptimizerOptions:
     lr_scheduler: str | None = None  # cosine, constant or step; none: the family's, cosine
     lr_decay_steps: int | None = None  # steps between two falls; used by --lr-scheduler step
     lr_decay_factor: float = 0.1  # of a fall; used by --lr-scheduler step
+    ema_decay: float | None = None  # averaged weights of what trains, such as 0.999, kept beside it; none: off
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # where loss or gradient is not a number; skip: leave the step out
     seed: int = 42  # of everything random: order, augmentation, noise, dropout, new weights
     hooks: str | None = None  # a Python file: another loss, images, what trains, rates
 
@@ -100,6 +102,7 @@ class RunOptions:
     output_dir: str = "./outputs"  # where checkpoints and logs go
     save_steps: int = 1000  # optimizer steps between checkpoints
     save_total_limit: int = 5  # checkpoints that are kept, the newest
+    save_only_model: bool = False  # leave the optimizer out of checkpoints: less room, but no run goes on from them
     logging_steps: int = 10  # optimizer steps between lines of the log
     resume: bool = True  # go on from the newest checkpoint in output_dir; --no-resume refuses a folder that has one
     use_wandb: bool = False  # log to Weights & Biases too (WANDB_MODE=offline works); log.jsonl is always written
@@ -108,12 +111,23 @@ class RunOptions:
     wandb_project: str | None = None  # project at Weights & Biases; none: the family's, such as finetune-gr00t-n1d6
     experiment_name: str | None = None  # what the run is called where it is logged; none: output_dir's last part
     num_gpus: int = 1  # the number of processes is torchrun's, and must agree where both are given
+    parallel: Literal["ddp", "fsdp2", "hsdp", "zero2", "zero3"] = "ddp"  # how processes share the model
+    shard_group: int | None = None  # processes that share one copy with --parallel hsdp; none: those of a node
     memory: str | None = None  # make it fit a GPU, such as 24gb or rtx4090: sets what saves memory and is not said
+
+# %% ../../nbs/training/00_config.ipynb #c729bb30
+@dataclass
+class ValidationOptions:
+    "How good it is, asked while it trains, on the episodes that val_fraction holds out."
+    eval_steps: int | None = None  # optimizer steps between validations; the best one's checkpoint is kept; none: never
+    eval_chunks: int = 64  # at most so many answers to a validation, spread evenly over the held-out episodes
+    early_stopping_patience: int | None = None  # end after so many validations without a new least error; none: never
 
 # %% ../../nbs/training/00_config.ipynb #5cb397ee
 @dataclass
 class FinetuneConfig(
-    RunOptions, OptimizerOptions, AdapterOptions, ModelOptions, SampleOptions, DataOptions
+    RunOptions, ValidationOptions, OptimizerOptions, AdapterOptions, ModelOptions, SampleOptions,
+    DataOptions
 ):
     r"""Fine-tune GR00T on a LeRobot data set.
 

@@ -9,6 +9,7 @@ __all__ = ['load_model', 'FinetuneResult', 'finetune', 'main']
 import logging
 import os
 import shutil
+import signal
 import sys
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
@@ -19,13 +20,14 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 
 from ..engine.hooks import Hooks, read_hooks
-from ..engine.parameters import matching, train_only
-from ..engine.schedule import SaveAt
+from ..optimizer.parameters import matching, train_only
+from ..optimizer.schedule import SaveAt
 from ..errors import InputError, Stopped, command, sentence_of
 from ..families.adapters import ADAPTERS
 from ..families.registry import family_of
 from ..files import read_jsonl
 from ..plots.curves import plot_loss
+from ..plots.validation import validated
 from ..runs.log import log_path
 from ..runs.gradients import GradientNorms
 from ..runs.lock import locked
@@ -33,11 +35,12 @@ from ..runs.log_writer import JsonlLog
 from ..runs.phases import PhaseClock
 from ..runs.profile import ProfileSteps
 from ..runs.progress import Progress
-from ..runs.run_folder import checkpoint_step, newest_checkpoint
+from ..runs.run_folder import best_checkpoint, checkpoint_step, newest_checkpoint
+from ..runs.run_folder import write_final_manifest
 from ..runs.tensorboard import TensorBoardLog, check_tensorboard
 from .checks import check_config
 from .config import FinetuneConfig
-from .experiment import find_resume, start_wandb, training_arguments
+from .experiment import beginning, find_resume, start_wandb, training_arguments
 from .experiment import write_experiment
 from .header import run_header
 from .official_flags import from_flags
@@ -45,8 +48,14 @@ from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_ru
 from .plan import switch_on
 from .prepare import Prepared, choose_base, ends_of_epochs, prepare_data
 from .prepare import training_dataset
-from ..engine.stopping import StopOnSignal
+from ..optimizer.averages import Averages
+from ..engine.faults import FAULTS, Faults
+from ..processes.parallel import check_checkpoint
+from ..engine.states import can_go_on
+from ..engine.stopping import REQUEUE, StopOnSignal
+from ..processes.together import Together
 from ..engine.trainer import Gr00tTrainer, HooksReached
+from ..engine.validation import HeldOut, Validation, ended_early
 
 # %% ../../nbs/training/40_finetune.ipynb #6e4cb0d2
 def load_model(
@@ -63,6 +72,17 @@ def load_model(
     return model
 
 # %% ../../nbs/training/40_finetune.ipynb #6582181d
+def _model(prepared: Prepared, resume: Path | None, hooks: Hooks) -> nn.Module:
+    "The model of a new run, or as a checkpoint has it."
+    config, slot = prepared.config, prepared.processor.embodiment_ids[prepared.tag]
+    start, adapters = resume or prepared.base, None
+    if resume and config.lora_parts: start, adapters = prepared.base, resume / ADAPTERS
+    model = load_model(config, start, slot, adapters)
+    if hooks.trainable: train_only(model, hooks.trainable)
+    matching(model, hooks.learning_rates)  # says what is wrong with them
+    return model
+
+
 def _prepare(
     config: FinetuneConfig,  # what the user asked for
     new_folder: bool,  # the output folder was not there before
@@ -77,23 +97,45 @@ def _prepare(
         config = fit_memory(config, world_size)
         _, family, config = choose_base(config)
         args = training_arguments(config, family, world_size)
-        with args.main_process_first(desc="preparing"):  # what is computed once is cached for the others
+        # what one process finds from here on ends all of them; what is computed once is cached for the others
+        together, first = Together(), args.local_process_index == 0
+        with together.first_does("the check-up and the statistics of the data", first):
             prepared = prepare_data(config, world_size)
         config = prepared.config  # epochs are steps now
         args.max_steps = config.max_steps
-        if hasattr(hooks.loss, "start"): hooks.loss.start(prepared.processor, prepared.tag)
-        resume = find_resume(config, prepared, hooks)
-        set_seed(config.seed)
-        slot = prepared.processor.embodiment_ids[prepared.tag]
-        start, adapters = resume or prepared.base, None
-        if resume and config.lora_parts: start, adapters = prepared.base, resume / ADAPTERS
-        model = load_model(config, start, slot, adapters)
-        if hooks.trainable: train_only(model, hooks.trainable)
-        matching(model, hooks.learning_rates)  # says what is wrong with them
+        with together.all_do("loading the model"):
+            if hasattr(hooks.loss, "start"): hooks.loss.start(prepared.processor, prepared.tag)
+            resume = find_resume(config, prepared, hooks)
+            if resume: check_checkpoint(config.parallel, world_size, resume)
+            set_seed(config.seed)
+            model = _model(prepared, resume, hooks)
     except (InputError, KeyboardInterrupt):
         if new_folder and rank == 0: shutil.rmtree(config.output_dir, ignore_errors=True)
         raise
     return prepared, args, resume, model
+
+# %% ../../nbs/training/40_finetune.ipynb #f826a77d
+def _quality(
+    trainer: Gr00tTrainer,
+    prepared: Prepared,
+    resume: Path | None,  # checkpoint to go on from
+) -> list:  # callbacks
+    "Those who watch how good a run is."
+    config = prepared.config
+    trainer.faults = Faults(Path(config.output_dir), config.on_nonfinite)
+    if config.ema_decay: trainer.averages = Averages(config.ema_decay, resume)
+    watching = [trainer.faults, *([trainer.averages] if trainer.averages else [])]
+    if not config.eval_steps: return watching
+    where = prepared.dataset, prepared.val_episodes, prepared.modality_config
+    held_out = HeldOut(*where, config.eval_chunks)
+    how = config.eval_steps, config.early_stopping_patience, trainer.averages
+    return [*watching, Validation(trainer, held_out, prepared.tag, *how)]
+
+
+def _write_averages(trainer: Gr00tTrainer, output_dir: Path):
+    "The averaged weights as a whole checkpoint."
+    if not trainer.averages.kept: trainer.averages.begin(trainer.model)  # of a finished run
+    with trainer.averages.worn(): trainer._save(str(output_dir / "ema"))
 
 # %% ../../nbs/training/40_finetune.ipynb #937c1f62
 def _trainer(
@@ -122,6 +164,7 @@ def _trainer(
         decay=(config.lr_decay_steps, config.lr_decay_factor) if config.lr_decay_steps else None,
     )
     if config.step_graph: trainer.use_graphs()
+    callbacks = [*callbacks, *_quality(trainer, prepared, resume)]
     for callback in _watching(prepared, trainer, callbacks): trainer.add_callback(callback)
     return trainer
 
@@ -161,11 +204,21 @@ class FinetuneResult:
     log: list[dict]  # lines of log.jsonl
     skipped: dict[str, int]  # episode -> its samples that this process replaced because they could not be read
     stopped: bool = False  # by Ctrl-C, before its last step
+    requeue: bool = False  # by a scheduler that is to start it again (SIGUSR1)
+    best: Path | None = None  # checkpoint with the least error on held-out episodes; None: the run did not validate
+    ended_early: bool = False  # because that error had not fallen for long enough
 
     def plot(self):  # matplotlib figure
-        "The loss curve."
+        "The loss curve, and errors on held-out episodes where the run validated."
         steps, loss, rate = ([r[k] for r in self.log] for k in ("step", "loss", "learning_rate"))
-        return plot_loss(steps, loss, beta=0.8, lr=rate)
+        return plot_loss(steps, loss, beta=0.8, lr=rate, held_out=validated(self.log))
+
+# %% ../../nbs/training/40_finetune.ipynb #7a2fa97b
+def _say(prepared: Prepared, args: TrainingArguments, resume: Path | None, dataset):
+    "Where a run begins; `dataset` may know how long an epoch is."
+    epoch = len(dataset) if hasattr(dataset, "__len__") else None
+    with suppress(BrokenPipeError):
+        for line in beginning(prepared, args, resume, epoch): print(line, flush=True)
 
 # %% ../../nbs/training/40_finetune.ipynb #7949c953
 @dataclass
@@ -192,7 +245,9 @@ class _Run:
         if plan: watching.append(MemoryCheck(plan.peak))
         trainer = _trainer(self.prepared, self.args, self.resume, self.model, watching, self.hooks)
         trainer.clear_unfinished()
-        if trainer.start_step < config.max_steps:  # a finished run is only written out again
+        if first: _say(self.prepared, self.args, self.resume, trainer.train_dataset)
+        over = ended_early(self.resume, config.early_stopping_patience)
+        if trainer.start_step < config.max_steps and not over:  # else it is only written out again
             resume = str(self.resume) if self.resume else None
             try:
                 with stop.listening(): trainer.train(resume_from_checkpoint=resume)
@@ -201,20 +256,28 @@ class _Run:
                 _close_bars(trainer)
         if (checkpoint_step(newest_checkpoint(output_dir)) or 0) < trainer.state.global_step:
             trainer._save_checkpoint(self.model, None)
-        if first: trainer._save(str(output_dir))
+        trainer.save_model(str(output_dir))
+        if first: write_final_manifest(output_dir)
+        if first and trainer.averages: _write_averages(trainer, output_dir)
         trainer.accelerator.wait_for_everyone()
         log = log_path(output_dir)
         lines = read_jsonl(log) if log.exists() else []
         skipped = dict(trainer.skipped)
-        left = output_dir, self.prepared, self.model, lines, skipped, stop.stopped
-        return FinetuneResult(*left)
+        early = ended_early(newest_checkpoint(output_dir), config.early_stopping_patience)
+        ends = stop.stopped, stop.requeue, best_checkpoint(output_dir), early
+        return FinetuneResult(output_dir, self.prepared, self.model, lines, skipped, *ends)
 
 # %% ../../nbs/training/40_finetune.ipynb #8b3a2f21
-def _kept(output_dir: str | Path) -> str:
+def _kept(output_dir: str | Path, again: str = "in the same way") -> str:
     "What a run that ended early has left, and how to go on."
     newest = newest_checkpoint(output_dir)
     if newest is None: return f"No checkpoint had been written to {output_dir} yet."
-    return f"{newest} is whole: start the run again in the same way, and it goes on from there."
+    if not can_go_on(newest):
+        return (
+            f"{newest} is whole, and holds the model alone: begin another run on top of it, with"
+            f" --base-model-path {newest} and another --output-dir."
+        )
+    return f"{newest} is whole: start the run again {again}, and it goes on from there."
 
 
 def _how_to_go_on(result: FinetuneResult) -> str:
@@ -257,17 +320,53 @@ def finetune(
     except Exception as e:
         sentence = sentence_of(e)
         if sentence is None or run is None and isinstance(e, InputError): raise
-        left = _kept(config.output_dir) if run else ""
+        again = getattr(e, "again", "in the same way")
+        left = _kept(config.output_dir, again) if run else ""
         raise _RunError(f"{sentence} {left}".strip()) from e
     if first and result.stopped: print(_how_to_go_on(result), file=sys.stderr)
+    if first and result.ended_early: print(_early(result), file=sys.stderr)
     return result
+
+# %% ../../nbs/training/40_finetune.ipynb #c3cb29f0
+def _best(result: FinetuneResult) -> str:
+    "Which checkpoint was the best; empty where nobody validated."
+    rows = {r["step"]: r for r in result.log if "val_error" in r}
+    row = rows.get(checkpoint_step(result.best))
+    if row is None: return ""
+    still = f", holding still {row['hold_error']:.3f}" if "hold_error" in row else ""
+    least = f"the least error on held-out episodes, {row['val_error']:.3f} spreads{still}"
+    return f"{least}, was after step {row['step']}: {result.best}"
+
+
+def _left_out(result: FinetuneResult) -> str:
+    "How many steps were not taken; empty where all were."
+    count = result.log[-1].get("skipped_steps")
+    why = f"loss or gradient was not a number; see {result.output_dir / FAULTS}"
+    return f"{count} steps were left out because their {why}" if count else ""
+
+
+def _early(result: FinetuneResult) -> str:
+    "What a run says that ended because nothing improved."
+    step, config = checkpoint_step(newest_checkpoint(result.output_dir)), result.prepared.config
+    waited = f"for {config.early_stopping_patience} validations"
+    longer = "to train longer, start it again with a larger --early-stopping-patience"
+    return f"ended after step {step} of {config.max_steps}: nothing has improved {waited}; {longer}"
+
+# %% ../../nbs/training/40_finetune.ipynb #0a5f22f1
+_ASKS = f"Exit code {REQUEUE} asks whoever started it to do so again."
+
+
+def _try_later(number: int, frame):
+    "A scheduler's signal while nothing is trained: there is nothing to save, or all of it is saved."
+    raise SystemExit(REQUEUE)
 
 # %% ../../nbs/training/40_finetune.ipynb #e916d750
 def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
     "What the command line says at the end."
     first, last = result.log[0], result.log[-1]
-    loss = f"loss {first['loss']:.4f} -> {last['loss']:.4f} in {config.max_steps} steps"
+    loss = f"loss {first['loss']:.4f} -> {last['loss']:.4f} in {last['step']} steps"
     end = f"{loss}; the model, its processor and its records are in {result.output_dir}"
+    for more in filter(None, (_best(result), _left_out(result))): end += f"\n{more}"
     if "skipped" not in last: return end
     see = f"python -m gr00t_nb.checkup.checkup {config.dataset_path}"
     if config.modality_path: see += f" --modality-path {config.modality_path}"
@@ -296,6 +395,7 @@ def main():
         print(plan_run(config, said.gpu, said.pace))
         return
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    for number in (signal.SIGUSR1, signal.SIGUSR2): signal.signal(number, _try_later)
     rank = int(os.environ.get("RANK", 0))
     for note in notes if rank == 0 else (): print(f"note: {note}", file=sys.stderr)
     try: result = finetune(config)
@@ -307,5 +407,6 @@ def main():
         raise SystemExit(130) from None
     finally:
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
-    if result.stopped: raise SystemExit(130)
+    if result.requeue and rank == 0: print(_ASKS, file=sys.stderr)
+    if result.stopped: raise SystemExit(REQUEUE if result.requeue else 130)
     if rank == 0 and result.log: print(_summary(config, result))

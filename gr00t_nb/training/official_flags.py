@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, arg
 
-from ..engine.parallel import engine_of
+from ..processes.parallel import engine_of
 from ..errors import InputError
 from ..runs.run_folder import newest_checkpoint
 from .config import FinetuneConfig

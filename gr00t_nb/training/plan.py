@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from transformers import TrainerCallback
 
-from ..engine.parallel import divided, exchanged, group_size
+from ..processes.parallel import divided, exchanged, group_size
 from ..errors import InputError, did_you_mean
 from ..families.adapters import add_adapters, frozen_flags, load_adapters, narrow_frozen
 from ..families.base_models import resolve_base_model

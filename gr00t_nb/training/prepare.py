@@ -18,7 +18,7 @@ from ..checkup.problems import Problem, grouped, ranges
 from ..data.lerobot import LeRobotDataset
 from ..data.steps import require_keys, usable_steps
 from ..data.video import check_ffmpeg
-from ..engine.schedule import epoch_ends
+from ..optimizer.schedule import epoch_ends
 from ..errors import InputError
 from ..families.base_models import resolve_base_model
 from ..families.family import Family

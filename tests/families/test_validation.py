@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState, PartialState
 from batches import ROOT, TAG
 
 from gr00t_nb.embodiments import MODALITY_CONFIGS
-from gr00t_nb.engine.averages import EMA, ema_weight
+from gr00t_nb.optimizer.averages import EMA, ema_weight
 from gr00t_nb.engine.faults import FAULTS
 from gr00t_nb.engine.validation import VALIDATION, HeldOut, log_numbers
 from gr00t_nb.errors import InputError
