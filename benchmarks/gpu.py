@@ -50,7 +50,8 @@ from gr00t_nb.training.config import FinetuneConfig
 from gr00t_nb.training.experiment import training_arguments
 from gr00t_nb.training.finetune import finetune, load_model
 from gr00t_nb.training.prepare import prepare_data, training_dataset
-from gr00t_nb.engine.trainer import Collator, Gr00tTrainer
+from gr00t_nb.engine.collation import Collator
+from gr00t_nb.engine.trainer import Gr00tTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data_samples/cube_to_bowl"

@@ -17,7 +17,10 @@ FUNCTION, CELL, MODULE, ROOMS, COLUMNS = 40, 40, 400, 10, 100
 # what the floors that run on a bare GPU machine may import at module level
 BARE = set("torch transformers huggingface_hub safetensors numpy PIL cv2 fastcore".split())
 BARE_FLOORS = ("model", "backbones", "families", "policy")
-LATER = ("policy", "evaluation", "runs", "processes", "optimizer", "engine", "training", "serving", "simulators", "viz")  # than families
+LATER = (  # than families
+    *("policy", "evaluation", "runs", "processes", "optimizer", "engine", "training"),
+    *("serving", "simulators", "viz"),
+)
 TESTS = re.compile(r"\b(assert\w*|allclose|test_(eq|ne|close|is|fail|warns)|ExceptionExpected|raises)\b")
 
 

@@ -19,18 +19,27 @@ import torch
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
-from ..engine.hooks import Hooks, read_hooks
-from ..optimizer.parameters import matching, train_only
-from ..optimizer.schedule import SaveAt
+# %% ../../nbs/training/40_finetune.ipynb #c17af57b
+from ..engine.faults import FAULTS, Faults
+from ..engine.hooks import Hooks, HooksReached, read_hooks
+from ..engine.states import can_go_on
+from ..engine.stopping import REQUEUE, StopOnSignal
+from ..engine.trainer import Gr00tTrainer
+from ..engine.validation import HeldOut, Validation, ended_early
 from ..errors import InputError, Stopped, command, sentence_of
 from ..families.adapters import ADAPTERS
 from ..families.registry import family_of
 from ..files import read_jsonl
+from ..optimizer.averages import Averages
+from ..optimizer.parameters import matching, train_only
+from ..optimizer.schedule import SaveAt
 from ..plots.curves import plot_loss
 from ..plots.validation import validated
-from ..runs.log import log_path
+from ..processes.parallel import check_checkpoint
+from ..processes.together import Together
 from ..runs.gradients import GradientNorms
 from ..runs.lock import locked
+from ..runs.log import log_path
 from ..runs.log_writer import JsonlLog
 from ..runs.phases import PhaseClock
 from ..runs.profile import ProfileSteps
@@ -48,14 +57,6 @@ from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_ru
 from .plan import switch_on
 from .prepare import Prepared, choose_base, ends_of_epochs, prepare_data
 from .prepare import training_dataset
-from ..optimizer.averages import Averages
-from ..engine.faults import FAULTS, Faults
-from ..processes.parallel import check_checkpoint
-from ..engine.states import can_go_on
-from ..engine.stopping import REQUEUE, StopOnSignal
-from ..processes.together import Together
-from ..engine.trainer import Gr00tTrainer, HooksReached
-from ..engine.validation import HeldOut, Validation, ended_early
 
 # %% ../../nbs/training/40_finetune.ipynb #6e4cb0d2
 def load_model(

@@ -37,7 +37,7 @@ from ..runs.log import duration
 from .checks import LEVERS, SWITCHES, tune_flags
 from .config import FinetuneConfig
 from .prepare import Prepared, prepare_data
-from ..engine.trainer import Collator
+from ..engine.collation import Collator
 
 # %% ../../nbs/training/37_plan.ipynb #3830f1f2
 @dataclass(frozen=True)
