@@ -101,6 +101,9 @@ python -m gr00t_nb.evaluation.open_loop {asked}
 To train it further, give the folder as `--base-model-path`, and another `--output-dir`."""
 
 # %% ../../nbs/training/15_model_card.ipynb #5309afcc
+_AVERAGED = " `ema/` in that folder is the same with averaged weights."
+
+
 def model_card(
     config: FinetuneConfig,  # with the family's values
     prepared: Prepared,  # what the run is made of
@@ -116,7 +119,8 @@ def model_card(
         f"{family.name} for the robot `{prepared.tag}`, fine-tuned from"
         f" {_called(config.base_model_path)} on {len(prepared.train_episodes)} episodes of"
         f" {_called(config.dataset_path)}. The folder `checkpoint-N` holds the model after N of"
-        f" {config.max_steps} steps of {samples} samples, the folder around it that of the last step.",
+        f" {config.max_steps} steps of {samples} samples, the folder around it that of the last step."
+        + _AVERAGED * bool(config.ema_decay),
         f"## Licence\n\n{_licence(config)}",
         f"## How it was made\n\n```bash\n{_again(config)}\n```",
         "This repeats the run in another folder. `experiment_cfg/finetune.json` holds the same, and"

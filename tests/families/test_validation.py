@@ -26,6 +26,7 @@ from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.runs.run_folder import best_checkpoint, checkpoints, newest_checkpoint
 from gr00t_nb.training.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
+from gr00t_nb.training.plan import plan_prepared
 from gr00t_nb.training.prepare import training_dataset
 
 STEPS = 4
@@ -130,6 +131,10 @@ def test_averages_are_those_of_the_weights(config):
             assert torch.equal(by_hand[n], kept[n]), (step, n)
     whole = weights(result.output_dir / "ema")
     assert all(torch.equal(whole[n], v) for n, v in by_hand.items())
+    kept, off = result.prepared, replace(result.prepared.config, ema_decay=None)
+    with_them, without = (plan_prepared(p) for p in (kept, replace(kept, config=off)))
+    size = 4 * sum(p.numel() for p in result.model.parameters() if p.requires_grad)
+    assert with_them.peak - without.peak == with_them.checkpoint - without.checkpoint == size
 
 
 def test_a_resumed_run_knows_what_the_whole_one_knew(family, config):
