@@ -318,7 +318,8 @@ class PredictionControls:
         views = predictions.views()
         room = 250, max(110, min(190, 480 // max(1, len(views))))
         self.cameras = CameraView(FrameStore(predictions.dataset, views, room))
-        fixed = widgets.Layout(height="72px", overflow="auto", width="99%")  # nothing below moves
+        high = f"{28 + 44 * len(predictions.policies)}px"  # fixed, so that nothing below moves
+        fixed = widgets.Layout(height=high, overflow="auto", width="99%")
         self.picture, self.facts = FigureView(theme), widgets.HTML(layout=fixed)
         self._lay_out()
 
@@ -366,7 +367,7 @@ def _make_numbers(self: PredictionControls, wish):
     named = isinstance(wish, str) and wish in p.columns
     value = first if wish is None else wish if named else options[-1]
     chosen = dict(options=options, value=value)
-    self.which = field(widgets.Dropdown, "numbers", "210px", "which numbers are drawn", **chosen)
+    self.which = field(widgets.Dropdown, "numbers", "190px", "which numbers are drawn", **chosen)
     self.numbers = widgets.SelectMultiple(
         options=list(zip(p.names(), range(p.width))),
         rows=min(10, p.width), tooltip="Ctrl-click or Shift-click for several",
