@@ -456,6 +456,15 @@ def test_the_harness_sees_what_it_must(lab, opened):
     with pytest.raises(AssertionError, match="pale"): is_readable(pale)
 
 
+def labels_stand_beside(viewer):
+    "The label of a choice is in one row with its buttons."
+    middle = lambda part: (b := part.bounding_box())["y"] + b["height"] / 2
+    choices = [c for c in viewer.locator(".gr00t-choice").all() if c.is_visible()]
+    assert choices
+    for c in choices:
+        assert abs(middle(c.locator("label")) - middle(c.locator("button").first)) < 6
+
+
 def look(nb: Notebook, viewer, name: str):
     "What every viewer must be: as wide as its place, readable in light and dark; with screenshots."
     SHOTS.mkdir(parents=True, exist_ok=True)
@@ -543,7 +552,7 @@ def test_episodes_are_watched(opened):
 
 
 def at_900(nb: Notebook, viewer):
-    "In a narrow window the list stays between its arrows, and another episode moves no control."
+    "In a narrow window nothing is cut, the list stays between its arrows, another episode moves no control."
     traces = viewer.locator("img.gr00t-figure").last
     drawn = pixels(traces)
     nb.page.set_viewport_size(dict(WINDOW, width=900))
@@ -553,6 +562,8 @@ def at_900(nb: Notebook, viewer):
         nb.theme(f"JupyterLab {theme}")
         fits(viewer)
         is_readable(viewer)
+        labels_stand_beside(viewer)
+        fits(nb.page.locator(".jp-RenderedHTML:has(table)").first)  # the check-up's
         nb.shot(f"40_episode_viewer-900-{theme.lower()}")
     left, right = (arrow(side).bounding_box() for side in ("left", "right"))
     assert left["y"] == right["y"] and left["x"] < right["x"]
@@ -574,6 +585,7 @@ config, data = MODALITY_CONFIGS["new_embodiment"], Path("../broken")
 shutil.copytree("../data_samples/cube_to_bowl", data, dirs_exist_ok=True)
 (data / "videos/chunk-000/observation.images.wrist/episode_000002.mp4").unlink()
 report = check_dataset(data, config=config, exclude_episodes=range(3, 40), progress=False)
+display(report)
 EpisodeViewer(data, config, report=report, episode=1, step=50)"""
 
 
@@ -606,9 +618,12 @@ def another_sentence(nb: Notebook, viewer, drawn: int):
 def denoising(nb: Notebook, viewer):
     "The slider says which Euler step it is at, and moves nothing but the picture."
     picture = viewer.locator("img.gr00t-figure").first
-    chunk = settled(picture)
+    chunk, below = settled(picture), viewer.locator(".gr00t-strip")
+    before = below.bounding_box()
+    labels_stand_beside(viewer)
     viewer.get_by_role("button", name="denoising", exact=True).click()
     wait_for_other(picture, chunk, seconds=60)
+    assert below.bounding_box() == before  # another view moves nothing below it
     words = re.compile(r"^Euler step \d+ of \d+$")
     slider = viewer.locator(".widget-slider", has=nb.page.get_by_text(words))
     at = lambda: int(re.search(r"\d+", slider.inner_text())[0])

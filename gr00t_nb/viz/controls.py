@@ -31,9 +31,10 @@ def field(kind, text: str, width: str, tip: str, **keywords):
 
 def one_of(name: str, options: list[str], tips: list[str], **keywords):
     "Buttons behind their label, one of which is pressed."
-    look = dict(layout=widgets.Layout(width="auto", margin="2px 12px 2px 2px"))
-    look |= dict(style=dict(button_width="auto", description_width="auto"))
-    buttons = widgets.ToggleButtons(options, description=name, tooltips=tips, **look, **keywords)
+    row = widgets.Layout(width="auto", margin="2px 12px 2px 2px")
+    look = dict(layout=row, style=dict(button_width="auto", description_width="auto"))
+    named = dict(options=options, description=name, tooltips=tips)
+    buttons = widgets.ToggleButtons(**named, **look, **keywords)
     buttons.add_class("gr00t-choice")  # the label stands above the buttons otherwise
     return buttons
 
@@ -89,7 +90,7 @@ def _make_choices(self: EpisodeControls):
     self.listed.layout.flex = "0 1 330px"
     place = dict(min=0, max=len(self.ds) - 1, value=self.begin["episode"])
     tip = "position of the episode in the data set"
-    whole = [e.index for e in self.ds.episodes] == list(range(len(self.ds)))
+    whole = all(e.index == i for i, e in enumerate(self.ds.episodes))
     name = "episode" if whole else "position"  # its number is another one where some are left out
     self.episode = field(widgets.BoundedIntText, name, "130px", tip, **place)
     self.episode.layout.flex = "0 0 130px"  # the list beside it gives way
@@ -183,9 +184,10 @@ def _arrange(self: EpisodeControls):
     line = of(flex_flow="row wrap", align_items="center", width="100%")
     row = lambda *parts: widgets.HBox(parts, layout=line)
     words = widgets.VBox([self.text, self.problem], layout=of(flex="1 1 260px", min_width="240px"))
+    words.add_class("gr00t-words")  # below the cameras where the page is narrow
     flow = "row wrap" if len(self.views) > 3 else "row"
     whole = of(width="100%", flex_flow=flow, align_items="flex-start")
-    film = widgets.HBox([self.cameras.box, words], layout=whole)
+    film = widgets.HBox([self.cameras.box, words], layout=whole).add_class("gr00t-film")
     walk = widgets.HBox(
         [self.previous, self.listed, self.next, self.episode],
         layout=of(flex="1 1 480px", min_width="0", align_items="center"),  # stays in one row
@@ -197,10 +199,8 @@ def _arrange(self: EpisodeControls):
     self.other_cameras.box.layout.display = "none"
     rows = [row(self.task, self.order, walk), film, self.other_cameras.box, self.time.row]
     rows += [self.motion.box, marks, numbers, self._more(), self.traces.box]
-    self.root = widgets.VBox(
-        [*rows, *filter(None, [self.page])],
-        layout=of(width="100%", max_width=f"{PAGE}px", overflow="hidden"),
-    )
+    page = of(width="100%", max_width=f"{PAGE}px", overflow="hidden")
+    self.root = widgets.VBox([*rows, *filter(None, [self.page])], layout=page)
     self.root.add_class("gr00t-viewer")
 
 # %% ../../nbs/viz/35_controls.ipynb #82fc6000
@@ -318,7 +318,8 @@ class PredictionControls:
         views = predictions.views()
         room = 250, max(110, min(190, 480 // max(1, len(views))))
         self.cameras = CameraView(FrameStore(predictions.dataset, views, room))
-        fixed = widgets.Layout(height="72px", overflow="auto", width="99%")  # nothing below moves
+        high = f"{28 + 44 * len(predictions.policies)}px"  # fixed, so that nothing below moves
+        fixed = widgets.Layout(height=high, overflow="auto", width="99%")
         self.picture, self.facts = FigureView(theme), widgets.HTML(layout=fixed)
         self._lay_out()
 
@@ -366,7 +367,7 @@ def _make_numbers(self: PredictionControls, wish):
     named = isinstance(wish, str) and wish in p.columns
     value = first if wish is None else wish if named else options[-1]
     chosen = dict(options=options, value=value)
-    self.which = field(widgets.Dropdown, "numbers", "210px", "which numbers are drawn", **chosen)
+    self.which = field(widgets.Dropdown, "numbers", "190px", "which numbers are drawn", **chosen)
     self.numbers = widgets.SelectMultiple(
         options=list(zip(p.names(), range(p.width))),
         rows=min(10, p.width), tooltip="Ctrl-click or Shift-click for several",
@@ -466,5 +467,5 @@ def _lay_out(self: PredictionControls):
 
 @patch(as_prop=True)
 def of_views(self: PredictionControls) -> dict:  # view -> the row of its controls
-    rows = self.at_chunk, self.at_denoising, self.at_path
-    return dict(zip(self.view.options, rows))  # the path is last, where there is one
+    # the path is last, where there is one
+    return dict(zip(self.view.options, (self.at_chunk, self.at_denoising, self.at_path)))

@@ -226,6 +226,12 @@ CSS = """<style>
 .gr00t-fault {position:absolute;top:26px;left:0;right:0;max-height:calc(100% - 30px);
     overflow:auto}
 .gr00t-viewer:focus {outline:none}
+.gr00t-viewer {container-type:inline-size}
+@container (max-width: 600px) {
+    .gr00t-film {flex-wrap:wrap !important}
+    .gr00t-words {flex:1 1 100% !important}
+    .gr00t-words > .widget-html {height:120px !important}
+}
 .gr00t-overlay i {position:absolute;width:0;border-left:1.5px solid #D55E00;margin-left:-.75px}
 .gr00t-stack {position:relative;overflow:hidden;container-type:inline-size}
 .gr00t-stack img {margin:0 !important;display:block}
@@ -233,7 +239,7 @@ body[data-jp-theme-light="false"] img.gr00t-figure, body.vscode-dark img.gr00t-f
     img.gr00t-figure.gr00t-dark {filter:invert(.92) hue-rotate(180deg)}
 img.gr00t-figure.gr00t-light {filter:none !important}
 .widget-checkbox .widget-label-basic {display:flex;align-items:center}
-.gr00t-choice {display:flex;align-items:center;flex-wrap:nowrap}
+.gr00t-choice {display:flex;align-items:center;flex-wrap:nowrap;gap:6px}
 .gr00t-choice > div {display:flex;flex-wrap:nowrap}
 body[data-jp-theme-light="false"] .gr00t-mark {filter:invert(.92) hue-rotate(180deg)}
 body[data-jp-theme-light="false"] {--jp-widgets-dropdown-arrow:url("data:image/svg+xml,ARROW")}
