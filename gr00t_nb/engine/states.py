@@ -27,19 +27,22 @@ def processes_of(checkpoint: str | Path) -> int:
     return len([*Path(checkpoint).glob("rng_state*.pth")])
 
 # %% ../../nbs/engine/15_states.ipynb #5c23a5b4
+_UNREADABLE = RuntimeError, OSError, EOFError, ValueError, LookupError, pickle.UnpicklingError
+
+
 def check_states(checkpoint: str | Path):
     "`InputError` for a file of states that is damaged, or that holds more than numbers."
     for file in sorted(Path(checkpoint).glob("*.p*t*")):
         if file.suffix not in (".pt", ".pth"): continue
         try:
             with safe_globals(): torch.load(file, "cpu", weights_only=True, mmap=True)
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError) as e:
+        except _UNREADABLE as e:
             raise InputError(_no_states(file, isinstance(e, pickle.UnpicklingError))) from None
 
 
 def _no_states(file: Path, refused: bool) -> str:
     what = "cannot be read: it is damaged"
-    if refused: what = "holds more than numbers, such as Python code that would run: it is not opened"
+    if refused: what = "holds more than numbers, such as Python code: it is not opened"
     return (
         f"{file} {what}. Restore {file.parent} from a copy, or delete that folder: the run goes on"
         " from the checkpoint before it, or begins anew."

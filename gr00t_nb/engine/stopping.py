@@ -52,7 +52,7 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        "While it lasts, these signals are wishes; what was done with them before is done again after it."
+        "While it lasts, signals are wishes; what was done with them before is done again after it."
         if threading.current_thread() is not threading.main_thread():
             yield  # signals go to the main thread
             return

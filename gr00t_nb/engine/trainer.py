@@ -430,7 +430,7 @@ _UNFINISHED = ".unfinished"
 
 @patch
 def clear_unfinished(self: Gr00tTrainer):
-    "Removes what a run left that died while it saved, and sets broken checkpoints aside; called by every process."
+    "Removes a save that died, sets broken checkpoints aside; called by every process."
     if self.args.should_save:
         set_aside(self.args.output_dir)
         shutil.rmtree(Path(self.args.output_dir) / _UNFINISHED, ignore_errors=True)

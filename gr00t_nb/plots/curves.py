@@ -305,8 +305,8 @@ def plot_training(
 # %% ../../nbs/plots/20_curves.ipynb #4f9eca80
 @styled
 def plot_schedule(
-    rates: np.ndarray,  # (n + 1,) learning rate of each of n steps, and behind them: the schedule from now on
-    before: np.ndarray | None = None,  # (m + 1,) the schedule until now; None: it is the same
+    rates: np.ndarray,  # (n + 1,) learning rate of each step, and behind the last: as it is
+    before: np.ndarray | None = None,  # (m + 1,) as it was until now; None: it is the same
     step: int = 0,  # steps that are done
     title: str = "",
 ) -> Figure:

@@ -87,7 +87,7 @@ def verify(
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise InputError(
-            f"{folder} holds no {MANIFEST}: expected the folder of a checkpoint that this kit wrote."
+            f"{folder} holds no {MANIFEST}: expected a checkpoint that this kit wrote."
         )
     if faults := broken_files(folder, full=True):
         raise InputError(

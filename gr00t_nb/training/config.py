@@ -102,7 +102,7 @@ class RunOptions:
     output_dir: str = "./outputs"  # where checkpoints and logs go
     save_steps: int = 1000  # optimizer steps between checkpoints
     save_total_limit: int = 5  # checkpoints that are kept, the newest
-    save_only_model: bool = False  # leave the optimizer out of checkpoints: less room, but no run goes on from them
+    save_only_model: bool = False  # no optimizer in checkpoints: no run goes on from them
     logging_steps: int = 10  # optimizer steps between lines of the log
     resume: bool = True  # go on from the newest checkpoint in output_dir; --no-resume refuses a folder that has one
     use_wandb: bool = False  # log to Weights & Biases too (WANDB_MODE=offline works); log.jsonl is always written

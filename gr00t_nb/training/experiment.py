@@ -255,8 +255,8 @@ def _other_run(newest: Path, what: list[str]) -> str:
     "The sentence about a folder of another run; `what` differs."
     return (
         f"{newest} belongs to a run with other settings ({'; '.join(what)}): use the same ones"
-        f" to go on, or another --output-dir to start anew; to train what it has learned further with"
-        f" these, add --base-model-path {newest} to that."
+        f" to go on, or another --output-dir to start anew; to train what it has learned further"
+        f" with these, add --base-model-path {newest} to that."
     )
 
 
@@ -268,7 +268,7 @@ def _other_modality(newest: Path, modality: dict) -> list[str]:  # pieces of a s
 
 # %% ../../nbs/training/20_experiment.ipynb #ce436a98
 def _check_going_on(newest: Path, config: FinetuneConfig):
-    "`InputError` where the run is past its last step, or where its optimizer's state is not to be had."
+    "`InputError` where the run is past its last step, or its optimizer's state is lost."
     done = checkpoint_step(newest)
     if done > config.max_steps:
         raise InputError(
@@ -278,8 +278,8 @@ def _check_going_on(newest: Path, config: FinetuneConfig):
     if done == config.max_steps: return
     if not can_go_on(newest):
         raise InputError(
-            f"{newest} holds the model alone: its run cannot go on without the states of optimizer and"
-            " schedule, which --save-only-model leaves out. Begin another one on top of it, with"
+            f"{newest} holds the model alone: its run cannot go on without the states of optimizer"
+            " and schedule, which --save-only-model leaves out. Begin another one on top of it, with"
             f" --base-model-path {newest} and another --output-dir."
         )
     if config.adamw_8bit: import_module("torchao.optim")  # so that PyTorch knows these tensors
@@ -315,7 +315,7 @@ def find_resume(
 
 # %% ../../nbs/training/20_experiment.ipynb #01152152
 _ALONE = (
-    "checkpoints hold the model alone (--save-only-model): a run that is stopped cannot be continued"
+    "checkpoints hold the model alone (--save-only-model): a stopped run cannot be continued"
 )
 
 
@@ -364,6 +364,6 @@ def _other_processes(args: TrainingArguments, resume: Path) -> list[str]:
     if before in (0, args.world_size): return []
     return [
         f"it was saved by {before} and goes on with {args.world_size} of the processes that share a"
-        " batch: with --sampling uniform the samples and their noise come in the same order; the random"
-        " states, of which dropout draws, begin anew from the seed"
+        " batch: with --sampling uniform the samples and their noise come in the same order; the"
+        " random states, of which dropout draws, begin anew from the seed"
     ]

@@ -358,7 +358,7 @@ _ASKS = f"Exit code {REQUEUE} asks whoever started it to do so again."
 
 
 def _try_later(number: int, frame):
-    "A scheduler's signal while nothing is trained: there is nothing to save, or all of it is saved."
+    "A scheduler's signal while nothing is trained: nothing is there to save, or all is saved."
     raise SystemExit(REQUEUE)
 
 # %% ../../nbs/training/40_finetune.ipynb #e916d750
