@@ -30,7 +30,7 @@ from ..errors import OTHER_ENDED, InputError
 from ..families.adapters import ADAPTERS, has_adapters, save_adapters
 from ..loading.order import GlobalBatches
 from ..processing.batches import pad_prompts, split_batch
-from ..runs.manifest import write_manifest
+from ..checkpoints.manifest import write_manifest
 from ..runs.run_folder import best_checkpoint, set_aside
 from .collation import Collator
 from .faults import of_taken, unsound

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 from ..files import read_json
-from .manifest import broken_files, files_of, write_manifest
+from ..checkpoints.manifest import broken_files, files_of, write_manifest
 
 # %% ../../nbs/runs/20_run_folder.ipynb #c6dccdb4
 def checkpoint_step(
