@@ -70,7 +70,7 @@ def test_the_header(run):
     counts = run.result.prepared.family.count_parameters(run.result.model)
     for words in (
         "2 episodes of", "(1 held out)", "one process on", "float32", "so 2 epochs", "step / 2",
-        f"{counts['DiT'][0] / 1e6:.3g} M", "frozen: vision tower", str(run.folder),
+        f"DiT {counts['DiT'][0] / 1e6:.3g} M", "frozen: vision tower", str(run.folder),
     ): assert words in run.said, (words, run.said)
     assert len(run.said.split("profile:")[0].splitlines()) <= 12
 

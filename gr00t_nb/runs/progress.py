@@ -50,9 +50,11 @@ def run_position(
     return f"step {step} of {max_steps}, {duration(left)} left"
 
 # %% ../../nbs/runs/10_progress.ipynb #8dc5f004
-def _print_above(bar: tqdm, line: str):
-    "A line above the bar; a reader that has gone does not end a run."
-    with contextlib.suppress(BrokenPipeError): bar.write(line)
+def _print_above(bar: tqdm | None, line: str):
+    "A line, above the bar where there is one; a reader that has gone does not end a run."
+    with contextlib.suppress(BrokenPipeError):
+        if bar: bar.write(line)
+        else: print(line, flush=True)
 
 # %% ../../nbs/runs/10_progress.ipynb #d8fd3caf
 class Progress(TrainerCallback):
@@ -70,7 +72,7 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero: return
         self.started, self.first, self.max_steps = time.time(), state.global_step, state.max_steps
         if in_notebook(): self.handle = self.show()
-        else:
+        elif sys.stderr.isatty():  # in a file a bar would be a thousand bars
             look = dict(unit="step", desc="fine-tuning", dynamic_ncols=True, mininterval=0.5)
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, **look)
 
@@ -81,7 +83,7 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or "loss" not in (logs or {}): return
         if not self.path.exists(): return
         rows, last = read_jsonl(self.path), state.global_step >= state.max_steps
-        if self.bar and rows: _print_above(self.bar, progress_line(rows[-1]))
+        if self.handle is None and rows: _print_above(self.bar, progress_line(rows[-1]))
         elif self.handle and (last or time.perf_counter() - self.drawn > self.every):
             self.draw(rows)
 
