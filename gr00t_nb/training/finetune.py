@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
@@ -233,20 +234,8 @@ class _Run:
     hooks: Hooks  # what an idea changes
 
     def train(self) -> FinetuneResult:
-        config, first = self.prepared.config, self.args.process_index == 0
-        output_dir, stop = Path(config.output_dir), StopOnSignal()
-        if first: write_experiment(config, self.prepared, self.model.config, self.hooks)
-        cuda = self.args.device.type == "cuda"
-        plan = plan_prepared(self.prepared, self.args.world_size) if cuda else None
-        made_of = self.prepared, self.model, self.args, self.resume, plan, self.hooks
-        with suppress(BrokenPipeError):
-            if first: print(run_header(*made_of), flush=True)
-        if first and config.use_wandb: start_wandb(config, self.prepared.family)
-        watching = [*self.callbacks, *self.hooks.callbacks, stop]
-        if plan: watching.append(MemoryCheck(plan.peak))
-        trainer = _trainer(self.prepared, self.args, self.resume, self.model, watching, self.hooks)
-        trainer.clear_unfinished()
-        if first: _say(self.prepared, self.args, self.resume, trainer.train_dataset)
+        config, stop = self.prepared.config, StopOnSignal()
+        trainer = self._begun(stop)
         over = ended_early(self.resume, config.early_stopping_patience)
         if trainer.start_step < config.max_steps and not over:  # else it is only written out again
             resume = str(self.resume) if self.resume else None
@@ -255,18 +244,48 @@ class _Run:
             finally:
                 trainer.stop_loading()
                 _close_bars(trainer)
-        if (checkpoint_step(newest_checkpoint(output_dir)) or 0) < trainer.state.global_step:
-            trainer._save_checkpoint(self.model, None)
-        trainer.save_model(str(output_dir))
-        if first: write_final_manifest(output_dir)
-        if first and trainer.averages: _write_averages(trainer, output_dir)
-        trainer.accelerator.wait_for_everyone()
-        log = log_path(output_dir)
-        lines = read_jsonl(log) if log.exists() else []
-        skipped = dict(trainer.skipped)
-        early = ended_early(newest_checkpoint(output_dir), config.early_stopping_patience)
-        ends = stop.stopped, stop.requeue, best_checkpoint(output_dir), early
-        return FinetuneResult(output_dir, self.prepared, self.model, lines, skipped, *ends)
+        self._write(trainer)
+        return self._result(trainer, stop)
+
+# %% ../../nbs/training/40_finetune.ipynb #5c0a0042
+@patch
+def _begun(self: _Run, stop: StopOnSignal) -> Gr00tTrainer:
+    "Writes and says what the run is made of."
+    config, first = self.prepared.config, self.args.process_index == 0
+    if first: write_experiment(config, self.prepared, self.model.config, self.hooks)
+    cuda = self.args.device.type == "cuda"
+    plan = plan_prepared(self.prepared, self.args.world_size) if cuda else None
+    made_of = self.prepared, self.model, self.args, self.resume, plan, self.hooks
+    with suppress(BrokenPipeError):
+        if first: print(run_header(*made_of), flush=True)
+    if first and config.use_wandb: start_wandb(config, self.prepared.family)
+    watching = [*self.callbacks, *self.hooks.callbacks, stop]
+    if plan: watching.append(MemoryCheck(plan.peak))
+    trainer = _trainer(self.prepared, self.args, self.resume, self.model, watching, self.hooks)
+    trainer.clear_unfinished()
+    if first: _say(self.prepared, self.args, self.resume, trainer.train_dataset)
+    return trainer
+
+
+@patch
+def _write(self: _Run, trainer: Gr00tTrainer):
+    "The last checkpoint, and the model at the top of the output folder."
+    output_dir, first = Path(self.prepared.config.output_dir), self.args.process_index == 0
+    if (checkpoint_step(newest_checkpoint(output_dir)) or 0) < trainer.state.global_step:
+        trainer._save_checkpoint(self.model, None)
+    trainer.save_model(str(output_dir))
+    if first: write_final_manifest(output_dir)
+    if first and trainer.averages: _write_averages(trainer, output_dir)
+    trainer.accelerator.wait_for_everyone()
+
+
+@patch
+def _result(self: _Run, trainer: Gr00tTrainer, stop: StopOnSignal) -> FinetuneResult:
+    config, output_dir = self.prepared.config, Path(self.prepared.config.output_dir)
+    lines = read_jsonl(log) if (log := log_path(output_dir)).exists() else []
+    early = ended_early(newest_checkpoint(output_dir), config.early_stopping_patience)
+    ends = stop.stopped, stop.requeue, best_checkpoint(output_dir), early
+    return FinetuneResult(output_dir, self.prepared, self.model, lines, dict(trainer.skipped), *ends)
 
 # %% ../../nbs/training/40_finetune.ipynb #8b3a2f21
 def _kept(output_dir: str | Path, again: str = "in the same way") -> str:
@@ -374,7 +393,7 @@ def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
     lost = f"{last['skipped']} samples could not be read and were replaced"
     return f"{end}\n{lost}; see the warnings above, and {see}"
 
-
+# %% ../../nbs/training/40_finetune.ipynb #5c0a0052
 @dataclass
 class _PlanOptions:
     "A plan instead of a run."
