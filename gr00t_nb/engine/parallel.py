@@ -214,21 +214,20 @@ def exchanged(
     blocks = [whole(b) for stack in family.stacks(model).values() for b in stack]
     return whole(model) - sum(blocks) + sum(sorted(blocks)[-2:])
 
-# %% ../../nbs/engine/15_parallel.ipynb #a3f52d36
+# %% ../../nbs/engine/15_parallel.ipynb #143868a5
 def check_checkpoint(
     word: str,
-    world_size: int,
     checkpoint: str | Path,  # to go on from
 ):
-    "`InputError` where this engine cannot take up the optimizer of a checkpoint."
-    ours = sorted(Path(checkpoint).glob("global_step*/*optim_states.pt"))
-    engine = engine_of(word)
-    if engine.startswith("zero") == bool(ours) and len(ours) in (0, world_size): return
-    of = f"DeepSpeed by {len(ours)} processes" if ours else "ddp, fsdp2 or hsdp"
-    now = f"--parallel {engine}" + (f" with {world_size} processes" if ours else "")
+    "`InputError` where the optimizer of a checkpoint cannot be taken up."
+    kept = any((Path(checkpoint) / name).exists() for name in ("optimizer.pt", "optimizer"))
+    by_deepspeed = engine_of(word).startswith("zero")
+    if kept and not by_deepspeed: return
+    other = "go on with --parallel fsdp2, or " if kept else ""
     raise InputError(
-        f"The optimizer in {checkpoint} was written by {of}, and {now} cannot take it up: go on as"
-        " the run was begun, or give the checkpoint as --base-model-path of a new run."
+        f"A run with DeepSpeed cannot go on from {checkpoint}: its optimizer would be a pickle, which"
+        f" this kit neither writes nor opens. To train that checkpoint further, {other}give it as"
+        " --base-model-path of a new run, with another --output-dir."
     )
 
 

@@ -76,7 +76,7 @@ def _prepare(
             prepared = prepare_data(config, world_size)
         with together.all_do("loading the model"):
             resume = find_resume(config, prepared)
-            if resume: check_checkpoint(config.parallel, world_size, resume)
+            if resume: check_checkpoint(config.parallel, resume)
             set_seed(config.seed)
             slot = prepared.processor.embodiment_ids[prepared.tag]
             start, adapters = resume or prepared.base, None
