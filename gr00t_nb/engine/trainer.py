@@ -394,7 +394,8 @@ def save_model(self: Gr00tTrainer, output_dir: str | None = None, _internal_call
 
 @patch
 def _save_optimizer_and_scheduler(self: Gr00tTrainer, output_dir: str):
-    "A model in shards keeps its optimizer in shards, too."
+    "A model in shards keeps its optimizer in shards, too; DeepSpeed's would be a pickle."
+    if self.is_deepspeed_enabled: return
     if not self.is_fsdp_enabled: return Trainer._save_optimizer_and_scheduler(self, output_dir)
     save_optimizer(self.model, self.optimizer, Path(output_dir) / OPTIMIZER)
     if not self.args.should_save: return

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'SHARDED', 'WORDS', 'WHOLE', 'engine_of', 'group_size', 'check_parallel', 'deepspeed_config',
-           'parallel_arguments', 'set_units', 'shard_on_cpus', 'divided', 'exchanged', 'check_checkpoint']
+           'parallel_arguments', 'set_units', 'shard_on_cpus', 'divided', 'exchanged', 'check_checkpoint',
+           'processes_of', 'note_on_processes']
 
 # %% ../../nbs/processes/10_parallel.ipynb #4b343775
 import os
@@ -213,19 +214,38 @@ def exchanged(
     blocks = [whole(b) for stack in family.stacks(model).values() for b in stack]
     return whole(model) - sum(blocks) + sum(sorted(blocks)[-2:])
 
-# %% ../../nbs/processes/10_parallel.ipynb #a3f52d36
+# %% ../../nbs/processes/10_parallel.ipynb #143868a5
 def check_checkpoint(
     word: str,
-    world_size: int,
     checkpoint: str | Path,  # to go on from
 ):
-    "`InputError` where this engine cannot take up the optimizer of a checkpoint."
-    ours = sorted(Path(checkpoint).glob("global_step*/*optim_states.pt"))
-    engine = engine_of(word)
-    if engine.startswith("zero") == bool(ours) and len(ours) in (0, world_size): return
-    of = f"DeepSpeed by {len(ours)} processes" if ours else "ddp, fsdp2 or hsdp"
-    now = f"--parallel {engine}" + (f" with {world_size} processes" if ours else "")
+    "`InputError` where the optimizer of a checkpoint cannot be taken up."
+    if not engine_of(word).startswith("zero"): return
+    kept = any((Path(checkpoint) / name).exists() for name in ("optimizer.pt", "optimizer"))
+    other = "go on with --parallel fsdp2, or " if kept else ""
     raise InputError(
-        f"The optimizer in {checkpoint} was written by {of}, and {now} cannot take it up: go on as"
-        " the run was begun, or give the checkpoint as --base-model-path of a new run."
+        f"A run with DeepSpeed cannot go on from {checkpoint}: its optimizer would be a pickle, which"
+        f" this kit neither writes nor opens. To train that checkpoint further, {other}give it as"
+        " --base-model-path of a new run, with another --output-dir."
+    )
+
+
+def processes_of(
+    checkpoint: str | Path,
+) -> int:
+    "How many processes wrote a checkpoint."
+    return len([*Path(checkpoint).glob("rng_state*.pth")])
+
+
+def note_on_processes(
+    checkpoint: Path | None,  # to go on from
+    world_size: int,
+) -> str:  # empty where there is nothing to say
+    "What another number of processes means for a run that goes on."
+    was = processes_of(checkpoint) if checkpoint else 0
+    if was in (0, world_size): return ""
+    number = lambda n: f"{n} process{'es' * (n != 1)}"
+    return (
+        f"{checkpoint} was written by {number(was)}, and {number(world_size)} go on: the batches and"
+        " their order stay; sums are rounded in another order, and dropout draws other masks."
     )

@@ -22,7 +22,8 @@ from ..errors import InputError
 
 # %% ../../nbs/processes/20_sharded.ipynb #8e85367c
 def is_sharded(model: nn.Module) -> bool:
-    return any(isinstance(p, DTensor) for p in model.parameters())
+    "By PyTorch, or by DeepSpeed, which marks its parameters."
+    return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
 
 
 @contextmanager
@@ -46,10 +47,17 @@ def whole_weights(
 
 def _on_cpu(t: Tensor, keep: bool) -> Tensor | None:
     "The whole tensor, where it is kept."
-    full = t.detach().full_tensor() if isinstance(t, DTensor) else t.detach()
+    full = _put_together(t)
     if not keep: return None
     if not isinstance(t, nn.Parameter): return full.cpu()
     return nn.Parameter(full.cpu(), requires_grad=t.requires_grad)
+
+
+def _put_together(t: Tensor) -> Tensor:
+    if isinstance(t, DTensor): return t.detach().full_tensor()
+    if not hasattr(t, "ds_id"): return t.detach()
+    import deepspeed
+    with deepspeed.zero.GatheredParameters([t]): return t.detach().clone()
 
 # %% ../../nbs/processes/20_sharded.ipynb #3dd1cd94
 OPTIMIZER = "optimizer"  # the folder in a checkpoint

@@ -108,7 +108,7 @@ def _prepare(
         with together.all_do("loading the model"):
             if hasattr(hooks.loss, "start"): hooks.loss.start(prepared.processor, prepared.tag)
             resume = find_resume(config, prepared, hooks)
-            if resume: check_checkpoint(config.parallel, world_size, resume)
+            if resume: check_checkpoint(config.parallel, resume)
             set_seed(config.seed)
             model = _model(prepared, resume, hooks)
     except (InputError, KeyboardInterrupt):

@@ -11,6 +11,7 @@ from batches import ROOT, TAG
 from test_training import weights
 
 from gr00t_nb.families.registry import families
+from gr00t_nb.model.checkpoints import read_tensors, stored_tensors
 from gr00t_nb.policy.policy import Gr00tPolicy
 
 HERE = Path(__file__).resolve().parent
@@ -100,6 +101,16 @@ def files(folder: Path) -> set[str]:
     return {f for f in every if "optimizer" not in f}
 
 
+def shards(folder: Path) -> dict[str, list[torch.Tensor]]:
+    "The pieces of each of the optimizer's tensors."
+    every = sorted(folder.iterdir())
+    assert len(every) == 2, every
+    pieces = {}
+    for file in every:
+        for name, value in read_tensors(stored_tensors(file)): pieces.setdefault(name, []).append(value)
+    return pieces
+
+
 def assert_same_weights(a: Path, b: Path, within: float):
     "Each in its own scale."
     a, b = weights(a), weights(b)
@@ -121,9 +132,10 @@ def test_any_way_trains_as_one_process(runs, run):
 def test_a_resumed_run_in_shards_is_the_run_to_the_bit(runs):
     assert losses(runs / "again") == {s: v for s, v in losses(runs / "fsdp2").items() if s > 2}
     assert_same_weights(runs / "fsdp2", runs / "again", 0)
-    shards = sorted((runs / "fsdp2/checkpoint-4/optimizer").iterdir())
-    assert len(shards) == 2
-    for file in shards: assert file.read_bytes() == (runs / "again/checkpoint-4/optimizer" / file.name).read_bytes()
+    once, again = (shards(runs / name / "checkpoint-4/optimizer") for name in ("fsdp2", "again"))
+    assert set(once) == set(again)
+    for name, pieces in once.items():
+        assert len(pieces) == len(again[name]) and all(map(torch.equal, pieces, again[name])), name
 
 
 def test_every_checkpoint_is_whole(runs, family):
@@ -141,8 +153,8 @@ def test_every_checkpoint_is_whole(runs, family):
 def test_shards_are_shards(runs):
     "accelerate trains with DDP on CPUs where it is not told twice, and no loss would tell."
     whole = (runs / "ddp/checkpoint-4/optimizer.pt").stat().st_size
-    shards = [f.stat().st_size for f in (runs / "fsdp2/checkpoint-4/optimizer").iterdir()]
-    assert max(shards) < 0.6 * whole
+    sizes = [f.stat().st_size for f in (runs / "fsdp2/checkpoint-4/optimizer").iterdir()]
+    assert max(sizes) < 0.7 * whole
     assert not (runs / "fsdp2/checkpoint-4/optimizer.pt").exists()
 
 
