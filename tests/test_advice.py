@@ -22,6 +22,7 @@ from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation import diagnostics, open_loop
 from gr00t_nb.processing.statistics import dataset_statistics, relative_statistics
+from gr00t_nb.training import export
 from gr00t_nb.training.checks import check_config
 from gr00t_nb.training.config import FinetuneConfig
 from gr00t_nb.training.official_flags import OFFICIAL_FLAGS
@@ -66,7 +67,8 @@ def flags() -> set[str]:
     configs = (FinetuneConfig, CheckupConfig, ProposalOptions)
     configs += open_loop.OpenLoopConfig, diagnostics.DiagnosticsConfig
     names = {f.name for c in configs for f in fields(c)} | {"help", *OFFICIAL_FLAGS, *PLANNING}
-    for f in (aloha.from_hdf5, lerobot_v2.to_v2, lerobot_v3.to_v3):
+    exports = export.export_full, export.export_changed, export.apply_changed, export.push_to_hub
+    for f in (aloha.from_hdf5, lerobot_v2.to_v2, lerobot_v3.to_v3, *exports):
         names |= set(inspect.signature(f).parameters)
     return {n.replace("_", "-") for n in names}
 
