@@ -76,7 +76,7 @@ def _check_group(engine: str, world_size: int, shard_group: int | None):
             f" running: expected {' or '.join(map(str, fit))} with --shard-group."
         )
 
-# %% ../../nbs/processes/10_parallel.ipynb #719a80ed
+# %% ../../nbs/processes/10_parallel.ipynb #f1a228bb
 _NO_DEEPSPEED = (
     "--parallel {} needs the package deepspeed: `pip install deepspeed`, or take --parallel fsdp2,"
     " which needs nothing and shards the weights too."
@@ -84,6 +84,7 @@ _NO_DEEPSPEED = (
 WHOLE = dict(
     adamw_8bit="keeps averages that cannot be divided: leave --adamw-8bit out",
     lora_parts="has adapters: they go with ddp, fsdp2 and hsdp",
+    compile="compiles blocks, which has not been tried with shards: leave --compile out",
     micro_batch_size="computes a batch in parts: take more --gradient-accumulation-steps instead",
 )  # a setting -> why it is refused, and what to do
 
@@ -104,10 +105,10 @@ def check_parallel(
     _check_group(engine, world_size, shard_group)
     if engine.startswith("zero") and find_spec("deepspeed") is None:
         raise InputError(_NO_DEEPSPEED.format(engine))
-    refused = [*WHOLE] if engine.startswith("zero") else ["adamw_8bit"] if engine in SHARDED else []
-    for name in refused:
+    refused = dict.fromkeys(SHARDED, ("adamw_8bit", "compile")) | dict(ddp=())
+    for name in refused.get(engine, WHOLE):
         if not settings.get(name): continue
-        raise InputError(f"--parallel {engine} shards the optimizer; this run {WHOLE[name]}.")
+        raise InputError(f"--parallel {engine} divides the model; this run {WHOLE[name]}.")
 
 # %% ../../nbs/processes/10_parallel.ipynb #6c5c9cc1
 def deepspeed_config(
