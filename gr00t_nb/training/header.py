@@ -6,7 +6,6 @@
 __all__ = ['run_header']
 
 # %% ../../nbs/training/38_header.ipynb #bb8f8833
-import re
 from pathlib import Path
 from textwrap import wrap
 
@@ -33,14 +32,13 @@ def _parts(prepared: Prepared, model: nn.Module) -> list[str]:  # lines
     some = {p: (n, t) for p, (n, t) in counts.items() if n}
     def said(part, n, t):
         of = "" if _size(t) == _size(n) else f" of {_size(n)}"
-        return f"{part} {_size(t)}{of}"
+        return f"{part} {_size(t)}{of}".replace(" ", "_")  # lines end between parts
 
     moving = [said(p, n, t) for p, (n, t) in some.items() if t]
-    still = [f"{p} {_size(n)}" for p, (n, t) in some.items() if not t]
+    still = [said(p, n, n) for p, (n, t) in some.items() if not t]
     lines = [f"{_size(trains)} of {_size(whole)} parameters train: {', '.join(moving)}"]
     if still: lines.append(f"frozen: {', '.join(still)}")
-    whole = (re.sub(r"(\d) ([kMB])\b", "\\1\N{NO-BREAK SPACE}\\2", line) for line in lines)
-    return [x.replace("\N{NO-BREAK SPACE}", " ") for line in whole for x in wrap(line, 90)]
+    return [piece.replace("_", " ") for line in lines for piece in wrap(line, 90)]
 
 # %% ../../nbs/training/38_header.ipynb #98effdf5
 def _length(prepared: Prepared) -> str:
