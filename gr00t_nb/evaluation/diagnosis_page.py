@@ -148,7 +148,9 @@ def draw_start(p: Probes, ax):
         curves = [getattr(s, key) for s in p.starts]
         time, paint = np.arange(len(curves[0])) / (p.fps or 1), COLOURS[colour]
         for c in curves: ax.plot(time, c, color=paint, lw=0.6, alpha=0.35)
-        ax.plot(time, np.nanmean(curves, 0), color=paint, lw=2, label=f"{key}, mean")
+        known = np.isfinite(curves).any(0)
+        mean = np.nanmean(np.array(curves)[:, known], 0)
+        ax.plot(time[known], mean, color=paint, lw=2, label=f"{key}, mean")
     ax.set(title="The start: distance from the initial rest, in spreads")
     ax.set(xlabel="seconds after the last moment of rest" if p.fps else "steps")
     ax.set(ylim=(0, None), xlim=(0, None))

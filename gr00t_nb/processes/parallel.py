@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'SHARDED', 'WORDS', 'WHOLE', 'engine_of', 'group_size', 'check_parallel', 'deepspeed_config',
-           'parallel_arguments', 'set_units', 'shard_on_cpus', 'divided', 'exchanged', 'check_checkpoint',
-           'processes_of', 'note_on_processes']
+           'parallel_arguments', 'set_units', 'shard_on_cpus', 'divided', 'exchanged', 'check_checkpoint']
 
 # %% ../../nbs/processes/10_parallel.ipynb #4b343775
 import os
@@ -228,25 +227,4 @@ def check_checkpoint(
         f"A run with DeepSpeed cannot go on from {checkpoint}: its optimizer would be a pickle, which"
         f" this kit neither writes nor opens. To train that checkpoint further, {other}give it as"
         " --base-model-path of a new run, with another --output-dir."
-    )
-
-
-def processes_of(
-    checkpoint: str | Path,
-) -> int:
-    "How many processes wrote a checkpoint."
-    return len([*Path(checkpoint).glob("rng_state*.pth")])
-
-
-def note_on_processes(
-    checkpoint: Path | None,  # to go on from
-    world_size: int,
-) -> str:  # empty where there is nothing to say
-    "What another number of processes means for a run that goes on."
-    was = processes_of(checkpoint) if checkpoint else 0
-    if was in (0, world_size): return ""
-    number = lambda n: f"{n} process{'es' * (n != 1)}"
-    return (
-        f"{checkpoint} was written by {number(was)}, and {number(world_size)} go on: the batches and"
-        " their order stay; sums are rounded in another order, and dropout draws other masks."
     )

@@ -255,7 +255,7 @@ def _begun(self: _Run, stop: StopOnSignal) -> Gr00tTrainer:
     if first: write_experiment(config, self.prepared, self.model.config, self.hooks)
     cuda = self.args.device.type == "cuda"
     plan = plan_prepared(self.prepared, self.args.world_size) if cuda else None
-    made_of = self.prepared, self.model, self.args, self.resume, plan, self.hooks
+    made_of = self.prepared, self.model, self.args, plan, self.hooks
     with suppress(BrokenPipeError):
         if first: print(run_header(*made_of), flush=True)
     if first and config.use_wandb: start_wandb(config, self.prepared.family)

@@ -6,14 +6,12 @@
 __all__ = ['run_header']
 
 # %% ../../nbs/training/38_header.ipynb #bb8f8833
-from pathlib import Path
 from textwrap import wrap
 
 from torch import nn
 from transformers import TrainingArguments
 
 from ..engine.hooks import Hooks
-from ..runs.run_folder import checkpoint_step
 from .plan import Plan, saving
 from .prepare import Prepared
 
@@ -56,7 +54,8 @@ def _length(prepared: Prepared) -> str:
 def _machine(prepared: Prepared, args: TrainingArguments) -> str:
     "Processes, device, precision, and what is switched on."
     several = args.world_size > 1
-    where = f"{args.world_size} processes" if several else "one process"
+    parallel = prepared.config.parallel
+    where = f"{args.world_size} processes ({parallel})" if several else "one process"
     precision = "bfloat16 autocast" if args.bf16 else "float32"
     said = [f"{where} on {args.device.type}", precision, saving(prepared.config)]
     return ", ".join(s for s in said if s)
@@ -66,7 +65,6 @@ def run_header(
     prepared: Prepared,
     model: nn.Module,  # ready to train
     args: TrainingArguments,
-    resume: Path | None = None,  # checkpoint that the run goes on from
     plan: Plan | None = None,  # of the memory, on a GPU
     hooks: Hooks | None = None,  # what an idea changes
 ) -> str:
@@ -83,7 +81,7 @@ def run_header(
         ("memory", plan and f"{plan.peak / 1e9:.2f} GB planned{_room(plan)}"),
         ("idea", given and f"{', '.join(given)}{f' of {config.hooks}' if config.hooks else ''}"),
         ("steps", _length(prepared)),
-        ("output", f"{config.output_dir}{_from(resume)}"),
+        ("output", config.output_dir),
         *(("warning", w) for w in prepared.warnings),
     ]
     return "\n".join(f"{name:9}{value}" for name, value in rows if value)
@@ -91,7 +89,3 @@ def run_header(
 
 def _room(plan: Plan) -> str:
     return f" of {plan.card.memory / 1e9:.0f} on {plan.card.name}" if plan.card else ""
-
-
-def _from(resume: Path | None) -> str:
-    return f", goes on after step {checkpoint_step(resume):,} ({resume.name})" if resume else ""
