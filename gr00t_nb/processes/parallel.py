@@ -84,6 +84,8 @@ WHOLE = dict(
     adamw_8bit="keeps averages that cannot be divided: leave --adamw-8bit out",
     lora_parts="has adapters: they go with ddp, fsdp2 and hsdp",
     compile="compiles blocks, which has not been tried with shards: leave --compile out",
+    eval_steps="asks the model while it trains, and a part of it has no answer: leave --eval-steps out",
+    ema_decay="keeps averages of whole weights: leave --ema-decay out",
     micro_batch_size="computes a batch in parts: take more --gradient-accumulation-steps instead",
 )  # a setting -> why it is refused, and what to do
 
@@ -104,7 +106,7 @@ def check_parallel(
     _check_group(engine, world_size, shard_group)
     if engine.startswith("zero") and find_spec("deepspeed") is None:
         raise InputError(_NO_DEEPSPEED.format(engine))
-    refused = dict.fromkeys(SHARDED, ("adamw_8bit", "compile")) | dict(ddp=())
+    refused = dict.fromkeys(SHARDED, ("adamw_8bit", "compile", "eval_steps", "ema_decay")) | dict(ddp=())
     for name in refused.get(engine, WHOLE):
         if not settings.get(name): continue
         raise InputError(f"--parallel {engine} divides the model; this run {WHOLE[name]}.")

@@ -147,6 +147,11 @@ class FinetuneConfig(
 
     def to_dict(self) -> dict: return asdict(self)
 
+    @property
+    def decay(self) -> tuple[int, float] | None:
+        "Steps between two falls of the learning rate and their factor, for the step schedule."
+        return (self.lr_decay_steps, self.lr_decay_factor) if self.lr_decay_steps else None
+
 # %% ../../nbs/training/00_config.ipynb #570f5cd6
 @patch
 def to_flags(self: FinetuneConfig) -> list[str]:  # arguments of scripts/finetune.py

@@ -18,6 +18,7 @@ import yaml
 from transformers import TrainingArguments, get_scheduler
 
 from ..engine.hooks import Hooks, hook_digests, hook_sources, other_hooks
+from ..optimizer.schedule import step_schedule
 from ..processes.parallel import parallel_arguments
 from ..engine.states import can_go_on, check_states, processes_of
 from ..errors import InputError
@@ -102,13 +103,16 @@ def training_arguments(
 # %% ../../nbs/training/20_experiment.ipynb #e11faba1
 def learning_rates(
     args: TrainingArguments,  # see `training_arguments`
+    decay: tuple[int, float] | None = None,  # of the configuration
 ) -> np.ndarray:  # float64 (max_steps + 1,): of each step, and behind the last
     "The schedule of a run."
     steps = args.max_steps
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     kind, warmup = args.lr_scheduler_type, args.get_warmup_steps(steps)
     options = dict(scheduler_specific_kwargs=args.lr_scheduler_kwargs)
-    share, = get_scheduler(kind, optimizer, warmup, steps, **options).lr_lambdas
+    if decay: schedule = step_schedule(optimizer, warmup, *decay)
+    else: schedule = get_scheduler(kind, optimizer, warmup, steps, **options)
+    share, = schedule.lr_lambdas
     return args.learning_rate * np.array([share(step) for step in range(steps + 1)])
 
 # %% ../../nbs/training/20_experiment.ipynb #06ef25b6
@@ -334,24 +338,25 @@ def beginning(
     place = f", in epoch {seen // epoch + 1}" if epoch else ""
     goes_on = f"goes on from {resume}: {done} of {args.max_steps} steps are done{place}; weights,"
     lines.append(f"{goes_on} optimizer, schedule and random states are as they were")
-    return [*lines, *_other_length(args, resume), *_other_processes(args, resume)]
+    return [*lines, *_other_length(args, resume, config.decay), *_other_processes(args, resume)]
 
 # %% ../../nbs/training/20_experiment.ipynb #729bfce2
 def schedules(
     args: TrainingArguments,  # of a run that goes on with another number of steps
     planned: int,  # max_steps until now
+    decay: tuple[int, float] | None = None,  # of the configuration
 ) -> tuple[np.ndarray, np.ndarray]:  # learning rates as they are, and as they were planned
     "The two schedules of a run that leaves one for the other, for `plot_schedule`."
     before = copy(args)  # new arguments would take the devices from a trainer that has them
     before.max_steps = planned
-    return learning_rates(args), learning_rates(before)
+    return learning_rates(args, decay), learning_rates(before, decay)
 
 
-def _other_length(args: TrainingArguments, resume: Path) -> list[str]:
+def _other_length(args: TrainingArguments, resume: Path, decay: tuple | None) -> list[str]:
     "That the schedule is another one from now on."
     planned, done = training_record(resume)["config"]["max_steps"], checkpoint_step(resume)
     if planned == args.max_steps: return []
-    now, was = schedules(args, planned)
+    now, was = schedules(args, planned, decay)
     return [
         f"max_steps was {planned} and is {args.max_steps}: from step {done} on the learning rate is"
         f" that of a run of {args.max_steps} steps, {now[done]:.3g} where it was {was[done]:.3g}"

@@ -163,7 +163,7 @@ def _trainer(
         companions=[output_dir / n for n in ("experiment_cfg", "wandb_config.json", "README.md")],
         micro_batch_size=config.micro_batch_size,
         hooks=hooks,
-        decay=(config.lr_decay_steps, config.lr_decay_factor) if config.lr_decay_steps else None,
+        decay=config.decay,
     )
     if config.step_graph: trainer.use_graphs()
     callbacks = [*callbacks, *_quality(trainer, prepared, resume)]
