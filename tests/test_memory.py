@@ -31,6 +31,13 @@ def test_a_plan_loads_and_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_card_without_a_plan_trains_nothing(tmp_path):
+    for words in (["--gpu", "24gb"], ["--pace", "100"]):
+        done = finetune(*words, "--output-dir", f"{tmp_path}/run")
+        assert done.returncode == 2 and f"{words[0]} belongs to a plan: add --plan" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_gpu_is_refused(tmp_path):
     done = finetune("--memory", "rtx4080", "--output-dir", f"{tmp_path}/run")
     assert done.returncode == 2 and "There is no GPU 'rtx4080'" in done.stderr

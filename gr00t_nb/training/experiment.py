@@ -318,6 +318,7 @@ def find_resume(
     return newest
 
 # %% ../../nbs/training/20_experiment.ipynb #01152152
+_NO_GRAPH = "--step-graph records nothing on a CPU: steps are computed as usual"
 _ALONE = (
     "checkpoints hold the model alone (--save-only-model): a stopped run cannot be continued"
 )
@@ -332,6 +333,7 @@ def beginning(
     "What a run says of where it begins, and of how it can be gone on with."
     config, done = prepared.config, checkpoint_step(resume)
     lines = [_ALONE] if config.save_only_model else []
+    if config.step_graph and args.device.type == "cpu": lines.append(_NO_GRAPH)
     if resume is None: return lines
     if done == args.max_steps: return [*lines, f"{resume} is its last step: nothing is left to do"]
     seen = done * config.global_batch_size * config.gradient_accumulation_steps

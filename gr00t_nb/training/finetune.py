@@ -394,6 +394,12 @@ def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
     return f"{end}\n{lost}; see the warnings above, and {see}"
 
 # %% ../../nbs/training/40_finetune.ipynb #5c0a0052
+_ALONE = (
+    "--{} belongs to a plan: add --plan, which trains nothing, or leave it out (a run is fitted to a"
+    " card by --memory)."
+)
+
+
 @dataclass
 class _PlanOptions:
     "A plan instead of a run."
@@ -414,6 +420,8 @@ def main():
     if said.plan:
         print(plan_run(config, said.gpu, said.pace))
         return
+    for flag in ("gpu", "pace"):
+        if getattr(said, flag) is not None: raise InputError(_ALONE.format(flag))
     logging.getLogger("transformers").setLevel(logging.ERROR)
     for number in (signal.SIGUSR1, signal.SIGUSR2): signal.signal(number, _try_later)
     rank = int(os.environ.get("RANK", 0))
