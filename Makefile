@@ -54,7 +54,7 @@ browser: # Chromium for tests/test_browser.py, which is skipped where there is n
 
 test: setup browser ## every notebook, in a drawn order; tests of the package, its rules, and what is generated
 	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 clean: ## what can be made again: .venv, outputs, caches in the checkout
 	rm -rf .venv outputs _docs _proc build dist *.egg-info .pytest_cache

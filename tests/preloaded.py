@@ -38,6 +38,10 @@ def _command(words: list[str], cwd: Path, env: dict, streams: list[Path | None],
     os.environ.update(env)
     for stream, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND) if path else _unread(), stream)
+    # the streams of the server, which imported modules may hold, begin anew
+    for number, stream in enumerate((sys.stdout, sys.stderr), 1):
+        bytes_of = open(number, "wb", closefd=False)
+        stream.__init__(bytes_of, env.get("PYTHONIOENCODING"), line_buffering=number == 2)
     if words[0] == "-m":
         sys.argv = ["-m", *words[2:]]
         sys.path.insert(0, str(cwd))

@@ -22,7 +22,7 @@ from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation import diagnostics, open_loop
 from gr00t_nb.processing.statistics import dataset_statistics, relative_statistics
-from gr00t_nb.training import export
+from gr00t_nb.checkpoints import export
 from gr00t_nb.training.checks import check_config
 from gr00t_nb.training.config import FinetuneConfig
 from gr00t_nb.training.official_flags import OFFICIAL_FLAGS

@@ -24,7 +24,6 @@ from pathlib import Path
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-pytestmark = pytest.mark.xdist_group("browser")  # one process has the JupyterLab
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "outputs" / "screenshots"
 WINDOW = dict(width=1280, height=900)  # a small laptop

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("export")  # it is made once
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -28,7 +28,6 @@ CASES = {  # data set -> tutorials that are tried on it
     "v3.0 without modality.json": (FIRST, ROBOT),
     "broken": (FIRST, LOOK, ROBOT),
 }
-pytestmark = pytest.mark.xdist_group("tutorials")  # what has been run once is asked by all tests
 
 
 # ---------------------------------------------------------------- one tutorial, in a process

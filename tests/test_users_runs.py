@@ -302,7 +302,7 @@ def test_a_closed_pipe_does_not_stop_a_run(trained):
 def test_head_reads_one_line_of_a_run(tmp_path):
     train = shlex.join(script(replace(BASE, output_dir=str(tmp_path / "out"))))
     out = run(["bash", "-c", f"{train} | head -n 1; echo ${{PIPESTATUS[0]}}"])
-    assert out.stdout.splitlines() == ["GR00T N1.6 from tiny, as new_embodiment", "141"]
+    assert out.stdout.splitlines() == ["model    GR00T N1.6 from tiny, as new_embodiment", "141"]
     assert "Traceback" not in out.stderr and "BrokenPipe" not in out.stderr, out.stderr
     assert checkpoints(tmp_path / "out")
 
@@ -313,7 +313,6 @@ ASK = ["--dataset-path", SAMPLE, "--traj-ids", "0", "--steps", "8"]
 @pytest.mark.parametrize("module, arguments", [
     ("checkup.checkup", [SAMPLE]),
     ("checkup.checkup", [SAMPLE, "--json"]),
-    ("checkup.checkup", ["--help"]),
     ("conversion.convert", ["v3", SAMPLE, "OUT"]),
     ("evaluation.open_loop", ["--model-path", "TRAINED", *ASK]),
     ("evaluation.diagnostics", ["--model-path", "TRAINED", *ASK, "--questions", "1", "--json"]),
@@ -323,6 +322,16 @@ def test_a_closed_pipe_ends_a_command_without_a_word(tmp_path, trained, module, 
     out = python("-m", f"gr00t_nb.{module}", *(stands.get(a, a) for a in arguments), read=False)
     assert out.returncode == 141, out.stderr
     assert "Traceback" not in out.stderr and "BrokenPipe" not in out.stderr, out.stderr
+
+
+def test_a_closed_pipe_ends_help_without_a_word():
+    "In an interpreter of its own, whose last words are part of it."
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "gr00t_nb.checkup.checkup", "--help"]
+    out = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(writer)
+    assert (out.returncode, out.stderr) == (141, "")
 
 
 def test_ipython_shows_the_sentence_alone():
