@@ -23,21 +23,14 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([f"gr00t_nb.{m}" for m in KIT])
 
 
-def _unread() -> int:
-    "A pipe that nobody reads any more."
-    reader, writer = os.pipe()
-    os.close(reader)
-    return writer
-
-
-def _command(words: list[str], cwd: Path, env: dict, streams: list[Path | None], first: Callable):
+def _command(words: list[str], cwd: Path, env: dict, streams: tuple[Path, Path], first: Callable):
     "In the fork: what `python WORDS` does."
     first()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     for stream, path in enumerate(streams, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND) if path else _unread(), stream)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
     # the streams of the server, which imported modules may hold, begin anew
     for number, stream in enumerate((sys.stdout, sys.stderr), 1):
         bytes_of = open(number, "wb", closefd=False)
@@ -71,7 +64,6 @@ def python(
     processes: int = 1,  # so many, as torchrun starts them
     timeout: float = 600,  # seconds
     first: Callable = int,  # what each process does before it begins; int: nothing
-    read: bool = True,  # whether anybody reads what it prints
     **env,  # variables that differ; None: one that is not there
 ) -> CompletedProcess:  # the exit status is the first that is not 0
     "Runs a command; its words reach neither terminal nor log."
@@ -81,10 +73,9 @@ def python(
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, PLACE | FIXED):
         files = Path(folder, "out"), Path(folder, "err")
         for f in files: f.touch()
-        streams = [files[0] if read else None, files[1]]
         told = [known | (r if processes > 1 else {}) for r in ranks]
         wanted = [str(w) for w in words]
-        each = [(wanted, cwd, t, streams, first) for t in told]
+        each = [(wanted, cwd, t, files, first) for t in told]
         jobs = [CONTEXT.Process(target=_command, args=args) for args in each]
         for job in jobs: job.start()
         for job in jobs: job.join(timeout)
