@@ -2,7 +2,7 @@
 
 A new interpreter computes for seven seconds until torch, transformers and the kit are imported; a
 fork has them. A test about an interpreter's own beginning (other packages, other users, signals,
-limits of the machine) starts one with `subprocess`, and so does one test of every command.
+limits of the machine, a pipe that nobody reads) starts one with `subprocess`.
 """
 import multiprocessing
 import os
