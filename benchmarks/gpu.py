@@ -49,6 +49,7 @@ from gr00t_nb.runs.phases import PhaseClock
 from gr00t_nb.training.config import FinetuneConfig
 from gr00t_nb.training.experiment import training_arguments
 from gr00t_nb.training.finetune import finetune, load_model
+from gr00t_nb.training.plan import fit_memory, plan_prepared, saving
 from gr00t_nb.training.prepare import prepare_data, training_dataset
 from gr00t_nb.engine.collation import Collator
 from gr00t_nb.engine.trainer import Gr00tTrainer
@@ -214,11 +215,9 @@ SETTINGS = {
     "compiled, as one graph": dict(global_batch_size=64, compile=True, step_graph=True),
     "batch 8": dict(global_batch_size=8),
     "batch 8, as one graph": dict(global_batch_size=8, step_graph=True),
-    "small card": dict(
-        global_batch_size=8, gradient_checkpointing=True, embodiment_rows_only=True
-    ),
-    "LoRA on language and DiT, batch 4": dict(
-        global_batch_size=4, lora_parts=["language", "DiT"], embodiment_rows_only=True
+    "--memory 24gb": dict(global_batch_size=8, memory="24gb"),
+    "LoRA on language and DiT, --memory 16gb": dict(
+        global_batch_size=4, lora_parts=["language", "DiT"], memory="16gb"
     ),
 }
 
@@ -314,7 +313,7 @@ def _train(args, name: str, base: Path, folder: Path, options: dict) -> dict:
         frame_cache=True,
         **options,
     )
-    prepared = prepare_data(config)
+    prepared = prepare_data(fit_memory(config))
     config = prepared.config
     model = load_model(config, base, prepared.processor.embodiment_ids[prepared.tag])
     arguments = training_arguments(config, prepared.family)
@@ -355,6 +354,8 @@ def _train(args, name: str, base: Path, folder: Path, options: dict) -> dict:
         reserved_gb=reserved,
         tokens=list(batch["input_ids"].shape),
         operations=operations,
+        saves=saving(config),
+        planned_gb=plan_prepared(prepared).peak / 1e9,
         **{f"{k}_ms": v for k, v in phases.items()},
     )
 

@@ -92,7 +92,8 @@ def _as_one_map(layer, state: dict, prefix: str, _):
     for name, _ in layer.named_parameters(): del state[prefix + name]
     base, delta = layer.base_layer, layer.get_delta_weight(_ADAPTER).detach()
     kind = torch.promote_types(base.weight.dtype, delta.dtype)
-    state[f"{prefix}weight"] = (base.weight.detach().to(kind) + delta.to(kind)).cpu()
+    merged = base.weight.detach().to(kind) + delta.to(kind)
+    state[f"{prefix}weight"] = merged if merged.is_meta else merged.cpu()  # off the GPU, one map at a time
     if base.bias is not None: state[f"{prefix}bias"] = base.bias.detach()
 
 def _inject(model: nn.Module, config, seed: int = 0):

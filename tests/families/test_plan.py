@@ -96,3 +96,20 @@ def test_a_plan_of_every_family(family):
     tight = plan.peak / 0.92 / 1e9 * 0.999
     smaller = plan_run(replace(config, memory=f"{tight:.6f}gb"))
     assert smaller.fits and smaller.peak < plan.peak
+
+
+def test_a_plan_with_adapters_takes_less(family):
+    "Adapters in every block that can have some, planned without any weights."
+    if not family.blocks: return
+    config = FinetuneConfig(
+        family.tiny_name,
+        str(ROOT / "data_samples/cube_to_bowl"),
+        "NEW_EMBODIMENT",
+        str(ROOT / "data_samples/cube_to_bowl_config.py"),
+        global_batch_size=4,
+    )
+    adapted = replace(config, lora_parts=list(family.blocks), lora_rank=2)
+    whole, few = plan_run(config), plan_run(adapted)
+    held = lambda plan: sum(plan.memory.optimizer.values())
+    assert 0 < held(few) < held(whole)
+    assert few.checkpoint - held(few) >= whole.checkpoint - held(whole)  # whole maps are written out
