@@ -369,7 +369,7 @@ def _load_rng_state(self: Gr00tTrainer, checkpoint: str | None):
 @patch
 def _save_scaler(self: Gr00tTrainer, output_dir: str):
     "The averages, in the place of what float16 would need: in checkpoints alone."
-    if self.averages and self.args.should_save: self.averages.save(Path(output_dir))
+    if self.averages: self.averages.save(Path(output_dir), self.args.should_save)
 
 # %% ../../nbs/engine/20_trainer.ipynb #587c2a30
 @patch

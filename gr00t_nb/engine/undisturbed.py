@@ -13,13 +13,16 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 # %% ../../nbs/engine/03_undisturbed.ipynb #026cf452
 @contextmanager
 def undisturbed(
     model: nn.Module,
 ) -> Iterator[None]:
-    "While it lasts the model is in evaluation mode; its modes and all random states are afterwards as before."
+    "While it lasts the model is in evaluation mode; afterwards its modes, shards and all random states are as before."
+    if "get_action" not in vars(model):  # shards come together for it, too; once
+        register_fsdp_forward_method(model, "get_action")
     modes = [(m, m.training) for m in model.modules()]
     python, arrays = random.getstate(), np.random.get_state()
     gpu = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -28,6 +31,8 @@ def undisturbed(
             model.eval()
             yield
         finally:
-            for module, training in modes: module.training = training
+            for module, training in modes:
+                module.training = training
+                if isinstance(module, FSDPModule): module.reshard()
             random.setstate(python)
             np.random.set_state(arrays)

@@ -37,6 +37,7 @@ CAPABILITIES = dict(
 @dataclass(frozen=True)
 class TrainingDefaults:
     "What the official fine-tuning of a generation sets."
+    max_steps: int = 10000  # optimizer steps
     learning_rate: float = 1e-4  # peak of the schedule
     schedule: str = "cosine"
     warmup_ratio: float = 0.05  # share of the steps in which the learning rate rises

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..errors import InputError
 from .layers import attention, init_linear_layers, run_block, sinusoid
@@ -188,7 +189,9 @@ def context(
     if "text" in self.attends or "image" in self.attends:
         masks["text"] = (attention_mask & ~image_mask)[:, None, None]
         masks["image"] = (attention_mask & image_mask)[:, None, None]
-    made = lambda block: block.attn1.keys_values(features) if ahead else features
+    # a block in shards has its weights only while it runs
+    early = lambda block: ahead and not isinstance(block.attn1.to_k.weight, DTensor)
+    made = lambda block: block.attn1.keys_values(features) if early(block) else features
     return [
         (made(block) if block.is_cross else None, masks[kind])
         for block, kind in zip(self.transformer_blocks, self.attends)

@@ -106,7 +106,7 @@ def check_parallel(
     _check_group(engine, world_size, shard_group)
     if engine.startswith("zero") and find_spec("deepspeed") is None:
         raise InputError(_NO_DEEPSPEED.format(engine))
-    refused = dict.fromkeys(SHARDED, ("adamw_8bit", "compile", "eval_steps", "ema_decay")) | dict(ddp=())
+    refused = dict.fromkeys(SHARDED, ("adamw_8bit", "compile")) | dict(ddp=())
     for name in refused.get(engine, WHOLE):
         if not settings.get(name): continue
         raise InputError(f"--parallel {engine} divides the model; this run {WHOLE[name]}.")

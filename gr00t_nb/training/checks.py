@@ -85,6 +85,7 @@ def resolved(
         raise InputError(f"Nothing would be trained: switch on at least one of {switches}.")
     values = {k: getattr(family.defaults, k) for k in FROM_DEFAULTS if getattr(config, k) is None}
     values |= {k: bool(getattr(config, k)) for k in LEVERS}
+    if config.max_steps is config.max_epochs is None: values["max_steps"] = family.defaults.max_steps
     values |= dict(parallel=engine_of(config.parallel))
     values |= dict(lr_scheduler=config.lr_scheduler or family.defaults.schedule)
     dropout = _state_dropout(config, family)

@@ -82,7 +82,7 @@ class OptimizerOptions:
     gradient_accumulation_steps: int = 1  # batches to one optimizer step
     micro_batch_size: int | None = None  # samples that a process computes at once; none: its part of the batch
     adamw_8bit: Switch = None  # the optimizer's two averages in 8 bits: a quarter of their memory; needs torchao
-    max_steps: int = 10000  # optimizer steps of the whole run; another number may be given when it goes on
+    max_steps: int | None = None  # optimizer steps of the whole run; none: 10000, or those of max_epochs
     max_epochs: int | None = None  # instead: how often each sample is seen; saves at each end
     learning_rate: float | None = None  # peak of the schedule; none: the family's, such as 1e-4
     weight_decay: float | None = None  # AdamW's, on the parameters that the family names; none: the family's

@@ -74,7 +74,7 @@ def training_arguments(
     args = TrainingArguments(
         **_recipe(config, family),
         output_dir=config.output_dir,
-        max_steps=config.max_steps,
+        max_steps=config.max_steps or -1,  # with max_epochs known only when the data are
         per_device_train_batch_size=config.global_batch_size // world_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         **parallel_arguments(config.parallel, world_size, config.shard_group, bf16),

@@ -135,9 +135,9 @@ def _quality(
 
 
 def _write_averages(trainer: Gr00tTrainer, output_dir: Path):
-    "The averaged weights as a whole checkpoint."
+    "The averaged weights as a whole checkpoint; called by every process."
     if not trainer.averages.kept: trainer.averages.begin(trainer.model)  # of a finished run
-    with trainer.averages.worn(): trainer._save(str(output_dir / "ema"))
+    with trainer.averages.worn(): trainer.save_model(str(output_dir / "ema"))
 
 # %% ../../nbs/training/40_finetune.ipynb #937c1f62
 def _trainer(
@@ -275,7 +275,7 @@ def _write(self: _Run, trainer: Gr00tTrainer):
         trainer._save_checkpoint(self.model, None)
     trainer.save_model(str(output_dir))
     if first: write_final_manifest(output_dir)
-    if first and trainer.averages: _write_averages(trainer, output_dir)
+    if trainer.averages: _write_averages(trainer, output_dir)
     trainer.accelerator.wait_for_everyone()
 
 

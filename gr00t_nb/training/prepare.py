@@ -183,7 +183,7 @@ def with_epochs(prepared: Prepared) -> Prepared:
     config = prepared.config
     if config.max_epochs is None: return prepared
     steps = ends_of_epochs(prepared)[-1]
-    if config.max_steps not in (steps, FinetuneConfig.max_steps):
+    if config.max_steps not in (steps, None):
         raise InputError(
             f"max_steps is {config.max_steps} and max_epochs {config.max_epochs}, which are"
             f" {steps} steps of this data: give one of the two."

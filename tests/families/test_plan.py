@@ -92,7 +92,7 @@ def test_a_plan_of_every_family(family):
     )
     plan = plan_run(config, gpu="24gb", pace=100)
     assert plan.fits and plan.micro == 16 and family.name in str(plan)
-    assert plan.hours == 16 * config.max_steps / 100 / 3600
+    assert plan.hours == 16 * plan.config.max_steps / 100 / 3600
     tight = plan.peak / 0.92 / 1e9 * 0.999
     smaller = plan_run(replace(config, memory=f"{tight:.6f}gb"))
     assert smaller.fits and smaller.peak < plan.peak
