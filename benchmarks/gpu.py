@@ -333,6 +333,7 @@ def _train(args, name: str, base: Path, folder: Path, options: dict) -> dict:
     if cuda: torch.cuda.reset_peak_memory_stats()
     trainer.train()
     if cuda: torch.cuda.synchronize()
+    trainer.stop_loading()
     seconds = time.perf_counter() - watch.started
     peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else float("nan")
     reserved = torch.cuda.max_memory_reserved() / 1e9 if cuda else float("nan")
