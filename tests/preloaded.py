@@ -1,9 +1,10 @@
 """Python commands as forks of one process that has imported the kit.
 
 A new interpreter computes for seven seconds until torch, transformers and the kit are imported; a
-fork has them. A test about an interpreter's own beginning (other packages, other users, signals,
-limits of the machine, a pipe that nobody reads) starts one with `subprocess`.
+fork has them. A test about an interpreter's own beginning or end (other packages, other users, what
+torchrun starts) starts one with `subprocess`.
 """
+import gc
 import multiprocessing
 import os
 import runpy
@@ -21,12 +22,14 @@ KIT = ("training.finetune", "evaluation.diagnostics", "conversion.convert")
 FIXED = dict(OMP_NUM_THREADS="1", MPLBACKEND="agg", HF_HUB_OFFLINE="1")  # read by imports
 PLACE = dict(PYTHONPATH=str(ROOT))
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([f"gr00t_nb.{m}" for m in KIT])
+CONTEXT.set_forkserver_preload([f"gr00t_nb.{m}" for m in KIT] + ["preloaded"])
+gc.freeze()  # in the server comes last: no fork looks through what it was given for garbage
 
 
 def begin():
     "Starts the process that is forked, unless it runs: with its own path and settings."
-    with patch.dict(os.environ, PLACE | FIXED): ensure_running()
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with patch.dict(os.environ, FIXED | dict(PYTHONPATH=path)): ensure_running()
 
 
 def _command(words: list[str], cwd: Path, env: dict, streams: tuple[Path, Path], first: Callable):
