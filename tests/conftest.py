@@ -1,4 +1,5 @@
 "Options of the whole test suite, and what every test finds as it was."
+import gc
 import sys
 
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from gr00t_nb.embodiments import MODALITY_CONFIGS
 
 KNOWN = dict(MODALITY_CONFIGS)  # the robots that are built in
+LONGEST = ("test_browser.py", "families", "test_tutorials.py", "test_cases.py", "test_users_runs.py")
 
 
 def pytest_addoption(parser):
@@ -16,6 +18,18 @@ def pytest_addoption(parser):
             "folder with the parity bundles (default: ../shared/reference/n1d6 beside the checkout)"
         ),
     )
+
+
+def pytest_collection_modifyitems(items):
+    "What takes longest comes first: of two processes none has to wait for the other at the end."
+    first = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: min(first.get(part, len(first)) for part in item.path.parts))
+
+
+def pytest_collection_finish():
+    "What has been imported stays: no run has to look through it for garbage."
+    gc.collect()
+    gc.freeze()
 
 
 def forget_robots() -> None:

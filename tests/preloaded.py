@@ -1,9 +1,10 @@
 """Python commands as forks of one process that has imported the kit.
 
 A new interpreter computes for seven seconds until torch, transformers and the kit are imported; a
-fork has them. A test about an interpreter's own beginning (other packages, other users, signals,
-limits of the machine, a pipe that nobody reads) starts one with `subprocess`.
+fork has them. A test about an interpreter's own beginning or end (other packages, other users, what
+torchrun starts) starts one with `subprocess`.
 """
+import gc
 import multiprocessing
 import os
 import runpy
@@ -11,6 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 from unittest.mock import patch
@@ -20,12 +22,18 @@ KIT = ("training.finetune", "evaluation.diagnostics", "conversion.convert")
 FIXED = dict(OMP_NUM_THREADS="1", MPLBACKEND="agg", HF_HUB_OFFLINE="1")  # read by imports
 PLACE = dict(PYTHONPATH=str(ROOT))
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([f"gr00t_nb.{m}" for m in KIT])
+CONTEXT.set_forkserver_preload([f"gr00t_nb.{m}" for m in KIT] + ["preloaded"])
+gc.freeze()  # in the server comes last: no fork looks through what it was given for garbage
+
+
+def begin():
+    "Starts the process that is forked, unless it runs: with its own path and settings."
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with patch.dict(os.environ, FIXED | dict(PYTHONPATH=path)): ensure_running()
 
 
 def _command(words: list[str], cwd: Path, env: dict, streams: tuple[Path, Path], first: Callable):
     "In the fork: what `python WORDS` does."
-    first()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -35,6 +43,7 @@ def _command(words: list[str], cwd: Path, env: dict, streams: tuple[Path, Path],
     for number, stream in enumerate((sys.stdout, sys.stderr), 1):
         bytes_of = open(number, "wb", closefd=False)
         stream.__init__(bytes_of, env.get("PYTHONIOENCODING"), line_buffering=number == 2)
+    first()
     if words[0] == "-m":
         sys.argv = ["-m", *words[2:]]
         sys.path.insert(0, str(cwd))
@@ -58,30 +67,44 @@ def _rank(rank: int, size: int, port: int) -> dict[str, str]:
     return {k: str(v) for k, v in numbers.items()} | dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
-def python(
-    *words,  # as after `python`: a script or -m and a module, and its arguments
-    cwd: Path = ROOT,
-    processes: int = 1,  # so many, as torchrun starts them
-    timeout: float = 600,  # seconds
-    first: Callable = int,  # what each process does before it begins; int: nothing
-    **env,  # variables that differ; None: one that is not there
-) -> CompletedProcess:  # the exit status is the first that is not 0
-    "Runs a command; its words reach neither terminal nor log."
-    known = os.environ | PLACE | FIXED | env
-    known = {k: str(v) for k, v in known.items() if v is not None}
-    ranks = [_rank(r, processes, p) for p in [_free_port()] for r in range(processes)]
-    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, PLACE | FIXED):
-        files = Path(folder, "out"), Path(folder, "err")
-        for f in files: f.touch()
+class Running:
+    "A command that has been started; its words reach neither terminal nor log."
+
+    def __init__(
+        self,
+        *words,  # as after `python`: a script or -m and a module, and its arguments
+        cwd: Path = ROOT,
+        processes: int = 1,  # so many, as torchrun starts them
+        first: Callable = int,  # what each process does before it begins; int: nothing
+        **env,  # variables that differ; None: one that is not there
+    ):
+        begin()
+        known = {k: str(v) for k, v in (os.environ | PLACE | FIXED | env).items() if v is not None}
+        ranks = [_rank(r, processes, p) for p in [_free_port()] for r in range(processes)]
+        self.words, self.folder = [str(w) for w in words], tempfile.TemporaryDirectory()
+        self.files = Path(self.folder.name, "out"), Path(self.folder.name, "err")
+        for f in self.files: f.touch()
         told = [known | (r if processes > 1 else {}) for r in ranks]
-        wanted = [str(w) for w in words]
-        each = [(wanted, cwd, t, files, first) for t in told]
-        jobs = [CONTEXT.Process(target=_command, args=args) for args in each]
-        for job in jobs: job.start()
-        for job in jobs: job.join(timeout)
-        late = [job for job in jobs if job.is_alive()]
+        each = [(self.words, cwd, t, self.files, first) for t in told]
+        self.jobs = [CONTEXT.Process(target=_command, args=args) for args in each]
+        for job in self.jobs: job.start()
+
+    def said(self) -> list[str]:
+        "What it has said up to now, on standard output and on standard error."
+        return [f.read_text() for f in self.files]
+
+    def end(self, timeout: float = 600) -> CompletedProcess:
+        "Waits for its end; the exit status is the first that is not 0."
+        for job in self.jobs: job.join(timeout)
+        late = [job for job in self.jobs if job.is_alive()]
         for job in late: job.kill()
-        said = [f.read_text() for f in files]
-    if late: raise TimeoutExpired(wanted, timeout, *said)
-    codes = [job.exitcode for job in jobs]
-    return CompletedProcess(wanted, next(filter(None, codes), 0), *said)
+        said = self.said()
+        self.folder.cleanup()
+        if late: raise TimeoutExpired(self.words, timeout, *said)
+        codes = [job.exitcode for job in self.jobs]
+        return CompletedProcess(self.words, next(filter(None, codes), 0), *said)
+
+
+def python(*words, timeout: float = 600, **how) -> CompletedProcess:
+    "Runs a command to its end, at most so many seconds."
+    return Running(*words, **how).end(timeout)

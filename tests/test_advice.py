@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from runs import ROOT, RUN, SAMPLE
 
 from gr00t_nb.checkup.checkup import CheckupConfig, check_dataset
 from gr00t_nb.conversion import aloha, lerobot_v2, lerobot_v3
@@ -28,20 +29,8 @@ from gr00t_nb.training.config import FinetuneConfig
 from gr00t_nb.training.official_flags import OFFICIAL_FLAGS
 from gr00t_nb.training.finetune import finetune
 
-ROOT = Path(__file__).resolve().parents[1]
-SAMPLE, ROBOT = ROOT / "data_samples/cube_to_bowl", ROOT / "data_samples/cube_to_bowl_config.py"
 FEW = [*range(3, 40)]  # episodes of the sample that are left out
-BASE = FinetuneConfig(
-    "tiny",
-    str(SAMPLE),
-    "NEW_EMBODIMENT",
-    str(ROBOT),
-    check_data=False,
-    global_batch_size=2,
-    max_steps=1,
-    exclude_episodes=FEW,
-    dataloader_num_workers=0,
-)
+SHORT = replace(RUN, max_steps=1, exclude_episodes=FEW)
 
 
 # --------------------------------------------------------------------- what is named exists
@@ -157,7 +146,7 @@ def test_without_a_modality_json(data, tmp_path):
     given = dict(modality=tmp_path / "modality.json", progress=False, workers=1)
     assert not check_dataset(data, **given).of("error")
     more = dict(modality_path=str(tmp_path / "modality.json"), output_dir=str(tmp_path / "out"))
-    config = replace(BASE, dataset_path=str(data), **more)
+    config = replace(SHORT, dataset_path=str(data), **more)
     finetune(config)
     ask = ["--dataset-path", str(data), "--traj-ids", "0", "--steps", "8"]
     (tmp_path / "modality.json").rename(tmp_path / "moved.json")
@@ -172,7 +161,7 @@ def test_without_a_modality_json(data, tmp_path):
 
 
 def test_an_unfinished_run_names_its_newest_checkpoint(tmp_path, capsys):
-    finetune(replace(BASE, output_dir=str(tmp_path / "run")))
+    finetune(replace(SHORT, output_dir=str(tmp_path / "run")))
     whole = tmp_path / "run/checkpoint-1"
     for step in (9, 10): shutil.copytree(whole, tmp_path / f"unfinished/checkpoint-{step}")
     ask = ["--dataset-path", str(SAMPLE), "--traj-ids", "0", "--steps", "8"]
@@ -186,7 +175,7 @@ def test_a_broken_episode_is_left_out_as_advised(data, tmp_path, capsys):
     "In training, along a recording, and in a conversion."
     video = "videos/chunk-000/observation.images.front/episode_000000.mp4"
     (data / video).write_bytes(b"no video")
-    config = replace(BASE, dataset_path=str(data), output_dir=str(tmp_path / "out"))
+    config = replace(SHORT, dataset_path=str(data), output_dir=str(tmp_path / "out"))
     config = replace(config, check_data=True, exclude_episodes=[*range(2, 40)])
     with pytest.raises(InputError) as refused: finetune(config)
     without = re.search(r"train without the episode: --exclude-episodes ([\d ]+),", str(refused.value))
@@ -202,14 +191,14 @@ def test_a_broken_episode_is_left_out_as_advised(data, tmp_path, capsys):
 
 @pytest.mark.parametrize("size", [3, 1, 7])
 def test_a_batch_size_that_processes_do_not_divide(size):
-    config = replace(BASE, global_batch_size=size)
+    config = replace(SHORT, global_batch_size=size)
     with pytest.raises(InputError, match="such as") as refused: check_config(config, 2)
     near = int(re.search(r"such as (\d+)", str(refused.value))[1])
     check_config(replace(config, global_batch_size=near), 2)
 
 
 def test_a_horizon_that_is_too_long(tmp_path, capsys):
-    finetune(replace(BASE, output_dir=str(tmp_path)))
+    finetune(replace(SHORT, output_dir=str(tmp_path)))
     ask = ["--model-path", str(tmp_path), "--dataset-path", str(SAMPLE), "--traj-ids", "0", "--steps", "8"]
     with pytest.raises(SystemExit): open_loop.main([*ask, "--action-horizon", "99"])
     most = re.search(r"choose 1 to (\d+)", capsys.readouterr().err)[1]
@@ -220,14 +209,14 @@ def test_a_horizon_that_is_too_long(tmp_path, capsys):
 def test_stale_statistics_are_told_and_left_be_as_advised(data, tmp_path, stale):
     "Angles became radians, the file stayed behind."
     ds = LeRobotDataset(data)
-    finetune(replace(BASE, exclude_episodes=None, output_dir=str(tmp_path / "first")))
+    finetune(replace(SHORT, exclude_episodes=None, output_dir=str(tmp_path / "first")))
     true = json.loads((tmp_path / "first/experiment_cfg/dataset_statistics.json").read_text())
     robot = MODALITY_CONFIGS["new_embodiment"]
     made = dataset_statistics(ds) if stale == "stats.json" else relative_statistics(ds, robot)
     assert made
     scaled = {c: {k: scale(v) for k, v in e.items()} for c, e in made.items()}
     (data / "meta" / stale).write_text(json.dumps(scaled))
-    config = replace(BASE, dataset_path=str(data), exclude_episodes=None)
+    config = replace(SHORT, dataset_path=str(data), exclude_episodes=None)
     with pytest.warns(UserWarning, match=f"{stale} does not fit the data(.|\n)*--no-shipped-statistics"):
         finetune(replace(config, output_dir=str(tmp_path / "warned")))
     finetune(replace(config, shipped_statistics=False, output_dir=str(tmp_path / "advised")))

@@ -1,10 +1,15 @@
 """Situations that users of GR00T kits and LeRobot data sets got into, each a script in `cases/`.
 
 A script makes its input from the sample, asks the kit as a user would, prints one line and exits
-with 0 where the kit behaves rightly: `python tests/cases/NAME.py`.
+with 0 where the kit behaves rightly: `python tests/cases/NAME.py`. Here they run in the process of
+the tests, and the commands of the kit that they start as forks of one that has imported it.
 """
 import os
+import runpy
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,9 +24,29 @@ NEEDS = {  # what a case cannot do without: whether it is there, and the reason 
 }
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path: return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def as_a_script(cache, tmp_path, monkeypatch):
+    "What a case finds in a process of its own."
+    start = subprocess.run
+    def run(command, *, env=None, timeout=None, **how):
+        if command[0] != sys.executable: return start(command, env=env, timeout=timeout, **how)
+        return python(*command[1:], timeout=timeout, **env)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("GR00T_NB_CACHE", str(cache))
+    monkeypatch.delitem(sys.modules, "case", raising=False)
+    monkeypatch.syspath_prepend(ROOT / "tests/cases")
+    monkeypatch.chdir(ROOT)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda p: p.stem)
-def test_case(case, tmp_path):
+def test_case(case, as_a_script, capsys):
     there, reason = NEEDS.get(case.stem, (True, ""))
     if not there: pytest.skip(reason)
-    done = python(case, timeout=900, GR00T_NB_CACHE=tmp_path / "cache", TMPDIR=tmp_path)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-1000:]
+    with pytest.raises(SystemExit) as ended: runpy.run_path(str(case), run_name=case.stem)
+    assert ended.value.code == 0, capsys.readouterr().out[-1000:]

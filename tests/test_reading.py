@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preloaded import begin
 from torch.utils.data import DataLoader
 
 from gr00t_nb.data.language import read_instructions
@@ -27,6 +28,14 @@ from gr00t_nb.loading.samples import StepDataset
 from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data_samples" / "cube_to_bowl"
+# how loader processes begin: with the parent's memory, or with what was pickled for them alone
+METHODS = ["fork", "forkserver"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    "Loader processes of the second kind have imported the kit already."
+    begin()
 
 
 @pytest.fixture
@@ -215,7 +224,7 @@ def test_fewer_frames_than_rows(folder):
 
 
 # ------------------------------------------------------------------------------------------ workers
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", METHODS)
 def test_workers_read_the_same(folder, method):
     data = steps_of(folder)
     data.__getitems__([0, 1, 2, 3])  # the parent has open decoders and rows when it forks
@@ -234,7 +243,7 @@ def test_workers_read_the_same(folder, method):
         for k in a: assert torch.equal(a[k], b[k]), k
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", METHODS)
 def test_error_of_a_worker_is_a_sentence(folder, method):
     data = steps_of(folder)
     ds = data.sources[0].dataset
@@ -341,7 +350,7 @@ def test_random_access_equals_sequential_decoding():
         for i in picks[:5]: np.testing.assert_array_equal(decode_frames(file, [i])[0], whole[i])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", METHODS)
 def test_training_samples_do_not_depend_on_workers(folder, method):
     "With the real processor and its random augmentation."
     from gr00t_nb.processing.processor import Gr00tProcessor

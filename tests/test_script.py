@@ -42,17 +42,12 @@ def run(*command, **env) -> subprocess.CompletedProcess:
     )
 
 
-def torchrun(*args, processes: int, **env) -> subprocess.CompletedProcess:
-    start = [BIN / "torchrun", f"--nproc_per_node={processes}"]
-    return run(*start, "scripts/finetune.py", *args, **env)
-
-
 def finetune(*args, **how) -> subprocess.CompletedProcess:
     return python("scripts/finetune.py", *args, **how)
 
 
-def succeeds(*args, how=finetune, **more):
-    done = how(*args, **more)
+def succeeds(*args, **how):
+    done = finetune(*args, **how)
     assert done.returncode == 0, done.stderr
 
 
@@ -94,7 +89,7 @@ def test_two_processes_train_as_one(tmp_path):
         succeeds(*common, *more, **how)
         return losses(tmp_path / name)
 
-    a, b = train("one", 0), train("two", 1, processes=2, how=torchrun)
+    a, b = train("one", 0), train("two", 1, processes=2)
     assert set(a) == set(b) == set(range(1, 9))
     for step in a: assert abs(a[step] - b[step]) <= 0.01 * a[step], (step, a[step], b[step])
     assert a[8] < 0.8 * a[1]

@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
-from preloaded import python
+from preloaded import Running, python
+from runs import ROBOT, ROOT, RUN, SAMPLE
 from transformers import TrainerCallback
 
 from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
@@ -25,22 +27,6 @@ from gr00t_nb.runs.run_folder import checkpoints
 from gr00t_nb.training import finetune as command
 from gr00t_nb.training.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
-
-ROOT = Path(__file__).resolve().parents[1]
-SAMPLE, ROBOT = ROOT / "data_samples/cube_to_bowl", ROOT / "data_samples/cube_to_bowl_config.py"
-BASE = FinetuneConfig(
-    "tiny",
-    str(SAMPLE),
-    "NEW_EMBODIMENT",
-    str(ROBOT),
-    check_data=False,
-    global_batch_size=2,
-    max_steps=3,
-    save_steps=100,
-    logging_steps=1,
-    dataloader_num_workers=0,
-)
-
 
 def environment(**changed) -> dict:
     "None removes a variable."
@@ -57,54 +43,63 @@ def run(command: list, **changed) -> subprocess.CompletedProcess:
     return subprocess.run([str(c) for c in command], **wanted)
 
 
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 240):
+def wait_for(path: Path, alive: Callable[[], bool], said: Callable[[], str], seconds: float = 240):
     end = time.time() + seconds
-    while time.time() < end and process.poll() is None:
+    while time.time() < end and alive():
         if path.exists() and path.stat().st_size: return
         time.sleep(0.2)
-    raise AssertionError(f"no {path.name}: {process.communicate()[1][-2000:]}")
+    raise AssertionError(f"no {path.name}: {said()[-2000:]}")
 
 
-def begun(command: list, output: Path) -> subprocess.Popen:
+def in_front():
+    "Hears Ctrl-C, as a command does that a shell has not put into the background."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def begun(config: FinetuneConfig, **how) -> Running:
     "A run that has logged its first steps."
-    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    process = subprocess.Popen(command, env=environment(), start_new_session=True, **pipes)
-    wait_for(output / "log.jsonl", process)
-    return process
+    running = Running(*script(config)[1:], first=in_front, **how)
+    alive = lambda: all(job.is_alive() for job in running.jobs)
+    wait_for(Path(config.output_dir) / "log.jsonl", alive, lambda: running.said()[1])
+    return running
 
 
 def test_second_run_is_refused_and_ctrl_c_keeps_what_was_learned(tmp_path):
-    config = replace(BASE, max_steps=5000, save_steps=5000, output_dir=str(tmp_path / "out"))
-    first = begun(script(config), tmp_path / "out")
+    config = replace(RUN, max_steps=5000, save_steps=5000, output_dir=str(tmp_path / "out"))
+    first = begun(config)
     second = python(*script(config)[1:])
     assert second.returncode == 2 and "Traceback" not in second.stderr
-    assert f"process {first.pid} on host" in second.stderr.splitlines()[-1]
-    first.send_signal(signal.SIGINT)
-    said = first.communicate(timeout=120)[1]
+    assert f"process {first.jobs[0].pid} on host" in second.stderr.splitlines()[-1]
+    os.kill(first.jobs[0].pid, signal.SIGINT)
+    ended = first.end(120)
     kept, = checkpoints(tmp_path / "out")
-    step = kept.name.rpartition("-")[2]
-    assert first.returncode == 130 and "Traceback" not in said, said[-2000:]
+    step, said = kept.name.rpartition("-")[2], ended.stderr
+    assert ended.returncode == 130 and "Traceback" not in said, said[-2000:]
     assert f"stopped after step {step} of 5000" in said and f"{kept} is whole" in said
     assert not list((tmp_path / "out").glob(".running*"))
 
 
 def test_two_processes_stop_together(tmp_path):
-    "The signal goes to all of them, as a terminal's does, and torchrun sends it once more."
-    config = replace(BASE, max_steps=5000, save_steps=5000, output_dir=str(tmp_path / "out"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    both = begun([*torchrun, "--master_port=29871", *script(config)[1:]], tmp_path / "out")
-    os.killpg(both.pid, signal.SIGTERM)
-    said = both.communicate(timeout=120)[1]
+    "The signal goes to both of them, as a terminal's does, and once more, as torchrun sends it."
+    config = replace(RUN, max_steps=5000, save_steps=5000, output_dir=str(tmp_path / "out"))
+    both = begun(config, processes=2)
+    for _ in range(2):
+        for job in both.jobs: os.kill(job.pid, signal.SIGTERM)
+        time.sleep(0.2)
+    said = both.end(120).stderr
     kept, = checkpoints(tmp_path / "out")
-    assert f"{kept} is whole" in said, said[-2000:]
+    assert f"{kept} is whole" in said and "Traceback" not in said, said[-2000:]
 
 
 def test_a_scheduler_takes_two_processes_back(tmp_path):
     "One of them hears it, and torchrun, which was started deaf to it, as advised."
-    config = replace(BASE, max_steps=5000, save_steps=5000, output_dir=str(tmp_path / "out"))
+    config = replace(RUN, max_steps=5000, save_steps=5000, output_dir=str(tmp_path / "out"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     deaf = f"trap '' USR1; exec {shlex.join([*torchrun, *script(config)[1:]])}"
-    both = begun(["bash", "-c", deaf], tmp_path / "out")
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    both = subprocess.Popen(["bash", "-c", deaf], env=environment(), **pipes)
+    alive, said = lambda: both.poll() is None, lambda: both.communicate()[1]
+    wait_for(tmp_path / "out/log.jsonl", alive, said)
     second, = (p for p in psutil.Process(both.pid).children() if p.environ().get("RANK") == "1")
     for process in (both, second): process.send_signal(signal.SIGUSR1)
     said = both.communicate(timeout=120)[1]
@@ -120,7 +115,7 @@ class Signal(TrainerCallback):
 
 def test_a_scheduler_is_asked_to_try_again(tmp_path, monkeypatch, capsys):
     "By exit code 75; the next run goes on, and ends with 0."
-    config = replace(BASE, max_steps=4, output_dir=str(tmp_path / "out"))
+    config = replace(RUN, max_steps=4, output_dir=str(tmp_path / "out"))
     monkeypatch.setattr(sys, "argv", ["finetune.py", *config.to_flags()])
     before = {n: signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGUSR2)}
     try:
@@ -141,7 +136,7 @@ def test_a_scheduler_is_asked_to_try_again(tmp_path, monkeypatch, capsys):
 
 def test_a_truncated_checkpoint_is_passed_over(tmp_path):
     "With one warning; the run goes on from the one before, and the broken one takes no whole one's place."
-    config = replace(BASE, save_steps=1, save_total_limit=2, output_dir=str(tmp_path / "out"))
+    config = replace(RUN, save_steps=1, save_total_limit=2, output_dir=str(tmp_path / "out"))
     once = [row["loss"] for row in finetune(config).log]
     weights = tmp_path / "out/checkpoint-3/model.safetensors"
     whole = weights.read_bytes()
@@ -161,7 +156,7 @@ class Kill(TrainerCallback):
 
 
 def test_a_killed_loader_process(tmp_path):
-    config = replace(BASE, dataloader_num_workers=1, max_steps=50, save_steps=1)
+    config = replace(RUN, dataloader_num_workers=1, max_steps=50, save_steps=1)
     with pytest.raises(InputError, match="A loader process has died.*Killed.*checkpoint-.*whole"):
         finetune(replace(config, output_dir=str(tmp_path / "out")), [Kill()])
     assert checkpoints(tmp_path / "out")
@@ -173,7 +168,7 @@ def test_a_fault_in_a_loader_process_comes_without_its_traceback(tmp_path):
     data = tmp_path / "data"
     subprocess.run(["cp", "-r", SAMPLE, data], check=True)
     (data / shown.relative_to(SAMPLE)).write_bytes(b"no video")
-    config = replace(BASE, dataset_path=str(data), exclude_episodes=six, max_steps=60)
+    config = replace(RUN, dataset_path=str(data), exclude_episodes=six, max_steps=60)
     config = replace(config, dataloader_num_workers=1, output_dir=str(tmp_path / "out"))
     with pytest.raises(InputError) as refused: finetune(config)
     assert "episode_000002.mp4" in str(refused.value)
@@ -203,26 +198,34 @@ def disk(tmp_path) -> Path:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
 def test_a_full_disk(disk):
-    out = python(*script(replace(BASE, output_dir=str(disk / "out")))[1:])
+    out = python(*script(replace(RUN, output_dir=str(disk / "out")))[1:])
     assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr[-2000:]
     assert "The disk is full" in out.stderr.splitlines()[-1]
 
 
+EIGHT = replace(RUN, global_batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def without_loaders(tmp_path_factory) -> list[float]:
+    "The losses of a run that loads in its own process."
+    result = finetune(replace(EIGHT, output_dir=str(tmp_path_factory.mktemp("without"))))
+    return [row["loss"] for row in result.log]
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts a small /dev/shm")
 @pytest.mark.parametrize("size, said", [("8k", "no room for the queues"), ("300k", "--shm-size")])
-def test_a_small_shared_memory_costs_time_alone(tmp_path, size, said):
+def test_a_small_shared_memory_costs_time_alone(tmp_path, without_loaders, size, said):
     "No room for the loaders' queues, or for their batches: the losses are those of a run without loaders."
-    config = replace(BASE, global_batch_size=8, output_dir=str(tmp_path / "without"))
-    losses = [row["loss"] for row in finetune(config).log]
-    small = replace(config, dataloader_num_workers=2, output_dir=str(tmp_path / "small"))
+    small = replace(EIGHT, dataloader_num_workers=2, output_dir=str(tmp_path / "small"))
     out = python(*script(small)[1:], first=partial(small_shm, size))
     assert out.returncode == 0 and "Traceback" not in out.stderr, out.stderr[-2000:]
     assert said in out.stderr, out.stderr[-2000:]
-    assert [row["loss"] for row in read_jsonl(tmp_path / "small/log.jsonl")] == losses
+    assert [row["loss"] for row in read_jsonl(tmp_path / "small/log.jsonl")] == without_loaders
 
 
 def test_too_many_open_files(tmp_path):
-    config = replace(BASE, dataloader_num_workers=1, max_steps=40, output_dir=str(tmp_path / "out"))
+    config = replace(RUN, dataloader_num_workers=1, max_steps=40, output_dir=str(tmp_path / "out"))
     few = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (40, 40))
     out = python(*script(config)[1:], first=few)
     assert out.returncode == 2 and "ulimit -n" in out.stderr.splitlines()[-1], out.stderr[-2000:]
@@ -249,7 +252,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("fault", ["disk", "loader 0", "loader 1", "shm"])
 def test_of_two_processes_both_end_in_a_sentence(tmp_path, disk, fault):
     output = (disk if fault == "disk" else tmp_path) / "out"
-    config = replace(BASE, dataloader_num_workers=1, save_steps=1, output_dir=str(output))
+    config = replace(RUN, dataloader_num_workers=1, save_steps=1, output_dir=str(output))
     config = replace(config, max_steps=2 if fault in ("disk", "shm") else 100)
     (tmp_path / "train.py").write_text(KILLER)
     kind, _, rank = fault.partition(" ")
@@ -275,7 +278,7 @@ def test_no_home_that_can_be_written_to(tmp_path):
 
 
 def test_wandb_without_a_key(tmp_path):
-    config = replace(BASE, use_wandb=True, output_dir=str(tmp_path / "out"))
+    config = replace(RUN, use_wandb=True, output_dir=str(tmp_path / "out"))
     keep = os.environ.get("GR00T_NB_CACHE") or str(Path.home() / ".cache/gr00t_nb")
     private = dict(HOME=str(tmp_path), GR00T_NB_CACHE=keep)
     out = python(*script(config)[1:], WANDB_API_KEY=None, WANDB_MODE=None, **private)
@@ -283,22 +286,20 @@ def test_wandb_without_a_key(tmp_path):
     assert "WANDB_API_KEY" in out.stderr and "--use-wandb" in out.stderr
 
 
-def nobody_reads(command: list) -> tuple[int, str]:  # exit code, standard error
-    "A command whose output goes to a pipe that nobody reads any more; its interpreter's end is part of it."
+def nobody_reads():
+    "Standard output goes to a pipe that nobody reads any more."
     reader, writer = os.pipe()
     os.close(reader)
-    wanted = dict(stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
-    out = subprocess.run([str(c) for c in command], env=environment(), **wanted)
-    os.close(writer)
-    return out.returncode, out.stderr
+    os.dup2(writer, 1)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     "A run that nobody read from: it trains and saves all the same."
     output = tmp_path_factory.mktemp("piped") / "out"
-    code, said = nobody_reads(script(replace(BASE, save_steps=1, output_dir=str(output))))
-    assert code == 141 and "Traceback" not in said and "BrokenPipe" not in said, said
+    out = python(*script(replace(RUN, save_steps=1, output_dir=str(output)))[1:], first=nobody_reads)
+    assert out.returncode == 141, out.stderr
+    assert "Traceback" not in out.stderr and "BrokenPipe" not in out.stderr, out.stderr
     return output
 
 
@@ -308,7 +309,8 @@ def test_a_closed_pipe_does_not_stop_a_run(trained):
 
 
 def test_head_reads_one_line_of_a_run(tmp_path):
-    train = shlex.join(script(replace(BASE, output_dir=str(tmp_path / "out"))))
+    "Of a process of its own: an interpreter's end is part of it."
+    train = shlex.join(script(replace(RUN, output_dir=str(tmp_path / "out"))))
     out = run(["bash", "-c", f"{train} | head -n 1; echo ${{PIPESTATUS[0]}}"])
     assert out.stdout.splitlines() == ["model    GR00T N1.6 from tiny, as new_embodiment", "141"]
     assert "Traceback" not in out.stderr and "BrokenPipe" not in out.stderr, out.stderr
@@ -328,10 +330,9 @@ ASK = ["--dataset-path", SAMPLE, "--traj-ids", "0", "--steps", "8"]
 ])
 def test_a_closed_pipe_ends_a_command_without_a_word(tmp_path, trained, module, arguments):
     stands = dict(TRAINED=trained, OUT=tmp_path / "out")
-    command = [sys.executable, "-m", f"gr00t_nb.{module}", *(stands.get(a, a) for a in arguments)]
-    code, said = nobody_reads(command)
-    assert "Traceback" not in said and "BrokenPipe" not in said, said
-    assert code == 141, said
+    out = python("-m", f"gr00t_nb.{module}", *(stands.get(a, a) for a in arguments), first=nobody_reads)
+    assert "Traceback" not in out.stderr and "BrokenPipe" not in out.stderr, out.stderr
+    assert out.returncode == 141, out.stderr
 
 
 def test_ipython_shows_the_sentence_alone():
@@ -343,7 +344,7 @@ def test_ipython_shows_the_sentence_alone():
 
 def test_another_learning_rate_as_advised(tmp_path):
     "Two steps on top of a run of one: refused with advice that is followed here."
-    config = replace(BASE, max_steps=1, output_dir=str(tmp_path / "one"))
+    config = replace(RUN, max_steps=1, output_dir=str(tmp_path / "one"))
     finetune(config)
     other = replace(config, learning_rate=1e-5, max_steps=2)
     with pytest.raises(InputError) as refused: finetune(other)

@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 from capabilities import loss_of
-from test_conformance import ten_steps
+from test_conformance import some_steps
 from test_training import STEPS, train, weights, without_dropout
 
 from gr00t_nb.errors import InputError
@@ -68,7 +68,7 @@ def test_only_adapters_and_full_parts_change(family, checkpoint, batch, parts):
         assert {n.startswith(family.blocks[part] + ".") for n in lora} == {True}
         numbers = {n[len(family.blocks[part]) + 1 :].split(".")[0] for n in lora}
         assert len(numbers) == len(family.stacks(model)[part])
-        ten_steps(model, batch)
+        some_steps(model, batch)
         moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
         assert moved <= full | lora and len(moved) > 0.9 * len(full | lora), part
         assert {n for n in lora if "lora_B" in n} <= moved
@@ -88,7 +88,7 @@ def test_adapters_drop_out_in_training(family, checkpoint, batch, parts):
         model = family.load_model(checkpoint)
         if "dropout" in family.capabilities: family.set_dropout(model, 0.0)
         add_adapters(model, [part], rank=4, dropout=0.5)
-        ten_steps(model, batch)
+        some_steps(model, batch)
         with torch.no_grad():
             a, b = (loss_of(model.train(), batch).item() for _ in range(2))
             assert a != b, part
@@ -99,7 +99,7 @@ def test_adapters_drop_out_in_training(family, checkpoint, batch, parts):
 def test_merged_and_adapted_answer_alike(family, checkpoint, batch, sample, parts, tmp_path):
     "Within 1e-5 in float32; loaded onto the base, to the bit. The policy asks the merged one."
     model = adapted(family, checkpoint, parts)
-    ten_steps(model, batch)
+    some_steps(model, batch)
     family.save(tmp_path, model, family.load_processor(checkpoint))
     save_adapters(model, tmp_path / ADAPTERS)
     merged, again = family.load_model(tmp_path), family.load_model(checkpoint)

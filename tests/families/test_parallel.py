@@ -1,18 +1,17 @@
 "What every way to share a model promises: the numbers of one process, whole checkpoints, exact resume."
 import json
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from batches import ROOT, TAG
+from batches import TAG
+from preloaded import python
 from test_training import weights
 
-from gr00t_nb.families.registry import families
 from gr00t_nb.model.checkpoints import read_tensors, stored_tensors
 from gr00t_nb.policy.policy import Gr00tPolicy
+from gr00t_nb.training.config import FinetuneConfig
 
 HERE = Path(__file__).resolve().parent
 STEPS = 4  # the learning rate is zero in the first
@@ -41,53 +40,32 @@ def everything(family) -> dict:
     return more | {flag: True for can, flag in LEVERS.items() if can in family.capabilities}
 
 
-def groups_of(family, folder: Path) -> list[dict]:
-    "Runs, by the processes that do them."
-    all_of_it = {f: True for f, v in family.flags.items() if v is False}
-    still = dict(dropout=0.0) if "dropout" in family.capabilities else {}
-
-    def run(name: str, start: str | None = None, double: bool = True, **more) -> dict:
-        place = dict(output_dir=str(folder / name), base_model_path=family.tiny_name)
-        config = COMMON | place | still | more
-        return dict(double=double, start=start and str(folder / start), config=config)
-
-    whole = lambda name, start=None, **more: run(name, start, **all_of_it, **more)
-    mixed = lambda name, **more: run(name, double=False, **everything(family), **more)
-    two = [whole("ddp"), whole("fsdp2", parallel="fsdp2")]
-    two += [mixed("mixed ddp"), mixed("mixed fsdp2", parallel="fsdp2")]
-    later = [whole("again", "fsdp2/checkpoint-2", parallel="fsdp2")]
-    later += [whole("back", "fsdp2/checkpoint-2")]
-    hsdp = whole("hsdp", "one/checkpoint-2", parallel="hsdp", shard_group=2)
-    runs = (1, [whole("one")]), (2, two), (2, later), (4, [hsdp])
-    return [dict(processes=n, runs=group) for n, group in runs]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    "A folder with a folder of runs for every family."
+@pytest.fixture(scope="package")
+def runs(family, tmp_path_factory) -> Path:
+    "A folder with a folder for every run."
     folder = tmp_path_factory.mktemp("parallel")
-    groups = [groups_of(f, folder / f.tiny_name) for f in families()]
-    together = [
-        dict(processes=same[0]["processes"], runs=[run for g in same for run in g["runs"]])
-        for same in zip(*groups)
-    ]
-    (folder / "runs.json").write_text(json.dumps(together))
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, HERE / "forks.py", folder / "runs.json"],
-        cwd=ROOT,
-        env=os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=paths),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    (folder / "said").write_text(done.stderr)
+    still = dict(dropout=0.0) if "dropout" in family.capabilities else {}
+    all_of_it = still | {f: True for f, v in family.flags.items() if v is False}
+
+    def run(name: str, processes: int, start: str | None = None, double: bool = True, **more):
+        output = folder / name
+        if start: shutil.copytree(folder / start, output / Path(start).name)
+        place = dict(output_dir=str(output), base_model_path=family.tiny_name)
+        config = FinetuneConfig(**COMMON | place | more)
+        words = [HERE / "train.py", *["--double"] * double, *config.to_flags()]
+        done = python(*words, processes=processes)
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    run("one", 1, **all_of_it)
+    run("ddp", 2, **all_of_it)
+    run("fsdp2", 2, **all_of_it, parallel="fsdp2")
+    run("again", 2, "fsdp2/checkpoint-2", **all_of_it, parallel="fsdp2")
+    run("back", 1, "fsdp2/checkpoint-2", **all_of_it)
+    run("hsdp", 4, "one/checkpoint-2", **all_of_it, parallel="hsdp", shard_group=2)
+    mixed = still | everything(family)
+    run("mixed ddp", 2, double=False, **mixed)
+    run("mixed fsdp2", 2, double=False, **mixed, parallel="fsdp2")
     return folder
-
-
-@pytest.fixture
-def runs(trained, family) -> Path: return trained / family.tiny_name
 
 
 def losses(run: Path) -> dict[int, float]:

@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import shutil
 import socket
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,7 +15,6 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from batches import ROOT, TAG
 
-from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.optimizer.averages import EMA, ema_weight
 from gr00t_nb.engine.faults import FAULTS
 from gr00t_nb.engine.validation import VALIDATION, HeldOut, log_numbers
@@ -25,28 +26,21 @@ from gr00t_nb.model.checkpoints import read_tensors, stored_tensors, weight_file
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.runs.run_folder import best_checkpoint, checkpoints, newest_checkpoint
 from gr00t_nb.training.config import FinetuneConfig
-from gr00t_nb.training.finetune import finetune
+from gr00t_nb.training.finetune import FinetuneResult, finetune
 from gr00t_nb.training.plan import plan_prepared
 from gr00t_nb.training.prepare import training_dataset
 
 STEPS = 4
 
 
-@pytest.fixture(autouse=True)
-def robot():
-    yield
-    MODALITY_CONFIGS.pop(TAG, None)
-
-
-@pytest.fixture
-def config(family, base, tmp_path) -> FinetuneConfig:
-    "A run of four steps over all that trains, with dropout where there is some."
+def four_steps(family, base: Path, folder: Path, **more) -> FinetuneConfig:
+    "A run over all that trains, with dropout where there is some."
     return FinetuneConfig(
         str(base),
         str(ROOT / "data_samples/cube_to_bowl"),
         "NEW_EMBODIMENT",
         str(ROOT / "data_samples/cube_to_bowl_config.py"),
-        output_dir=str(tmp_path / "run"),
+        output_dir=str(folder / "run"),
         check_data=False,
         val_fraction=0.1,
         eval_chunks=9,
@@ -56,7 +50,27 @@ def config(family, base, tmp_path) -> FinetuneConfig:
         logging_steps=1,
         learning_rate=1e-3,
         dataloader_num_workers=0,
+        **more,
     )
+
+
+@pytest.fixture
+def config(family, base, tmp_path) -> FinetuneConfig: return four_steps(family, base, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def watched(family, base, tmp_path_factory) -> FinetuneResult:
+    "A run that validates and averages, with a checkpoint at each step."
+    more = dict(eval_steps=2, ema_decay=0.9, save_steps=1)
+    return finetune(four_steps(family, base, tmp_path_factory.mktemp("watched"), **more))
+
+
+@pytest.fixture(scope="module")
+def with_all(family, base, tmp_path_factory) -> FinetuneResult:
+    "A run that validates at each step, averages, marks what is best, and trains adapters."
+    more = dict(eval_steps=1, ema_decay=0.9, early_stopping_patience=STEPS, save_steps=1)
+    more |= with_adapters(family)
+    return finetune(four_steps(family, base, tmp_path_factory.mktemp("with_all"), **more))
 
 
 def with_adapters(family) -> dict:
@@ -78,78 +92,72 @@ def same(a: dict, b: dict) -> bool:
     return list(a) == list(b) and all(torch.equal(v, b[n]) for n, v in a.items())
 
 
-def rows(config) -> list[dict]:
+def rows(folder: Path) -> list[dict]:
     "Of the validations, without the clock."
-    return [r | dict(seconds=0) for r in read_jsonl(Path(config.output_dir) / VALIDATION)]
+    return [r | dict(seconds=0) for r in read_jsonl(folder / VALIDATION)]
 
 
-def test_a_run_that_is_watched_is_the_run_to_the_bit(config, tmp_path):
+def test_a_run_that_is_watched_is_the_run_to_the_bit(config, watched):
     "Losses and weights; the log says what the validations found."
-    watched = replace(config, output_dir=str(tmp_path / "watched"), eval_steps=2, ema_decay=0.9)
-    plain, seen = finetune(config), finetune(watched)
-    assert [r["loss"] for r in plain.log] == [r["loss"] for r in seen.log]
-    assert same(weights(plain.output_dir), weights(seen.output_dir))
+    plain = finetune(config)
+    assert [r["loss"] for r in plain.log] == [r["loss"] for r in watched.log]
+    assert same(weights(plain.output_dir), weights(watched.output_dir))
     assert not (plain.output_dir / VALIDATION).exists() and plain.best is None
-    found = rows(watched)
+    found = rows(watched.output_dir)
     assert [r["step"] for r in found] == [2, 4]
     for row in found:
-        line = next(r for r in seen.log if r["step"] == row["step"])
+        line = next(r for r in watched.log if r["step"] == row["step"])
         assert log_numbers(row).items() <= line.items()
-    assert not any("val_error" in r for r in seen.log if r["step"] % 2)
+    assert not any("val_error" in r for r in watched.log if r["step"] % 2)
     least = min(found, key=lambda r: r["val"]["error"])["step"]
-    assert seen.best == best_checkpoint(seen.output_dir) == seen.output_dir / f"checkpoint-{least}"
+    folder = watched.output_dir
+    assert watched.best == best_checkpoint(folder) == folder / f"checkpoint-{least}"
 
 
-def test_what_is_said_while_training_is_true_of_the_checkpoint(family, config, sample, tmp_path):
-    "Of the weights and of their averages, as the policy of a folder answers; on a CPU to the bit."
-    config = replace(config, eval_steps=2, ema_decay=0.9, **with_adapters(family))
-    result = finetune(config)
-    held = HeldOut(sample.data, result.prepared.val_episodes, sample.robot, config.eval_chunks)
-    def errors(folder):
-        policy = Gr00tPolicy(TAG, folder, device="cpu")
-        return held.errors(held.answers(policy, policy.draw_noise(config.seed)))
-    last = rows(config)[-1]
-    near = dict(rel=1e-4) if family.blocks else dict(rel=1e-6)  # merged adapters round
-    for who, folder in (("val", result.output_dir), ("ema", result.output_dir / "ema")):
-        assert errors(folder)["error"] == pytest.approx(last[who]["error"], **near)
-    assert last["hold"] == held.errors(held.hold[:, None])
-    assert last["val"]["error"] != last["ema"]["error"]
-
-
-def test_averages_are_those_of_the_weights(config):
+def test_averages_are_those_of_the_weights(base, watched):
     "By hand, from the weights of each step; only what trains is kept, in float32."
-    start = weights(Path(config.base_model_path))
-    config = replace(config, ema_decay=0.9, save_steps=1)
-    result = finetune(config)
-    trains = {n for n, p in result.model.named_parameters() if p.requires_grad}
+    start = weights(base)
+    trains = {n for n, p in watched.model.named_parameters() if p.requires_grad}
     by_hand = {n: start[n].float() for n in trains if n in start}
-    for step, checkpoint in enumerate(checkpoints(result.output_dir)):
+    for step, checkpoint in enumerate(checkpoints(watched.output_dir)):
         now, kept = weights(checkpoint), averages(checkpoint)
         assert set(kept) == trains and {v.dtype for v in kept.values()} == {torch.float32}
         for n in by_hand:
             by_hand[n] = by_hand[n].lerp(now[n].float(), ema_weight(0.9, step))
             assert torch.equal(by_hand[n], kept[n]), (step, n)
-    whole = weights(result.output_dir / "ema")
+    whole = weights(watched.output_dir / "ema")
     assert all(torch.equal(whole[n], v) for n, v in by_hand.items())
-    kept, off = result.prepared, replace(result.prepared.config, ema_decay=None)
+    kept, off = watched.prepared, replace(watched.prepared.config, ema_decay=None)
     with_them, without = (plan_prepared(p) for p in (kept, replace(kept, config=off)))
-    size = 4 * sum(p.numel() for p in result.model.parameters() if p.requires_grad)
+    size = 4 * sum(p.numel() for p in watched.model.parameters() if p.requires_grad)
     assert with_them.peak - without.peak == with_them.checkpoint - without.checkpoint == size
 
 
-def test_a_resumed_run_knows_what_the_whole_one_knew(family, config):
+def test_what_is_said_while_training_is_true_of_the_checkpoint(family, with_all, sample):
+    "Of the weights and of their averages, as the policy of a folder answers; on a CPU to the bit."
+    config, folder = with_all.prepared.config, with_all.output_dir
+    held = HeldOut(sample.data, with_all.prepared.val_episodes, sample.robot, config.eval_chunks)
+    def errors(folder):
+        policy = Gr00tPolicy(TAG, folder, device="cpu")
+        return held.errors(held.answers(policy, policy.draw_noise(config.seed)))
+    last = rows(folder)[-1]
+    near = dict(rel=1e-4) if family.blocks else dict(rel=1e-6)  # merged adapters round
+    for who, asked in (("val", folder), ("ema", folder / "ema")):
+        assert errors(asked)["error"] == pytest.approx(last[who]["error"], **near)
+    assert last["hold"] == held.errors(held.hold[:, None])
+    assert last["val"]["error"] != last["ema"]["error"]
+
+
+def test_a_resumed_run_knows_what_the_whole_one_knew(family, with_all):
     "Averages, validations and marks, with adapters; from the first checkpoint on."
-    options = dict(eval_steps=1, ema_decay=0.9, early_stopping_patience=STEPS, **with_adapters(family))
-    config = replace(config, **options, save_steps=1)
-    result = finetune(config)
-    folder = result.output_dir
+    config, folder = with_all.prepared.config, with_all.output_dir
     files = ["best.json", "model.safetensors", "ema/model.safetensors", f"checkpoint-{STEPS}/{EMA}"]
     if family.blocks: files += [f"{p}{ADAPTERS}/adapter_model.safetensors" for p in ("", "ema/")]
-    expected, found = [(folder / f).read_bytes() for f in files], rows(config)
+    expected, found = [(folder / f).read_bytes() for f in files], rows(folder)
     for c in checkpoints(folder)[1:]: shutil.rmtree(c)
     again = finetune(config)
-    assert [r["loss"] for r in again.log] == [r["loss"] for r in result.log]
-    assert rows(config) == found and again.best == result.best
+    assert [r["loss"] for r in again.log] == [r["loss"] for r in with_all.log]
+    assert rows(folder) == found and again.best == with_all.best
     for f, content in zip(files, expected): assert (folder / f).read_bytes() == content, f
     shutil.rmtree(folder / "ema")
     finetune(config)  # nothing is left to do but to write out
@@ -170,24 +178,39 @@ def test_a_run_ends_when_nothing_improves_and_keeps_the_best(config, capfd):
     assert again.ended_early and again.log == result.log and names() == ["checkpoint-1", "checkpoint-3"]
     longer = finetune(replace(config, early_stopping_patience=9))
     assert not longer.ended_early and names() == ["checkpoint-1", "checkpoint-4"]
-    assert [r["step"] for r in rows(config)] == [1, 2, 3, 4]
+    assert [r["step"] for r in rows(longer.output_dir)] == [1, 2, 3, 4]
 
 
-@pytest.fixture
-def broken(monkeypatch) -> int:
-    "One sample of the third step has a state that is infinite; gives its position."
-    read, position = StepDataset.__getitems__, 10
-    def broken(self, positions):
+BROKEN = 10  # position of a sample of the third step
+
+
+@contextmanager
+def broken():
+    "Its state is infinite."
+    read = StepDataset.__getitems__
+    def infinite(self, positions):
         made = read(self, positions)
         bad = lambda s: s | dict(state=np.full_like(s["state"], np.inf))
-        return [bad(s) if s["sample_index"] == position else s for s in made]
-    monkeypatch.setattr(StepDataset, "__getitems__", broken)
-    return position
+        return [bad(s) if s["sample_index"] == BROKEN else s for s in made]
+    with patch.object(StepDataset, "__getitems__", infinite): yield
 
 
-def test_a_sample_that_is_no_number_stops_the_run_before_it_is_learned(config, broken):
+def without_dropout(family) -> dict:
+    return dict(dropout=0.0) if "dropout" in family.capabilities else {}
+
+
+@pytest.fixture(scope="module")
+def past_it(family, base, tmp_path_factory) -> FinetuneResult:
+    "A run that leaves the step out, and is watched."
+    more = dict(eval_steps=2, ema_decay=0.9, on_nonfinite="skip", **without_dropout(family))
+    config = four_steps(family, base, tmp_path_factory.mktemp("past_it"), **more)
+    with broken(), pytest.warns(UserWarning): return finetune(config)
+
+
+def test_a_sample_that_is_no_number_stops_the_run_before_it_is_learned(family, config, past_it):
     "The sentence names it, the newest checkpoint is whole, and the run can go on past it."
-    with pytest.raises(InputError) as stopped: finetune(config)
+    config = replace(config, **without_dropout(family))
+    with broken(), pytest.raises(InputError) as stopped: finetune(config)
     folder = Path(config.output_dir)
     assert newest_checkpoint(folder).name == "checkpoint-2"
     row, = read_jsonl(folder / FAULTS)
@@ -196,17 +219,16 @@ def test_a_sample_that_is_no_number_stops_the_run_before_it_is_learned(config, b
     assert f"step {where['step']} of episode {where['episode']} of" in str(stopped.value)
     assert "checkpoint-2 is whole: start the run again with --on-nonfinite skip" in str(stopped.value)
     on = replace(config, on_nonfinite="skip")
-    with pytest.warns(UserWarning, match="The step is left out"): result = finetune(on)
+    with broken(), pytest.warns(UserWarning, match="The step is left out"): result = finetune(on)
     line = {r["step"]: r for r in result.log}
     assert math.isnan(line[3]["loss"]) and math.isfinite(line[4]["loss"])
     assert [line[s].get("skipped_steps") for s in (2, 3, 4)] == [None, 1, 1]
     assert [r["did"] for r in read_jsonl(folder / FAULTS)] == ["skipped"]
     before, after = weights(folder / "checkpoint-2"), weights(folder)
     assert all(v.isfinite().all() for v in after.values()) and not same(before, after)
-    (_, episode, step), = training_dataset(on, result.prepared).where([broken])
+    (_, episode, step), = training_dataset(on, result.prepared).where([BROKEN])
     assert (result.prepared.dataset.episodes[episode].index, step) == (where["episode"], where["step"])
-    with pytest.warns(UserWarning): once = finetune(replace(on, output_dir=str(folder / "once")))
-    assert same(weights(once.output_dir), after)
+    assert same(weights(past_it.output_dir), after)
 
 
 def one_of(rank: int, port: int, config: FinetuneConfig):
@@ -220,28 +242,27 @@ def one_of(rank: int, port: int, config: FinetuneConfig):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which CUDA does not survive")
-def test_two_processes_find_what_one_finds(family, config, broken, tmp_path):
+def test_two_processes_find_what_one_finds(past_it, tmp_path):
     "They share the questions, leave the same step out, and name the same sample."
-    if "dropout" in family.capabilities: config = replace(config, dropout=0.0)
-    config = replace(config, eval_steps=2, ema_decay=0.9, on_nonfinite="skip")
-    with pytest.warns(UserWarning): one = finetune(config)
-    two = replace(config, output_dir=str(tmp_path / "two"))
+    two, one = tmp_path / "two", past_it.output_dir
+    config = replace(past_it.prepared.config, output_dir=str(two))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     fork = multiprocessing.get_context("fork")
-    both = [fork.Process(target=one_of, args=(rank, port, two)) for rank in (0, 1)]
-    for p in both: p.start()
+    both = [fork.Process(target=one_of, args=(rank, port, config)) for rank in (0, 1)]
+    with broken():
+        for p in both: p.start()
     for p in both: p.join()
     assert [p.exitcode for p in both] == [0, 0]
-    for a, b in zip(rows(config), rows(two), strict=True):
+    for a, b in zip(rows(one), rows(two), strict=True):
         assert a["hold"] == b["hold"]
         for who in ("val", "ema"):
             assert b[who]["error"] == pytest.approx(a[who]["error"], rel=1e-3)
             assert b[who]["groups"].keys() == a[who]["groups"].keys()
-    faults = [read_jsonl(Path(c.output_dir) / FAULTS) for c in (config, two)]
+    faults = [read_jsonl(folder / FAULTS) for folder in (one, two)]
     assert faults[0] == faults[1] and len(faults[0]) == 1
-    for n, kept in averages(newest_checkpoint(config.output_dir)).items():
-        near = averages(newest_checkpoint(two.output_dir))[n]
+    for n, kept in averages(newest_checkpoint(one)).items():
+        near = averages(newest_checkpoint(two))[n]
         assert (kept - near).abs().max() <= 1e-3 * max(1, kept.abs().max()), n
-    assert best_checkpoint(two.output_dir).name == one.best.name
+    assert best_checkpoint(two).name == past_it.best.name

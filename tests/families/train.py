@@ -5,6 +5,7 @@ far below what a difference in data, noise or schedule makes.
 """
 import sys
 
+import torch
 from dummy import DUMMY
 
 from gr00t_nb.families.registry import families, register
@@ -12,9 +13,9 @@ from gr00t_nb.training.finetune import main
 
 
 def in_double(family):
-    "The family loads its models in float64."
+    "The family loads its models in float64, whatever the checkpoint asks for."
     load = family.load_model
-    family.load_model = lambda *args, **kwargs: load(*args, **kwargs).double()
+    family.load_model = lambda *args, **kwargs: load(*args, **kwargs | dict(dtype=torch.float64))
 
 
 if __name__ == "__main__":
