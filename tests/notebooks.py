@@ -8,7 +8,8 @@ leaves nothing behind.
 Processes are reused, so what a notebook registers, sets or makes would be seen by the next one, and
 whether that fails would depend on the order. A notebook is refused that leaves other settings of
 matplotlib, robots, families, environment variables, folder, torch threads, default type or switches
-than it found, or a new file in the checkout.
+than it found, or a new file in the checkout. What the kit's commands take that it starts (commands.py)
+counts as its own.
 """
 import argparse
 import itertools
@@ -16,8 +17,12 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
+
+import commands
 
 ROOT = Path(__file__).resolve().parents[1]
 FREE = {"IN_TEST", "COLUMNS", "LINES"}  # set by nbdev and IPython
@@ -56,11 +61,11 @@ def run(book: Path) -> tuple[bool, float, list[str]]:
     from nbdev.config import get_config
     from nbdev.test import test_nb
     loaded()
-    before, start = process_state(), sum(os.times()[:4])
-    passed, _ = test_nb(
-        book, skip_flags=get_config().tst_flags.split(), basepath=ROOT, do_print=False
-    )
-    after, seconds = process_state(), sum(os.times()[:4]) - start
+    flags = get_config().tst_flags.split()
+    with tempfile.NamedTemporaryFile("r") as costs, patch.dict(os.environ, {commands.COSTS: costs.name}):
+        before, start = process_state(), sum(os.times()[:4])
+        passed, _ = test_nb(book, skip_flags=flags, basepath=ROOT, do_print=False)
+        after, seconds = process_state(), sum(os.times()[:4]) - start + sum(map(float, costs))
     names = sorted(before.keys() | after.keys())
     left = [n for n in names if before.get(n) != after.get(n)]
     for n in left: print(f"{book.name} left {n}: {after.get(n)!r}, was {before.get(n)!r}")
@@ -102,7 +107,11 @@ def main():
     print(f"{len(books)} notebooks, order drawn from --seed {seed}", flush=True)
     files, start = changed_files(), time.perf_counter()
     workers = 0 if len(books) == 1 else args.workers
-    results = parallel(run, books, n_workers=workers, pause=0.01)
+    with tempfile.TemporaryDirectory() as folder:
+        job = commands.answer_commands(Path(folder))
+        results = parallel(run, books, n_workers=workers, pause=0.01)
+        job.terminate()
+        job.join()
     seconds = time.perf_counter() - start
     print(f"{sum(took for _, took, _ in results):.0f} s of a core, most of it in")
     for (_, took, _), book in sorted(zip(results, books), key=lambda r: -r[0][1])[:10]:

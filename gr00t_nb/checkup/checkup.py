@@ -61,6 +61,7 @@ def _standing(m: Metadata, kind: str, column: str, dims: list[int], used: bool) 
     )
 
 
+# %% ../../nbs/checkup/40_checkup.ipynb #a35cea2d
 def _check_constants(
     m: Metadata,
     used: Used,
@@ -96,6 +97,7 @@ def _other_tasks(text: str, which: str, said: set) -> Fault:
     )
 
 
+# %% ../../nbs/checkup/40_checkup.ipynb #235b67d6
 def _texts(m: Metadata, column: str, values: Iterable) -> set[str]:
     "Texts of a column's numbers; a text stands for itself, and a number that is no task for nothing."
     known = m.texts_of(column)
@@ -161,6 +163,7 @@ def _depth(key: str, column: str, reason: str) -> Fault:
     )
 
 
+# %% ../../nbs/checkup/40_checkup.ipynb #0c6a94ae
 def _check_views(m: Metadata, used: Used, config: dict[str, ModalityConfig] | None):
     "Cameras of modality.json, as far as they are asked for."
     for key in m.modality["video"]:
@@ -193,6 +196,7 @@ def _camera_without_files(column: str) -> Fault:
     )
 
 
+# %% ../../nbs/checkup/40_checkup.ipynb #246040c3
 def _has_files(m: Metadata, column: str) -> bool:
     "Whether a camera has a video in any episode."
     places = (m.video(e, column) for e in m.episodes)
@@ -283,6 +287,7 @@ def _how_checked(thorough: bool, config: dict[str, ModalityConfig] | None) -> st
     )
 
 
+# %% ../../nbs/checkup/40_checkup.ipynb #49296e1b
 def _check_together(
     m: Metadata,
     used: Used,
@@ -381,6 +386,7 @@ def _report_of(c: CheckupConfig) -> Report:
         )
 
 
+# %% ../../nbs/checkup/40_checkup.ipynb #b992b20b
 @command
 def main(args: list[str] | None = None):  # arguments; None: those of the process
     "The command `python -m gr00t_nb.checkup.checkup`."

@@ -26,29 +26,6 @@ try: import ipywidgets as widgets
 except ImportError: widgets = None  # the monitor is its static twin then
 
 # %% ../../nbs/viz/80_monitor.ipynb #fbaf2f43
-def plot_runs(
-    runs,  # see `open_runs`
-    x: str = "step",  # what the x axis counts: step, time or samples
-    beta: float = 0.8,  # smoothing of loss and gradient norm
-    log_scale: bool = True,  # of the loss and the gradient norm
-    title: str | None = None,  # None: for a single run its name, and how far it is
-) -> Figure:
-    "Loss, learning rate, gradient norm, speed and waiting of one or several runs."
-    runs = _few_enough(open_runs(runs))
-    for r in runs: r.read()
-    return _draw(runs, x, beta, log_scale, title)
-
-
-def _few_enough(runs: list[RunLog]) -> list[RunLog]:
-    "The runs; a sentence where they are more than colours that can be told apart."
-    most = len(RUN_COLOURS)
-    if len(runs) > most:
-        names = ", ".join(r.name for r in runs[:9])
-        there = f"There are {len(runs)} runs ({names}, ...), and {most} colours"
-        raise InputError(f"{there} that can be told apart: name at most so many.")
-    return runs
-
-
 def _draw(runs: list[RunLog], x: str, beta: float, log_scale: bool, title: str | None) -> Figure:
     "The picture of what has been read."
     at, label = {r.name: r.along(x) for r in runs}, x
@@ -74,6 +51,30 @@ def _title(runs: list[RunLog]) -> str:
     far = f", {runs[0].sentences()[0][1]}" if len(runs[0]) else ""
     return f"{runs[0].name}{far}"
 
+
+# %% ../../nbs/viz/80_monitor.ipynb #14a8dc7b
+def plot_runs(
+    runs,  # see `open_runs`
+    x: str = "step",  # what the x axis counts: step, time or samples
+    beta: float = 0.8,  # smoothing of loss and gradient norm
+    log_scale: bool = True,  # of the loss and the gradient norm
+    title: str | None = None,  # None: for a single run its name, and how far it is
+) -> Figure:
+    "Loss, learning rate, gradient norm, speed and waiting of one or several runs."
+    runs = _few_enough(open_runs(runs))
+    for r in runs: r.read()
+    return _draw(runs, x, beta, log_scale, title)
+
+
+def _few_enough(runs: list[RunLog]) -> list[RunLog]:
+    "The runs; a sentence where they are more than colours that can be told apart."
+    most = len(RUN_COLOURS)
+    if len(runs) > most:
+        names = ", ".join(r.name for r in runs[:9])
+        there = f"There are {len(runs)} runs ({names}, ...), and {most} colours"
+        raise InputError(f"{there} that can be told apart: name at most so many.")
+    return runs
+
 # %% ../../nbs/viz/80_monitor.ipynb #74118a3f
 def _in_words(run: RunLog, k: int, now: float, several: bool) -> str:  # HTML
     "The sentences of a run; with several, behind its name and colour."
@@ -86,6 +87,16 @@ def _in_words(run: RunLog, k: int, now: float, several: bool) -> str:  # HTML
     return f'<div style="{style}">{mark}{plain}</div>' + "".join(notes)
 
 # %% ../../nbs/viz/80_monitor.ipynb #371c08cb
+def _check_monitor(x: str, beta: float, every: float):
+    check_axis(x)
+    if not 0 <= beta <= 0.99:
+        raise InputError(f"beta is {beta}: expected 0 (no smoothing) to 0.99.")
+    if every <= 0:
+        wanted = "a number of seconds between two looks, such as 3"
+        raise InputError(f"every is {every}: expected {wanted}.")
+
+
+# %% ../../nbs/viz/80_monitor.ipynb #282253c7
 class TrainingMonitor(Viewer):
     "Live curves of one or several runs."
     _watching = {}  # logs -> the monitor that follows them
@@ -99,36 +110,39 @@ class TrainingMonitor(Viewer):
         theme: str = "auto",  # of the figure: 'auto' follows JupyterLab
         clock=time.time,  # seconds since 1970
     ):
-        check_axis(x)
-        if not 0 <= beta <= 0.99:
-            raise InputError(f"beta is {beta}: expected 0 (no smoothing) to 0.99.")
-        if every <= 0:
-            wanted = "a number of seconds between two looks, such as 3"
-            raise InputError(f"every is {every}: expected {wanted}.")
+        _check_monitor(x, beta, every)
         self.runs, self.every, self.clock = _few_enough(open_runs(runs)), every, clock
         self.shown, self.drawn, self._task, self._drawn_as = False, 0, None, None
         self.settings = dict(x=x, beta=beta, log_scale=log_scale)
         if widgets is not None: self._build(theme)
         self.refresh()
 
-    def figure(self,
-        title: str | None = None,  # None: for a single run its name, and how far it is
-    ) -> Figure:
-        "The picture as it is now: the static twin."
-        return _draw(self.runs, **self.settings, title=title)
+# %% ../../nbs/viz/80_monitor.ipynb #f2fd6e7a
+@patch
+def figure(self: TrainingMonitor,
+    title: str | None = None,  # None: for a single run its name, and how far it is
+) -> Figure:
+    "The picture as it is now: the static twin."
+    return _draw(self.runs, **self.settings, title=title)
 
-    def sentences(self) -> dict[str, list[tuple[str, str]]]:  # by run: severity and sentence
-        return {r.name: r.sentences(self.clock()) for r in self.runs}
 
-    def __repr__(self):
-        said = {name: "; ".join(s for _, s in words) for name, words in self.sentences().items()}
-        return "TrainingMonitor\n" + "\n".join(f"  {name}: {s}" for name, s in said.items())
+@patch
+def sentences(self: TrainingMonitor) -> dict[str, list[tuple[str, str]]]:  # by run: severity and sentence
+    return {r.name: r.sentences(self.clock()) for r in self.runs}
+
+
+@patch
+def __repr__(self: TrainingMonitor):
+    said = {name: "; ".join(s for _, s in words) for name, words in self.sentences().items()}
+    return "TrainingMonitor\n" + "\n".join(f"  {name}: {s}" for name, s in said.items())
 
 # %% ../../nbs/viz/80_monitor.ipynb #dc87ced1
+def _wide(width: str, **more): return widgets.Layout(width=width, **more)
+
+
 @patch
-def _build(self: TrainingMonitor, theme: str):
-    "The widgets."
-    wide = lambda w, **kw: widgets.Layout(width=w, **kw)
+def _build_controls(self: TrainingMonitor):
+    "Axis, smoothing, scale, and whether it follows."
     s = self.settings
     self.axis = widgets.ToggleButtons(
         options=[("steps", "step"), ("time", "time"), ("samples", "samples")],
@@ -138,24 +152,30 @@ def _build(self: TrainingMonitor, theme: str):
     )
     self.smoothing = widgets.FloatSlider(
         value=s["beta"], min=0, max=0.99, step=0.01, description="smoothing",
-        readout_format=".2f", continuous_update=False, layout=wide("270px")
+        readout_format=".2f", continuous_update=False, layout=_wide("270px")
     )
-    checked = wide("90px", margin="2px 8px 2px 12px")
+    checked = _wide("90px", margin="2px 8px 2px 12px")
     self.log_scale = widgets.Checkbox(
         value=s["log_scale"], description="log scale", indent=False, layout=checked
     )
     tip = "look for new lines every few seconds"
     self.follow = widgets.ToggleButton(
-        value=False, description="live", icon="refresh", tooltip=tip, layout=wide("80px")
+        value=False, description="live", icon="refresh", tooltip=tip, layout=_wide("80px")
     )
-    self.view, self.words = FigureView(theme), widgets.HTML(layout=wide("auto"))
+
+
+# %% ../../nbs/viz/80_monitor.ipynb #1c964409
+@patch
+def _build(self: TrainingMonitor, theme: str):
+    "The widgets."
+    self._build_controls()
+    self.view, self.words = FigureView(theme), widgets.HTML(layout=_wide("auto"))
     for key, control in (("x", self.axis), ("beta", self.smoothing), ("log_scale", self.log_scale)):
         control.observe(lambda change, key=key: self._set(key, change.new), "value")
     self.follow.observe(lambda change: self._start() if change.new else None, "value")
     controls = [self.axis, self.smoothing, self.log_scale, self.follow]
-    line = wide("auto", align_items="center", flex_flow="row wrap")
-    row = widgets.HBox(controls, layout=line)
-    self.root = widgets.VBox([row, self.view.box, self.words], layout=wide("100%"))
+    row = widgets.HBox(controls, layout=_wide("auto", align_items="center", flex_flow="row wrap"))
+    self.root = widgets.VBox([row, self.view.box, self.words], layout=_wide("100%"))
 
 # %% ../../nbs/viz/80_monitor.ipynb #87f4ca3a
 @patch
@@ -174,26 +194,34 @@ def _set(self: TrainingMonitor, key: str, value):
     self._show()
 
 
+# %% ../../nbs/viz/80_monitor.ipynb #d095306c
 @patch
 def _show(self: TrainingMonitor, failed: str = "") -> bool:  # whether there was something new
     "Picture and sentences of what has been read."
     state = [r.state for r in self.runs], dict(self.settings)
     new = state != self._drawn_as
     if self.root is None: self._drawn_as = state
-    if self.root is None: return new
-    if new:
-        try:
-            self.view.show(self.figure(""))
-            self.drawn += 1
-            self._drawn_as = state
-        except InputError as e: failed += note("error", str(e))
+    elif new: failed += self._draw_anew(state)
+    if self.root is not None: self.words.value = failed + self._in_sentences()
+    return new
+
+
+@patch
+def _draw_anew(self: TrainingMonitor, state) -> str:  # HTML: why not
+    try: self.view.show(self.figure(""))
+    except InputError as e: return note("error", str(e))
+    self.drawn += 1
+    self._drawn_as = state
+    return ""
+
+
+@patch
+def _in_sentences(self: TrainingMonitor) -> str:  # HTML
     if not self.runs:
         fix = "name one, or give monitor.callback() to finetune"
-        failed += note("info", f"No run is watched yet: {fix}.")
+        return note("info", f"No run is watched yet: {fix}.")
     now, several = self.clock(), len(self.runs) > 1
-    said = [_in_words(r, k, now, several) for k, r in enumerate(self.runs)]
-    self.words.value = failed + "".join(said)
-    return new
+    return "".join(_in_words(r, k, now, several) for k, r in enumerate(self.runs))
 
 # %% ../../nbs/viz/80_monitor.ipynb #4f61d4cb
 @patch
@@ -210,6 +238,7 @@ def _start(self: TrainingMonitor):
     if self._task is None or self._task.done(): self._task = loop.create_task(self.watch())
 
 
+# %% ../../nbs/viz/80_monitor.ipynb #4eb4c1ec
 @patch
 def closed(self: TrainingMonitor) -> bool:
     "Whether its widgets are gone."
@@ -273,16 +302,21 @@ class MonitorCallback(Progress):
         from IPython.display import display
         return display(self.monitor, display_id=True)
 
-    def draw(self, rows):
-        start = time.perf_counter()
-        self.monitor.refresh()
-        if self.monitor.root is None: self.handle.update(self.monitor)  # a picture in place of widgets
-        self.drawn = time.perf_counter()
-        self.every = max(self.monitor.every, 40 * (self.drawn - start))
 
-    def on_train_end(self, args, state, control, **kwargs):
-        super().on_train_end(args, state, control, **kwargs)
-        if self.handle: self.handle.update(self.monitor)  # what stays in the notebook is the last picture
+# %% ../../nbs/viz/80_monitor.ipynb #c3baff62
+@patch
+def draw(self: MonitorCallback, rows):
+    start = time.perf_counter()
+    self.monitor.refresh()
+    if self.monitor.root is None: self.handle.update(self.monitor)  # a picture in place of widgets
+    self.drawn = time.perf_counter()
+    self.every = max(self.monitor.every, 40 * (self.drawn - start))
+
+
+@patch
+def on_train_end(self: MonitorCallback, args, state, control, **kwargs):
+    Progress.on_train_end(self, args, state, control, **kwargs)
+    if self.handle: self.handle.update(self.monitor)  # what stays in the notebook is the last picture
 
 
 @patch
