@@ -15,7 +15,8 @@ def pytest_addoption(parser):
         "--reference",
         default=None,
         help=(
-            "folder with the parity bundles (default: ../shared/reference/n1d6 beside the checkout)"
+            "folder with parity bundles of one generation (default: those in ../shared/reference"
+            " beside the checkout)"
         ),
     )
 

@@ -6,6 +6,8 @@
 __all__ = ['MultiEmbodimentActionEncoder', 'ActionHead', 'init_action_head']
 
 # %% ../../nbs/model/30_action_head.ipynb #1344406b
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .dit import DiT, init_dit
-from .flow import euler, interpolate, sample_flow_time
+from .flow import euler, flow_time, interpolate, sample_flow_time
 from .layers import sinusoid
 from .per_embodiment import CategorySpecificLinear, CategorySpecificMLP
+from .self_attention import SelfAttentionStack, init_self_attention
 
 # %% ../../nbs/model/30_action_head.ipynb #91d336e2
 class MultiEmbodimentActionEncoder(nn.Module):
@@ -45,22 +48,30 @@ class ActionHead(nn.Module):
     def __init__(
         self,
         config,  # has the fields that are read here, such as a Gr00tN1d6Config
+        *,
+        law: Callable = flow_time,  # of flow times: (draw, noise_s) -> t
+        spare: float = 1e-6,  # added to the number of real entries in the loss
+        dit: dict | None = None,  # settings of the DiT; None: `config.diffusion_model_cfg`
+        vl_blocks: dict | None = None,  # settings of a `SelfAttentionStack` after vlln; None: none
+        future_tokens: int = 0,  # learned tokens between state and actions
     ):
         super().__init__()
-        self.config = config
+        self.config, self.law, self.spare = config, law, spare
         width, hidden = config.input_embedding_dim, config.hidden_size
         slots = config.max_num_embodiments
         self.model = DiT(
-            config.backbone_embedding_dim,
             alternate=config.use_alternate_vl_dit,
             attend_text_every_n_blocks=config.attend_text_every_n_blocks,
-            **config.diffusion_model_cfg,
+            **dict(cross_attention_dim=config.backbone_embedding_dim)
+            | (dit or config.diffusion_model_cfg),
         )
         self.state_encoder = CategorySpecificMLP(slots, config.max_state_dim, hidden, width)
         self.action_encoder = MultiEmbodimentActionEncoder(config.max_action_dim, width, slots)
         self.action_decoder = CategorySpecificMLP(slots, hidden, hidden, config.max_action_dim)
         self.vlln = nn.Identity()
         if config.use_vlln: self.vlln = nn.LayerNorm(config.backbone_embedding_dim)
+        if vl_blocks: self.vl_self_attention = SelfAttentionStack(**vl_blocks)
+        if future_tokens: self.future_tokens = nn.Embedding(future_tokens, width)
         if config.add_pos_embed: self.position_embedding = nn.Embedding(config.max_seq_len, width)
         if config.state_dropout_prob > 0:
             self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
@@ -73,10 +84,11 @@ def prepare_context(
     state: Tensor,  # [B, T_s, max_state_dim]
     embodiment: Tensor | int,  # int64 [B] or one int
     ahead: bool = True,  # keys and values of all blocks at once, see `DiT.context`
-) -> tuple[Tensor, list, Tensor]:  # features after vlln, DiT context, state tokens [B, T_s, width]
+) -> tuple[Tensor, list, Tensor]:  # what the DiT sees, its context, state tokens [B, T_s, width]
     "The parts that stay the same over all flow times."
     # the backbone may be bfloat16 beside a float32 head; what follows is in the head's dtype
     features = self.vlln(backbone["backbone_features"].to(self.dtype))
+    if hasattr(self, "vl_self_attention"): features = self.vl_self_attention(features)
     context = self.model.context(
         features, backbone["backbone_attention_mask"], backbone["image_mask"], ahead
     )
@@ -99,7 +111,10 @@ def velocity(
     actions = self.action_encoder(noisy.to(self.dtype), bucket, embodiment)
     horizon = actions.shape[1]
     if self.config.add_pos_embed: actions = actions + self.position_embedding.weight[:horizon]
-    tokens = self.model(torch.cat([state_tokens, actions], 1), bucket, context)
+    parts = [state_tokens, actions]
+    if hasattr(self, "future_tokens"):
+        parts.insert(1, self.future_tokens.weight.expand(len(actions), -1, -1))
+    tokens = self.model(torch.cat(parts, 1), bucket, context)
     return self.action_decoder(tokens, embodiment)[:, -horizon:]
 
 # %% ../../nbs/model/30_action_head.ipynb #16c664f7
@@ -120,7 +135,7 @@ def forward(
     predicted = self.velocity(noisy, bucket, state, context, embodiment)
     mask = mask.float()
     action_loss = (predicted.float() - target.float()).square() * mask
-    counted = mask.sum() + 1e-6  # as officially
+    counted = mask.sum() + self.spare
     return dict(
         loss=action_loss.sum() / counted,
         action_loss=action_loss,
@@ -146,7 +161,7 @@ def _noise_and_time(
     if t is None:
         c = self.config
         law = c.noise_beta_alpha, c.noise_beta_beta, c.noise_s
-        t = sample_flow_time(len(action), *law, action.device, action.dtype)
+        t = sample_flow_time(len(action), *law, action.device, action.dtype, self.law)
     return noise.to(action), t.to(action)
 
 @patch
@@ -204,3 +219,5 @@ def init_action_head(head: ActionHead):
             nn.init.zeros_(m.b)
     if head.config.add_pos_embed: nn.init.normal_(head.position_embedding.weight, std=0.3)
     if hasattr(head, "mask_token"): nn.init.normal_(head.mask_token, std=0.02)
+    if hasattr(head, "future_tokens"): nn.init.normal_(head.future_tokens.weight, std=0.02)
+    if hasattr(head, "vl_self_attention"): init_self_attention(head.vl_self_attention)

@@ -1,10 +1,12 @@
 """Parity with the official implementation: values it computed, kept in a folder outside the
 repository.
 
-`pytest tests/parity --reference DIR`; without DIR, `../shared/reference/n1d6` beside the checkout.
-Where there is no such folder every test skips with that reason; where one file of a bundle is
-absent, only the test that needs it skips, and names the file. A DIR that is given must be whole:
-there a skip is a failure, and so is a file of it that no test opens when all of tests/parity runs.
+`pytest tests/parity --reference DIR`: a file of DIR tells of which generation its numbers are, and
+the tests in the folder of that name run. Without DIR all run, each on `../shared/reference/n1d6`
+or `n1d5` beside the checkout. Where there is no such folder every test skips with that reason;
+where one file of a bundle is absent, only the test that needs it skips, and names the file. A DIR
+that is given must be whole: there a skip is a failure, and so is a file of it that no test opens
+when all of tests/parity runs.
 """
 import os
 import sys
@@ -15,6 +17,11 @@ import pytest
 
 OPENED = set()  # files and folders that tests asked for
 TEXTS = ("README.md", "SPEC.md")
+OTHERS = dict(  # what a bundle holds of things that this kit does not do
+    n1d6=(),
+    n1d5=("fluxvla",),
+)
+HERE = Path(__file__).parent
 
 
 def pytest_configure(config):
@@ -27,16 +34,26 @@ def pytest_configure(config):
     if config.getoption("--reference"): sys.addaudithook(note)
 
 
-@pytest.fixture(scope="session")
+def pytest_ignore_collect(collection_path, config):
+    "Tests of another generation than that of the given bundle are not collected."
+    if not config.getoption("--reference"): return None
+    own = bundles.generation_of(bundles.reference_root(config))
+    others = [HERE / g for g in bundles.GENERATIONS if g != own]
+    return True if any(o in (collection_path, *collection_path.parents) for o in others) else None
+
+
+@pytest.fixture(scope="module")
 def reference(request) -> Path:
-    "Root of the parity bundles."
-    path = bundles.reference_root(request.config)
+    "Root of the parity bundles of the generation whose folder the test is in."
+    places = [Path(request.path), *Path(request.path).parents]
+    generation = next(g for g in bundles.GENERATIONS if HERE / g in places)
+    path = bundles.reference_root(request.config, generation)
     if not path.is_dir():
         pytest.skip(f"no parity bundles at {path}: give their folder with --reference DIR")
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bundle(reference):
     "`bundle('tiny_model/inputs.safetensors')` is the path of that file, or skips the test that asks."
     def find(name: str) -> Path:
@@ -51,7 +68,7 @@ def bundle(reference):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    here = Path(__file__).parent in Path(item.path).parents
+    here = HERE in Path(item.path).parents
     if here and report.skipped and item.config.getoption("--reference"):
         reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
@@ -64,12 +81,14 @@ def unopened(root: Path) -> list[str]:
     def seen(path):
         return path in OPENED or any(p in OPENED for p in path.parents)
     files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.name not in TEXTS]
-    return [str(p.relative_to(root)) for p in files if not seen(p)]
+    names = [p.relative_to(root) for p in files if not seen(p)]
+    others = OTHERS[bundles.generation_of(root)]
+    return [str(name) for name in names if name.parts[0] not in others]
 
 
 def pytest_sessionfinish(session, exitstatus):
     config = session.config
-    whole = any(Path(str(a)).resolve() == Path(__file__).parent for a in config.args)
+    whole = any(Path(str(a)).resolve() == HERE for a in config.args)
     narrowed = config.getoption("keyword") or config.getoption("markexpr")
     if not (whole and config.getoption("--reference")) or narrowed or session.testsfailed: return
     if hasattr(config, "workerinput"): return  # one of several processes sees only its part

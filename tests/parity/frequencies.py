@@ -59,9 +59,9 @@ def sinusoid_by(table: dict[tuple[int, bool], torch.Tensor]):
     return sinusoid
 
 
-def use(monkeypatch, modules: dict[str, torch.Tensor]):
-    "Every module of the kit computes its codes with the frequencies of the bundle."
-    ours, theirs = layers.sinusoid, sinusoid_by(tables(modules))
+def use(monkeypatch, found: dict[tuple[int, bool], torch.Tensor]):
+    "Every module of the kit computes its codes with these frequencies, of a bundle."
+    ours, theirs = layers.sinusoid, sinusoid_by(found)
     for name, module in list(sys.modules.items()):
         if name.startswith("gr00t_nb.") and getattr(module, "sinusoid", None) is ours:
             monkeypatch.setattr(module, "sinusoid", theirs)

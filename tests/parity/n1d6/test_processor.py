@@ -65,11 +65,11 @@ def same_image(ours, theirs, case, what=""):
     assert off.max() <= 1 and (off > 0).mean() <= 1e-3, f"{what}: {(off > 0).mean():.2%} differ"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tokenizer(bundle): return load_tokenizer(bundle("tokenizer"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def all_tensors(bundle) -> dict: return load_file(bundle("processor/cases.safetensors"))
 
 
