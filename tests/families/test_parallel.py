@@ -9,7 +9,9 @@ from batches import TAG
 from preloaded import python
 from test_training import weights
 
+from gr00t_nb.files import read_jsonl
 from gr00t_nb.model.checkpoints import read_tensors, stored_tensors
+from gr00t_nb.optimizer.averages import EMA
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.training.config import FinetuneConfig
 
@@ -29,7 +31,7 @@ COMMON = dict(
     check_data=False,
 )
 
-
+WATCHED = dict(val_fraction=0.2, eval_steps=2, eval_chunks=4, ema_decay=0.9)
 LEVERS = dict(gradient_checkpointing="gradient_checkpointing", embodiment_rows="embodiment_rows_only")
 
 
@@ -45,7 +47,7 @@ def runs(family, tmp_path_factory) -> Path:
     "A folder with a folder for every run."
     folder = tmp_path_factory.mktemp("parallel")
     still = dict(dropout=0.0) if "dropout" in family.capabilities else {}
-    all_of_it = still | {f: True for f, v in family.flags.items() if v is False}
+    all_of_it = still | WATCHED | {f: True for f, v in family.flags.items() if v is False}
 
     def run(name: str, processes: int, start: str | None = None, double: bool = True, **more):
         output = folder / name
@@ -79,6 +81,10 @@ def files(folder: Path) -> set[str]:
     return {f for f in every if "optimizer" not in f}
 
 
+def averages(run: Path) -> dict[str, torch.Tensor]:
+    return dict(sorted(read_tensors(stored_tensors(run / f"checkpoint-{STEPS}/{EMA}"))))
+
+
 def shards(folder: Path) -> dict[str, list[torch.Tensor]]:
     "The pieces of each of the optimizer's tensors."
     every = sorted(folder.iterdir())
@@ -107,7 +113,22 @@ def test_any_way_trains_as_one_process(runs, run):
     assert_same_weights(runs / "one", runs / run, 1e-9)
 
 
+@pytest.mark.parametrize("run", ["ddp", "fsdp2", "again", "back", "hsdp"])
+def test_any_way_validates_and_averages_as_one_process(runs, run):
+    "What is asked of shards while they train, and their averages: within 1e-6 and 1e-9."
+    one, other = (read_jsonl(runs / name / "validation.jsonl") for name in ("one", run))
+    assert other[-1]["step"] == STEPS
+    for who in ("val", "ema", "hold"):
+        errors = [rows[-1][who]["error"] for rows in (one, other)]
+        assert abs(errors[0] - errors[1]) <= 1e-6 * errors[0], who
+    kept, also = (averages(runs / name) for name in ("one", run))
+    assert set(kept) == set(also)
+    for n, v in kept.items(): assert (v - also[n]).abs().max() <= 1e-6 * v.abs().max().clamp(min=1), n
+    assert_same_weights(runs / "one/ema", runs / run / "ema", 1e-6)
+
+
 def test_a_resumed_run_in_shards_is_the_run_to_the_bit(runs):
+    assert all(map(torch.equal, *(averages(runs / n).values() for n in ("fsdp2", "again"))))
     assert losses(runs / "again") == {s: v for s, v in losses(runs / "fsdp2").items() if s > 2}
     assert_same_weights(runs / "fsdp2", runs / "again", 0)
     once, again = (shards(runs / name / "checkpoint-4/optimizer") for name in ("fsdp2", "again"))
