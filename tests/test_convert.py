@@ -5,18 +5,18 @@ Sources stay as they are.
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from preloaded import python
+from preloaded import CONTEXT, begin, python
 
 from gr00t_nb.checkup.checkup import check_dataset
-from gr00t_nb.conversion import aloha, lerobot_v3
+from gr00t_nb.conversion import aloha, lerobot_v3, writer
 from gr00t_nb.conversion.aloha import from_hdf5, read_hdf5
 from gr00t_nb.conversion.convert import main
 from gr00t_nb.conversion.lerobot_v2 import to_v2
@@ -185,31 +185,31 @@ def same_files(a, b):
         assert (a.path / "meta" / name).read_text() == (b.path / "meta" / name).read_text(), name
 
 
-SLOW = """
-import sys, time
-from pathlib import Path
-import gr00t_nb.conversion.aloha as aloha
-import gr00t_nb.conversion.writer as writer
-real, calls = writer.write_video, []
-def slow(path, *rest, **more):
-    calls.append(path)
-    if len(calls) == int(sys.argv[3]):
-        with writer.replacing(path) as half:
-            half.write_bytes(b"half")
-            print("now", flush=True)
-            time.sleep(600)
-    return real(path, *rest, **more)
-writer.write_video = slow
-aloha.from_hdf5(Path(sys.argv[1]), Path(sys.argv[2]), bgr=len(sys.argv) > 4, progress=False)
-"""
+def interrupted(source, out, video: int, bgr: bool, told):
+    "A conversion that says when it is in the middle of a video, by its number, and waits there."
+    write, calls = writer.write_video, []
+    def slow(path, *rest, **more):
+        calls.append(path)
+        if len(calls) == video:
+            with writer.replacing(path) as half:
+                half.write_bytes(b"half")
+                told.send("now")
+                time.sleep(600)
+        return write(path, *rest, **more)
+    writer.write_video = slow
+    from_hdf5(source, out, bgr=bgr, progress=False)
 
 
-def killed(source, out, *arguments):
+def killed(source, out, video: int, bgr: bool = False):
     "A conversion in another process, which is killed while it writes a video."
-    command = [sys.executable, "-c", SLOW, str(source), str(out), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"now\n"
-        process.kill()
+    begin()
+    here, told = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=interrupted, args=(source, out, video, bgr, told))
+    process.start()
+    told.close()
+    assert here.recv() == "now"
+    process.kill()
+    process.join()
 
 
 def finished(source, out, n=3, **options):
@@ -223,13 +223,13 @@ def test_killed_at_any_time(tmp_path):
     "A process that is killed while it writes leaves nothing behind that stops the next one, or stays in its data set."
     source, out = tmp_path / "in", tmp_path / "out"
     for i in range(3): record(source / f"episode_{i}.hdf5", i, fps=10, task="go")
-    killed(source, out, "1")
+    killed(source, out, 1)
     finished(source, out)
     shutil.rmtree(out)
-    killed(source, out, "2")
+    killed(source, out, 2)
     finished(source, out)
     # made anew with other parameters: half of it is no data set any more
-    killed(source, out, "2", "other colours")
+    killed(source, out, 2, bgr=True)
     with pytest.raises(InputError): LeRobotDataset(out)
     finished(source, out, bgr=True)
     (source / "episode_2.hdf5").unlink()

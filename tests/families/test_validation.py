@@ -35,7 +35,7 @@ STEPS = 4
 
 def four_steps(family, base: Path, folder: Path, **more) -> FinetuneConfig:
     "A run over all that trains, with dropout where there is some."
-    return FinetuneConfig(
+    config = FinetuneConfig(
         str(base),
         str(ROOT / "data_samples/cube_to_bowl"),
         "NEW_EMBODIMENT",
@@ -50,8 +50,8 @@ def four_steps(family, base: Path, folder: Path, **more) -> FinetuneConfig:
         logging_steps=1,
         learning_rate=1e-3,
         dataloader_num_workers=0,
-        **more,
     )
+    return replace(config, **more)
 
 
 @pytest.fixture
