@@ -395,18 +395,8 @@ def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
     lost = f"{last['skipped']} samples could not be read and were replaced"
     return f"{end}\n{lost}; see the warnings above, and {see}"
 
-# %% ../../nbs/training/40_finetune.ipynb #5c0a0062
-def _plan(config: FinetuneConfig, gpu: str | None, pace: float | None):
-    "Prints the plan; of the processes of torchrun, which a plan counts, too, the first one does."
-    if int(os.environ.get("RANK", 0)): return
-    if config.num_gpus == 1: config.num_gpus = int(os.environ.get("WORLD_SIZE", 1))
-    print(plan_run(config, gpu, pace))
-
 # %% ../../nbs/training/40_finetune.ipynb #5c0a0052
-_ALONE = (
-    "--{} belongs to a plan: add --plan, which trains nothing, or leave it out (a run is fitted to a"
-    " card by --memory)."
-)
+_ALONE = "--{} belongs to a plan: add --plan, which trains nothing, or take --memory, which fits a run."
 
 
 @dataclass
@@ -419,6 +409,13 @@ class _PlanOptions:
 
 @dataclass
 class _CommandLine(_PlanOptions, FinetuneConfig): __doc__ = FinetuneConfig.__doc__
+
+
+def _plan(config: FinetuneConfig, gpu: str | None, pace: float | None):
+    "Prints the plan; of the processes of torchrun, which a plan counts, too, the first one does."
+    if int(os.environ.get("RANK", 0)): return
+    if config.num_gpus == 1: config.num_gpus = int(os.environ.get("WORLD_SIZE", 1))
+    print(plan_run(config, gpu, pace))
 
 
 @command
