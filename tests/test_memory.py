@@ -14,6 +14,7 @@ from gr00t_nb.errors import InputError
 from gr00t_nb.training import experiment
 from gr00t_nb.training.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune as train
+from gr00t_nb.training.finetune import main
 from gr00t_nb.training.plan import fit_memory, plan_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,17 @@ def test_a_plan_loads_and_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "it fits (24 GB, " in done.stdout and "at 100 samples a second" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_the_first_process_of_torchrun_plans_for_all(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["finetune.py", *RUN.to_flags(), "--plan", "--parallel", "fsdp2"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, words in ((1, ""), (0, "8 samples at once")):
+        monkeypatch.setenv("RANK", str(rank))
+        main()
+        out = capsys.readouterr().out
+        assert words in out and bool(out) == (rank == 0)
+    assert "gradients and shards" in out
 
 
 def test_a_card_without_a_plan_trains_nothing(tmp_path):

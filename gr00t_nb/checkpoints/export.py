@@ -25,7 +25,7 @@ from ..errors import InputError, command
 from ..evaluation.asking import training_record
 from ..families.base_models import resolve_base_model
 from ..families.registry import family_of
-from ..files import read_json, write_json
+from ..files import read_json, replacing, write_json
 from ..model.checkpoints import INDEX, read_tensors, save_weights, stored_tensors
 from ..model.checkpoints import weight_files
 from .manifest import MANIFEST, broken_files, write_manifest
@@ -137,7 +137,7 @@ def export_changed(
         else: changed[name] = tensor
     with _new_folder(folder) as made:
         _copy(checkpoint, made)
-        save_file(changed, made / _CHANGED, metadata={"format": "pt"})
+        with replacing(made / _CHANGED) as tmp: save_file(changed, tmp, metadata={"format": "pt"})
         said = dict(base=str(base), fingerprint=weights_fingerprint(before), kept=kept)
         write_json(made / _BASE, said)
     return folder
@@ -148,7 +148,7 @@ def apply_changed(
     base: Positional[str],  # folder or hub id of the base
     folder: Positional[Path],  # to be made
 ) -> Path:  # `folder`, a whole checkpoint
-    "Puts a base and what a run has changed together; `InputError` where it is another base."
+    "Puts a base and what a run has changed together; refuses another base."
     changed, folder = Path(changed), Path(folder)
     if not (changed / _CHANGED).is_file():
         raise InputError(f"{changed} holds no {_CHANGED}: expected what export_changed wrote.")

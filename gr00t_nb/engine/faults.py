@@ -43,18 +43,23 @@ def _named(samples: Sequence[tuple[str, int]]) -> str:
     return ", ".join(said) + more
 
 
-def _sentence(step: int, alone: bool, samples: list, path: Path) -> str:
+def _sentence(step: int, alone: bool, samples: list, path: Path, idea: bool, every: bool) -> str:
     "What was found at an optimizer step, where, and what to do."
     which = _named([(s["called"], s["at"]) for s in samples])
     found = f"The loss of optimizer step {step} is not finite because of {which}"
+    if every:
+        found = f"The loss of optimizer step {step} is not finite for any of its samples ({which}), so"
+        found += " that weights or statistics are broken, rather than they"
     if not alone:
-        found = f"Loss or gradient of optimizer step {step} is not finite, though each sample's loss"
-        found += f" is, alone ({which})"
+        found = f"Loss or gradient of optimizer step {step} is not finite, though"
+        found += f" {'the own loss of the model' if idea else 'the loss'} is for each sample alone ({which})"
     numbers = " ".join(map(str, dict.fromkeys(s["episode"] for s in samples[:3])))
     see = f"python -m gr00t_nb.checkup.checkup {samples[0]['dataset']}, or EpisodeViewer, shows them"
-    broken = f"leave broken ones out with --exclude-episodes {numbers} and another --output-dir" if alone else ""
+    broken = f"leave broken ones out with --exclude-episodes {numbers} and another --output-dir"
+    broken = broken if alone and not every else ""
     slower = "a lower --learning-rate and another --output-dir help where the data are sound"
-    advice = "; ".join(x for x in (see, broken, slower) if x)
+    look = "look first at hooks.loss, which may divide by zero" if idea and not alone else ""
+    advice = "; ".join(x for x in (look, see, broken, slower) if x)
     return f"{found}; all are named in {path}. The weights are as they were before it. {advice}."
 
 # %% ../../nbs/engine/12_faults.ipynb #45250d98
@@ -99,6 +104,8 @@ def judge(self: Faults,
     alone: bool,  # whether each of the samples fails by itself
     samples: list[dict],  # dataset, episode, called, at
     first: bool = True,  # whether this process writes
+    idea: bool = False,  # whether the loss is that of `hooks.loss`; samples are asked for the model's own
+    every: bool = False,  # whether all samples of the step fail, and there are several
 ):
     "Writes a step down that cannot be taken; returns if it is to be left out, else `NotFinite`."
     self.row += 1
@@ -107,7 +114,7 @@ def judge(self: Faults,
     row = dict(step=step, did="stopped" if stops else "skipped", alone=alone, samples=told)
     if first:
         with open(self.path, "a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n")
-    sentence = _sentence(step, alone, samples, self.path)
+    sentence = _sentence(step, alone, samples, self.path, idea, every)
     if stops: raise self._end(sentence)
     self.total, self.window = self.total + 1, self.window + 1
     if first: warnings.warn(f"{sentence} The step is left out.")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
@@ -36,17 +37,35 @@ class Hooks:
     callbacks: Sequence = ()  # of transformers' Trainer
 
     def __post_init__(self):
-        if isinstance(self.trainable, str): self.trainable = (self.trainable,)
+        self.trainable, self.callbacks = _several(self.trainable), _several(self.callbacks)
         for name in ("loss", "images"):
             value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise InputError(f"hooks.{name} is {value!r}: expected a function.")
+            if value is not None and (not callable(value) or isinstance(value, type)):
+                raise InputError(f"hooks.{name} is {value!r}: expected a function{_made(value)}.")
+        for pattern in self.trainable:
+            if not isinstance(pattern, str):
+                raise InputError(f"hooks.trainable has {pattern!r}: expected patterns of names.")
+        for c in self.callbacks:
+            if not isinstance(c, TrainerCallback):
+                kind = f"a TrainerCallback of transformers{_made(c)}"
+                raise InputError(f"hooks.callbacks has {c!r}: expected {kind}.")
+        self.learning_rates = {} if self.learning_rates is None else self.learning_rates
         check_rates(self.learning_rates)
 
     @property
     def given(self) -> list[str]:
         "Names of the hooks that are there."
         return [f.name for f in fields(self) if getattr(self, f.name)]
+
+
+def _several(value) -> Sequence:
+    "One, or none, as a sequence."
+    if value is None: return ()
+    return (value,) if isinstance(value, (str, TrainerCallback)) else value
+
+
+def _made(value) -> str:
+    return f", made with {value.__name__}(...)" if isinstance(value, type) else ""
 
 # %% ../../nbs/engine/05_hooks.ipynb #bc31bbab
 @dataclass
@@ -57,6 +76,7 @@ class WeightedLoss:
     _weights: Tensor | None = field(default=None, repr=False)  # [H, D], of the run's robot
 
     def __post_init__(self):
+        if self.horizon is not None: self.horizon = [float(w) for w in self.horizon]
         said = [*self.groups.values(), *(self.horizon or ())]
         if any(w < 0 for w in said) or said and not any(w > 0 for w in said):
             raise InputError(f"{self!r}: expected weights of 0 or more, and one above 0.")
@@ -111,13 +131,24 @@ def read_hooks(
         own = [n for n in vars(module) if n[0] != "_"]
         near = next((s for n in names if (s := did_you_mean(n, own))), "")
         raise InputError(f"{path} defines no hook: --hooks expects {expected}.{near}")
+    bare = lambda name: name.lower().rstrip("s")
+    meant = {bare(n): n for n in names if n not in found}
+    for own in vars(module):
+        if n := meant.get(bare(own)):
+            raise InputError(f"{path} defines {own}, which is no hook: call it {n}, or less like it.")
     return Hooks(**found)
 
 # %% ../../nbs/engine/05_hooks.ipynb #df461018
 _PACKAGES = ("builtins", "numpy", "torch", "transformers", "gr00t_nb")  # say what they are
 
 
-def _name(x) -> str: return re.sub(r" at 0x[0-9a-f]+", "", repr(x))
+def _name(x) -> str:
+    "What a value prints as, in every process alike."
+    if isinstance(x, (set, frozenset)): return f"{{{', '.join(sorted(map(_name, x)))}}}"
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(x))
+    if isinstance(x, (np.ndarray, Tensor)) and "..." in text:  # what is left out decides, too
+        text += f" {hashlib.sha256(np.asarray(x).tobytes()).hexdigest()[:16]}"
+    return text
 
 
 def _text(thing) -> str:

@@ -281,7 +281,10 @@ def _get_grad_norm(self: Gr00tTrainer, model, grad_norm=None):
     bad = self.accelerator.reduce(unsound(norm, self._tr_loss))
     if self.faults.passes(bad, self._tr_loss): return norm
     alone, samples = self._failing()
-    self.faults.judge(self.state.global_step + 1, alone, samples, self.is_world_process_zero())
+    step, idea = self.state.global_step + 1, self.hooks.loss is not None
+    size = self.global_batch_size * self.args.gradient_accumulation_steps
+    every = alone and len(samples) == size > 1
+    self.faults.judge(step, alone, samples, self.is_world_process_zero(), idea, every)
     for p in self.model.parameters(): p.grad = None
     return norm
 

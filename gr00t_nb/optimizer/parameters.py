@@ -6,6 +6,7 @@
 __all__ = ['official_name', 'matching', 'train_only', 'check_rates', 'split_rates']
 
 # %% ../../nbs/optimizer/00_parameters.ipynb #f568b2dc
+import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
@@ -31,7 +32,7 @@ def _none_matches(pattern: str, names: list[str], frozen: list[str]) -> InputErr
         return InputError(
             f"'{pattern}' matches {len(stays)} tensors, such as {stays[0]}, and all of them are"
             " frozen: switch their part on (--tune-llm, --tune-visual, --tune-projector,"
-            " --tune-diffusion-model), or choose others."
+            " --tune-diffusion-model), let the hook `trainable` match them, or choose others."
         )
     near = did_you_mean(pattern, _places(names + frozen))
     return InputError(f"'{pattern}' matches no parameter that the model has.{near}")
@@ -68,8 +69,10 @@ def train_only(
 # %% ../../nbs/optimizer/00_parameters.ipynb #07c2d07b
 def check_rates(rates: Mapping[str, float]):
     "`InputError` for a factor that is no rate."
+    if not isinstance(rates, Mapping):
+        raise InputError(f"learning_rates is {rates!r}: expected a dict, pattern -> factor.")
     for pattern, factor in rates.items():
-        if not isinstance(factor, (int, float)) or not factor > 0:
+        if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
             raise InputError(
                 f"learning_rates has {factor!r} for '{pattern}': expected a factor above 0; what"
                 " should not train is left out of `trainable`."

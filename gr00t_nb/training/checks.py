@@ -7,6 +7,7 @@ __all__ = ['SWITCHES', 'FROM_DEFAULTS', 'LEVERS', 'COUNTS', 'SHARES', 'JITTERS',
            'check_config', 'choose_modality_config']
 
 # %% ../../nbs/training/05_checks.ipynb #3f1a0d03
+import math
 from dataclasses import replace
 from typing import get_args
 
@@ -101,9 +102,11 @@ def _state_dropout(config: FinetuneConfig, family: Family) -> float:
 COUNTS = (
     "global_batch_size", "gradient_accumulation_steps", "save_steps", "save_total_limit",
     "max_steps", "logging_steps", "shard_size", "num_shards_per_epoch", "micro_batch_size",
-    "max_epochs", "lr_decay_steps",
+    "max_epochs", "lr_decay_steps", "num_gpus", "shard_group",
 )  # at least 1
-SHARES = dict(state_dropout_prob=1, warmup_ratio=1, val_fraction=0.9, episode_sampling_rate=1)  # from 0 to this
+SHARES = dict(
+    state_dropout_prob=1, dropout=1, warmup_ratio=0.9, val_fraction=0.9, episode_sampling_rate=1
+)  # from 0 to this
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -117,7 +120,10 @@ def _check_numbers(config: FinetuneConfig):
     workers = "0 (load in the training process) or more"
     expect(config.dataloader_num_workers >= 0, "dataloader_num_workers", workers)
     rate = config.learning_rate
-    expect(rate is None or rate > 0, "learning_rate", "a positive number such as 1e-4")
+    expect(rate is None or 0 < rate < math.inf, "learning_rate", "a positive number such as 1e-4")
+    for name in ("weight_decay", "random_rotation_angle"):
+        expect(0 <= (getattr(config, name) or 0) < math.inf, name, "0 or more")
+    expect(0 <= config.seed < 2**32, "seed", "a whole number from 0 to 4294967295")
     for name, top in SHARES.items():
         value = getattr(config, name)
         expect(value is None or 0 <= value <= top, name, f"a share from 0 to {top}")

@@ -110,7 +110,7 @@ class RunOptions:
     profile: bool = False  # record three steps: trace.json.gz and profile.txt in output_dir
     wandb_project: str | None = None  # project at Weights & Biases; none: the family's, such as finetune-gr00t-n1d6
     experiment_name: str | None = None  # what the run is called where it is logged; none: output_dir's last part
-    num_gpus: int = 1  # the number of processes is torchrun's, and must agree where both are given
+    num_gpus: int = 1  # processes of a --plan; those of a run are torchrun's, and must agree where both are given
     parallel: Literal["ddp", "fsdp2", "hsdp", "zero2", "zero3"] = "ddp"  # how processes share the model
     shard_group: int | None = None  # processes that share one copy with --parallel hsdp; none: those of a node
     memory: str | None = None  # make it fit a GPU, such as 24gb or rtx4090: sets what saves memory and is not said

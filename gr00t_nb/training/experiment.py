@@ -18,9 +18,11 @@ import yaml
 from transformers import TrainingArguments, get_scheduler
 
 from ..engine.hooks import Hooks, hook_digests, hook_sources, other_hooks
+from ..optimizer.averages import check_averages
 from ..optimizer.schedule import step_schedule
 from ..processes.parallel import parallel_arguments
 from ..engine.states import can_go_on, check_states, processes_of
+from ..engine.validation import ended_early
 from ..errors import InputError
 from ..evaluation.asking import training_record
 from ..families.family import Family
@@ -213,6 +215,7 @@ def start_wandb(
             project=known.get("project", project),
             id=known.get("run_id"),
             resume="allow",
+            reinit="finish_previous",  # of this process: else this run's numbers went there
             name=run_name(config),
             config=config.to_dict(),
             dir=output_dir,
@@ -275,9 +278,12 @@ def _check_going_on(newest: Path, config: FinetuneConfig):
     "`InputError` where the run is past its last step, or its optimizer's state is lost."
     done = checkpoint_step(newest)
     if done > config.max_steps:
+        said, least = f"max_steps is {config.max_steps}", f"at least {done}"
+        if config.max_epochs:
+            said, least = f"max_epochs is {config.max_epochs}, {config.max_steps} steps", "more"
         raise InputError(
-            f"max_steps is {config.max_steps}, but {newest} has {done} steps behind it: give at"
-            f" least {done}, or another --output-dir to start anew."
+            f"{said}, but {newest} has {done} steps behind it: give {least}, or another"
+            " --output-dir to start anew."
         )
     if done == config.max_steps: return
     if not can_go_on(newest):
@@ -287,6 +293,7 @@ def _check_going_on(newest: Path, config: FinetuneConfig):
             f" --base-model-path {newest} and another --output-dir."
         )
     if config.adamw_8bit: import_module("torchao.optim")  # so that PyTorch knows these tensors
+    if config.ema_decay: check_averages(newest)
     check_states(newest)
 
 # %% ../../nbs/training/20_experiment.ipynb #6a1939e0
@@ -335,7 +342,9 @@ def beginning(
     lines = [_ALONE] if config.save_only_model else []
     if config.step_graph and args.device.type == "cpu": lines.append(_NO_GRAPH)
     if resume is None: return lines
-    if done == args.max_steps: return [*lines, f"{resume} is its last step: nothing is left to do"]
+    over = ended_early(resume, config.early_stopping_patience)
+    if over or done == args.max_steps:
+        return [*lines, f"{resume} is its last step: nothing is left to do"]
     seen = done * config.global_batch_size * config.gradient_accumulation_steps
     place = f", in epoch {seen // epoch + 1}" if epoch else ""
     goes_on = f"goes on from {resume}: {done} of {args.max_steps} steps are done{place}; weights,"

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 
 # %% ../../nbs/training/40_finetune.ipynb #c17af57b
+from ..checkpoints.manifest import write_manifest
 from ..engine.faults import FAULTS, Faults
 from ..engine.hooks import Hooks, HooksReached, read_hooks
 from ..engine.states import can_go_on
@@ -138,6 +139,7 @@ def _write_averages(trainer: Gr00tTrainer, output_dir: Path):
     "The averaged weights as a whole checkpoint; called by every process."
     if not trainer.averages.kept: trainer.averages.begin(trainer.model)  # of a finished run
     with trainer.averages.worn(): trainer.save_model(str(output_dir / "ema"))
+    if trainer.args.should_save: write_manifest(output_dir / "ema")
 
 # %% ../../nbs/training/40_finetune.ipynb #937c1f62
 def _trainer(
@@ -394,10 +396,7 @@ def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
     return f"{end}\n{lost}; see the warnings above, and {see}"
 
 # %% ../../nbs/training/40_finetune.ipynb #5c0a0052
-_ALONE = (
-    "--{} belongs to a plan: add --plan, which trains nothing, or leave it out (a run is fitted to a"
-    " card by --memory)."
-)
+_ALONE = "--{} belongs to a plan: add --plan, which trains nothing, or take --memory, which fits a run."
 
 
 @dataclass
@@ -412,14 +411,19 @@ class _PlanOptions:
 class _CommandLine(_PlanOptions, FinetuneConfig): __doc__ = FinetuneConfig.__doc__
 
 
+def _plan(config: FinetuneConfig, gpu: str | None, pace: float | None):
+    "Prints the plan; of the processes of torchrun, which a plan counts, too, the first one does."
+    if int(os.environ.get("RANK", 0)): return
+    if config.num_gpus == 1: config.num_gpus = int(os.environ.get("WORLD_SIZE", 1))
+    print(plan_run(config, gpu, pace))
+
+
 @command
 def main():
     "Command line of `scripts/finetune.py`."
     said, notes = from_flags(sys.argv[1:], _CommandLine)
     config = FinetuneConfig(**{f.name: getattr(said, f.name) for f in fields(FinetuneConfig)})
-    if said.plan:
-        print(plan_run(config, said.gpu, said.pace))
-        return
+    if said.plan: return _plan(config, said.gpu, said.pace)
     for flag in ("gpu", "pace"):
         if getattr(said, flag) is not None: raise InputError(_ALONE.format(flag))
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from transformers import TrainerCallback
 
-from ..processes.parallel import divided, exchanged, group_size
+from ..processes.parallel import divided, exchanged, engine_of, group_size, refused_by
 from ..errors import InputError, did_you_mean
 from ..families.adapters import add_adapters, frozen_flags, load_adapters, narrow_frozen
 from ..families.base_models import resolve_base_model
@@ -197,7 +197,7 @@ def disk(self: Plan) -> tuple[int, int]:  # checkpoints at a time, bytes
     "The checkpoints that are kept, one that is being written, and the model at the end."
     config = self.config
     every = [config.save_steps, *([config.eval_steps] if config.eval_steps else [])]
-    saves = sum(math.ceil(config.max_steps / n) for n in every)
+    saves = sum(math.ceil(config.max_steps / n) for n in every) + (config.max_epochs or 0)
     kept = max(config.save_total_limit, len(every))  # the best one beside the newest
     count = min(saves, kept + 1)
     ends = 2 if config.ema_decay else 1  # with the averages once more, in ema/
@@ -253,7 +253,7 @@ def __repr__(self: Plan) -> str:
     short = ": NOT enough" if free < size else ""
     precision = "bfloat16 autocast" if self.bf16 else "float32"
     base = f"{self.family.name} from {self.config.base_model_path}"
-    kept = f"{count} checkpoints of {_gb(self.checkpoint)} GB and the model"
+    kept = f"{count} checkpoint{'s' * (count != 1)} of {_gb(self.checkpoint)} GB and the model"
     switched = f", with {on}" if (on := saving(self.config)) else ""
     return "\n".join([
         f"{base}: {self.micro} samples at once, prompts of {self.tokens} tokens{switched}",
@@ -359,12 +359,12 @@ def _ladder(config: FinetuneConfig, family: Family, size: int) -> Iterator[dict]
     rows = dict(embodiment_rows_only=True) if "embodiment_rows" in can else {}
     again = dict(gradient_checkpointing=True) if "gradient_checkpointing" in can else {}
     parts = lambda n: dict(micro_batch_size=min(n, size))
-    bits = dict(adamw_8bit=True)
+    bits, refused = dict(adamw_8bit=True), refused_by(engine_of(config.parallel))
     sets = [{}, rows, rows | parts(8), rows | bits | parts(8), rows | bits | again | parts(8),
             rows | bits | again | parts(1)]
     tried = []
     for levers in sets:
-        levers = {k: v for k, v in levers.items() if getattr(config, k) is None}
+        levers = {k: v for k, v in levers.items() if getattr(config, k) is None and k not in refused}
         if levers not in tried: yield levers
         tried.append(levers)
 
@@ -388,6 +388,8 @@ def _fitting(case: _Case, said: FinetuneConfig) -> tuple[dict, Plan]:
 
 
 def _case(config: FinetuneConfig, card: Card | None, world_size: int, pace=None) -> _Case:
+    if pace is not None and not pace > 0:
+        raise InputError(f"pace is {pace}: expected samples a second, above 0.")
     base = resolve_base_model(config.base_model_path, weights=False)
     prepared = prepare_data(
         replace(config, base_model_path=str(base), check_data=False), world_size

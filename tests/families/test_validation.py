@@ -15,6 +15,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from batches import ROOT, TAG
 
+from gr00t_nb.checkpoints.manifest import broken_files
 from gr00t_nb.optimizer.averages import EMA, ema_weight
 from gr00t_nb.engine.faults import FAULTS
 from gr00t_nb.engine.validation import VALIDATION, HeldOut, log_numbers
@@ -126,6 +127,7 @@ def test_averages_are_those_of_the_weights(base, watched):
             by_hand[n] = by_hand[n].lerp(now[n].float(), ema_weight(0.9, step))
             assert torch.equal(by_hand[n], kept[n]), (step, n)
     whole = weights(watched.output_dir / "ema")
+    assert not broken_files(watched.output_dir / "ema") and (watched.output_dir / "ema/manifest.json").exists()
     assert all(torch.equal(whole[n], v) for n, v in by_hand.items())
     kept, off = watched.prepared, replace(watched.prepared.config, ema_decay=None)
     with_them, without = (plan_prepared(p) for p in (kept, replace(kept, config=off)))
@@ -175,6 +177,7 @@ def test_a_run_ends_when_nothing_improves_and_keeps_the_best(config, capfd):
     assert "ended after step 3 of 4: nothing has improved for 2 validations" in capfd.readouterr().err
     assert result.log[-1]["ended_early"] == 1 and result.best.name == "checkpoint-1"
     again = finetune(config)
+    assert "checkpoint-3 is its last step: nothing is left to do" in capfd.readouterr().out
     assert again.ended_early and again.log == result.log and names() == ["checkpoint-1", "checkpoint-3"]
     longer = finetune(replace(config, early_stopping_patience=9))
     assert not longer.ended_early and names() == ["checkpoint-1", "checkpoint-4"]
