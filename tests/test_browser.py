@@ -114,7 +114,7 @@ def free_port() -> int:
 
 def wait_for_server(server: subprocess.Popen, url: str, log: Path):
     "Until it answers; its log where it does not."
-    for _ in range(300):
+    for _ in range(1500):
         if server.poll() is not None:
             raise RuntimeError("JupyterLab ended: " + log.read_text()[-2000:])
         try:

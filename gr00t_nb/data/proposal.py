@@ -9,6 +9,7 @@ __all__ = ['Proposal', 'propose_config', 'config_source', 'save_config', 'Propos
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -218,6 +219,10 @@ class Proposal(NamedTuple):
     reasons: list[str]  # in the order in which they were taken
 
     def __repr__(self): return "\n".join(f"- {r}" for r in self.reasons)
+
+    def _repr_html_(self) -> str:  # in lines of text JupyterLab breaks words
+        return f"<ul>{''.join(f'<li>{escape(r)}</li>' for r in self.reasons)}</ul>"
+
 
 # %% ../../nbs/data/50_proposal.ipynb #96fb7abb
 def _taken_groups(

@@ -217,6 +217,16 @@ def _draw_ridge(ax: Axes, values: np.ndarray, base: float, bins: int, low: float
         look = dict(color=COLOURS["vermilion"], size=STYLE["ytick.labelsize"])
         ax.text(1.01, base + 0.1, f"{outside:.1%}", transform=ax.get_yaxis_transform(), **look)
 
+# %% ../../nbs/plots/10_actions.ipynb #cf99844e
+def _panels_of(fig: Figure, counts: list[int]) -> list[Axes]:
+    "Panels beside each other, each as high as it has ridges."
+    grid, most, axes = fig.add_gridspec(1, len(counts)), max(counts), []
+    for k, count in enumerate(counts):
+        place, lower = grid[k], most - count
+        if lower: place = place.subgridspec(2, 1, height_ratios=[count, lower])[0]
+        axes.append(fig.add_subplot(place))
+    return axes
+
 # %% ../../nbs/plots/10_actions.ipynb #a0603936
 @styled
 def plot_histograms(
@@ -229,12 +239,12 @@ def plot_histograms(
     arrays = {g: as_rows(x, f"Group {g!r}") for g, x in values.items()}
     most = max(x.shape[1] for x in arrays.values())
     fig = Plot(min(7.5, 3.2 * len(arrays) + 0.5), 0.24 * most + 0.7 + 0.25 * bool(title))
-    for ax, (g, x) in zip(fig.subplots(1, len(arrays), squeeze=False)[0], arrays.items()):
+    for ax, (g, x) in zip(_panels_of(fig, [x.shape[1] for x in arrays.values()]), arrays.items()):
         count = x.shape[1]
         low, high = min(-1.15, np.nanmin(x)), max(1.15, np.nanmax(x))
         ax.axvspan(-1, 1, color=COLOURS["sky"], alpha=0.1, lw=0, zorder=0)
         for d in range(count): _draw_ridge(ax, x[:, d], count - 1 - d, bins, low, high)
-        ax.set(title=g, xlabel="value", xlim=(low, high), ylim=(count - most - 0.15, count))
+        ax.set(title=g, xlabel="value", xlim=(low, high), ylim=(-0.15, count))
         labels = dimension_labels((names or {}).get(g), count, "")
         ax.set_yticks(np.arange(count), labels[::-1], va="bottom")
         ax.grid(axis="y", visible=False)

@@ -117,7 +117,8 @@ def _fix_layout(fig: Figure) -> None:
     for axis in (a for ax in fig.axes for a in (ax.xaxis, ax.yaxis)):
         if type(axis.get_major_locator()) is AutoLocator:
             axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
-    fig.draw_without_rendering()
+    engine = fig.get_layout_engine()
+    if engine is not None: engine.execute(fig)
     fig.set_layout_engine("none")
 
 # %% ../../nbs/plots/00_style.ipynb #21ddc57b

@@ -40,9 +40,7 @@ def _heavy(k: int) -> dict:
     return dict(color=POLICY_COLOURS[k % 6], marker=_MARKS[k % 6], ms=4, markevery=[0])
 
 
-def longest(
-    predictions: Predictions,
-) -> int:  # steps
+def longest(predictions: Predictions) -> int:  # steps
     "How far the longest chunk reaches."
     return max(int(o.max()) for o in predictions.offsets.values()) + 1
 
@@ -287,8 +285,7 @@ def _say_lost(fig: Figure, predictions: Predictions, answers: dict):
 # %% ../../nbs/viz/50_prediction_figures.ipynb #ffa73534
 def _name_lines(fig: Figure, *axes: Axes):
     "A legend under the panels, in which each name stands once."
-    drawn = [h for ax in axes for h in ax.get_legend_handles_labels()[0]]
-    handles = {h.get_label(): h for h in drawn}
+    handles = {h.get_label(): h for ax in axes for h in ax.get_legend_handles_labels()[0]}
     apart = dict(ncols=6, handlelength=1.8, columnspacing=1.4, borderaxespad=0.2)
     fig.legend(handles.values(), handles, loc="lower center", **apart)
 
@@ -367,8 +364,7 @@ def plot_denoising(
     way = predictions.denoising(name, episode, step, sample, prompt)
     if isinstance(way, str): raise InputError(way)
     chosen, names = predictions.dims(dims, episode, most=4), predictions.names()
-    truth, offsets = predictions.truth(episode), predictions.offsets[name]
-    last = len(way[0]) - 1
+    truth, offsets, last = predictions.truth(episode), predictions.offsets[name], len(way[0]) - 1
     points = np.unique(np.linspace(0, last, min(last + 1, 6)).round().astype(int))
     fig = Page(1.6 * len(points) + 0.3, 1.3 * len(chosen) + 0.75, dpi=85)
     grid = fig.subplots(len(chosen), len(points), squeeze=False, sharex=True, sharey="row")
@@ -395,7 +391,7 @@ def _pose_group(predictions: Predictions, group: str | None) -> tuple:
         raise InputError(f"{none} {why}: draw them with plot_prediction.")
     group = next(iter(known)) if group is None else group
     if group not in known:
-        there = ", ".join(known) + "." + did_you_mean(group, known)
+        there = f"{', '.join(known)}.{did_you_mean(group, known)}"
         raise InputError(f"The action group '{group}' is no pose, only {there}")
     return group, known[group]
 
@@ -414,8 +410,7 @@ def plot_path_3d(
     "Recorded and predicted positions in space, with their shadows, and how far positions and orientations are apart."
     group, form = _pose_group(predictions, group)
     pose = lambda x: pose_to_matrix(x[..., predictions.columns[group]], form)
-    fig = Page(8.6, 3.7, dpi=85)
-    left, right = fig.subfigures(1, 2, width_ratios=[5.2, 3.4])
+    left, right = (fig := Page(8.6, 3.7, dpi=85)).subfigures(1, 2, width_ratios=[5.2, 3.4])
     space = left.add_subplot(projection="3d", azim=azimuth, elev=elevation)
     gaps = right.subplots(2, 1, sharex=True)
     recorded = pose(predictions.truth(episode))
@@ -430,8 +425,8 @@ def plot_path_3d(
         time = offsets[inside] / (predictions.dataset.fps or 1)
         _draw_gaps(gaps, time, pose_gap(chunk[:, inside], recorded[rows[inside]]), k)
     _draw_space(space, tracks)
-    moment = _moment(predictions, episode, step, prompt)
-    fig.suptitle(title or f"{group}, {moment}", x=0.01, ha="left")
+    title = title or f"{group}, {_moment(predictions, episode, step, prompt)}"
+    fig.suptitle(title, x=0.01, ha="left")
     legend(fig, space, 5)
     return fig
 
@@ -439,12 +434,10 @@ def plot_path_3d(
 def _recorded_tracks(recorded: np.ndarray, step: int, reach: int) -> list[tuple[np.ndarray, dict]]:
     "Recorded positions (L, 3) around a step, and over the chunk that begins there."
     at, thin = recorded[:, :3, 3], dict(color=COLOURS["grey"], lw=0.9)
+    thin |= dict(label="recorded, before and after")
     thick = dict(color=COLOURS["black"], lw=2.6, alpha=0.8, label="recorded, this chunk")
     around = slice(max(0, step - reach), step + 2 * reach)
-    return [
-        (at[around], thin | dict(label="recorded, before and after")),
-        (at[step : step + reach], thick),
-    ]
+    return [(at[around], thin), (at[step : step + reach], thick)]
 
 
 def _predicted_tracks(at: np.ndarray, name: str, k: int) -> list[tuple[np.ndarray, dict]]:
