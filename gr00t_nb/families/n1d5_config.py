@@ -215,6 +215,7 @@ def _released() -> Gr00tN1d5Config:
         source=dict(hidden_size=2048, compute_dtype="bfloat16", torch_dtype="bfloat16"),
     )
 
+# %% ../../nbs/families/40_n1d5_config.ipynb #9e690eae
 def _tiny() -> Gr00tN1d5Config:
     "Four blocks of 6 heads x 24, one of self-attention, 4 future tokens."
     common = dict(dropout=0.1, final_dropout=True, positional_embeddings=None)

@@ -28,10 +28,11 @@ from ..processing.images import in_threads, prepare, prepared_side
 
 # %% ../../nbs/loading/00_frames.ipynb #8a24601d
 def frame_record(
-    side: int,  # pixels of the square frame
+    side: int | tuple[int, int],  # pixels of the square frame, or height and width
 ) -> np.dtype:  # one record of a cache file
     "The pixels of a frame, RGB, and their CRC-32."
-    return np.dtype([("pixels", "u1", (side, side, 3)), ("crc", "<u4")])
+    size = side if isinstance(side, tuple) else (side, side)
+    return np.dtype([("pixels", "u1", (*size, 3)), ("crc", "<u4")])
 
 # %% ../../nbs/loading/00_frames.ipynb #ff69d1c7
 class FrameCache:
@@ -40,8 +41,9 @@ class FrameCache:
     `FrameCache(**processor.image_settings)`. Files are named by a digest of the video (name, size,
     time of change, place in it) and of the settings that matter: a changed video or another image
     size is another file, and nothing can be out of date. Where the bound or the disk is reached, or
-    cannot be written, no more files are made, and frames are decoded as without a cache.
-    `InputError` for images scaled to a rectangle.
+    cannot be written, no more files are made, and frames are decoded as without a cache. Where the
+    settings crop before they scale, frames are kept as they are decoded. `InputError` for images
+    scaled to a rectangle.
     """
     keep_free = 2 * 2**30  # bytes of the disk that are left alone
 
@@ -52,7 +54,7 @@ class FrameCache:
         **settings,  # of `processing.images.image_sizes`
     ):
         side = prepared_side(**settings)
-        if side is None:
+        if side is None and not settings.get("crop_first"):
             raise InputError(
                 "Images that are scaled to a rectangle cannot be cached: give a square"
                 " image_target_size, or train without a cache."
@@ -65,21 +67,25 @@ class FrameCache:
 
     def __repr__(self):
         size = f"{self.bytes() / 2**30:.2f} of at most {self.max_bytes / 2**30:.2f} GiB"
-        return f"FrameCache({self.side}x{self.side}, {size}, {self.folder})"
-
-    def bytes(self) -> int:
-        "What all files of the folder take at the moment, of this and other data sets and settings."
-        try:
-            files = [f for f in os.scandir(self.folder) if f.name.endswith(".npy")]
-            return sum(f.stat().st_size for f in files)
-        except (FileNotFoundError, NotADirectoryError): return 0
+        frames = f"{self.side}x{self.side}" if self.side else "as decoded"
+        return f"FrameCache({frames}, {size}, {self.folder})"
 
 
 def _nothing_known() -> dict:
     return dict(
-        _files={},  # path -> its length, offset, and which frames were verified
+        _files={},  # path -> its length, kind, offset, and which frames were verified
+        _sizes={},  # (data set, camera) -> height and width, of frames kept as they are decoded
         _broken=set(),  # paths that cannot be made, as the video breaks off, or cannot be removed
     )
+
+# %% ../../nbs/loading/00_frames.ipynb #17aadc5d
+@patch
+def bytes(self: FrameCache) -> int:
+    "What all files of the folder take at the moment, of this and other data sets and settings."
+    try:
+        files = [f for f in os.scandir(self.folder) if f.name.endswith(".npy")]
+        return sum(f.stat().st_size for f in files)
+    except (FileNotFoundError, NotADirectoryError): return 0
 
 # %% ../../nbs/loading/00_frames.ipynb #986eb658
 def stored_as_images(
@@ -91,6 +97,17 @@ def stored_as_images(
     return feature.get("dtype") == "image"
 
 # %% ../../nbs/loading/00_frames.ipynb #07fdf101
+@patch
+def record(self: FrameCache,
+    ds: LeRobotDataset,
+    view: str,  # camera name of modality.json
+) -> np.dtype:  # of one frame
+    "What a file holds of each frame; decodes one frame of a camera whose frames are not scaled."
+    if self.side: return frame_record(self.side)
+    key = str(ds.path), view
+    if key not in self._sizes: self._sizes[key] = ds.frames(0, view, [0]).shape[1:3]
+    return frame_record(self._sizes[key])
+
 @patch
 def path(self: FrameCache,
     ds: LeRobotDataset,
@@ -118,7 +135,7 @@ def estimate(self: FrameCache,
     episodes = range(len(ds)) if episodes is None else episodes
     views = list(ds.modality["video"] if views is None else views)
     steps = sum(ds.episodes[e].length for e in episodes)
-    return steps * len(views) * frame_record(self.side).itemsize
+    return steps * sum(self.record(ds, view).itemsize for view in views)
 
 # %% ../../nbs/loading/00_frames.ipynb #be88e920
 @contextmanager
@@ -138,16 +155,24 @@ def _write(
     self: FrameCache, file, ds: LeRobotDataset, episode: int, view: str, piece: int = 64
 ):
     "Writes an episode into an open file, `piece` frames at a time."
-    n, dtype = ds.length(episode), frame_record(self.side)
+    n, dtype = ds.length(episode), self.record(ds, view)
     header = dict(descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=(n,))
     np.lib.format.write_array_header_1_0(file, header)
     for start in range(0, n, piece):
         frames = ds.frames(episode, view, range(start, min(n, start + piece)))
         pixels = prepare(frames, **self.settings)
+        if pixels.shape[1:] != dtype["pixels"].shape: raise _other_size(view, pixels, dtype)
         rows = np.empty(len(pixels), dtype)
         rows["pixels"] = pixels
         rows["crc"] = [zlib.crc32(np.ascontiguousarray(p)) for p in pixels]
         file.write(rows.tobytes())
+
+def _other_size(view: str, pixels: np.ndarray, dtype: np.dtype) -> InputError:
+    has, expected = ("x".join(map(str, s[:2])) for s in (pixels.shape[1:], dtype["pixels"].shape))
+    return InputError(
+        f"Frames of the camera '{view}' are {has} pixels in one episode and {expected} in another:"
+        " expected one size; train without a cache."
+    )
 
 # %% ../../nbs/loading/00_frames.ipynb #82516261
 @patch
@@ -157,7 +182,7 @@ def _make(self: FrameCache, ds: LeRobotDataset, episode: int, view: str, path: P
     `InputError` from decoding, OSError from the disk.
     """
     self.folder.mkdir(parents=True, exist_ok=True)
-    size = ds.length(episode) * frame_record(self.side).itemsize
+    size = ds.length(episode) * self.record(ds, view).itemsize
     if self.bytes() + size > self.max_bytes: return False
     if shutil.disk_usage(self.folder).free < size + self.keep_free: return False
     with _alone(path) as alone:
@@ -176,7 +201,7 @@ def frames(self: FrameCache,
     episode: int,  # position of the episode
     view: str,  # camera name of modality.json
     indices: Sequence[int] | np.ndarray,  # steps, in any order, repeats allowed
-) -> np.ndarray:  # (n, side, side, 3) uint8
+) -> np.ndarray:  # (n, side, side, 3) uint8, or as decoded
     """Prepared frames: from the file, made if absent and there is room, else from the video.
 
     Errors are those of `ds.frames`.
@@ -206,10 +231,9 @@ def _can_make(self: FrameCache, ds: LeRobotDataset, episode: int, view: str, pat
 @patch
 def _read(self: FrameCache, path: Path, indices: np.ndarray) -> np.ndarray | None:
     "Frames of a file; None where it is broken, which removes it, and for frames it does not have."
-    dtype = frame_record(self.side)
     try:
-        if path not in self._files: self._files[path] = _opened(path, dtype)
-        n, offset, verified = self._files[path]
+        if path not in self._files: self._files[path] = _opened(path, self.side)
+        n, dtype, offset, verified = self._files[path]
         outside = len(indices) and not (0 <= indices.min() and indices.max() < n)
         if outside: return None  # decoding says what is wrong
         mapped = np.memmap(path, dtype, "r", offset, n)
@@ -223,13 +247,15 @@ def _read(self: FrameCache, path: Path, indices: np.ndarray) -> np.ndarray | Non
     except (OSError, ValueError) as e: self._remove(path, e)
 
 
-def _opened(path: Path, dtype: np.dtype) -> tuple[int, int, np.ndarray]:
-    "Length and offset of a file's records, none verified yet; ValueError if it has others."
+def _opened(path: Path, side: int | None) -> tuple[int, np.dtype, int, np.ndarray]:
+    "Length, kind and offset of a file's records, none verified yet; ValueError if it has others."
     with open(path, "rb") as f:
         np.lib.format.read_magic(f)
         shape, _, found = np.lib.format.read_array_header_1_0(f)
-        if found != dtype or len(shape) != 1: raise ValueError(f"it holds {found} of shape {shape}")
-        return shape[0], f.tell(), np.zeros(shape, bool)
+        size = found["pixels"].shape[:2] if "pixels" in (found.names or ()) else (0, 0)
+        if found != frame_record(side or tuple(size)) or len(shape) != 1:
+            raise ValueError(f"it holds {found} of shape {shape}")
+        return shape[0], found, f.tell(), np.zeros(shape, bool)
 
 
 @patch

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import InputError
+from .images import PIXELS_PER_SIDE
 from .prompts import PromptEncoder, expand_images, image_tokens
 
 # %% ../../nbs/processing/45_batches.ipynb #f6f974d4
@@ -46,14 +47,15 @@ def _block(run: Sequence[np.ndarray]) -> np.ndarray | None:  # (n, h, w, 3)
 
 # %% ../../nbs/processing/45_batches.ipynb #ca1f6bef
 @lru_cache(4096)
-def _expanded(text: str, sizes: tuple[tuple[int, int], ...]) -> str:
+def _expanded(text: str, sizes: tuple[tuple[int, int], ...], side: int) -> str:
     "A prompt with room for images of these sizes, (height, width) in pixels."
-    return expand_images(text, [image_tokens(*s) for s in sizes])
+    return expand_images(text, [image_tokens(*s, side) for s in sizes])
 
 # %% ../../nbs/processing/45_batches.ipynb #391d68b2
 def make_batch(
     samples: Sequence[dict],  # images, text, state, embodiment_id; all with actions or none
     encoder: PromptEncoder,  # makes ids of prompts
+    token_side: int = PIXELS_PER_SIDE,  # of the square of an image that one token stands for
 ) -> dict:  # of tensors
     """The samples as tensors: prompts padded on the left, images stacked, numbers stacked.
 
@@ -73,7 +75,8 @@ def make_batch(
             f"The samples have states of {sorted(lengths)} time steps: samples of one batch need"
             " the same number."
         )
-    texts = [_expanded(s["text"], tuple(i.shape[:2] for i in s["images"])) for s in samples]
+    sizes = [tuple(i.shape[:2] for i in s["images"]) for s in samples]
+    texts = [_expanded(s["text"], own, token_side) for s, own in zip(samples, sizes)]
     batch = encoder(texts)
     batch["pixel_values"] = stack_images([i for s in samples for i in s["images"]])
     for k in ["state", *have]: batch[k] = torch.from_numpy(np.stack([s[k] for s in samples]))

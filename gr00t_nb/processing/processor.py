@@ -7,7 +7,7 @@ __all__ = ['PROCESSOR_DEFAULTS', 'Gr00tProcessor']
 
 # %% ../../nbs/processing/50_processor.ipynb #24093bc9
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..modality_configs import ModalityConfig
 from ..errors import InputError, did_you_mean
 from .batches import make_batch
 from .embodiment_statistics import largest_difference
-from .images import draw_augmentation, image_sizes, prepare, transform_many
+from .images import PIXELS_PER_SIDE, draw_augmentation, image_sizes, prepare, transform_many
 from .masks import augmentation_dict, mask_steps, masks_of, repaint_many
 from .processor_files import ProcessorFiles, as_json, processor_folder
 from .processor_files import read_modality_configs, read_processor
@@ -58,6 +58,11 @@ class Gr00tProcessor:
     Embodiments are named by tag value ('gr1'). `InputError` for settings that contradict each other
     and for steps that do not fit the configuration.
     """
+    state_action_class = StateActionProcessor  # how numbers are scaled
+    embodiment_table = EMBODIMENT_IDS  # the released model's slots, by tag value
+    image_rules: dict = {}  # of `image_sizes`, beside the settings that a checkpoint holds
+    token_side = PIXELS_PER_SIDE  # of the square of an image that one token stands for
+    chat = staticmethod(chat_text)  # (sentence, images) -> prompt
 
     @use_kwargs_dict(keep=True, **PROCESSOR_DEFAULTS)
     def __init__(self,
@@ -75,9 +80,9 @@ class Gr00tProcessor:
         self.mask_steps = mask_steps(extra)
         self.processor_class = processor_class
         self.modality_configs = {tag: dict(c) for tag, c in modality_configs.items()}
-        self.embodiment_ids = EMBODIMENT_IDS | (embodiment_ids or {})
+        self.embodiment_ids = self.embodiment_table | (embodiment_ids or {})
         self.statistics = dict(statistics or {})
-        self.image_settings = {k: self.settings[k] for k in _IMAGE_SETTINGS}
+        self.image_settings = {k: self.settings[k] for k in _IMAGE_SETTINGS} | self.image_rules
         self.fast_resize = False  # augmented by torch's filter: the run's choice, not saved
         self.tokenizer = tokenizer
         image_sizes(**self.image_settings)  # raises now rather than in a worker
@@ -85,17 +90,20 @@ class Gr00tProcessor:
         draw_augmentation(np.random.default_rng(0), angle, jitter)  # this too
         self._remake()
 
-    def _remake(self):
-        "The state and action part follows the configurations and statistics."
-        switches = {k: self.settings[k] for k in _SCALE_SETTINGS}
-        self.state_action = StateActionProcessor(self.modality_configs, self.statistics, **switches)
-
     @property
     def tokenizer(self) -> Qwen2TokenizerFast | None: return self.encoder and self.encoder.tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Qwen2TokenizerFast | None):
         self.encoder = PromptEncoder(tokenizer) if tokenizer is not None else None
+
+# %% ../../nbs/processing/50_processor.ipynb #55bf4edf
+@patch
+def _remake(self: Gr00tProcessor):
+    "The state and action part follows the configurations and statistics."
+    switches = {k: self.settings[k] for k in _SCALE_SETTINGS}
+    known = self.modality_configs, self.statistics
+    self.state_action = self.state_action_class(*known, **switches)
 
 # %% ../../nbs/processing/50_processor.ipynb #d0f1dbbf
 @patch
@@ -260,9 +268,9 @@ def _sentences(self: Gr00tProcessor, steps: Sequence[Mapping], embodiment: str) 
 
 
 @lru_cache(4096)
-def _chat(sentence: str, images: int, formal: bool) -> str:
+def _chat(make: Callable, sentence: str, images: int, formal: bool) -> str:
     "The prompt of a sample; a data set has few sentences."
-    return chat_text(formalize(sentence) if formal else sentence, images)
+    return make(formalize(sentence) if formal else sentence, images)
 
 # %% ../../nbs/processing/50_processor.ipynb #0ebe5732
 @patch
@@ -297,7 +305,7 @@ def many(self: Gr00tProcessor,
     formal, out = self.settings["formalize_language"], []
     for i, (own, sentence) in enumerate(zip(images, sentences)):
         numbers = {k: v[i] for k, v in columns.items()}
-        out.append(dict(images=own, text=_chat(sentence, len(own), formal)) | fixed | numbers)
+        out.append(dict(images=own, text=_chat(self.chat, sentence, len(own), formal)) | fixed | numbers)
     return out
 
 # %% ../../nbs/processing/50_processor.ipynb #ef4573a4
@@ -322,7 +330,7 @@ def collate(self: Gr00tProcessor,
             "The processor has no tokenizer: give one, tokenizer=load_tokenizer(path), or"
             " train_tokenizer(texts)."
         )
-    return make_batch(samples, self.encoder)
+    return make_batch(samples, self.encoder, self.token_side)
 
 # %% ../../nbs/processing/50_processor.ipynb #c399b0c9
 @patch

@@ -20,7 +20,7 @@ from transformers import Qwen2TokenizerFast
 
 from ..errors import InputError
 from ..hub import hub_id, hub_snapshot
-from .images import PIXELS_PER_TOKEN
+from .images import PIXELS_PER_SIDE
 
 # %% ../../nbs/processing/40_prompts.ipynb #1f21c219
 def formalize(
@@ -37,6 +37,8 @@ _RESERVED = re.compile(r"<image-\d+>|<\|im_start\|>|<\|im_end\|>|" + re.escape(I
 def chat_text(
     sentence: str,  # the instruction
     images: int,  # number of images
+    images_first: bool = False,  # before the sentence (N1.5) or after it (N1.6)
+    answer: bool = False,  # end with the header of the assistant's turn (N1.5)
 ) -> str:
     """The chat of one sample, with place holders <image-1>, <image-2>, ... for its images.
 
@@ -49,20 +51,23 @@ def chat_text(
         )
     marks = "".join(f"<image-{k}>" for k in range(1, images + 1))
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    return f"{system}<|im_start|>user\n{sentence}{marks}<|im_end|>\n"
+    said = marks + sentence if images_first else sentence + marks
+    header = "<|im_start|>assistant\n" if answer else ""
+    return f"{system}<|im_start|>user\n{said}<|im_end|>\n{header}"
 
 # %% ../../nbs/processing/40_prompts.ipynb #7f4491ce
 def image_tokens(
-    height: int,  # pixels, a multiple of 28
-    width: int,  # pixels, a multiple of 28
+    height: int,  # pixels, a multiple of `side`
+    width: int,  # pixels, a multiple of `side`
+    side: int = PIXELS_PER_SIDE,  # of the square that one token stands for; 14 for N1.5
 ) -> int:  # tokens that the vision tower makes of the image
-    "Height times width over 784. `InputError` where a side is no multiple of 28."
-    if height % 28 or width % 28:
+    "Height times width over the pixels of a token. `InputError` where a side is no multiple."
+    if height % side or width % side:
         raise InputError(
-            f"An image of {height}x{width} pixels cannot be cut into squares of 28: resize it with"
-            " resize_to_patches first."
+            f"An image of {height}x{width} pixels cannot be cut into squares of {side}: resize it"
+            " with resize_to_patches first."
         )
-    return height * width // PIXELS_PER_TOKEN
+    return height * width // side ** 2
 
 # %% ../../nbs/processing/40_prompts.ipynb #c83211f5
 def expand_images(

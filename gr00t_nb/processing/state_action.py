@@ -173,10 +173,25 @@ def group_width(self: StateActionProcessor,
     return self._array(embodiment, modality, group, "min").shape[-1]
 
 @patch
-def _is_sin_cos(self: StateActionProcessor, embodiment: str, group: str) -> bool:
-    asked = self.config_of(embodiment, "state").sin_cos_embedding_keys or ()
-    return self.apply_sincos_state_encoding and group in asked
+def mode_of(self: StateActionProcessor,
+    embodiment: str,  # tag value
+    modality: str,  # "state" or "action"
+    group: str,  # group name
+) -> str:  # sin_cos, mean_std, q99 or min_max
+    "How a group is scaled."
+    config = self.config_of(embodiment, modality)
+    asked = config.sin_cos_embedding_keys or ()
+    if modality == "state" and self.apply_sincos_state_encoding and group in asked: return "sin_cos"
+    if group in (config.mean_std_embedding_keys or ()): return "mean_std"
+    # relative groups keep min and max whatever use_percentiles says, as the official processor does
+    relative = modality == "action" and self.is_relative(embodiment, group)
+    return "q99" if self.use_percentiles and not relative else "min_max"
 
+@patch
+def _is_sin_cos(self: StateActionProcessor, embodiment: str, group: str) -> bool:
+    return self.mode_of(embodiment, "state", group) == "sin_cos"
+
+# %% ../../nbs/processing/20_state_action.ipynb #ce10a974
 @patch
 def state_dim(self: StateActionProcessor,
     embodiment: str,  # tag value
@@ -224,12 +239,9 @@ def _rule(
     "(by mean and std?, low or mean, high or std) of a group."
     relative = modality == "action" and self.is_relative(embodiment, group)
     stats = "relative_action" if relative else modality
-    mean_std = group in (self.config_of(embodiment, modality).mean_std_embedding_keys or ())
-    # relative groups keep min and max whatever use_percentiles says, as the official processor does
-    if mean_std: names = "mean", "std"
-    elif self.use_percentiles and not relative: names = "q01", "q99"
-    else: names = "min", "max"
-    return mean_std, *(self._array(embodiment, stats, group, n) for n in names)
+    mode = self.mode_of(embodiment, modality, group)
+    names = dict(mean_std=("mean", "std"), q99=("q01", "q99")).get(mode, ("min", "max"))
+    return mode == "mean_std", *(self._array(embodiment, stats, group, n) for n in names)
 
 @patch
 def check_statistics(self: StateActionProcessor,
@@ -239,6 +251,46 @@ def check_statistics(self: StateActionProcessor,
     for modality in ("state", "action"):
         for group in self.config_of(embodiment, modality).modality_keys:
             self._rule(embodiment, modality, group)
+
+# %% ../../nbs/processing/20_state_action.ipynb #9d18585b
+@patch
+def scaled(self: StateActionProcessor,
+    x: np.ndarray,  # (..., T, D) physical units
+    embodiment: str,  # tag value
+    modality: str,  # "state" or "action"
+    group: str,  # group name, not one of sines and cosines
+) -> np.ndarray:  # (..., T, D)
+    "A group as the model sees it."
+    mean_std, a, b = self._rule(embodiment, modality, group)
+    if modality == "action": self._check_horizon(embodiment, group, x, a)
+    y = (normalize_mean_std if mean_std else normalize_range)(x, a, b)
+    clips = self.clip_outliers and (modality == "action" or not mean_std)
+    return np.clip(y, -1, 1) if clips else y
+
+@patch
+def unscaled(self: StateActionProcessor,
+    y: np.ndarray,  # (..., T, D) as the model puts it out
+    embodiment: str,  # tag value
+    modality: str,  # "state" or "action"
+    group: str,  # group name, not one of sines and cosines
+) -> np.ndarray:  # (..., T, D) physical units
+    "The inverse of `scaled`."
+    mean_std, a, b = self._rule(embodiment, modality, group)
+    if modality == "action": self._check_horizon(embodiment, group, y, a)
+    return (unnormalize_mean_std if mean_std else unnormalize_range)(y, a, b)
+
+@patch
+def _check_horizon(
+    self: StateActionProcessor, embodiment: str, group: str, x: np.ndarray, bounds: np.ndarray
+):
+    steps = x.shape[x.ndim - bounds.ndim] if x.ndim >= bounds.ndim else 0
+    if bounds.ndim > 1 and steps != bounds.shape[0]:
+        raise InputError(
+            f"The action group '{group}' of '{embodiment}' comes in chunks of {steps} steps where"
+            f" its relative statistics have {bounds.shape[0]}: they were computed for another"
+            " horizon; compute them anew with embodiment_statistics(ds, config,"
+            " use_shipped=False)."
+        )
 
 # %% ../../nbs/processing/20_state_action.ipynb #9204f11f
 @patch
@@ -253,9 +305,7 @@ def apply_state(self: StateActionProcessor,
         if self._is_sin_cos(embodiment, group):
             out[group] = encode_sin_cos(x)
             continue
-        mean_std, a, b = self._rule(embodiment, "state", group)
-        out[group] = normalize_mean_std(x, a, b) if mean_std else normalize_range(x, a, b)
-        if self.clip_outliers and not mean_std: out[group] = np.clip(out[group], -1, 1)
+        out[group] = self.scaled(x, embodiment, "state", group)
     return out
 
 # %% ../../nbs/processing/20_state_action.ipynb #4c4bd010
@@ -272,9 +322,8 @@ def unapply_state(self: StateActionProcessor,
                 f"The state group '{group}' of '{embodiment}' is encoded as sine and cosine, which"
                 " cannot be undone: keep the raw state instead."
             )
-        mean_std, a, b = self._rule(embodiment, "state", group)
-        undo = unnormalize_mean_std if mean_std else unnormalize_range
-        out[group] = undo(self._take(state, embodiment, "state", group), a, b)
+        x = self._take(state, embodiment, "state", group)
+        out[group] = self.unscaled(x, embodiment, "state", group)
     return out
 
 # %% ../../nbs/processing/20_state_action.ipynb #e593794f
@@ -354,19 +403,6 @@ def to_absolute(self: StateActionProcessor,
 
 # %% ../../nbs/processing/20_state_action.ipynb #37655c51
 @patch
-def _check_horizon(
-    self: StateActionProcessor, embodiment: str, group: str, x: np.ndarray, bounds: np.ndarray
-):
-    steps = x.shape[x.ndim - bounds.ndim] if x.ndim >= bounds.ndim else 0
-    if bounds.ndim > 1 and steps != bounds.shape[0]:
-        raise InputError(
-            f"The action group '{group}' of '{embodiment}' comes in chunks of {steps} steps where"
-            f" its relative statistics have {bounds.shape[0]}: they were computed for another"
-            " horizon; compute them anew with embodiment_statistics(ds, config,"
-            " use_shipped=False)."
-        )
-
-@patch
 def apply_action(self: StateActionProcessor,
     action: Mapping[str, np.ndarray],  # {group: (..., T, D)} physical units, absolute
     embodiment: str,  # tag value
@@ -377,10 +413,7 @@ def apply_action(self: StateActionProcessor,
     for group in self.config_of(embodiment, "action").modality_keys:
         x = self._take(action, embodiment, "action", group)
         if self.is_relative(embodiment, group): x = self.to_relative(x, state, embodiment, group)
-        mean_std, a, b = self._rule(embodiment, "action", group)
-        self._check_horizon(embodiment, group, x, a)
-        y = (normalize_mean_std if mean_std else normalize_range)(x, a, b)
-        out[group] = np.clip(y, -1, 1) if self.clip_outliers else y
+        out[group] = self.scaled(x, embodiment, "action", group)
     return out
 
 # %% ../../nbs/processing/20_state_action.ipynb #936ecbf6
@@ -395,9 +428,7 @@ def unapply_action(self: StateActionProcessor,
     for group in self.config_of(embodiment, "action").modality_keys:
         if group not in action: self._take(action, embodiment, "action", group)  # raises
         x = np.asarray(action[group])
-        mean_std, a, b = self._rule(embodiment, "action", group)
-        self._check_horizon(embodiment, group, x, a)
-        x = (unnormalize_mean_std if mean_std else unnormalize_range)(x, a, b)
+        x = self.unscaled(x, embodiment, "action", group)
         if self.is_relative(embodiment, group): x = self.to_absolute(x, state, embodiment, group)
         out[group] = x
     return out
