@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .family import CAPABILITIES, Family
+from .n1d5_family import Gr00tN1d5Family
 from .n1d6_family import Gr00tN1d6Family
 from ..files import read_json
 
@@ -42,7 +43,8 @@ def unregister(model_type: str):
     _FAMILIES.pop(model_type, None)
 
 # %% ../../nbs/families/80_registry.ipynb #e2739a28
-register(Gr00tN1d6Family());
+register(Gr00tN1d6Family())
+register(Gr00tN1d5Family());
 
 # %% ../../nbs/families/80_registry.ipynb #513b3527
 def family_of(
