@@ -34,6 +34,7 @@ def begin():
 
 def _command(words: list[str], cwd: Path, env: dict, streams: tuple[Path, Path], first: Callable):
     "In the fork: what `python WORDS` does."
+    multiprocessing.set_start_method(None, force=True)  # the usual one, not the server's
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

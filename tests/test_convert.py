@@ -185,7 +185,7 @@ def same_files(a, b):
         assert (a.path / "meta" / name).read_text() == (b.path / "meta" / name).read_text(), name
 
 
-def interrupted(source, out, video: int, bgr: bool, told):
+def stopping(source, out, video: int, bgr: bool, told):
     "A conversion that says when it is in the middle of a video, by its number, and waits there."
     write, calls = writer.write_video, []
     def slow(path, *rest, **more):
@@ -204,7 +204,7 @@ def killed(source, out, video: int, bgr: bool = False):
     "A conversion in another process, which is killed while it writes a video."
     begin()
     here, told = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=interrupted, args=(source, out, video, bgr, told))
+    process = CONTEXT.Process(target=stopping, args=(source, out, video, bgr, told))
     process.start()
     told.close()
     assert here.recv() == "now"

@@ -286,20 +286,22 @@ def test_wandb_without_a_key(tmp_path):
     assert "WANDB_API_KEY" in out.stderr and "--use-wandb" in out.stderr
 
 
-def nobody_reads():
-    "Standard output goes to a pipe that nobody reads any more."
+def nobody_reads(command: list) -> tuple[int, str]:  # exit code, standard error
+    "A command whose output goes to a pipe that nobody reads any more; its interpreter's end is part of it."
     reader, writer = os.pipe()
     os.close(reader)
-    os.dup2(writer, 1)
+    wanted = dict(stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
+    out = subprocess.run([str(c) for c in command], env=environment(), **wanted)
+    os.close(writer)
+    return out.returncode, out.stderr
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     "A run that nobody read from: it trains and saves all the same."
     output = tmp_path_factory.mktemp("piped") / "out"
-    out = python(*script(replace(RUN, save_steps=1, output_dir=str(output)))[1:], first=nobody_reads)
-    assert out.returncode == 141, out.stderr
-    assert "Traceback" not in out.stderr and "BrokenPipe" not in out.stderr, out.stderr
+    code, said = nobody_reads(script(replace(RUN, save_steps=1, output_dir=str(output))))
+    assert code == 141 and "Traceback" not in said and "BrokenPipe" not in said, said
     return output
 
 
@@ -330,9 +332,10 @@ ASK = ["--dataset-path", SAMPLE, "--traj-ids", "0", "--steps", "8"]
 ])
 def test_a_closed_pipe_ends_a_command_without_a_word(tmp_path, trained, module, arguments):
     stands = dict(TRAINED=trained, OUT=tmp_path / "out")
-    out = python("-m", f"gr00t_nb.{module}", *(stands.get(a, a) for a in arguments), first=nobody_reads)
-    assert "Traceback" not in out.stderr and "BrokenPipe" not in out.stderr, out.stderr
-    assert out.returncode == 141, out.stderr
+    command = [sys.executable, "-m", f"gr00t_nb.{module}", *(stands.get(a, a) for a in arguments)]
+    code, said = nobody_reads(command)
+    assert "Traceback" not in said and "BrokenPipe" not in said, said
+    assert code == 141, said
 
 
 def test_ipython_shows_the_sentence_alone():
