@@ -116,7 +116,7 @@ def test_any_way_trains_as_one_process(runs, run):
 
 @pytest.mark.parametrize("run", ["ddp", "fsdp2", "again", "back", "hsdp"])
 def test_any_way_validates_and_averages_as_one_process(runs, run):
-    "What is asked of shards while they train, and their averages: within 1e-6 and 1e-9."
+    "What is asked of shards while they train, and their averages in float32: within 1e-6."
     one, other = (read_jsonl(runs / name / "validation.jsonl") for name in ("one", run))
     assert other[-1]["step"] == STEPS
     for who in ("val", "ema", "hold"):

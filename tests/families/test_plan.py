@@ -2,6 +2,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 import torch
 from batches import ROOT
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -81,15 +82,15 @@ def test_parts_of_a_batch_make_its_loss_and_gradients(family, checkpoint, batch)
         assert abs(parts[0] - whole[0]) <= 1e-6 * whole[0]
 
 
+def sample_run(family, batch: int) -> FinetuneConfig:
+    place = ROOT / "data_samples/cube_to_bowl"
+    words = family.tiny_name, str(place), "NEW_EMBODIMENT", f"{place}_config.py"
+    return FinetuneConfig(*words, global_batch_size=batch)
+
+
 def test_a_plan_of_every_family(family):
     "In its tiny size, with the levers that it has."
-    config = FinetuneConfig(
-        family.tiny_name,
-        str(ROOT / "data_samples/cube_to_bowl"),
-        "NEW_EMBODIMENT",
-        str(ROOT / "data_samples/cube_to_bowl_config.py"),
-        global_batch_size=16,
-    )
+    config = sample_run(family, 16)
     plan = plan_run(config, gpu="24gb", pace=100)
     assert plan.fits and plan.micro == 16 and family.name in str(plan)
     assert plan.hours == 16 * plan.config.max_steps / 100 / 3600
@@ -100,14 +101,8 @@ def test_a_plan_of_every_family(family):
 
 def test_a_plan_with_adapters_takes_less(family):
     "Adapters in every block that can have some, planned without any weights."
-    if not family.blocks: return
-    config = FinetuneConfig(
-        family.tiny_name,
-        str(ROOT / "data_samples/cube_to_bowl"),
-        "NEW_EMBODIMENT",
-        str(ROOT / "data_samples/cube_to_bowl_config.py"),
-        global_batch_size=4,
-    )
+    if not family.blocks: pytest.skip("this family has no blocks")
+    config = sample_run(family, 4)
     adapted = replace(config, lora_parts=list(family.blocks), lora_rank=2)
     whole, few = plan_run(config), plan_run(adapted)
     held = lambda plan: sum(plan.memory.optimizer.values())
