@@ -35,11 +35,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
 from gr00t_nb.data.steps import read_steps
-from gr00t_nb.families.base_models import tiny_base
+from gr00t_nb.checkpoints.base_models import tiny_base
 from gr00t_nb.families.n1d6 import Gr00tN1d6
 from gr00t_nb.families.n1d6_config import Gr00tN1d6Config
 from gr00t_nb.families.n1d6_family import TINY_SENTENCES
-from gr00t_nb.families.registry import families, family_of
+from gr00t_nb.checkpoints.registry import families, family_of
 from gr00t_nb.loading.order import DataSource
 from gr00t_nb.loading.samples import StepDataset
 from gr00t_nb.policy.policy import Gr00tPolicy

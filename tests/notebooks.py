@@ -38,7 +38,7 @@ def process_state() -> dict:
         state |= {f"matplotlib's {k}": repr(v) for k, v in kept.items()}
     if robots := modules.get("gr00t_nb.embodiments"):
         state |= {f"robot {k}": repr(v) for k, v in robots.MODALITY_CONFIGS.items()}
-    if registry := modules.get("gr00t_nb.families.registry"):
+    if registry := modules.get("gr00t_nb.checkpoints.registry"):
         state |= {f"family {f.model_type}": "" for f in registry.families()}
     if torch := modules.get("torch"):
         state["torch's threads"] = str(torch.get_num_threads())
@@ -52,7 +52,7 @@ def loaded():
     import matplotlib
     import torch
     import gr00t_nb.embodiments
-    import gr00t_nb.families.base_models
+    import gr00t_nb.checkpoints.base_models
     return matplotlib, torch, gr00t_nb
 
 

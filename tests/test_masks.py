@@ -24,8 +24,8 @@ from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
 from gr00t_nb.embodiments import register_modality_config
 from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation.open_loop import evaluate_open_loop
-from gr00t_nb.families.base_models import resolve_base_model
-from gr00t_nb.families.registry import family_of
+from gr00t_nb.checkpoints.base_models import resolve_base_model
+from gr00t_nb.checkpoints.registry import family_of
 from gr00t_nb.loading.frames import FrameCache
 from gr00t_nb.loading.official_order import OfficialStream
 from gr00t_nb.loading.order import DataSource, GlobalBatches

@@ -15,7 +15,7 @@ from gr00t_nb.errors import InputError
 from gr00t_nb.families.n1d6 import Gr00tN1d6
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.evaluation.predictions import HOLD, Predictions
-from gr00t_nb.families.base_models import resolve_base_model
+from gr00t_nb.checkpoints.base_models import resolve_base_model
 from gr00t_nb.plots.style import save_figure
 from gr00t_nb.viz.prediction_viewer import PredictionViewer
 from gr00t_nb.viz.prediction_figures import plot_prediction

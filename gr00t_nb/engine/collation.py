@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from ..errors import sentence_of
-from ..families.registry import family_of
+from ..checkpoints.registry import family_of
 
 # %% ../../nbs/engine/08_collation.ipynb #ebea3d48
 class Collator:

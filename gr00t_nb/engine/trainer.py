@@ -27,7 +27,7 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..errors import OTHER_ENDED, InputError
-from ..families.adapters import ADAPTERS, has_adapters, save_adapters
+from ..checkpoints.adapters import ADAPTERS, has_adapters, save_adapters
 from ..loading.order import GlobalBatches
 from ..processing.batches import pad_prompts, split_batch
 from ..checkpoints.manifest import write_manifest

@@ -16,7 +16,7 @@ from .graphs import ActionGraphs
 from ..modality_configs import ModalityConfig
 from ..embodiments import embodiment_value
 from ..errors import InputError, did_you_mean
-from ..families.registry import family_of
+from ..checkpoints.registry import family_of
 
 # %% ../../nbs/policy/10_policy.ipynb #1c27a332
 def _check_array(

@@ -15,7 +15,7 @@ from ..data.layouts_v3 import dataset_folder
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
 from ..processes.parallel import WHOLE, check_parallel, engine_of
 from ..errors import InputError, did_you_mean
-from ..families.adapters import RANK, adapter_parts, check_lora, frozen_flags, import_peft
+from ..checkpoints.adapters import RANK, adapter_parts, check_lora, frozen_flags, import_peft
 from ..families.family import Family
 from ..processing.masks import mask_steps
 from .config import FinetuneConfig, SampleOptions

@@ -24,7 +24,7 @@ from ..processes.parallel import parallel_arguments
 from ..engine.states import can_go_on, check_states, processes_of
 from ..engine.validation import ended_early
 from ..errors import InputError
-from ..evaluation.asking import training_record
+from ..checkpoints.registry import training_record
 from ..families.family import Family
 from ..files import read_json, write_json, write_text
 from ..runs.run_folder import checkpoint_step, newest_checkpoint

@@ -29,8 +29,8 @@ from ..engine.stopping import REQUEUE, StopOnSignal
 from ..engine.trainer import Gr00tTrainer
 from ..engine.validation import HeldOut, Validation, ended_early
 from ..errors import InputError, Stopped, command, sentence_of
-from ..families.adapters import ADAPTERS
-from ..families.registry import family_of
+from ..checkpoints.adapters import ADAPTERS
+from ..checkpoints.registry import family_of
 from ..files import read_jsonl
 from ..optimizer.averages import Averages
 from ..optimizer.parameters import matching, train_only

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from ..checkup.problems import ranges
-from ..families.base_models import tiny_family
+from ..checkpoints.base_models import tiny_family
 from ..files import write_text
 from ..hub import hub_id
 from .config import FinetuneConfig

@@ -25,8 +25,8 @@ from transformers import TrainerCallback
 
 from ..processes.parallel import divided, exchanged, engine_of, group_size, refused_by
 from ..errors import InputError, did_you_mean
-from ..families.adapters import add_adapters, frozen_flags, load_adapters, narrow_frozen
-from ..families.base_models import resolve_base_model
+from ..checkpoints.adapters import add_adapters, frozen_flags, load_adapters, narrow_frozen
+from ..checkpoints.base_models import resolve_base_model
 from ..families.family import Family
 from ..loading.order import DataSource
 from ..loading.samples import StepDataset

@@ -20,9 +20,9 @@ from ..data.steps import require_keys, usable_steps
 from ..data.video import check_ffmpeg
 from ..optimizer.schedule import epoch_ends
 from ..errors import InputError
-from ..families.base_models import resolve_base_model
+from ..checkpoints.base_models import resolve_base_model
 from ..families.family import Family
-from ..families.registry import family_of
+from ..checkpoints.registry import family_of
 from ..files import cache_dir, fingerprint, keep, read_json
 from ..loading.frames import FrameCache
 from ..loading.official_order import OfficialStream

@@ -7,7 +7,7 @@ from dummy import DUMMY
 
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.steps import read_steps
-from gr00t_nb.families.registry import register
+from gr00t_nb.checkpoints.registry import register
 from gr00t_nb.policy.policy import Gr00tPolicy
 
 if __name__ == "__main__":

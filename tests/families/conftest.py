@@ -10,7 +10,7 @@ from dummy import DUMMY
 from gr00t_nb.data.steps import read_steps
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
-from gr00t_nb.families.registry import families, register, unregister
+from gr00t_nb.checkpoints.registry import families, register, unregister
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 

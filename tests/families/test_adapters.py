@@ -8,8 +8,8 @@ from test_conformance import some_steps
 from test_training import STEPS, train, weights, without_dropout
 
 from gr00t_nb.errors import InputError
-from gr00t_nb.families.adapters import ADAPTERS, adapter_parts, add_adapters, frozen_flags
-from gr00t_nb.families.adapters import load_adapters, narrow_frozen, save_adapters
+from gr00t_nb.checkpoints.adapters import ADAPTERS, adapter_parts, add_adapters, frozen_flags
+from gr00t_nb.checkpoints.adapters import load_adapters, narrow_frozen, save_adapters
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.training.prepare import choose_base
 from gr00t_nb.training.config import FinetuneConfig

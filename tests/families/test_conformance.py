@@ -13,9 +13,9 @@ from gr00t_nb.data.steps import read_steps
 from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation.open_loop import evaluate_open_loop
 from gr00t_nb.evaluation.predictions import Predictions
-from gr00t_nb.families.base_models import base_limits, tiny_base, tiny_family
+from gr00t_nb.checkpoints.base_models import base_limits, tiny_base, tiny_family
 from gr00t_nb.families.family import CAPABILITIES
-from gr00t_nb.families.registry import families, family_of
+from gr00t_nb.checkpoints.registry import families, family_of
 from gr00t_nb.plots.style import save_figure
 from gr00t_nb.viz.prediction_figures import plot_prediction
 

@@ -20,7 +20,7 @@ from gr00t_nb.optimizer.averages import EMA, ema_weight
 from gr00t_nb.engine.faults import FAULTS
 from gr00t_nb.engine.validation import VALIDATION, HeldOut, log_numbers
 from gr00t_nb.errors import InputError
-from gr00t_nb.families.adapters import ADAPTERS
+from gr00t_nb.checkpoints.adapters import ADAPTERS
 from gr00t_nb.files import read_json, read_jsonl
 from gr00t_nb.loading.samples import StepDataset
 from gr00t_nb.model.checkpoints import read_tensors, stored_tensors, weight_files

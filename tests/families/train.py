@@ -8,7 +8,7 @@ import sys
 import torch
 from dummy import DUMMY
 
-from gr00t_nb.families.registry import families, register
+from gr00t_nb.checkpoints.registry import families, register
 from gr00t_nb.training.finetune import main
 
 
