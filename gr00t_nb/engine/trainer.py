@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 import warnings
 from collections import Counter
@@ -26,7 +27,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..errors import OTHER_ENDED, InputError
+from ..errors import OTHER_ENDED, InputError, failed_within
 from ..checkpoints.adapters import ADAPTERS, has_adapters, save_adapters
 from ..loading.order import GlobalBatches
 from ..processing.batches import pad_prompts, split_batch
@@ -97,7 +98,9 @@ def compute_loss(self: Gr00tTrainer, model, inputs, return_outputs=False, num_it
 def _loss(self: Gr00tTrainer, outputs: dict, batch: dict) -> torch.Tensor:
     "The family's loss, or the idea's; `InputError` for one that is no loss."
     if self.hooks.loss is None: return outputs["loss"]
-    loss = self.hooks.loss(outputs, batch)
+    try: loss = self.hooks.loss(outputs, batch)
+    except (InputError, torch.OutOfMemoryError): raise
+    except Exception as e: raise failed_within("hooks.loss", e) from e
     fits = torch.is_tensor(loss) and loss.numel() == 1
     if not fits or loss.requires_grad != outputs["loss"].requires_grad:
         is_now = f"of shape {tuple(loss.shape)}" if torch.is_tensor(loss) else type(loss).__name__
@@ -194,6 +197,12 @@ def _possible(workers: int) -> int:
     return workers
 
 
+def _forking() -> str | None:
+    "Forks know functions of cells and of hook files, whatever Python starts processes by."
+    said = multiprocessing.get_start_method(allow_none=True)
+    return "fork" if said is None and sys.platform == "linux" else None
+
+
 @patch
 def get_train_dataloader(self: Gr00tTrainer) -> DataLoader:
     "Batches of this process, from `start_step` on."
@@ -205,6 +214,7 @@ def get_train_dataloader(self: Gr00tTrainer) -> DataLoader:
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_one_thread,
+        multiprocessing_context=_forking() if workers else None,
     )
     if isinstance(self.train_dataset, IterableDataset):  # the official order comes as a stream
         size = self.global_batch_size // args.world_size

@@ -281,6 +281,27 @@ def compile_blocks(self: Family, model: nn.Module):
     for blocks in self.stacks(model).values():
         for block in blocks: block.compile()
 
+@patch
+def block_parts(
+    self: Family,
+    names: Iterable[str],  # of parts with blocks, or a word of them, such as language
+    flag: str = "--lora-parts",  # by which they were named
+) -> list[str]:  # their full names, in the family's order
+    "The parts that are meant; `InputError` for one that the family does not have."
+    meant = []
+    for name in names:
+        fits = [p for p in self.blocks if name.lower() in (p.lower(), *p.lower().split())]
+        if len(fits) != 1: raise _no_such_part(self, name, flag)
+        meant += fits
+    return [p for p in self.blocks if p in meant]
+
+def _no_such_part(family: Family, name: str, flag: str) -> InputError:
+    if not family.blocks:
+        return InputError(f"{family.name} has no part with blocks: leave {flag} out.")
+    words = [w for p in family.blocks for w in (p, *p.split())]
+    has = f"it has {', '.join(family.blocks)}.{did_you_mean(name, words)}"
+    return InputError(f"{family.name} has no part '{name}' for {flag}; {has}")
+
 # %% ../../nbs/families/00_family.ipynb #b7288f4e
 @patch
 def official_use(
@@ -323,7 +344,15 @@ def train_rows(
     raise NotImplementedError
 
 @patch
-def recompute(self: Family, model: nn.Module):
+def recompute(
+    self: Family,
+    model: nn.Module,
+    parts: Iterable[str] | None = None,  # full names, of `blocks`; None: all of them
+):
     "Switch gradient checkpointing on: less memory, more time, the same numbers."
     self.require("gradient_checkpointing")
-    model.gradient_checkpointing_enable()
+    if parts is None: return model.gradient_checkpointing_enable()
+    for part in parts:
+        names = self.blocks[part].split(".")  # the blocks' list stands in what calls them
+        around = (model.get_submodule(".".join(names[:k])) for k in range(len(names), 0, -1))
+        next(m for m in around if hasattr(m, "gradient_checkpointing")).gradient_checkpointing = True

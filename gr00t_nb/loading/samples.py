@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch.utils.data import Dataset
 from ..data.steps import put_frames, read_masks, read_numbers, require_keys
 from ..data.steps import wanted_frames
-from ..errors import InputError
+from ..errors import InputError, failed_within
 from .frames import FrameCache, stored_as_images
 from .order import DataSource, StepOrder
 from ..processing.images import in_threads, prepared_side
@@ -232,7 +232,8 @@ def _processed(
 def _changed(self: StepReader, sample: dict) -> dict:
     "The sample with its images changed. `SampleError` where one is no image any more."
     rng = lambda: sample_generator(self.seed, int(sample["sample_index"]), stream=2)
-    images = [self.change(i, rng()) for i in sample["images"]]
+    try: images = [self.change(i, rng()) for i in sample["images"]]
+    except Exception as e: raise SampleError(str(failed_within("hooks.images", e))) from e
     for old, new in zip(sample["images"], images):
         if not isinstance(new, np.ndarray) or (new.shape, new.dtype) != (old.shape, old.dtype):
             is_now = f"{getattr(new, 'dtype', type(new).__name__)} of shape {np.shape(new)}"

@@ -15,7 +15,7 @@ from ..data.layouts_v3 import dataset_folder
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
 from ..processes.parallel import WHOLE, check_parallel, engine_of
 from ..errors import InputError, did_you_mean
-from ..checkpoints.adapters import RANK, adapter_parts, check_lora, frozen_flags, import_peft
+from ..checkpoints.adapters import RANK, check_lora, frozen_flags, import_peft
 from ..families.family import Family
 from ..processing.masks import mask_steps
 from .config import FinetuneConfig, SampleOptions
@@ -28,7 +28,7 @@ def _lora(
     config: FinetuneConfig, family: Family
 ) -> tuple[dict, dict]:  # fields without None, flags that freeze the parts; both empty without LoRA
     "What LoRA asks for; `InputError` where a part that has adapters is to train in full."
-    parts = adapter_parts(family, config.lora_parts or [])
+    parts = family.block_parts(config.lora_parts or [])
     if not parts: return {}, {}
     for part in parts:
         for flag, value in family.frozen_by[part].items():
@@ -88,6 +88,9 @@ def resolved(
     values |= {k: bool(getattr(config, k)) for k in LEVERS}
     if config.max_steps is config.max_epochs is None: values["max_steps"] = family.defaults.max_steps
     values |= dict(parallel=engine_of(config.parallel))
+    again = family.block_parts(config.recompute_parts or [], "--recompute-parts")
+    if again: family.require("gradient_checkpointing")
+    values |= dict(recompute_parts=again or None)
     values |= dict(lr_scheduler=config.lr_scheduler or family.defaults.schedule)
     dropout = _state_dropout(config, family)
     return replace(config, **flags, **values, **lora, state_dropout_prob=dropout)
@@ -158,6 +161,17 @@ def _registered_tag(config: FinetuneConfig) -> str:  # value of the embodiment t
         f" --embodiment-tag is {config.embodiment_tag} ('{tag}'): make the two agree."
     )
 
+# %% ../../nbs/training/05_checks.ipynb #798773aa
+def _recomputing(config: FinetuneConfig) -> str | None:
+    "Which switch asks for activations to be computed again."
+    if config.gradient_checkpointing and config.recompute_parts:
+        raise InputError(
+            "gradient_checkpointing computes all parts again, and recompute_parts names"
+            f" {', '.join(config.recompute_parts)}: leave out one of them."
+        )
+    names = "gradient_checkpointing", "recompute_parts"
+    return next((n for n in names if getattr(config, n)), None)
+
 
 def _check_step_graph(config: FinetuneConfig, world_size: int):
     if not config.step_graph: return
@@ -170,9 +184,9 @@ def _check_step_graph(config: FinetuneConfig, world_size: int):
         raise InputError(
             "step_graph records a whole batch, and micro_batch_size divides it: leave out one of them."
         )
-    if config.gradient_checkpointing:
+    if name := _recomputing(config):
         raise InputError(
-            "step_graph and gradient_checkpointing exclude each other: what is computed again draws"
+            f"step_graph and {name} exclude each other: what is computed again draws"
             " its dropout again, which a recording cannot do. Leave out one of them."
         )
 
@@ -213,9 +227,10 @@ def _check_schedule(config: FinetuneConfig):
         raise InputError(f"lr_scheduler is {kind!r}: expected {said}.{near}")
     if kind == "step" and config.lr_decay_steps is None:
         raise InputError("lr_scheduler is step, but when does the rate fall? Give --lr-decay-steps.")
-    if kind != "step" and config.lr_decay_steps is not None:
-        raise InputError("lr_decay_steps belongs to --lr-scheduler step: add that, or leave it out.")
-    if not 0 < config.lr_decay_factor < 1:
+    for name in ("lr_decay_steps", "lr_decay_factor"):
+        if kind == "step" or getattr(config, name) is None: continue
+        raise InputError(f"{name} belongs to --lr-scheduler step: add that, or leave it out.")
+    if config.lr_decay_factor is not None and not 0 < config.lr_decay_factor < 1:
         found = f"lr_decay_factor is {config.lr_decay_factor}"
         raise InputError(f"{found}: expected a factor between 0 and 1.")
     if config.max_epochs is not None and config.sampling == "official":
@@ -233,6 +248,7 @@ def check_config(
     _check_numbers(config)
     _check_processes(config, world_size)
     mask_steps(config.extra_augmentation_config)  # says what is wrong with it
+    _recomputing(config)
     _check_step_graph(config, world_size)
     whole = {name: getattr(config, name) for name in WHOLE}
     check_parallel(config.parallel, world_size, config.shard_group, **whole)

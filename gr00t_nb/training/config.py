@@ -61,6 +61,7 @@ class ModelOptions:
     dropout: float | None = None  # of the diffusion transformer; none: as the checkpoint says
     embodiment_rows_only: Switch = None  # of the per-robot layers train this robot's rows alone: less memory
     gradient_checkpointing: Switch = None  # recompute activations in the backward pass: less memory, more time
+    recompute_parts: list[str] | None = None  # the same for these parts alone, such as language DiT
     compile: bool = False  # torch.compile for every transformer block: some minutes first, then faster steps
     step_graph: bool = False  # a step's kernels recorded once as a CUDA graph: for one GPU that waits for Python
     bf16: bool | None = None  # bfloat16 autocast; none: on a GPU that has it
@@ -89,7 +90,7 @@ class OptimizerOptions:
     warmup_ratio: float | None = None  # share of max_steps in which the learning rate rises; none: the family's
     lr_scheduler: str | None = None  # cosine, constant or step; none: the family's, cosine
     lr_decay_steps: int | None = None  # steps between two falls; used by --lr-scheduler step
-    lr_decay_factor: float = 0.1  # of a fall; used by --lr-scheduler step
+    lr_decay_factor: float | None = None  # of a fall; used by --lr-scheduler step; none: 0.1
     ema_decay: float | None = None  # averaged weights of what trains, such as 0.999, kept beside it; none: off
     on_nonfinite: Literal["stop", "skip"] = "stop"  # where loss or gradient is not a number; skip: leave the step out
     seed: int = 42  # of everything random: order, augmentation, noise, dropout, new weights
@@ -150,7 +151,7 @@ class FinetuneConfig(
     @property
     def decay(self) -> tuple[int, float] | None:
         "Steps between two falls of the learning rate and their factor, for the step schedule."
-        return (self.lr_decay_steps, self.lr_decay_factor) if self.lr_decay_steps else None
+        return (self.lr_decay_steps, self.lr_decay_factor or 0.1) if self.lr_decay_steps else None
 
 # %% ../../nbs/training/00_config.ipynb #570f5cd6
 @patch

@@ -229,7 +229,8 @@ def start_wandb(
 _MAY_CHANGE = {
     "dataloader_num_workers", "num_gpus", "parallel", "shard_group", "save_steps", "save_total_limit", "logging_steps",
     "max_steps", "save_only_model", "use_wandb", "wandb_project", "experiment_name", "resume", "output_dir",
-    "gradient_checkpointing", "compile", "step_graph", "memory", "micro_batch_size", "frame_cache", "check_data",
+    "gradient_checkpointing", "recompute_parts", "compile", "step_graph", "memory", "micro_batch_size",
+    "frame_cache", "check_data",
     "max_epochs",  # max_steps says it
     "hooks",  # their sources are compared
     "use_tensorboard", "profile",
@@ -248,7 +249,8 @@ def _comparable(record: dict) -> dict:
     "A record, flat, in the form in which two are compared."
     flat = record["config"] | {k: v for k, v in record.items() if k != "config"}
     left_out = sorted({*(flat.get("exclude_episodes") or ())})  # in any order, each once
-    return flat | dict(exclude_episodes=left_out)
+    factor = flat.get("lr_decay_factor") or 0.1  # as earlier records have it for any schedule
+    return flat | dict(exclude_episodes=left_out, lr_decay_factor=factor)
 
 
 def _differences(then: dict, now: dict) -> list[str]:  # a piece of a sentence for each

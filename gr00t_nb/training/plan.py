@@ -113,7 +113,8 @@ def switch_on(
     if config.lora_parts: _adapt(model, config, adapters)  # whose dropout is another one
     if config.embodiment_rows_only and config.tune_projector:
         family.train_rows(model, [embodiment_id])
-    if config.gradient_checkpointing: family.recompute(model)
+    if config.recompute_parts or config.gradient_checkpointing:
+        family.recompute(model, config.recompute_parts)
 
 
 def _adapt(model: nn.Module, config: FinetuneConfig, adapters: Path | None):
@@ -357,7 +358,8 @@ def _ladder(config: FinetuneConfig, family: Family, size: int) -> Iterator[dict]
     "Sets of levers, each saving more than the one before."
     can = family.capabilities
     rows = dict(embodiment_rows_only=True) if "embodiment_rows" in can else {}
-    again = dict(gradient_checkpointing=True) if "gradient_checkpointing" in can else {}
+    again = "gradient_checkpointing" in can and not config.recompute_parts
+    again = dict(gradient_checkpointing=True) if again else {}
     parts = lambda n: dict(micro_batch_size=min(n, size))
     bits, refused = dict(adamw_8bit=True), refused_by(engine_of(config.parallel))
     sets = [{}, rows, rows | parts(8), rows | bits | parts(8), rows | bits | again | parts(8),

@@ -94,17 +94,20 @@ def embodiment_rows(family, folder, sample, tmp_path):
 
 
 def gradient_checkpointing(family, folder, sample, tmp_path):
-    "Computing blocks again changes no number."
+    "Computing blocks again changes no number: those of a part, or all."
     batch, found = batch_of(family, folder, sample.steps), []
-    for recompute in (False, True):
+    last = list(family.blocks)[-1:]
+    for parts in ([], last, None):  # nothing, a part, all
         model = family.load_model(folder).train()
-        if recompute: family.recompute(model)
+        family.recompute(model, parts)
+        on = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+        assert on if parts is None else len(on) == len(parts)
         torch.manual_seed(0)
         loss = loss_of(model, batch)
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
-    assert len(found[0]) == len(found[1]) > 1
-    assert all(torch.equal(a, b) for a, b in zip(*found))
+    for other in found[1:]:
+        assert len(found[0]) == len(other) > 1 and all(map(torch.equal, found[0], other))
 
 
 def widening(family, folder, sample, tmp_path):

@@ -8,7 +8,7 @@ from test_conformance import some_steps
 from test_training import STEPS, train, weights, without_dropout
 
 from gr00t_nb.errors import InputError
-from gr00t_nb.checkpoints.adapters import ADAPTERS, adapter_parts, add_adapters, frozen_flags
+from gr00t_nb.checkpoints.adapters import ADAPTERS, add_adapters, frozen_flags
 from gr00t_nb.checkpoints.adapters import load_adapters, narrow_frozen, save_adapters
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.training.prepare import choose_base
@@ -54,7 +54,7 @@ def test_each_part_has_flags_that_freeze_it(family, checkpoint):
         assert not [n for n in trains(model) if n.startswith(blocks)], part
         for word in part.split():
             if sum(word in p.split() for p in family.blocks) == 1:
-                assert adapter_parts(family, [word]) == [part]
+                assert family.block_parts([word]) == [part]
 
 
 def test_only_adapters_and_full_parts_change(family, checkpoint, batch, parts):

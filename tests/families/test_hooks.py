@@ -175,6 +175,16 @@ def test_what_is_not_reached_ends_the_run(run, monkeypatch):
     with pytest.raises(InputError, match="matches no parameter"): run("typo", Hooks(trainable=["hed.*"]))
 
 
+def test_an_idea_that_fails_says_where(run):
+    "In the training process and in a loader process."
+    def torn(image, rng): raise ValueError("no mask")
+    here = r".*test_hooks\.py, line \d+"
+    with pytest.raises(InputError, match="hooks.loss ended with KeyError: 'los', in " + here):
+        run("misspelt", Hooks(loss=lambda outputs, batch: outputs["los"]))
+    with pytest.raises(InputError, match="hooks.images ended with ValueError: no mask, in " + here):
+        run("torn", Hooks(images=torn), dataloader_num_workers=1)
+
+
 def test_a_patch_of_the_processor_trains(run, usual, monkeypatch):
     "Whoever replaces what the processor does to images replaces it in training."
     kept = Gr00tProcessor.images
