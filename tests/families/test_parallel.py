@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from batches import TAG
+from dummy import DUMMY
 from preloaded import python
 from test_training import weights
 
+from gr00t_nb.engine.faults import FAULTS
 from gr00t_nb.files import read_jsonl
 from gr00t_nb.model.checkpoints import read_tensors, stored_tensors
 from gr00t_nb.optimizer.averages import EMA
@@ -156,6 +158,30 @@ def test_shards_are_shards(runs):
     sizes = [f.stat().st_size for f in (runs / "fsdp2/checkpoint-2/optimizer").iterdir()]
     assert max(sizes) < 0.7 * whole
     assert not (runs / "fsdp2/checkpoint-2/optimizer.pt").exists()
+
+
+SECOND_IS_NO_NUMBER = """
+asked = []
+
+def loss(outputs, batch):
+    asked.append(1)
+    return outputs["loss"] * (float("nan") if len(asked) == 2 else 1)
+"""
+
+
+def test_a_step_that_is_left_out_leaves_shards_alone(tmp_path):
+    "The engine's doing, so the dummy shows it: the second of three steps changes nothing, the third does."
+    idea = tmp_path / "idea.py"
+    idea.write_text(SECOND_IS_NO_NUMBER)
+    place = dict(output_dir=str(tmp_path / "run"), base_model_path=DUMMY.tiny_name, hooks=str(idea))
+    more = dict(parallel="fsdp2", on_nonfinite="skip", max_steps=3)
+    config = FinetuneConfig(**COMMON | place | more)
+    done = python(HERE / "train.py", *config.to_flags(), processes=2)
+    assert done.returncode == 0, done.stderr[-4000:]
+    one, two, three = (weights(tmp_path / f"run/checkpoint-{k}") for k in (1, 2, 3))
+    assert all(torch.equal(v, two[n]) for n, v in one.items())
+    assert any(not torch.equal(v, three[n]) for n, v in one.items())
+    assert [r["step"] for r in read_jsonl(tmp_path / "run" / FAULTS)] == [2]
 
 
 def test_what_else_a_run_can_be_asked_for(runs, family):
