@@ -97,7 +97,7 @@ def _prepare(
         # before the processes join each other: all of them stop with the same sentence
         check_config(config, world_size)
         if config.use_tensorboard: check_tensorboard()
-        config = fit_memory(config, world_size)
+        config = fit_memory(config, world_size, hooks.trainable)
         _, family, config = choose_base(config)
         args = training_arguments(config, family, world_size)
         # what one process finds from here on ends all of them; what is computed once is cached for the others
@@ -256,7 +256,8 @@ def _begun(self: _Run, stop: StopOnSignal) -> Gr00tTrainer:
     config, first = self.prepared.config, self.args.process_index == 0
     if first: write_experiment(config, self.prepared, self.model.config, self.hooks)
     cuda = self.args.device.type == "cuda"
-    plan = plan_prepared(self.prepared, self.args.world_size) if cuda else None
+    said = self.prepared, self.args.world_size, self.hooks.trainable
+    plan = plan_prepared(*said) if cuda else None
     made_of = self.prepared, self.model, self.args, plan, self.hooks
     with suppress(BrokenPipeError):
         if first: print(run_header(*made_of), flush=True)

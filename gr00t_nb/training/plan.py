@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
@@ -38,6 +38,8 @@ from .checks import LEVERS, SWITCHES, tune_flags
 from .config import FinetuneConfig
 from .prepare import Prepared, prepare_data
 from ..engine.collation import Collator
+from ..engine.hooks import read_hooks
+from ..optimizer.parameters import train_only
 
 # %% ../../nbs/training/37_plan.ipynb #3830f1f2
 @dataclass(frozen=True)
@@ -291,6 +293,7 @@ class _Case:
     card: Card | None
     world_size: int = 1
     pace: float | None = None
+    trainable: Sequence[str] = ()  # of an idea: patterns; of what trains, only what matches
 
     def plan(self, **changes) -> Plan:  # of the configuration
         config, family = replace(self.prepared.config, **changes), self.prepared.family
@@ -333,6 +336,7 @@ def model(self: _Case, config: FinetuneConfig) -> nn.Module:
     prepared, family = self.prepared, self.prepared.family
     model = family.outline(prepared.base, **model_changes(config, family))
     switch_on(model, config, family, prepared.processor.embodiment_ids[prepared.tag])
+    if self.trainable: train_only(model, self.trainable)
     return model
 
 
@@ -389,14 +393,17 @@ def _fitting(case: _Case, said: FinetuneConfig) -> tuple[dict, Plan]:
     return last, case.plan(**last)
 
 
-def _case(config: FinetuneConfig, card: Card | None, world_size: int, pace=None) -> _Case:
+def _case(
+    config: FinetuneConfig, card: Card | None, world_size: int, pace=None, trainable=None
+) -> _Case:
     if pace is not None and not pace > 0:
         raise InputError(f"pace is {pace}: expected samples a second, above 0.")
     base = resolve_base_model(config.base_model_path, weights=False)
     prepared = prepare_data(
         replace(config, base_model_path=str(base), check_data=False), world_size
     )
-    return _Case(prepared, config.base_model_path, card, world_size, pace)
+    if trainable is None: trainable = read_hooks(config.hooks).trainable if config.hooks else ()
+    return _Case(prepared, config.base_model_path, card, world_size, pace, trainable)
 
 # %% ../../nbs/training/37_plan.ipynb #be300254
 def _without_a_part(case: _Case, levers: dict) -> str:
@@ -423,25 +430,28 @@ def _too_small(case: _Case, levers: dict, plan: Plan) -> InputError:
 def fit_memory(
     config: FinetuneConfig,  # with `memory`; what it says otherwise stays
     world_size: int = 1,  # number of training processes
+    trainable: Sequence[str] | None = None,  # of an idea; None: those of `config.hooks`
 ) -> FinetuneConfig:  # with what saves enough memory switched on
     "Makes a run fit the card that `config.memory` names; `InputError` where it cannot."
     if config.memory is None: return config
-    return replace(config, **_fitted(config, card_of(config.memory), world_size)[0])
+    case = _case(config, card_of(config.memory), world_size, trainable=trainable)
+    return replace(config, **_fitted(config, case)[0])
 
 
-def _fitted(config: FinetuneConfig, card: Card, world_size: int, pace=None) -> tuple[dict, Plan]:
-    case = _case(config, card, world_size, pace)
+def _fitted(config: FinetuneConfig, case: _Case) -> tuple[dict, Plan]:
     levers, plan = _fitting(case, config)
     if not plan.fits: raise _too_small(case, levers, plan)
     return levers, plan
 
-
+# %% ../../nbs/training/37_plan.ipynb #60c0cde7
 def plan_prepared(
     prepared: Prepared,
     world_size: int = 1,  # number of training processes
+    trainable: Sequence[str] = (),  # of an idea
 ) -> Plan:
     "What a run will take that is prepared already, on the GPU of this machine."
-    return _Case(prepared, prepared.config.base_model_path, found_card(), world_size).plan()
+    said = prepared.config.base_model_path, found_card(), world_size
+    return _Case(prepared, *said, trainable=trainable).plan()
 
 
 def saving(config: FinetuneConfig) -> str:  # flags
@@ -454,12 +464,12 @@ def plan_run(
     config: FinetuneConfig,  # the run
     gpu: str | None = None,  # such as 24gb or rtx4090; None: the GPU of this machine; `config.memory` goes before it
     pace: float | None = None,  # measured samples a second, over all processes
+    trainable: Sequence[str] | None = None,  # of an idea; None: those of `config.hooks`
 ) -> Plan:
     "What a run will take, before anything is loaded; where it does not fit, what would."
-    card = card_of(gpu) if gpu else found_card()
-    if config.memory:
-        return _fitted(config, card_of(config.memory), config.num_gpus, pace)[1]
-    case = _case(config, card, config.num_gpus, pace)
+    card = card_of(config.memory or gpu) if config.memory or gpu else found_card()
+    case = _case(config, card, config.num_gpus, pace, trainable)
+    if config.memory: return _fitted(config, case)[1]
     plan = case.plan()
     if plan.fits is False:
         levers, other = _fitting(case, config)
