@@ -19,6 +19,8 @@ def pytest_addoption(parser):
             " beside the checkout)"
         ),
     )
+    every = "hold what the engine promises with every family, not with the first and the dummy alone"
+    parser.addoption("--all-families", action="store_true", help=every)
 
 
 def pytest_collection_modifyitems(items):

@@ -15,6 +15,16 @@ from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 
 
+def pytest_collection_modifyitems(config, items):
+    """What the engine does alike for whatever it trains (`@pytest.mark.engine`) is shown with the first
+    family and the dummy. A new family is tried once with --all-families."""
+    if config.getoption("--all-families"): return
+    shown = families()[0], DUMMY
+    left = [i for i in items if i.get_closest_marker("engine") and i.callspec.params["family"] not in shown]
+    items[:] = [i for i in items if i not in left]
+    config.hook.pytest_deselected(items=left)
+
+
 @pytest.fixture(scope="package", autouse=True)
 def dummy():
     "The dummy is known while these tests run."

@@ -84,6 +84,7 @@ def test_a_loss_with_weights_of_one_is_the_familys_to_the_bit(run, usual):
     for name, v in weights(ones.output_dir).items(): assert torch.equal(v, usual.weights[name]), name
 
 
+@pytest.mark.engine
 def test_weights_of_groups_and_steps_are_the_losss(run, usual):
     "Another loss where only the gripper's first step counts; what the robot lacks is said."
     first = [1.0] + [0.0] * 15
@@ -103,6 +104,7 @@ def test_the_same_idea_in_parts_and_as_a_graph(run, usual):
     assert abs(whole.log[0]["loss"] - usual.losses[0]) > 1e-3 * usual.losses[0]
 
 
+@pytest.mark.engine
 def test_what_trains_and_how_fast(run, usual):
     "In a step what is named moves by its own rate, and all else stays."
     *_, one = [n for n in usual.names if usual.weights[n].dim() > 1]
@@ -125,6 +127,7 @@ def test_what_trains_and_how_fast(run, usual):
     for n, v in after["fast"].items(): assert n in (one, other) or torch.equal(v, after["still"][n]), n
 
 
+@pytest.mark.engine
 def test_a_file_is_the_same_idea_and_stays_the_runs(run, usual, tmp_path):
     "In loader processes, too, and from a cache of frames; with another text it is another run."
     file = tmp_path / "my_idea.py"
@@ -161,6 +164,7 @@ def test_of_adapters_some_train(family, run):
     assert [r["loss"] for r in again.log] == [r["loss"] for r in first.log]
 
 
+@pytest.mark.engine
 def test_what_is_not_reached_ends_the_run(run, monkeypatch):
     "A reader that ignores the hook, as an example; and what is no loss."
     def ignore(self, sample): return sample
@@ -175,6 +179,7 @@ def test_what_is_not_reached_ends_the_run(run, monkeypatch):
     with pytest.raises(InputError, match="matches no parameter"): run("typo", Hooks(trainable=["hed.*"]))
 
 
+@pytest.mark.engine
 def test_an_idea_that_fails_says_where(run):
     "In the training process and in a loader process."
     def torn(image, rng): raise ValueError("no mask")

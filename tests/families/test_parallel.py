@@ -45,12 +45,17 @@ def everything(family) -> dict:
     return more | {flag: True for can, flag in LEVERS.items() if can in family.capabilities}
 
 
+def still(family) -> dict: return dict(dropout=0.0) if "dropout" in family.capabilities else {}
+
+
+def all_of_it(family) -> dict:
+    return still(family) | WATCHED | {f: True for f, v in family.flags.items() if v is False}
+
+
 @pytest.fixture(scope="package")
-def runs(family, tmp_path_factory) -> Path:
-    "A folder with a folder for every run."
+def run(family, tmp_path_factory):
+    "Trains into a folder of a name, beside the others."
     folder = tmp_path_factory.mktemp("parallel")
-    still = dict(dropout=0.0) if "dropout" in family.capabilities else {}
-    all_of_it = still | WATCHED | {f: True for f, v in family.flags.items() if v is False}
 
     def run(name: str, processes: int, start: str | None = None, double: bool = True, **more):
         output = folder / name
@@ -60,17 +65,26 @@ def runs(family, tmp_path_factory) -> Path:
         words = [HERE / "train.py", *["--double"] * double, *config.to_flags()]
         done = python(*words, processes=processes)
         assert done.returncode == 0, done.stderr[-4000:]
+        return folder
 
-    run("one", 1, **all_of_it)
-    run("ddp", 2, **all_of_it)
-    run("fsdp2", 2, **all_of_it, parallel="fsdp2")
-    run("again", 2, "fsdp2/checkpoint-1", **all_of_it, parallel="fsdp2")
-    run("back", 1, "fsdp2/checkpoint-1", **all_of_it)
-    run("hsdp", 4, "one/checkpoint-1", **all_of_it, parallel="hsdp", shard_group=2)
-    mixed = still | everything(family)
-    run("mixed ddp", 2, double=False, **mixed)
-    run("mixed fsdp2", 2, double=False, **mixed, parallel="fsdp2")
-    return folder
+    return run
+
+
+@pytest.fixture(scope="package")
+def runs(family, run) -> Path:
+    "A folder with a folder for every run: in one process, in two, in shards, from shards."
+    asked = all_of_it(family)
+    run("one", 1, **asked)
+    run("ddp", 2, **asked)
+    run("fsdp2", 2, **asked, parallel="fsdp2")
+    run("again", 2, "fsdp2/checkpoint-1", **asked, parallel="fsdp2")
+    return run("back", 1, "fsdp2/checkpoint-1", **asked)
+
+
+@pytest.fixture(scope="package")
+def hsdp(family, run, runs) -> Path:
+    "Two copies of a model in two shards each."
+    return run("hsdp", 4, "one/checkpoint-1", **all_of_it(family), parallel="hsdp", shard_group=2)
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -106,28 +120,42 @@ def assert_same_weights(a: Path, b: Path, within: float):
     assert max(off.values()) <= within, max(off, key=off.get)
 
 
-@pytest.mark.parametrize("run", ["ddp", "fsdp2", "back", "hsdp"])
-def test_any_way_trains_as_one_process(runs, run):
+@pytest.mark.parametrize("way", ["ddp", "fsdp2", "back"])
+def test_any_way_trains_as_one_process(runs, way): trained_as_one(runs, way)
+
+
+@pytest.mark.engine
+def test_copies_of_shards_train_as_one_process(hsdp): trained_as_one(hsdp, "hsdp")
+
+
+def trained_as_one(runs: Path, way: str):
     "In float64: losses within 1e-6, weights within 1e-9, each in its own scale."
-    one, other = losses(runs / "one"), losses(runs / run)
-    assert {v.dtype for v in weights(runs / run).values()} == {torch.float64}
-    assert set(other) == set(range(1 if run in ("ddp", "fsdp2") else 2, STEPS + 1))
+    one, other = losses(runs / "one"), losses(runs / way)
+    assert {v.dtype for v in weights(runs / way).values()} == {torch.float64}
+    assert set(other) == set(range(1 if way in ("ddp", "fsdp2") else 2, STEPS + 1))
     for step, loss in other.items(): assert abs(loss - one[step]) <= 1e-6 * one[step], step
-    assert_same_weights(runs / "one", runs / run, 1e-9)
+    assert_same_weights(runs / "one", runs / way, 1e-9)
 
 
-@pytest.mark.parametrize("run", ["ddp", "fsdp2", "again", "back", "hsdp"])
-def test_any_way_validates_and_averages_as_one_process(runs, run):
+@pytest.mark.parametrize("way", ["ddp", "fsdp2", "again", "back"])
+def test_any_way_validates_and_averages_as_one_process(runs, way): judged_as_one(runs, way)
+
+
+@pytest.mark.engine
+def test_copies_of_shards_are_judged_as_one_process(hsdp): judged_as_one(hsdp, "hsdp")
+
+
+def judged_as_one(runs: Path, way: str):
     "What is asked of shards while they train, and their averages in float32: within 1e-6."
-    one, other = (read_jsonl(runs / name / "validation.jsonl") for name in ("one", run))
+    one, other = (read_jsonl(runs / name / "validation.jsonl") for name in ("one", way))
     assert other[-1]["step"] == STEPS
     for who in ("val", "ema", "hold"):
         errors = [rows[-1][who]["error"] for rows in (one, other)]
         assert abs(errors[0] - errors[1]) <= 1e-6 * errors[0], who
-    kept, also = (averages(runs / name) for name in ("one", run))
+    kept, also = (averages(runs / name) for name in ("one", way))
     assert set(kept) == set(also)
     for n, v in kept.items(): assert (v - also[n]).abs().max() <= 1e-6 * v.abs().max().clamp(min=1), n
-    assert_same_weights(runs / "one/ema", runs / run / "ema", 1e-6)
+    assert_same_weights(runs / "one/ema", runs / way / "ema", 1e-6)
 
 
 def test_a_resumed_run_in_shards_is_the_run_to_the_bit(runs):
@@ -148,8 +176,11 @@ def test_every_checkpoint_is_whole(runs, family):
         assert_same_weights(runs / "ddp" / name, here, 1e-9)
         loaded = family.load_model(here).state_dict()
         for key, value in weights(here).items(): assert torch.equal(loaded[key], value), key
-    for folder in (runs / "fsdp2", runs / "fsdp2/checkpoint-1", runs / "hsdp/checkpoint-2"):
-        Gr00tPolicy(TAG, folder, device="cpu")
+    for folder in (runs / "fsdp2", runs / "fsdp2/checkpoint-1"): Gr00tPolicy(TAG, folder, device="cpu")
+
+
+@pytest.mark.engine
+def test_a_checkpoint_of_copies_answers(hsdp): Gr00tPolicy(TAG, hsdp / "hsdp/checkpoint-2", device="cpu")
 
 
 def test_shards_are_shards(runs):
@@ -184,10 +215,14 @@ def test_a_step_that_is_left_out_leaves_shards_alone(tmp_path):
     assert [r["step"] for r in read_jsonl(tmp_path / "run" / FAULTS)] == [2]
 
 
-def test_what_else_a_run_can_be_asked_for(runs, family):
+@pytest.mark.engine
+def test_what_else_a_run_can_be_asked_for(run, family):
     """Adapters, single rows, parts of batches and bfloat16 give the numbers of DDP. After the first
     step bfloat16 rounds the last bit of a sum to its own: losses agree to its width, weights in the
     mean to a fiftieth of what a step moves them."""
+    mixed = still(family) | everything(family)
+    run("mixed ddp", 2, double=False, **mixed)
+    runs = run("mixed fsdp2", 2, double=False, **mixed, parallel="fsdp2")
     a, b = losses(runs / "mixed ddp"), losses(runs / "mixed fsdp2")
     assert set(a) == set(b) == {1, 2}
     for step, within in ((1, 1e-5), (2, 2**-9)): assert abs(a[step] - b[step]) <= within * a[step], step

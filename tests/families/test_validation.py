@@ -115,6 +115,7 @@ def test_a_run_that_is_watched_is_the_run_to_the_bit(config, watched):
     assert watched.best == best_checkpoint(folder) == folder / f"checkpoint-{least}"
 
 
+@pytest.mark.engine
 def test_averages_are_those_of_the_weights(base, watched):
     "By hand, from the weights of each step; only what trains is kept, in float32."
     start = weights(base)
@@ -150,6 +151,7 @@ def test_what_is_said_while_training_is_true_of_the_checkpoint(family, with_all,
     assert last["val"]["error"] != last["ema"]["error"]
 
 
+@pytest.mark.engine
 def test_a_resumed_run_knows_what_the_whole_one_knew(family, with_all):
     "Averages, validations and marks, with adapters; from the first checkpoint on."
     config, folder = with_all.prepared.config, with_all.output_dir
@@ -166,6 +168,7 @@ def test_a_resumed_run_knows_what_the_whole_one_knew(family, with_all):
     assert (folder / "ema/model.safetensors").read_bytes() == expected[2]
 
 
+@pytest.mark.engine
 def test_a_run_ends_when_nothing_improves_and_keeps_the_best(config, capfd):
     "With a learning rate that changes nothing; more patience takes it further."
     options = dict(eval_steps=1, early_stopping_patience=2, save_total_limit=1)
@@ -210,6 +213,7 @@ def past_it(family, base, tmp_path_factory) -> FinetuneResult:
     with broken(), pytest.warns(UserWarning): return finetune(config)
 
 
+@pytest.mark.engine
 def test_a_sample_that_is_no_number_stops_the_run_before_it_is_learned(family, config, past_it):
     "The sentence names it, the newest checkpoint is whole, and the run can go on past it."
     config = replace(config, **without_dropout(family))
@@ -244,6 +248,7 @@ def one_of(rank: int, port: int, config: FinetuneConfig):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.engine
 @pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which CUDA does not survive")
 def test_two_processes_find_what_one_finds(past_it, tmp_path):
     "They share the questions, leave the same step out, and name the same sample."
