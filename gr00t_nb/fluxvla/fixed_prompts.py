@@ -24,7 +24,7 @@ def fluxvla_prompt(
     "The prompt of a sample, with room for its images."
     said = chat_text(task, images, images_first=True, answer=add_assistant_stub)
     marks = "".join(f"<image-{k}>" for k in range(1, images + 1))
-    if task_first: said = said.replace(f"{marks}{task}", f"{task}\n{marks}")
+    if task_first and task: said = said.replace(f"{marks}{task}", f"{task}\n{marks}")
     if not add_system: said = said[said.index("<|im_start|>user"):]
     return "<|endoftext|>" * ends + expand_images(said, [tokens] * images)
 

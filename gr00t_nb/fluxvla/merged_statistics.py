@@ -24,7 +24,7 @@ def episode_entries(
     ds: LeRobotDataset,
     key: str,  # column
 ) -> list[dict[str, np.ndarray]]:  # of each episode: mean, std, min, max, perhaps count, q01, q99
-    "What the files of a data set say of a column, an episode at a time; excluded ones are left out."
+    "What the files of a data set say of a column, an episode at a time."
     file, whole = ds.path / "meta/episodes_stats.jsonl", ds.path / "meta/stats.json"
     if file.is_file():
         kept = {e.index for e in ds.episodes}
@@ -59,8 +59,8 @@ def fluxvla_entries(
     if dim: parts = [_repeated(p, dim) for p in parts]
     names = ("mean", "std", "min", "max")
     mean, std, low, high = (np.stack([p[n] for p in parts]) for n in names)
-    known = {q: all(q in p for p in parts) for q in ("q01", "q99")}
-    quantiles = {q: np.stack([p[q] for p in parts]) if there else None for q, there in known.items()}
+    there = {q: all(q in p for p in parts) for q in ("q01", "q99")}
+    quantiles = {q: np.stack([p[q] for p in parts]) if there[q] else None for q in there}
     merged = dict(min=low.min(0), max=high.max(0))
     if all("count" in p for p in parts):
         counts = np.array([p["count"][0] for p in parts])[:, None]
@@ -90,7 +90,8 @@ def right_entries(
     for ds in datasets:
         for e in range(len(ds)): summary.add(_rows(ds, e, key))
     if summary.moments is None:
-        raise InputError(f"There are no rows of '{key}' to take statistics of in {datasets[0].path}.")
+        empty = f"There are no rows of '{key}' in {datasets[0].path}"
+        raise InputError(f"{empty}: there is nothing to take statistics of.")
     found = summary.result()
     return {name: np.asarray(found[name], np.float64) for name in ENTRIES}
 
@@ -143,7 +144,7 @@ def robot_statistics(
     config: dict[str, ModalityConfig],  # modality configuration
     fluxvla_statistics: bool = False,  # FluxVLA's numbers, not the right ones
 ) -> dict[str, dict[str, dict[str, list]]]:  # kind -> group -> entry -> (D,)
-    "Statistics of a robot by group, as of `embodiment_statistics`; an entry that is not known is absent."
+    "Statistics by group, as of `embodiment_statistics`; an entry that is not known is absent."
     first, kept, out = datasets[0], {}, {}
     for kind in ("state", "action"):
         groups = first.groups(kind, config[kind].modality_keys)
@@ -171,12 +172,13 @@ def read_fluxvla_statistics(
     file: str | Path,  # dataset_statistics.json, or the folder it lies in
     statistic_name: str | None = None,  # None: the only one
 ) -> dict[str, dict[str, list | None]]:  # proprio, action, ... -> entry -> (D,)
-    "Reads FluxVLA's file of statistics. `InputError` where the name is not in it, or an entry does not fit."
+    "Reads FluxVLA's file of statistics. `InputError` where a name or an entry is not in it."
     file = Path(file)
     if file.is_dir(): file = file / "dataset_statistics.json"
     said = read_json(file)
-    name = statistic_name or (next(iter(said)) if isinstance(said, dict) and len(said) == 1 else None)
-    if not isinstance(said, dict) or name not in said:
+    if not isinstance(said, dict): said = {}
+    name = statistic_name or (next(iter(said)) if len(said) == 1 else None)
+    if name not in said:
         asked = f"'{name}'" if name else "one set of statistics"
         has = f"{file} has {', '.join(said) or 'nothing'}: expected {asked} in it"
         raise InputError(f"{has}.{did_you_mean(name or '', said)}")
@@ -185,8 +187,9 @@ def read_fluxvla_statistics(
 
 
 def _check_entries(file: Path, key: str, entries):
-    "`InputError` unless an entry has mean, std, min and max of one width, and quantiles of it or null."
-    usable = isinstance(entries, dict) and all(isinstance(entries.get(k), list) for k in ENTRIES[:4])
+    "`InputError` unless an entry has mean, std, min and max of one width."
+    entries = entries if isinstance(entries, dict) else {}
+    usable = all(isinstance(entries.get(k), list) for k in ENTRIES[:4])
     sizes = {len(v) for v in entries.values() if isinstance(v, list)} if usable else set()
     if len(sizes) == 1: return
     raise InputError(

@@ -97,7 +97,7 @@ def _without_actions(source: DataSource) -> DataSource:
 
 
 class WindowOrder:
-    "From a sample's position to (source, episode, step), over all rows; rows without use are replaced."
+    "From a sample's position to (source, episode, step), over all rows that can be asked."
 
     def __init__(self,
         sources: Sequence[DataSource],
