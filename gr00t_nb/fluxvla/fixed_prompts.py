@@ -9,7 +9,7 @@ __all__ = ['fluxvla_prompt', 'check_prompt', 'fixed_ids', 'prompt_labels', 'parq
 import numpy as np
 
 from ..errors import InputError
-from ..processing.prompts import IMAGE_TOKEN, PromptEncoder, chat_text, expand_images
+from ..processing.prompts import PromptEncoder, chat_text, expand_images
 
 # %% ../../nbs/fluxvla/40_fixed_prompts.ipynb #4af659a0
 def fluxvla_prompt(

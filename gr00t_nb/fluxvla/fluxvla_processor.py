@@ -54,7 +54,7 @@ class FluxvlaRobot:
                 " checkpoint's constants."
             )
 
-# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #b7642c88
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #c6ffbe68
 def fluxvla_robots(
     said: Mapping[str, Mapping | FluxvlaRobot],  # tag value -> fields, as a file has them
 ) -> dict[str, FluxvlaRobot]:
@@ -70,7 +70,7 @@ def fluxvla_robots(
         out[tag] = FluxvlaRobot(**values)
     return out
 
-# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #69e878e5
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #82cc66d4
 class FluxvlaStateAction(StateActionProcessor):
     "Scales states and actions by FluxVLA's rules."
     robots: Mapping[str, FluxvlaRobot] = {}  # by tag value
@@ -108,7 +108,7 @@ class FluxvlaStateAction(StateActionProcessor):
     def unscaled(self, y: np.ndarray, embodiment: str, modality: str, group: str) -> np.ndarray:
         return unscale_numbers(y, *self.rule(embodiment, modality, group))
 
-# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #c80eb345
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #80134f26
 _SETTINGS = dict(
     shortest_image_edge=224,
     crop_fraction=1.0,
@@ -147,7 +147,7 @@ class FluxvlaProcessor(Gr00tProcessor):
         super()._remake()
         self.robots = self.state_action.robots = fluxvla_robots(self.settings["robots"])
 
-# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #773f8c88
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #dd4e7169
 @patch(cls_method=True)
 def around(cls: FluxvlaProcessor,
     base: Gr00tProcessor,  # of the model that is to be trained
@@ -182,7 +182,7 @@ def window_options(self: FluxvlaProcessor, embodiment: str) -> dict[str, bool]:
     robot = self.robot(embodiment)
     return dict(use_delta=robot.use_delta, fluxvla=robot.fluxvla)
 
-# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #7531d611
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #d603a3e9
 @patch
 def prepare(self: FluxvlaProcessor,
     frames: np.ndarray,  # (n, H, W, 3) uint8, as decoded
@@ -209,7 +209,7 @@ def images(self: FluxvlaProcessor,
     in_threads(one, jobs, threads)
     return [[out[i * count + k] for k in range(count)] for i in range(len(steps))]
 
-# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #87319c41
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #486b2098
 @patch
 def state(self: FluxvlaProcessor,
     steps: Sequence[Mapping],  # with 'state.<group>': (T, D)
@@ -237,7 +237,7 @@ def action(self: FluxvlaProcessor,
     mask[:, :size] = steps_count[..., None] * (np.arange(mask.shape[-1]) < counted)
     return out, mask
 
-# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #30f5644f
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #b94668c8
 @patch
 def many(
     self: FluxvlaProcessor, steps: Sequence[Mapping], embodiment: str, *rest, **kwargs
@@ -267,7 +267,7 @@ def _told(text: str) -> str:
     "The instruction in a prompt."
     return text.split("<|im_end|>")[-2].rsplit(">", 1)[-1]
 
-# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #4d307010
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #0943f5e2
 @patch
 def collate(self: FluxvlaProcessor,
     samples: Sequence[dict],  # from `processor(step, ...)`; all with actions or none
@@ -302,7 +302,7 @@ def _float_pixels(samples: Sequence[dict]) -> torch.Tensor:  # [n, 3, S, S]
     each = [s.get("constants", np.repeat(_OWN, len(s["images"]), 0)) for s in samples]
     return torch.from_numpy(normalize_pixels(images, np.concatenate(each)))
 
-# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #e56fb0c0
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #cfcc895f
 @patch
 def decode_action(self: FluxvlaProcessor,
     action_pred,  # [B, H, D] normalized, as the model puts it out
@@ -315,7 +315,7 @@ def decode_action(self: FluxvlaProcessor,
     last = list(groups)[-1]
     return groups | {last: libero_gripper(groups[last])}
 
-# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #daa3bb13
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #7f26c50a
 @patch
 def save_pretrained(self: FluxvlaProcessor,
     path: str | Path,  # folder, made if there is none

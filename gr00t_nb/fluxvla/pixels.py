@@ -53,7 +53,7 @@ def pixel_constants(
     both = [np.broadcast_to(np.asarray(t, np.float32), (images, 3)) for t in (means, stds)]
     return np.stack(both, 1)
 
-# %% ../../nbs/fluxvla/30_pixels.ipynb #8d1b2fa5
+# %% ../../nbs/fluxvla/30_pixels.ipynb #8adfdb1e
 def normalize_pixels(
     images: np.ndarray,  # (n, h, w, 3) uint8
     constants: np.ndarray,  # (n, 2, 3), as of `pixel_constants`

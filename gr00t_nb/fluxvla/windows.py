@@ -40,7 +40,7 @@ class WindowRule:
             " least one action, and a first row that is not before now."
         )
 
-# %% ../../nbs/fluxvla/00_windows.ipynb #b995a291
+# %% ../../nbs/fluxvla/00_windows.ipynb #69a3056b
 def window_rule(
     action: ModalityConfig,  # of the robot's modality configuration
     use_delta: bool = False,  # each action minus the row before it
@@ -55,7 +55,7 @@ def window_rule(
         )
     return WindowRule(len(offsets), offsets[0], use_delta, fluxvla)
 
-# %% ../../nbs/fluxvla/00_windows.ipynb #f7435389
+# %% ../../nbs/fluxvla/00_windows.ipynb #55ce6bc1
 def askable(
     kinds: np.ndarray,  # int8 (L,), of the rows of one episode
 ) -> np.ndarray:  # bool (L,)
@@ -63,7 +63,7 @@ def askable(
     following = np.append(kinds[1:], EMPTY)
     return following == USABLE
 
-# %% ../../nbs/fluxvla/00_windows.ipynb #654c70e8
+# %% ../../nbs/fluxvla/00_windows.ipynb #0ec6578a
 def window_rows(
     kinds: np.ndarray,  # int8 (L,), of the rows of one episode
     row: int,  # now
@@ -75,7 +75,7 @@ def window_rows(
     ahead = ahead[:ends[0]] if len(ends) else ahead
     return ahead[kinds[ahead] == USABLE][:rule.size]
 
-# %% ../../nbs/fluxvla/00_windows.ipynb #ddd5c247
+# %% ../../nbs/fluxvla/00_windows.ipynb #b326e9e0
 def action_window(
     values: np.ndarray,  # (L, D), of the rows of one episode
     kinds: np.ndarray,  # int8 (L,)
