@@ -135,6 +135,12 @@ class FluxvlaProcessor(Gr00tProcessor):
         kwargs.setdefault("processor_class", "FluxvlaProcessor")
         said = dict(robots={tag: asdict(r) for tag, r in robots.items()})
         super().__init__(modality_configs, statistics, *rest, **_SETTINGS | kwargs | said)
+        for name in ("random_rotation_angle", "color_jitter_params", "extra_augmentation_config"):
+            if self.settings.get(name):
+                raise InputError(
+                    f"{name} is {self.settings[name]!r}: samples of FluxVLA are not augmented; leave it"
+                    " out, or train with the checkpoint's own processor."
+                )
         rows = self.settings["max_num_embodiments"]
         for tag, row in self.embodiment_ids.items():
             if not 0 <= row < rows:
