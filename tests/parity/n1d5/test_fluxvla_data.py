@@ -393,6 +393,11 @@ def samples_of(tensors: dict) -> dict[str, dict]:
     return out
 
 
+def told_sizes(arrays: dict) -> dict:
+    "Row of the model's table and length of prompts, as a sample has them."
+    return dict(ids=int(arrays["embodiment_ids"].ravel()[0]), max_len=len(arrays["lang_tokens"]))
+
+
 def test_samples(bundle, root, encoder):
     told = read_json(bundle(f"{DATA}/samples.json"))
     stored = samples_of(stored_tensors(bundle(f"{DATA}/samples.safetensors")))
@@ -401,10 +406,10 @@ def test_samples(bundle, root, encoder):
     libero = Rows(paths_of(root, "single_action"), CAMERAS[:2], "action", size=10, start=0)
     for name, arrays in stored.items():
         form, index = name.rsplit(".", 1)
-        if form in ROBOTS: rows, robot, how, start = aloha, ROBOTS[form], {}, 1
-        else: rows, robot, how, start = libero, dict(norm_type="quantile"), dict(ids=2, max_len=600), 0
+        if form in ROBOTS: rows, robot, start = aloha, ROBOTS[form], 1
+        else: rows, robot, start = libero, dict(norm_type="quantile"), 0
         size = len(arrays["action_masks"])
-        processor = processor_of(encoder, rows, robot, size, **how)
+        processor = processor_of(encoder, rows, robot, size, **told_sizes(arrays))
         check_sample(processor, rows, int(index), arrays, told[name], size, start)
 
 
@@ -501,8 +506,8 @@ def test_real_samples(bundle, gr1, encoder):
     folder = bundle(f"{DATA}/real_gr1_v21")
     told = read_json(folder / "samples.json")
     stored = samples_of(stored_tensors(folder / "samples.safetensors"))
-    sizes = dict(ids=24, max_len=330, max_action_dim=64)
     for name, arrays in stored.items():
         mode, index = name.split(".")
+        sizes = told_sizes(arrays) | dict(max_action_dim=64)
         processor = processor_of(encoder, gr1, dict(norm_type=mode), 16, **sizes)
         check_sample(processor, gr1, int(index), arrays, told[name], 16, 0)
