@@ -144,6 +144,14 @@ def load_model(
 
 # %% ../../nbs/families/00_family.ipynb #bc145543
 @patch
+def processor_of(
+    self: Family,
+    folder: str | Path,  # checkpoint
+) -> type:
+    "The class of the processor that a checkpoint holds."
+    return self.processor_class
+
+@patch
 def load_processor(
     self: Family,
     folder: str | Path,  # checkpoint
@@ -152,7 +160,8 @@ def load_processor(
 ):
     "The processor of a checkpoint, with its tokenizer; `InputError` where there is none."
     if isinstance(tokenizer, (str, Path)): tokenizer = load_tokenizer(tokenizer)
-    processor = self.processor_class.from_pretrained(folder, tokenizer=tokenizer, **changes)
+    kind = self.processor_of(folder)
+    processor = kind.from_pretrained(folder, tokenizer=tokenizer, **changes)
     if processor.tokenizer is None:
         raise InputError(
             f"{folder} holds no tokenizer/ folder: give one with --tokenizer-path, a folder with"

@@ -20,6 +20,7 @@ from .n1d5 import N1D5_PARTS, Gr00tN1d5
 from .n1d5_config import Gr00tN1d5Config
 from .n1d6_family import TINY_SENTENCES
 from ..files import read_json, write_json
+from ..fluxvla.fluxvla_processor import FluxvlaProcessor
 from ..model.flow import draw_flow as flow_draws
 from ..model.flow import whole_flow_time
 from ..model.per_embodiment import train_embodiment_rows
@@ -271,6 +272,22 @@ def save_outline(self: Gr00tN1d5Family, folder: str | Path):
     write_json(Path(folder) / "eagle_config.json", eagle)
     side = eagle["vision_config"]["image_size"]
     _new(config, train_tokenizer(TINY_SENTENCES), side).save_pretrained(folder)
+
+# %% ../../nbs/families/60_n1d5_family.ipynb #54d5dfb0
+@patch
+def processor_of(self: Gr00tN1d5Family, folder: str | Path) -> type:
+    "The class of the processor that a checkpoint holds: N1.5's own, or FluxVLA's."
+    file = processor_folder(folder) / "processor_config.json"
+    named = read_json(file).get("processor_class") if file.exists() else None
+    known = FluxvlaProcessor, self.processor_class
+    return next((c for c in known if c.__name__ == named), self.processor_class)
+
+@patch
+def save(self: Gr00tN1d5Family, folder: str | Path, model: nn.Module, processor):
+    "Write a checkpoint: model and processor, in the official layout, whichever processor it is."
+    Family.save(self, folder, model, processor)
+    if isinstance(processor, Gr00tN1d5Processor): return  # it has written what it knew of robots
+    write_json(Path(folder) / METADATA, {t: _entry(t, s, {}) for t, s in processor.statistics.items()})
 
 # %% ../../nbs/families/60_n1d5_family.ipynb #d6ebec2f
 _N1D5_USE = [
