@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import InputError, did_you_mean
+from ..errors import InputError
 from ..families.family import Family
 from .registry import family_of
 from ..files import read_json, replacing, write_json

@@ -202,7 +202,7 @@ def _forking() -> str | None:
     said = multiprocessing.get_start_method(allow_none=True)
     return "fork" if said is None and sys.platform == "linux" else None
 
-
+# %% ../../nbs/engine/20_trainer.ipynb #0e4bccd4
 @patch
 def get_train_dataloader(self: Gr00tTrainer) -> DataLoader:
     "Batches of this process, from `start_step` on."

@@ -92,7 +92,20 @@ def merged(
         out[key] = value
     return out
 
+# %% ../../nbs/fluxvla/60_config_file.ipynb #bb2d34b7
+def _read_line(file: _File, line: ast.stmt):
+    "An assignment is kept; what has no value (imports, words about the file) is passed over."
+    match line:
+        case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()) | ast.Pass(): return
+        case ast.Assign(): targets, value = line.targets, line.value
+        case ast.AnnAssign(value=ast.expr()): targets, value = [line.target], line.value
+        case _: raise file.refused(line)
+    found = file.value(value)
+    for target in targets:
+        if not isinstance(target, ast.Name): raise file.refused(line)
+        file.known[target.id] = found
 
+# %% ../../nbs/fluxvla/60_config_file.ipynb #72c8eb46
 def read_config_file(
     path: str | Path,  # a FluxVLA configuration, *.py
     _inside: tuple = (),  # the files that name this one as their base
@@ -111,19 +124,6 @@ def read_config_file(
     for base in [bases] if isinstance(bases, str) else bases:
         config = merged(config, read_config_file(path.parent / base, (*_inside, path.resolve())))
     return merged(config, {k: v for k, v in file.known.items() if k[0] != "_"})
-
-# %% ../../nbs/fluxvla/60_config_file.ipynb #bb2d34b7
-def _read_line(file: _File, line: ast.stmt):
-    "An assignment is kept; what has no value (imports, words about the file) is passed over."
-    match line:
-        case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()) | ast.Pass(): return
-        case ast.Assign(): targets, value = line.targets, line.value
-        case ast.AnnAssign(value=ast.expr()): targets, value = [line.target], line.value
-        case _: raise file.refused(line)
-    found = file.value(value)
-    for target in targets:
-        if not isinstance(target, ast.Name): raise file.refused(line)
-        file.known[target.id] = found
 
 # %% ../../nbs/fluxvla/60_config_file.ipynb #cdd466fc
 _WORDS = {"none": None, "true": True, "false": False}
