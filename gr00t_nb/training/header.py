@@ -36,7 +36,7 @@ def _parts(prepared: Prepared, model: nn.Module) -> list[str]:  # lines
     still = [said(p, n, n) for p, (n, t) in some.items() if not t]
     lines = [f"{_size(trains)} of {_size(whole)} parameters train: {', '.join(moving)}"]
     if still: lines.append(f"frozen: {', '.join(still)}")
-    return [piece.replace("_", " ") for line in lines for piece in wrap(line, 90)]
+    return [piece.replace("_", " ") for line in lines for piece in wrap(line, 75)]
 
 # %% ../../nbs/training/38_header.ipynb #98effdf5
 def _length(prepared: Prepared) -> str:

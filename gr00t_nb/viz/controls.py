@@ -145,7 +145,8 @@ def _make_more(self: EpisodeControls):
     "The stretch that is drawn, and what is asked for less often."
     of, tip = widgets.Layout, "seconds that the traces show; or drag over a trace"
     limits = dict(min=0.0, max=1.0, step=0.05, continuous_update=False, readout_format=".1f")
-    self.span = field(widgets.FloatRangeSlider, "seconds", "330px", tip, **limits)
+    self.span = field(widgets.FloatRangeSlider, "seconds", "auto", tip, **limits)
+    self.span.layout.flex = "1 1 200px"
     self.whole = press("whole", "arrows-h", "the whole episode again; or double-click a trace")
     tip = "joints that are drawn: Ctrl-click or Shift-click for several"
     self.joints = widgets.SelectMultiple(rows=7, tooltip=tip, layout=of(width="270px"))
@@ -195,7 +196,11 @@ def _arrange(self: EpisodeControls):
     eyes = (self.pictures, self.seed) if self.eyes else ()
     if {*self.views} & {*self.ds.modality.get("mask", ())}: eyes += (self.masks,)
     marks = row(self.leave_out, self.because, self.save_list, self.list_said)
-    numbers = row(self.values, self.actions, self.group, self.spread, *eyes, self.span, self.whole)
+    stretch = widgets.HBox(
+        [self.span, self.whole],  # the button stays beside its slider, which gives way
+        layout=of(flex="1 1 350px", max_width="440px", min_width="0", align_items="center"),
+    )
+    numbers = row(self.values, self.actions, self.group, self.spread, *eyes, stretch)
     self.other_cameras.box.layout.display = "none"
     rows = [row(self.task, self.order, walk), film, self.other_cameras.box, self.time.row]
     rows += [self.motion.box, marks, numbers, self._more(), self.traces.box]
@@ -321,6 +326,7 @@ class PredictionControls:
         high = f"{28 + 44 * len(predictions.policies)}px"  # fixed, so that nothing below moves
         fixed = widgets.Layout(height=high, overflow="auto", width="99%")
         self.picture, self.facts = FigureView(theme), widgets.HTML(layout=fixed)
+        self.page = touch_layer("page", lambda said: self.time.key(said.get("key")))
         self._lay_out()
 
 # %% ../../nbs/viz/35_controls.ipynb #a55a4946
@@ -367,18 +373,19 @@ def _make_numbers(self: PredictionControls, wish):
     named = isinstance(wish, str) and wish in p.columns
     value = first if wish is None else wish if named else options[-1]
     chosen = dict(options=options, value=value)
-    self.which = field(widgets.Dropdown, "numbers", "190px", "which numbers are drawn", **chosen)
+    self.which = field(widgets.Dropdown, "numbers", "165px", "which numbers are drawn", **chosen)
     self.numbers = widgets.SelectMultiple(
         options=list(zip(p.names(), range(p.width))),
         rows=min(10, p.width), tooltip="Ctrl-click or Shift-click for several",
         layout=widgets.Layout(width="300px"),
     )
     tip, tick = "fit the panels to what is in the window", dict(value=False, indent=False)
-    self.zoom = field(widgets.Checkbox, "zoom", "90px", tip, **tick)
+    self.zoom = field(widgets.Checkbox, "zoom", "70px", tip, **tick)
+    self.zoom.layout.min_width = "0"
     tip, many, own = "answers, from different noise", p.samples, own_steps(p)
-    self.samples = _slider("samples", 1, max(16, many), many, "220px", tip)
+    self.samples = _slider("samples", 1, max(16, many), many, "205px", tip)
     tip, steps = "from noise to an answer", p.denoising_steps or own
-    self.euler_steps = _slider("Euler steps", 1, max(16, own), steps, "240px", tip)
+    self.euler_steps = _slider("Euler steps", 1, max(16, own), steps, "230px", tip)
     tick = dict(value=True, indent=False)
     self.shown = {n: field(widgets.Checkbox, n, "auto", "draw it", **tick) for n in p.policies}
 
@@ -434,6 +441,18 @@ def _touched(self: PredictionControls, said: dict, chosen):
     chosen(min(max(0, int(said["x"] * length)), length - 1))
 
 # %% ../../nbs/viz/35_controls.ipynb #e704d0f2
+_CAMERAS, _PICTURE = 264, 430  # pixels of the column of cameras, and of the narrowest picture beside it
+
+
+@patch(as_prop=True)
+def room(self: PredictionControls) -> int:  # pixels, in steps of 50
+    "How wide the picture is in the browser; 850 until the browser says it."
+    width = self.page.width if self.page is not None else 0
+    if not width: return 850
+    beside = width >= _CAMERAS + _PICTURE
+    return -(-(min(width, PAGE) - _CAMERAS * beside) // 50) * 50
+
+
 @patch
 def _lay_out(self: PredictionControls):
     "Where everything stands; at most as wide as a page."
@@ -453,16 +472,22 @@ def _lay_out(self: PredictionControls):
     for controls in self.of_views.values(): controls.layout.grid_area = "1 / 1"
     of_view = widgets.GridBox(list(self.of_views.values()), layout=of(width="100%"))
     right = [choice, self.picture.box, of_view, self.facts, pick]
-    cameras = widgets.VBox([self.cameras.box], layout=of(width="264px", flex="0 0 264px"))
-    moment = widgets.VBox(right, layout=of(flex="1 1 430px", min_width="0"))
-    question = row(self.episode, self.prompt, self.as_recorded)
+    wide, narrowest = f"{_CAMERAS}px", f"{_PICTURE}px"
+    cameras = widgets.VBox([self.cameras.box], layout=of(width=wide, flex=f"0 0 {wide}"))
+    moment = widgets.VBox(right, layout=of(flex=f"1 1 {narrowest}", min_width="0"))
+    told = widgets.HBox(
+        [self.prompt, self.as_recorded],  # stay together where it is narrow
+        layout=of(flex="1 1 340px", min_width="0", align_items="center"),
+    )
+    question = row(self.episode, told)
     stacked = of(width="100%", flex_flow="row wrap")  # the picture below the cameras where it is narrow
     middle = widgets.HBox([cameras, moment], layout=stacked)
     below = row(self.worst, self.next_worst, self.progress), self.strip_title, self.strip_box
     self.root = widgets.VBox(
-        [question, self.time.row, middle, *below, self.cells.box],
+        [question, self.time.row, middle, *below, self.cells.box, *filter(None, [self.page])],
         layout=of(width="100%", max_width=f"{PAGE}px", overflow="hidden"),
     )
+    self.root.add_class("gr00t-viewer")
 
 
 @patch(as_prop=True)

@@ -34,10 +34,11 @@ try: import ipywidgets as widgets
 except ImportError: widgets = None  # the viewer is its static twin then
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #52078610
-def _live_page(count: int) -> tuple[Plot, list[Axes]]:
-    "Panels for the right half of the viewer, as high in every view."
-    size = dict(columns=min(4, count), width=8.7, height=1.75 if count > 4 else 2.4)
-    fig, axes = panels(count, xlabel="seconds from now", **size)
+def _live_page(count: int, room: int) -> tuple[Plot, list[Axes]]:
+    "Panels for the right half of the viewer, as high in every view; two in a row where it is narrow."
+    columns = 4 if room >= 640 else 2
+    size = dict(width=room / 100, height=1.75 if count > columns else 2.4)
+    fig, axes = panels(count, min(columns, count), xlabel="seconds from now", **size)
     fig.set_dpi(100)
     return fig, axes
 
@@ -45,19 +46,19 @@ def _live_page(count: int) -> tuple[Plot, list[Axes]]:
 @styled
 def _fan_page(
     predictions: Predictions, dims: Sequence[int], zoom: bool, moment: tuple, answers: dict,
-    reached, as_recorded: dict | None = None
+    reached, as_recorded: dict | None = None, room: int = 850
 ) -> Figure:
     """A figure with its fan as `fan`, the policies that its legend names as `named`.
 
     The answer to the recorded sentence has a place in the legend before another one is asked, so
     that asking moves nothing.
     """
-    fig, axes = _live_page(len(dims))
+    fig, axes = _live_page(len(dims), room)
     fig.fan, fig.named = Fan(axes, predictions, dims, zoom), list(answers)
     if reached is not None: fig.fan.reached = reached
     # the layout has to know how wide the numbers at the axes are
     fig.fan.show(*moment, answers, as_recorded or answers)
-    legend(fig, axes[0])
+    legend(fig, axes[0], 6 if room >= 640 else 2)
     fig.asked = as_recorded is not None
     key = fig.legends[0]
     for text, line in zip(key.get_texts(), key.legend_handles):
@@ -68,19 +69,20 @@ def _fan_page(
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #70c1de01
 @styled
 def _point_page(
-    predictions: Predictions, name: str, moment: tuple, way: tuple, k: int, dims: Sequence[int]
+    predictions: Predictions, name: str, moment: tuple, way: tuple, k: int, dims: Sequence[int],
+    room: int = 850
 ) -> Figure:
     "One point of a denoising. All points share one range."
-    (fig, axes), (episode, step) = _live_page(len(dims)), moment
+    (fig, axes), (episode, step) = _live_page(len(dims), room), moment
     truth, offsets = predictions.truth(episode), predictions.offsets[name]
     time = offsets / (predictions.dataset.fps or 1)
     for ax, d in zip(axes, dims):
         draw_point(ax, *way, k, d, time, truth, step + offsets)
         values = np.concatenate([way[0][..., d].ravel(), truth[step : step + len(offsets), d]])
         low, high = np.nanmin(values), np.nanmax(values)
-        room = 0.05 * (high - low) + 1e-3
-        ax.set(title=predictions.names()[d], ylim=(low - room, high + room))
-    legend(fig, axes[0])
+        above = 0.05 * (high - low) + 1e-3
+        ax.set(title=predictions.names()[d], ylim=(low - above, high + above))
+    legend(fig, axes[0], 6 if room >= 640 else 2)
     return fig
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #131e89e4
@@ -121,7 +123,7 @@ class PredictionViewer(GetAttr, Viewer):
         self.at, self.asked, self.wish = (episode, step), None, dims  # asked: the prompt that was typed
         self.length, self.trouble = _length(self.predictions, episode)
         self.controls, self._quiet = None, False
-        self._fan, self._run, self._thread, self._peaks = None, 0, None, []
+        self._fan, self._room, self._run, self._thread, self._peaks = None, None, 0, None, []
         self.chosen = self._dims(dims)
         if widgets is None: return
         self.controls = PredictionControls(
@@ -265,6 +267,7 @@ def _connect(self: PredictionViewer):
     c.as_recorded.on_click(recorded)
     c.worst.on_click(lambda _: self.go_worst(0))
     c.next_worst.on_click(lambda _: self.go_worst(len(self._peaks)))
+    if c.page is not None: c.page.observe(lambda _: self._fit(), "width")
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #9f7aa48f
 @patch
@@ -360,7 +363,8 @@ def _draw_view(self: PredictionViewer, answers: dict):
     asked = recorded is not None
     if self._fan is None or (self._fan.named, self._fan.asked) != (list(answers), asked):
         reached = self._fan and self._fan.fan.reached
-        self._fan = _fan_page(p, self.chosen, c.zoom.value, self.at, answers, reached, recorded)
+        shown = p, self.chosen, c.zoom.value, self.at, answers
+        self._fan = _fan_page(*shown, reached, recorded, c.room)
     self._fan.fan.show(*self.at, answers, recorded)
     c.picture.show_png(*self._fan.fan.png())
 
@@ -403,7 +407,7 @@ def _denoising_page(self: PredictionViewer) -> Figure:
     if isinstance(way, str): raise InputError(way)
     c.point.max, k = len(way[1]), min(c.point.value, len(way[1]))
     c.point.description = euler_label(k, c.point.max)
-    return _point_page(p, c.of.value, self.at, way, k, self.chosen)
+    return _point_page(p, c.of.value, self.at, way, k, self.chosen, c.room)
 
 
 @patch
@@ -436,6 +440,14 @@ def _pick_numbers(self: PredictionViewer, numbers: tuple):
     if "as picked" in which.options: which.value = "as picked"
     self.chosen = list(numbers)
     self._remake()
+
+
+@patch
+def _fit(self: PredictionViewer):
+    "The page has another width."
+    if self.controls.room == self._room: return
+    self._room, self._fan = self.controls.room, None
+    self.draw()
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #019c7b42
 @patch
