@@ -71,12 +71,12 @@ def run_header(
     "What the run is made of, and what the check-up warns of."
     config, ds, given = prepared.config, prepared.dataset, (hooks or Hooks()).given
     held = f" ({len(prepared.val_episodes)} held out)" if prepared.val_episodes else ""
-    first, *more = _parts(prepared, model)
+    (first, *more), many = _parts(prepared, model), len(prepared.train_episodes)
     rows = [
         ("model", f"{prepared.family.name} from {config.base_model_path}, as {prepared.tag}"),
         ("", first),
         *(("", line) for line in more),
-        ("data", f"{len(prepared.train_episodes)} episodes of {ds.path}{held}"),
+        ("data", f"{many} episode{'s' * (many != 1)} of {ds.path}{held}"),
         ("machine", _machine(prepared, args)),
         ("memory", plan and f"{plan.peak / 1e9:.2f} GB planned{_room(plan)}"),
         ("idea", given and f"{', '.join(given)}{f' of {config.hooks}' if config.hooks else ''}"),

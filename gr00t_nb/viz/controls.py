@@ -323,11 +323,11 @@ class PredictionControls:
         views = predictions.views()
         room = 250, max(110, min(190, 480 // max(1, len(views))))
         self.cameras = CameraView(FrameStore(predictions.dataset, views, room))
-        high = f"{28 + 44 * len(predictions.policies)}px"  # fixed, so that nothing below moves
-        fixed = widgets.Layout(height=high, overflow="auto", width="99%")
+        fixed = widgets.Layout(overflow="auto", width="99%")
         self.picture, self.facts = FigureView(theme), widgets.HTML(layout=fixed)
         self.page = touch_layer("page", lambda said: self.time.key(said.get("key")))
         self._lay_out()
+        self.make_room()
 
 # %% ../../nbs/viz/35_controls.ipynb #a55a4946
 @patch
@@ -388,6 +388,7 @@ def _make_numbers(self: PredictionControls, wish):
     self.euler_steps = _slider("Euler steps", 1, max(16, own), steps, "230px", tip)
     tick = dict(value=True, indent=False)
     self.shown = {n: field(widgets.Checkbox, n, "auto", "draw it", **tick) for n in p.policies}
+    for box in self.shown.values(): box.layout.margin = "2px 12px 2px 2px"
 
 # %% ../../nbs/viz/35_controls.ipynb #35c0de19
 @patch
@@ -451,6 +452,13 @@ def room(self: PredictionControls) -> int:  # pixels, in steps of 50
     if not width: return 850
     beside = width >= _CAMERAS + _PICTURE
     return -(-(min(width, PAGE) - _CAMERAS * beside) // 50) * 50
+
+
+@patch
+def make_room(self: PredictionControls):
+    "Two lines for each policy, three where it is narrow: fixed, so that nothing below moves."
+    lines = 2 if self.room >= 640 else 3
+    self.facts.layout.height = f"{28 + 22 * lines * len(self.predictions.policies)}px"
 
 
 @patch

@@ -447,6 +447,7 @@ def _fit(self: PredictionViewer):
     "The page has another width."
     if self.controls.room == self._room: return
     self._room, self._fan = self.controls.room, None
+    self.controls.make_room()
     self.draw()
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #019c7b42
