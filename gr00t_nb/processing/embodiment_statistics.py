@@ -93,11 +93,10 @@ def _misfits(
         elsewhere = np.abs(x.mean(0) - mean) > 0.25 * std + 1e-4
         wrong = outside | (tiny & elsewhere) | (tiny.mean() > 0.5)
         for d in np.flatnonzero(wrong)[:1]:
-            names = dimension_names(ds.info["features"].get(c, {}))
-            name = names[d] if d < len(names) else f"dimension {d}"
+            names = dict(enumerate(dimension_names(ds.info["features"].get(c, {}))))
             said.append(
                 f"{ds.path / 'meta/stats.json'} does not fit the data in {wrong.sum()} of {len(wrong)}"
-                f" dimensions of '{c}': {name} goes from {x[:, d].min():.3g} to"
+                f" dimensions of '{c}': {names.get(d, f'dimension {d}')} goes from {x[:, d].min():.3g} to"
                 f" {x[:, d].max():.3g}, the file says {low[d]:.3g} to {high[d]:.3g}. {_USED}"
             )
     return said

@@ -6,11 +6,11 @@
 __all__ = ['PredictionViewer']
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #a2a4199e
-import html
 import textwrap
 import threading
 import time
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,11 @@ from ..data.lerobot import LeRobotDataset
 from ..errors import InputError
 from ..evaluation.predictions import HOLD, Predictions, error_peaks
 from ..evaluation.measures import chunk_error
+from ..plots.strip import strip_svg
 from ..plots.style import COLOURS, Plot, legend, panels, styled
 from .player import Viewer
 from .frame_store import note
-from .controls import PredictionControls, euler_label, own_steps, strip_svg
+from .controls import PredictionControls, euler_label, own_steps
 from .prediction_figures import POLICY_COLOURS, TOLD, Fan, action_spreads, draw_point
 from .prediction_figures import plot_denoising, scaled_errors
 from .prediction_figures import plot_path_3d, plot_prediction
@@ -69,8 +70,7 @@ def _fan_page(
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #70c1de01
 @styled
 def _point_page(
-    predictions: Predictions, name: str, moment: tuple, way: tuple, k: int, dims: Sequence[int],
-    room: int = 850
+    predictions: Predictions, name: str, moment: tuple, way: tuple, k: int, dims, room: int = 850
 ) -> Figure:
     "One point of a denoising. All points share one range."
     (fig, axes), (episode, step) = _live_page(len(dims), room), moment
@@ -123,12 +123,11 @@ class PredictionViewer(GetAttr, Viewer):
         self.at, self.asked, self.wish = (episode, step), None, dims  # asked: the prompt that was typed
         self.length, self.trouble = _length(self.predictions, episode)
         self.controls, self._quiet = None, False
-        self._fan, self._room, self._run, self._thread, self._peaks = None, None, 0, None, []
+        self._fan, self._run, self._thread, self._peaks = None, 0, None, []
         self.chosen = self._dims(dims)
         if widgets is None: return
-        self.controls = PredictionControls(
-            self.predictions, self.show, self.go, episode, dims, theme
-        )
+        begin = self.show, self.go, episode, dims, theme
+        self.controls = PredictionControls(self.predictions, *begin)
         self.root = self.controls.root
         self._connect()
         self.open(episode, step)
@@ -181,7 +180,7 @@ def _by_group(self: PredictionViewer, error: np.ndarray) -> str:
     for g, columns in p.columns.items():
         own = [d for d in range(p.width)[columns] if d in self.chosen and np.isfinite(error[d])]
         if own: said.append(f"{g} {error[own].mean():.3g}")
-    return html.escape(", ".join(said)) + " as recorded"
+    return escape(", ".join(said)) + " as recorded"
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #95bb6dd9
 @patch
@@ -217,16 +216,14 @@ def _fact(self: PredictionViewer, name: str, answer: np.ndarray, plain) -> str:
 def _facts(self: PredictionViewer, answers: dict) -> str:  # HTML
     "Error, spread, and what the prompt changed, by policy; and the error of holding the state."
     p, (episode, step) = self.predictions, self.at
-    plain = {} if self.asked is None else self._answers(None)
-    rows = []
+    plain, rows = {} if self.asked is None else self._answers(None), []
     for k, n in enumerate(p.policies):
         if (a := answers.get(n)) is None or isinstance(a, str): continue
         rows.append((POLICY_COLOURS[k % 6], n, self._fact(n, a, plain.get(n))))
     hold = scaled_errors(p, HOLD, episode, self.chosen)[step]
     if np.isfinite(hold): rows.append((COLOURS["grey"], HOLD, f"error {hold:.3g} spreads"))
     mark = '<span style="display:inline-block;margin-right:22px"><b class="gr00t-mark"'
-    escaped = html.escape
-    lines = [f'{mark} style="color:{c}">■</b> <b>{escaped(n)}</b> {t}</span>' for c, n, t in rows]
+    lines = [f'{mark} style="color:{c}">■</b> <b>{escape(n)}</b> {t}</span>' for c, n, t in rows]
     return f'<div style="line-height:1.5">{" ".join(lines)}</div>'
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #8c6625eb
@@ -267,7 +264,7 @@ def _connect(self: PredictionViewer):
     c.as_recorded.on_click(recorded)
     c.worst.on_click(lambda _: self.go_worst(0))
     c.next_worst.on_click(lambda _: self.go_worst(len(self._peaks)))
-    if c.page is not None: c.page.observe(lambda _: self._fit(), "width")
+    c.resized = lambda: self._remake()
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #9f7aa48f
 @patch
@@ -355,7 +352,7 @@ def draw(self: PredictionViewer):
 @patch
 def _draw_view(self: PredictionViewer, answers: dict):
     "The picture at the right."
-    c, p = self.controls, self.predictions
+    c, p, at = self.controls, self.predictions, self.at
     if c.view.value == "denoising": return c.picture.show(self._denoising_page(), [])
     if c.view.value == "path in space": return c.picture.show(self._path(title=" "), [])
     recorded = None if self.asked is None else self._answers(None)
@@ -363,8 +360,7 @@ def _draw_view(self: PredictionViewer, answers: dict):
     asked = recorded is not None
     if self._fan is None or (self._fan.named, self._fan.asked) != (list(answers), asked):
         reached = self._fan and self._fan.fan.reached
-        shown = p, self.chosen, c.zoom.value, self.at, answers
-        self._fan = _fan_page(*shown, reached, recorded, c.room)
+        self._fan = _fan_page(p, self.chosen, c.zoom.value, at, answers, reached, recorded, c.room)
     self._fan.fan.show(*self.at, answers, recorded)
     c.picture.show_png(*self._fan.fan.png())
 
@@ -440,15 +436,6 @@ def _pick_numbers(self: PredictionViewer, numbers: tuple):
     if "as picked" in which.options: which.value = "as picked"
     self.chosen = list(numbers)
     self._remake()
-
-
-@patch
-def _fit(self: PredictionViewer):
-    "The page has another width."
-    if self.controls.room == self._room: return
-    self._room, self._fan = self.controls.room, None
-    self.controls.make_room()
-    self.draw()
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #019c7b42
 @patch
