@@ -36,8 +36,8 @@ except ImportError: widgets = None  # the viewer is its static twin then
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #52078610
 def _live_page(count: int, room: int) -> tuple[Plot, list[Axes]]:
-    "Panels for the right half of the viewer, as high in every view; two in a row where it is narrow."
-    columns = 4 if room >= 640 else 2
+    "Panels for the right half of the viewer, as high in every view; fewer in a row where it is narrow."
+    columns = max(2, min(4, room // 200))
     size = dict(width=room / 100, height=1.75 if count > columns else 2.4)
     fig, axes = panels(count, min(columns, count), xlabel="seconds from now", **size)
     fig.set_dpi(100)
@@ -59,7 +59,7 @@ def _fan_page(
     if reached is not None: fig.fan.reached = reached
     # the layout has to know how wide the numbers at the axes are
     fig.fan.show(*moment, answers, as_recorded or answers)
-    legend(fig, axes[0], 6 if room >= 640 else 2)
+    legend(fig, axes[0], 6 if room >= 800 else 2)
     fig.asked = as_recorded is not None
     key = fig.legends[0]
     for text, line in zip(key.get_texts(), key.legend_handles):
@@ -82,7 +82,7 @@ def _point_page(
         low, high = np.nanmin(values), np.nanmax(values)
         above = 0.05 * (high - low) + 1e-3
         ax.set(title=predictions.names()[d], ylim=(low - above, high + above))
-    legend(fig, axes[0], 6 if room >= 640 else 2)
+    legend(fig, axes[0], 6 if room >= 800 else 2)
     return fig
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #131e89e4
