@@ -456,13 +456,23 @@ def test_the_harness_sees_what_it_must(lab, opened):
     with pytest.raises(AssertionError, match="pale"): is_readable(pale)
 
 
+def is_drawn_for_its_place(picture):
+    "The type of a figure is as large as it was drawn: the figure is hardly scaled."
+    scale = "i => i.clientWidth / i.naturalWidth"
+    wait_until(picture.page, lambda: 0.85 < picture.evaluate(scale) < 1.15, "drawn for its width")
+
+
+def stand_in_one_row(*parts):
+    "Their middles are at one height."
+    middles = [(b := part.bounding_box())["y"] + b["height"] / 2 for part in parts]
+    assert max(middles) - min(middles) < 6, middles
+
+
 def labels_stand_beside(viewer):
     "The label of a choice is in one row with its buttons."
-    middle = lambda part: (b := part.bounding_box())["y"] + b["height"] / 2
     choices = [c for c in viewer.locator(".gr00t-choice").all() if c.is_visible()]
     assert choices
-    for c in choices:
-        assert abs(middle(c.locator("label")) - middle(c.locator("button").first)) < 6
+    for c in choices: stand_in_one_row(c.locator("label"), c.locator("button").first)
 
 
 def look(nb: Notebook, viewer, name: str):
@@ -560,6 +570,8 @@ def test_episodes_are_watched(lab, opened):
     wait_until(nb.page, lambda: viewer.inner_text() != words, "another episode's words")
     settled(camera)
     assert places(viewer) == before  # no control has moved
+    seconds = viewer.locator(".widget-slider", has=nb.page.get_by_text("seconds", exact=True))
+    stand_in_one_row(seconds, viewer.get_by_role("button", name="whole"))
     look(nb, viewer, "10_look_at_your_data")
     assert not nb.faults()
 
@@ -631,12 +643,13 @@ def another_sentence(nb: Notebook, viewer, drawn: int):
 def denoising(nb: Notebook, viewer):
     "The slider says which Euler step it is at, and moves nothing but the picture."
     picture = viewer.locator("img.gr00t-figure").first
-    chunk, below = settled(picture), viewer.locator(".gr00t-strip")
-    before = below.bounding_box()
+    chunk, strip = settled(picture), viewer.locator(".gr00t-strip")
+    below = lambda: strip.bounding_box()["y"] - viewer.bounding_box()["y"]
+    before = below()
     labels_stand_beside(viewer)
     viewer.get_by_role("button", name="denoising", exact=True).click()
     wait_for_other(picture, chunk, seconds=60)
-    assert below.bounding_box() == before  # another view moves nothing below it
+    assert below() == before  # another view moves nothing below it
     words = re.compile(r"^Euler step \d+ of \d+$")
     slider = viewer.locator(".widget-slider", has=nb.page.get_by_text(words))
     at = lambda: int(re.search(r"\d+", slider.inner_text())[0])
@@ -650,6 +663,23 @@ def denoising(nb: Notebook, viewer):
     assert places(viewer) == before
     nb.shot("70_prediction_viewer-denoising")
     viewer.get_by_role("button", name="chunk", exact=True).click()
+
+
+def two_in_a_row(nb: Notebook, viewer):
+    "At 900 pixels panels stand in two columns, in type that can be read, in light and dark."
+    fan = viewer.locator("img.gr00t-figure").first
+    for width in (1280, 900):
+        nb.page.set_viewport_size(dict(WINDOW, width=width))
+        settled(fan)
+        is_drawn_for_its_place(fan)
+    told, undo = viewer.locator("input[type=text]").first, viewer.get_by_text("as recorded").first
+    stand_in_one_row(told, undo)
+    for theme in ("Dark", "Light"):
+        nb.theme(f"JupyterLab {theme}")
+        fits(viewer)
+        is_readable(viewer)
+        viewer.scroll_into_view_if_needed()
+        viewer.screenshot(path=SHOTS / f"70_prediction_viewer-900-{theme.lower()}.png")
 
 
 def stacked(nb: Notebook, viewer):
@@ -702,6 +732,7 @@ def test_predictions_are_looked_at(lab, shared_policy, opened):
     wait_until(nb.page, lambda: half(*re.findall(r"\d+", clock.inner_text())[-2:]), "half-way")
     denoising(nb, viewer)
     look(nb, viewer, "70_prediction_viewer")
+    two_in_a_row(nb, viewer)
     stacked(nb, viewer)
     assert not nb.faults()
 
@@ -734,4 +765,7 @@ def test_the_training_monitor(lab, opened):
     drag(viewer.locator(".widget-slider").first, 0.1)  # less smoothing: other curves
     wait_for_other(curves, before)
     look(nb, viewer, "80_monitor")
+    nb.page.set_viewport_size(dict(WINDOW, width=900))
+    stand_in_one_row(*(viewer.get_by_role("button", name=n) for n in ("steps", "live")))
+    fits(viewer)
     assert not nb.faults()

@@ -25,7 +25,7 @@ from ..data.layouts_v3 import dataset_folder, open_layout
 from ..data.modality import Given, Group, check_modality, dimension_names, groups_of
 from ..data.modality import lacking, modality_place, original_key, propose_modality
 from ..data.modality import read_modality
-from ..data.steps import POSE_REMEDY, action_horizon, pose_problem
+from ..data.steps import action_horizon, pose_problem, pose_remedy
 from ..modality_configs import ActionRepresentation, ModalityConfig
 from ..errors import InputError, did_you_mean
 
@@ -288,17 +288,20 @@ def _check_group(m: Metadata, group: Group):
     if fault: m.add("error", fault)
 
 
+def _several(dims: list) -> str: return "dimension" if len(dims) == 1 else "dimensions"
+
+
 def _check_cover(m: Metadata, kind: str, column: str, count: Counter):
     "The groups of a column together: dimensions that none has, or more than one."
     each, about = "each in one group", f"{kind} {column}"
     twice = [i for i, n in count.items() if n > 1]
     never = [i for i in range(min(width(m, column), 10**5)) if i not in count]
     if twice:
-        found = f"{kind} groups share the dimensions {dimensions(m, column, twice)} of '{column}'"
+        found = f"{kind} groups share {_several(twice)} {dimensions(m, column, twice)} of '{column}'"
         remedy = "fix start and end, unless it is meant"
         m.add("warning", Fault("modality_overlap", found, each, remedy, about=about))
     if never:
-        found = f"no {kind} group holds the dimensions {dimensions(m, column, never)} of '{column}'"
+        found = f"no {kind} group holds {_several(never)} {dimensions(m, column, never)} of '{column}'"
         remedy = "add a group for them, unless they are to be left out"
         m.add("warning", Fault("modality_gap", found, each, remedy, about=about))
 
@@ -369,7 +372,8 @@ def _check_relative(m: Metadata, config: dict[str, ModalityConfig]):
         action, state = known.get(key), states.get(a.state_key or key)
         if a.rep is not ActionRepresentation.RELATIVE or action is None or state is None: continue
         if problem := pose_problem(a, action.width):
-            told = f"action '{key}' {problem}", f"a pose of format {a.format.name}", POSE_REMEDY
+            remedy = pose_remedy(action.width)
+            told = f"action '{key}' {problem}", f"a pose of format {a.format.name}", remedy
             m.add("error", Fault("pose_size", *told, about=f"action.{key}"))
         if action.width == state.width: continue
         of_state = f"the state '{state.name}' that it is relative to {state.width}"

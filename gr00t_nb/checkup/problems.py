@@ -247,7 +247,12 @@ def __str__(self: Report): return as_text(self)
 
 # %% ../../nbs/checkup/00_problems.ipynb #cccab386
 _COLOURS = dict(error=COLOURS["vermilion"], warning=COLOURS["orange"], info=COLOURS["blue"])
-_DOT = "display:inline-block;width:.65em;height:.65em;border-radius:50%;margin-right:.4em"
+
+
+def dot(colour: str) -> str:  # HTML
+    "A round mark before a word: the word itself keeps the page's colour, and is read in light and dark."
+    shape = "display:inline-block;width:.65em;height:.65em;border-radius:50%;margin-right:.4em"
+    return f"<span style='{shape};background:{colour}'></span>"
 
 
 def _breakable(text: str) -> str:  # HTML
@@ -261,11 +266,10 @@ _CELL = "text-align:left;overflow-wrap:anywhere"  # a table is never wider than 
 def _table_row(g: ProblemGroup) -> str:
     "One line of the report as HTML."
     p = g.problems[0]
-    dot = f"<span style='{_DOT};background:{_COLOURS[p.severity]}'></span>"
-    file = f"<br>{g.such_as}<code>{_breakable(g.file)}</code>" if g.file else ""
+    file = f"{g.such_as}<code>{_breakable(g.file)}</code>" if g.file else ""
     kind, where, says, mend = (_breakable(text) for text in (p.kind, g.where, g.says, p.mend))
-    place = f"<small>{where}{file}</small>"
-    cells = f"{dot}<b>{p.severity}</b><br><small>{kind}</small>", f"{says}<br>{place}", mend
+    place = f"<small>{'<br>'.join(filter(None, (where, file)))}</small>"
+    cells = f"{dot(_COLOURS[p.severity])}<b>{p.severity}</b><br><small>{kind}</small>", f"{says}<br>{place}", mend
     row = "".join(f"<td style='{_CELL}'>{c}</td>" for c in cells)
     return f"<tr style='vertical-align:top'>{row}</tr>"
 

@@ -6,7 +6,6 @@
 __all__ = ['LeRobotDataset', 'is_nested', 'column_numbers', 'column_array']
 
 # %% ../../nbs/data/10_lerobot.ipynb #89564d5f
-import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from .layouts_v3 import dataset_folder, open_layout
 from .modality import Group, change_modality, depth_reason, dimension_names
 from .modality import groups_of, modality_of, no_depth, original_key, tell_proposal
 from .video import decode_frames, decode_picture, file_stand_in, video_info
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, did_you_mean, warn
 from ..files import check_readable
 
 # %% ../../nbs/data/10_lerobot.ipynb #4bad6b16
@@ -57,7 +56,7 @@ class LeRobotDataset:
         self.prompt, self.given = prompt, modality
         self.modality, self.proposed = modality_of(self.path, self.info, modality, prompt)
         if self.proposed: tell_proposal(self.path, self.modality)
-        for note in self.layout.notes: warnings.warn(f"{self.path}: {note}.", stacklevel=2)
+        for note in self.layout.notes: warn(f"{self.path}: {note}.")
         self.name = _short_name(self.path, path)
         self.forget()
 
@@ -266,7 +265,7 @@ def _found_elsewhere(self: LeRobotDataset, e: Episode, place: Place) -> bool:
     "Whether the rows of an episode lie at another place than its offsets say."
     told = len(self.layout.notes)
     found = self.layout.find_rows(e.index, e.length) and self.layout.rows(e) != place
-    for note in self.layout.notes[told:]: warnings.warn(f"{self.path}: {note}.", stacklevel=6)
+    for note in self.layout.notes[told:]: warn(f"{self.path}: {note}.")
     return found
 
 # %% ../../nbs/data/10_lerobot.ipynb #51cdb735

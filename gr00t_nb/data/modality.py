@@ -10,14 +10,13 @@ __all__ = ['MODALITY_KINDS', 'Given', 'original_key', 'Group', 'groups_of', 'fix
 # %% ../../nbs/data/08_modality.ipynb #36edd167
 import json
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .info import MetadataFault, OnFault, is_whole, raise_fault, read_object
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..files import write_json
 
 # %% ../../nbs/data/08_modality.ipynb #530eb96b
@@ -288,11 +287,10 @@ _GIVE = "give it with --modality-path, or LeRobotDataset(path, modality='modalit
 def tell_proposal(path: Path, modality: dict):
     "Warns that a proposal is used, shows it, and says how to keep or replace it."
     lines = "".join(f'\n  "{kind}": {json.dumps(entries)}' for kind, entries in modality.items())
-    warnings.warn(
+    warn(
         f"{path} has no meta/modality.json, which names the parts of its vectors. It is read with this"
         f" proposal, derived from info.json:{lines}\n{_not_found(modality)}Look it over. save_modality(ds,"
-        f" 'modality.json') makes it a file that you can change: {_GIVE}.",
-        stacklevel=3,
+        f" 'modality.json') makes it a file that you can change: {_GIVE}."
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkup.problems import dot
 from ..errors import InputError, command
 from .asking import AskingConfig, evenly, held_out_episodes
 from .diagnosis_page import plot_diagnosis
@@ -66,18 +67,24 @@ def diagnosis_dict(
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #98b95962
 _BADGES = dict(
-    problem=COLOURS["vermilion"], warning="darkgoldenrod", note="dimgray", good=COLOURS["green"]
+    problem=COLOURS["vermilion"],
+    warning=COLOURS["orange"],
+    note=COLOURS["grey"],
+    good=COLOURS["green"],
 )
+
+
+_LEFT = "style='text-align:left;white-space:nowrap'"
 
 
 def verdict_html(p: Probes) -> str:
     "The verdict as a table."
     found, rows = findings_of(p), []
     for f in found:
-        badge = f"text-align:left;vertical-align:top;color:{_BADGES[f.severity]}"
+        badge = f"{dot(_BADGES[f.severity])}<b>{f.severity}</b>"
         advice = f"<br><i>{escape(f.advice)}</i>" if f.advice else ""
-        said = f"<td style='text-align:left'>{escape(f.sentence)}{advice}</td>"
-        rows.append(f"<tr><td style='{badge}'><b>{f.severity}</b></td>{said}</tr>")
+        said = f"<td style='text-align:left;white-space:normal'>{escape(f.sentence)}{advice}</td>"
+        rows.append(f"<tr style='vertical-align:top'><td {_LEFT}>{badge}</td>{said}</tr>")
     head = f"<p><b>{escape(headline_of(p, found))}</b></p>"
     return f"{head}<table><tbody>{''.join(rows)}</tbody></table>"
 

@@ -209,7 +209,7 @@ def plot_error_by_horizon(
 # %% ../../nbs/plots/10_actions.ipynb #33b1f9f0
 def _draw_ridge(ax: Axes, values: np.ndarray, base: float, bins: int, low: float, high: float):
     "The histogram of `values` (N,) above height `base`, and the share of them outside [-1, 1]."
-    count, edges = np.histogram(values, bins, (low, high))
+    count, edges = np.histogram(np.clip(values, low, high), bins, (low, high))
     top = base + 0.85 * np.append(count, count[-1]) / max(count.max(), 1)
     ax.fill_between(edges, base, top, step="post", fc=COLOURS["sky"], ec=COLOURS["blue"], lw=0.6)
     outside = (np.abs(values) > 1 + 1e-6).mean()
@@ -218,14 +218,14 @@ def _draw_ridge(ax: Axes, values: np.ndarray, base: float, bins: int, low: float
         ax.text(1.01, base + 0.1, f"{outside:.1%}", transform=ax.get_yaxis_transform(), **look)
 
 # %% ../../nbs/plots/10_actions.ipynb #cf99844e
-def _panels_of(fig: Figure, counts: list[int]) -> list[Axes]:
-    "Panels beside each other, each as high as it has ridges."
-    grid, most, axes = fig.add_gridspec(1, len(counts)), max(counts), []
-    for k, count in enumerate(counts):
-        place, lower = grid[k], most - count
-        if lower: place = place.subgridspec(2, 1, height_ratios=[count, lower])[0]
-        axes.append(fig.add_subplot(place))
-    return axes
+def _cut_to_ridges(fig: Figure, counts: list[int]):
+    "Panels of one row become as high as they have ridges; their tops and widths stay."
+    fig.get_layout_engine().execute(fig)
+    fig.set_layout_engine("none")
+    for ax, count in zip(fig.axes, counts):
+        box = ax.get_position()
+        high = box.height * count / max(counts)
+        ax.set_position([box.x0, box.y1 - high, box.width, high])
 
 # %% ../../nbs/plots/10_actions.ipynb #a0603936
 @styled
@@ -235,13 +235,18 @@ def plot_histograms(
     bins: int = 60,
     title: str = "",
 ) -> Figure:
-    "Histograms of every dimension as ridges, a panel for each group; the band [-1, 1] is shaded."
+    """Histograms of every dimension as ridges, a panel for each group; the band [-1, 1] is shaded.
+
+    What lies further out than 3 stands at the edge.
+    """
     arrays = {g: as_rows(x, f"Group {g!r}") for g, x in values.items()}
-    most = max(x.shape[1] for x in arrays.values())
-    fig = Plot(min(7.5, 3.2 * len(arrays) + 0.5), 0.24 * most + 0.7 + 0.25 * bool(title))
-    for ax, (g, x) in zip(_panels_of(fig, [x.shape[1] for x in arrays.values()]), arrays.items()):
+    counts = [x.shape[1] for x in arrays.values()]
+    height = 0.24 * max(counts) + 0.7 + 0.25 * bool(title)
+    fig = Plot(min(7.5, 3.2 * len(arrays) + 0.5), height)
+    grid = fig.subplots(1, len(arrays), squeeze=False)
+    for ax, (g, x) in zip(grid[0], arrays.items()):
         count = x.shape[1]
-        low, high = min(-1.15, np.nanmin(x)), max(1.15, np.nanmax(x))
+        low, high = max(min(-1.15, np.nanmin(x)), -3), min(max(1.15, np.nanmax(x)), 3)
         ax.axvspan(-1, 1, color=COLOURS["sky"], alpha=0.1, lw=0, zorder=0)
         for d in range(count): _draw_ridge(ax, x[:, d], count - 1 - d, bins, low, high)
         ax.set(title=g, xlabel="value", xlim=(low, high), ylim=(-0.15, count))
@@ -249,4 +254,5 @@ def plot_histograms(
         ax.set_yticks(np.arange(count), labels[::-1], va="bottom")
         ax.grid(axis="y", visible=False)
     if title: fig.suptitle(title, x=0.01, ha="left")
+    _cut_to_ridges(fig, counts)
     return fig

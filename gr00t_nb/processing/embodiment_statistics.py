@@ -9,17 +9,17 @@ __all__ = ['embodiment_statistics', 'degenerate_dimensions', 'largest_difference
 import contextlib
 import hashlib
 import json
-import warnings
 from collections.abc import Callable
 from copy import copy as shallow_copy
 
 import numpy as np
 
 from ..data.lerobot import LeRobotDataset
+from ..data.modality import dimension_names
 from ..data.moments import ENTRIES
 from ..data.steps import require_keys
 from ..modality_configs import ModalityConfig
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..files import cache_dir, fingerprint, keep, read_json
 from .statistics import dataset_statistics, relative_groups, relative_statistics
 
@@ -93,9 +93,10 @@ def _misfits(
         elsewhere = np.abs(x.mean(0) - mean) > 0.25 * std + 1e-4
         wrong = outside | (tiny & elsewhere) | (tiny.mean() > 0.5)
         for d in np.flatnonzero(wrong)[:1]:
+            names = dict(enumerate(dimension_names(ds.info["features"].get(c, {}))))
             said.append(
                 f"{ds.path / 'meta/stats.json'} does not fit the data in {wrong.sum()} of {len(wrong)}"
-                f" dimensions of '{c}': dimension {d} goes from {x[:, d].min():.3g} to"
+                f" dimensions of '{c}': {names.get(d, f'dimension {d}')} goes from {x[:, d].min():.3g} to"
                 f" {x[:, d].max():.3g}, the file says {low[d]:.3g} to {high[d]:.3g}. {_USED}"
             )
     return said
@@ -113,7 +114,7 @@ def _some_rows(ds: LeRobotDataset, episodes: np.ndarray, column: str) -> np.ndar
 # %% ../../nbs/processing/15_embodiment_statistics.ipynb #78a2a1b1
 def _warn(said: list[str]):
     "One warning for all sentences about a file; what to do stands once, at its end."
-    if said: warnings.warn("\n".join([*(s.removesuffix(_USED).strip() for s in said), _USED]))
+    if said: warn("\n".join([*(s.removesuffix(_USED).strip() for s in said), _USED]))
 
 
 def _some_episodes(ds: LeRobotDataset, most: int) -> LeRobotDataset:
@@ -156,7 +157,7 @@ def _columns_statistics(
         _warn(_misfits(ds, shipped, columns))
         return {c: {k: shipped[c][k] for k in ENTRIES} for c in columns}
     if shipped:
-        warnings.warn(
+        warn(
             f"{ds.path / 'meta/stats.json'} does not hold the six statistics of"
             f" {', '.join(columns)} with their sizes: they are computed from the data instead."
         )
@@ -179,7 +180,7 @@ def _relative_with_shipped(
         _warn(_relative_misfits(ds, config, shipped))
         return {g: {k: shipped[g][k] for k in ENTRIES} for g in names}
     if bad := [g for g in names if g in shipped and g not in good]:
-        warnings.warn(
+        warn(
             f"{ds.path / 'meta/relative_stats.json'} does not fit the configuration: it should hold"
             f" {shapes[bad[0]]} numbers (horizon, dimensions) for '{bad[0]}'; the relative"
             " statistics are computed from the data instead."
@@ -215,7 +216,7 @@ def _say_sampled(ds: LeRobotDataset, statistics: dict[str, dict]):
     sampled = {n: s["sampled"] for n, s in statistics.items() if "sampled" in s}
     if sampled:
         rows = ", ".join(f"{n} come from {k:,} of {m:,} rows" for n, (k, m) in sampled.items())
-        warnings.warn(
+        warn(
             f"The quantiles q01 and q99 of {rows} of {ds.path}; mean, std, min and max from all of"
             " them."
         )

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..modality_configs import ActionConfig, ActionFormat, ActionRepresentation, ActionType
 from ..modality_configs import ModalityConfig
 from ..errors import InputError, did_you_mean
-from ..data.steps import POSE_REMEDY, pose_problem
+from ..data.steps import pose_problem, pose_remedy
 from .rotation import absolute_pose, relative_pose
 
 # %% ../../nbs/processing/20_state_action.ipynb #4a965343
@@ -375,7 +375,8 @@ def to_relative(self: StateActionProcessor,
     reference = self._reference(state, embodiment, group, config)
     self._check_width(embodiment, group, reference, x)
     if problem := pose_problem(config, x.shape[-1]):
-        raise InputError(f"The action group '{group}' of '{embodiment}' {problem}: {POSE_REMEDY}.")
+        remedy = pose_remedy(x.shape[-1])
+        raise InputError(f"The action group '{group}' of '{embodiment}' {problem}: {remedy}.")
     if config.type is ActionType.NON_EEF: return x.astype(np.float64) - reference
     out = relative_pose(x, reference, config.format)
     return out.reshape(*out.shape[:-1], 4, 4) if config.format is ActionFormat.DEFAULT else out

@@ -14,7 +14,7 @@ import numpy as np
 from ..data.lerobot import LeRobotDataset
 from ..data.modality import Group
 from ..data.moments import ENTRIES, Summary, summarize
-from ..data.steps import POSE_REMEDY, pose_problem
+from ..data.steps import pose_problem, pose_remedy
 from ..modality_configs import ActionConfig, ActionRepresentation, ActionType, ModalityConfig
 from ..errors import InputError
 from .rotation import relative_pose
@@ -164,4 +164,4 @@ def _check_widths(ds: LeRobotDataset, w: _Windows):
             " ABSOLUTE."
         )
     if problem := pose_problem(w.config, a.width):
-        raise InputError(f"Action '{a.name}' of {ds.path} {problem}: {POSE_REMEDY}.")
+        raise InputError(f"Action '{a.name}' of {ds.path} {problem}: {pose_remedy(a.width)}.")

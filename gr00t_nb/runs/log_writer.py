@@ -80,13 +80,16 @@ def _row(self: JsonlLog, now: tuple, logs: dict) -> dict:
     )
     row |= {k: v for k, v in logs.items() if k not in row and k not in _OF_TRAINER}
     skipped = self.trainer.total_skipped if self.trainer else 0
-    return row | self._machine(steps) | (dict(skipped=skipped) if skipped else {})
+    return row | self._machine(steps, waited) | (dict(skipped=skipped) if skipped else {})
 
 
 @patch
-def _machine(self: JsonlLog, steps: int) -> dict:
+def _machine(self: JsonlLog, steps: int, waited: float) -> dict:
     "Milliseconds of a step by phase, and the most memory of the GPU so far."
     phases = self.clock.take() if self.clock else {}
+    if self.trainer and "data" in phases:  # the clock cannot tell a log or a picture from data
+        beside = max(0.0, phases["data"] - waited)
+        phases |= dict(data=phases["data"] - beside, other=phases.get("other", 0.0) + beside)
     row = {f"{k}_ms": round(1000 * v / max(1, steps), 2) for k, v in phases.items()}
     if not torch.cuda.is_available(): return row
     return row | dict(memory_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2))

@@ -36,7 +36,7 @@ def _parts(prepared: Prepared, model: nn.Module) -> list[str]:  # lines
     still = [said(p, n, n) for p, (n, t) in some.items() if not t]
     lines = [f"{_size(trains)} of {_size(whole)} parameters train: {', '.join(moving)}"]
     if still: lines.append(f"frozen: {', '.join(still)}")
-    return [piece.replace("_", " ") for line in lines for piece in wrap(line, 90)]
+    return [piece.replace("_", " ") for line in lines for piece in wrap(line, 75)]
 
 # %% ../../nbs/training/38_header.ipynb #98effdf5
 def _length(prepared: Prepared) -> str:
@@ -71,12 +71,12 @@ def run_header(
     "What the run is made of, and what the check-up warns of."
     config, ds, given = prepared.config, prepared.dataset, (hooks or Hooks()).given
     held = f" ({len(prepared.val_episodes)} held out)" if prepared.val_episodes else ""
-    first, *more = _parts(prepared, model)
+    (first, *more), many = _parts(prepared, model), len(prepared.train_episodes)
     rows = [
         ("model", f"{prepared.family.name} from {config.base_model_path}, as {prepared.tag}"),
         ("", first),
         *(("", line) for line in more),
-        ("data", f"{len(prepared.train_episodes)} episodes of {ds.path}{held}"),
+        ("data", f"{many} episode{'s' * (many != 1)} of {ds.path}{held}"),
         ("machine", _machine(prepared, args)),
         ("memory", plan and f"{plan.peak / 1e9:.2f} GB planned{_room(plan)}"),
         ("idea", given and f"{', '.join(given)}{f' of {config.hooks}' if config.hooks else ''}"),

@@ -47,12 +47,13 @@ def as_jpeg(
     box: tuple[int, int],  # width and height at most
     quality: int = 88,  # of JPEG, 1 to 100
 ) -> bytes:
-    "A frame as JPEG, scaled down to fit the box."
+    "A frame as JPEG, scaled down to fit the box. A very small one is scaled up, and shows its pixels."
     h, w = frame.shape[:2]
-    scale = min(1, box[0] / w, box[1] / h)
-    if scale < 1:
+    scale = min(240 / h if h < 160 else 1, box[0] / w, box[1] / h)
+    if scale != 1:
         size = max(1, round(w * scale)), max(1, round(h * scale))
-        frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+        frame = cv2.resize(frame, size, interpolation=way)
     bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 

@@ -152,7 +152,7 @@ def _build_controls(self: TrainingMonitor):
     )
     self.smoothing = widgets.FloatSlider(
         value=s["beta"], min=0, max=0.99, step=0.01, description="smoothing",
-        readout_format=".2f", continuous_update=False, layout=_wide("270px")
+        readout_format=".2f", continuous_update=False, layout=_wide("250px")
     )
     checked = _wide("90px", margin="2px 8px 2px 12px")
     self.log_scale = widgets.Checkbox(

@@ -6,11 +6,11 @@
 __all__ = ['PredictionViewer']
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #a2a4199e
-import html
 import textwrap
 import threading
 import time
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,11 @@ from ..data.lerobot import LeRobotDataset
 from ..errors import InputError
 from ..evaluation.predictions import HOLD, Predictions, error_peaks
 from ..evaluation.measures import chunk_error
+from ..plots.strip import strip_svg
 from ..plots.style import COLOURS, Plot, legend, panels, styled
 from .player import Viewer
 from .frame_store import note
-from .controls import PredictionControls, euler_label, own_steps, strip_svg
+from .controls import PredictionControls, euler_label, own_steps
 from .prediction_figures import POLICY_COLOURS, TOLD, Fan, action_spreads, draw_point
 from .prediction_figures import plot_denoising, scaled_errors
 from .prediction_figures import plot_path_3d, plot_prediction
@@ -34,10 +35,11 @@ try: import ipywidgets as widgets
 except ImportError: widgets = None  # the viewer is its static twin then
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #52078610
-def _live_page(count: int) -> tuple[Plot, list[Axes]]:
-    "Panels for the right half of the viewer, as high in every view."
-    size = dict(columns=min(4, count), width=8.7, height=1.75 if count > 4 else 2.4)
-    fig, axes = panels(count, xlabel="seconds from now", **size)
+def _live_page(count: int, room: int) -> tuple[Plot, list[Axes]]:
+    "Panels for the right half of the viewer, as high in every view; fewer in a row where it is narrow."
+    columns = max(2, min(4, room // 200))
+    size = dict(width=room / 100, height=1.75 if count > columns else 2.4)
+    fig, axes = panels(count, min(columns, count), xlabel="seconds from now", **size)
     fig.set_dpi(100)
     return fig, axes
 
@@ -45,19 +47,19 @@ def _live_page(count: int) -> tuple[Plot, list[Axes]]:
 @styled
 def _fan_page(
     predictions: Predictions, dims: Sequence[int], zoom: bool, moment: tuple, answers: dict,
-    reached, as_recorded: dict | None = None
+    reached, as_recorded: dict | None = None, room: int = 850
 ) -> Figure:
     """A figure with its fan as `fan`, the policies that its legend names as `named`.
 
     The answer to the recorded sentence has a place in the legend before another one is asked, so
     that asking moves nothing.
     """
-    fig, axes = _live_page(len(dims))
+    fig, axes = _live_page(len(dims), room)
     fig.fan, fig.named = Fan(axes, predictions, dims, zoom), list(answers)
     if reached is not None: fig.fan.reached = reached
     # the layout has to know how wide the numbers at the axes are
     fig.fan.show(*moment, answers, as_recorded or answers)
-    legend(fig, axes[0])
+    legend(fig, axes[0], 6 if room >= 800 else 2)
     fig.asked = as_recorded is not None
     key = fig.legends[0]
     for text, line in zip(key.get_texts(), key.legend_handles):
@@ -68,19 +70,19 @@ def _fan_page(
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #70c1de01
 @styled
 def _point_page(
-    predictions: Predictions, name: str, moment: tuple, way: tuple, k: int, dims: Sequence[int]
+    predictions: Predictions, name: str, moment: tuple, way: tuple, k: int, dims, room: int = 850
 ) -> Figure:
     "One point of a denoising. All points share one range."
-    (fig, axes), (episode, step) = _live_page(len(dims)), moment
+    (fig, axes), (episode, step) = _live_page(len(dims), room), moment
     truth, offsets = predictions.truth(episode), predictions.offsets[name]
     time = offsets / (predictions.dataset.fps or 1)
     for ax, d in zip(axes, dims):
         draw_point(ax, *way, k, d, time, truth, step + offsets)
         values = np.concatenate([way[0][..., d].ravel(), truth[step : step + len(offsets), d]])
         low, high = np.nanmin(values), np.nanmax(values)
-        room = 0.05 * (high - low) + 1e-3
-        ax.set(title=predictions.names()[d], ylim=(low - room, high + room))
-    legend(fig, axes[0])
+        above = 0.05 * (high - low) + 1e-3
+        ax.set(title=predictions.names()[d], ylim=(low - above, high + above))
+    legend(fig, axes[0], 6 if room >= 800 else 2)
     return fig
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #131e89e4
@@ -124,9 +126,8 @@ class PredictionViewer(GetAttr, Viewer):
         self._fan, self._run, self._thread, self._peaks = None, 0, None, []
         self.chosen = self._dims(dims)
         if widgets is None: return
-        self.controls = PredictionControls(
-            self.predictions, self.show, self.go, episode, dims, theme
-        )
+        begin = self.show, self.go, episode, dims, theme
+        self.controls = PredictionControls(self.predictions, *begin)
         self.root = self.controls.root
         self._connect()
         self.open(episode, step)
@@ -179,7 +180,7 @@ def _by_group(self: PredictionViewer, error: np.ndarray) -> str:
     for g, columns in p.columns.items():
         own = [d for d in range(p.width)[columns] if d in self.chosen and np.isfinite(error[d])]
         if own: said.append(f"{g} {error[own].mean():.3g}")
-    return html.escape(", ".join(said)) + " as recorded"
+    return escape(", ".join(said)) + " as recorded"
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #95bb6dd9
 @patch
@@ -215,16 +216,14 @@ def _fact(self: PredictionViewer, name: str, answer: np.ndarray, plain) -> str:
 def _facts(self: PredictionViewer, answers: dict) -> str:  # HTML
     "Error, spread, and what the prompt changed, by policy; and the error of holding the state."
     p, (episode, step) = self.predictions, self.at
-    plain = {} if self.asked is None else self._answers(None)
-    rows = []
+    plain, rows = {} if self.asked is None else self._answers(None), []
     for k, n in enumerate(p.policies):
         if (a := answers.get(n)) is None or isinstance(a, str): continue
         rows.append((POLICY_COLOURS[k % 6], n, self._fact(n, a, plain.get(n))))
     hold = scaled_errors(p, HOLD, episode, self.chosen)[step]
     if np.isfinite(hold): rows.append((COLOURS["grey"], HOLD, f"error {hold:.3g} spreads"))
     mark = '<span style="display:inline-block;margin-right:22px"><b class="gr00t-mark"'
-    escaped = html.escape
-    lines = [f'{mark} style="color:{c}">■</b> <b>{escaped(n)}</b> {t}</span>' for c, n, t in rows]
+    lines = [f'{mark} style="color:{c}">■</b> <b>{escape(n)}</b> {t}</span>' for c, n, t in rows]
     return f'<div style="line-height:1.5">{" ".join(lines)}</div>'
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #8c6625eb
@@ -265,6 +264,7 @@ def _connect(self: PredictionViewer):
     c.as_recorded.on_click(recorded)
     c.worst.on_click(lambda _: self.go_worst(0))
     c.next_worst.on_click(lambda _: self.go_worst(len(self._peaks)))
+    c.resized = lambda: self._remake()
 
 # %% ../../nbs/viz/70_prediction_viewer.ipynb #9f7aa48f
 @patch
@@ -352,7 +352,7 @@ def draw(self: PredictionViewer):
 @patch
 def _draw_view(self: PredictionViewer, answers: dict):
     "The picture at the right."
-    c, p = self.controls, self.predictions
+    c, p, at = self.controls, self.predictions, self.at
     if c.view.value == "denoising": return c.picture.show(self._denoising_page(), [])
     if c.view.value == "path in space": return c.picture.show(self._path(title=" "), [])
     recorded = None if self.asked is None else self._answers(None)
@@ -360,7 +360,7 @@ def _draw_view(self: PredictionViewer, answers: dict):
     asked = recorded is not None
     if self._fan is None or (self._fan.named, self._fan.asked) != (list(answers), asked):
         reached = self._fan and self._fan.fan.reached
-        self._fan = _fan_page(p, self.chosen, c.zoom.value, self.at, answers, reached, recorded)
+        self._fan = _fan_page(p, self.chosen, c.zoom.value, at, answers, reached, recorded, c.room)
     self._fan.fan.show(*self.at, answers, recorded)
     c.picture.show_png(*self._fan.fan.png())
 
@@ -403,7 +403,7 @@ def _denoising_page(self: PredictionViewer) -> Figure:
     if isinstance(way, str): raise InputError(way)
     c.point.max, k = len(way[1]), min(c.point.value, len(way[1]))
     c.point.description = euler_label(k, c.point.max)
-    return _point_page(p, c.of.value, self.at, way, k, self.chosen)
+    return _point_page(p, c.of.value, self.at, way, k, self.chosen, c.room)
 
 
 @patch

@@ -288,7 +288,7 @@ def draw_panels(
     # under a removed panel it would push the rows apart
     for ax in axes[(rows - 1) * columns :]: ax.set_xlabel("seconds")
     named = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
-    where = dict(loc="outside lower center", ncols=4, borderpad=0.1)
+    where = dict(loc="outside lower center", ncols=4, borderpad=0.6)
     if named: fig.legend(list(named.values()), list(named), **where)
     return axes
 
