@@ -27,6 +27,7 @@ class Gr00tN1d5(Network):
     "GR00T N1.5: `forward(batch)` gives the loss, `get_action(batch)` an action chunk."
     config_class = Gr00tN1d5Config
     tuning = ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model")
+    tuning += ("ori_action_dim", "loss_spare", "rtc_training_config")  # FluxVLA's loss
     narrows = True
     namings = (FLUXVLA_NAMES,)
     eagle_place = "config.json of eagle2_hg_model in NVIDIA's gr00t/model/backbone"

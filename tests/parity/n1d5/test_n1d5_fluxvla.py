@@ -1,7 +1,8 @@
 """GR00T N1.5 against FluxVLA's own run of it: its loss, its gradients, real-time chunking, names and flags.
 
 Sizes, seeds and names come from the bundle's `fluxvla/`. What was computed is compared with a float64
-run, in which no CPU's rounding has a say, to 1e-5 (gradients 1e-4) of a tensor's largest magnitude.
+run, in which no CPU's rounding has a say: to 1e-5, gradients to 1e-4 of a tensor's largest magnitude.
+Guidance through the network's derivative is held as gradients are: it carries rounding on as they do.
 """
 import json
 import re
@@ -31,6 +32,13 @@ PREDICTIONS = {
     "rtc_guidance_vjp": RTC(3, "guidance", "exp", decay_end=7, use_vjp=True),
     "rtc_guidance_defaults": RTC(2, "guidance"),
 }
+
+
+def near(actual, expected, name=""):
+    "Equal within 1e-5; gives the largest difference."
+    off = (actual.detach().double() - expected.double()).abs().max().item()
+    assert actual.shape == expected.shape and off <= FORWARD, f"{name}: off by {off:.1e}"
+    return off
 
 
 def at_fluxvla(name: str) -> str:
@@ -99,44 +107,38 @@ def their_frequencies(flux, gradients, monkeypatch):
 
 
 # ---------------------------------------------------------------- numbers
-def trained(flux, **changes) -> dict:
-    "What the bundle holds of `train*`, of our model."
+@torch.no_grad()
+def trained(flux) -> dict:
+    "What our model makes of the passes whose results the bundle names `train*`."
     model, batch, i = flux.build(), flux.batch(), flux.inputs
-    with torch.no_grad():
-        found = {
-            "train": model(batch),
-            "train_sample_weight": model(batch | dict(sample_weight=i["sample_weight"])),
-            "train_rtc": model(batch | dict(rtc_delay=i["rtc_delays"])),
-            "train_no_ori_action_dim": flux.build(ori_action_dim=None)(batch),
-        }
-    return found
+    return {
+        "train": model(batch),
+        "train_sample_weight": model(batch | dict(sample_weight=i["sample_weight"])),
+        "train_rtc": model(batch | dict(rtc_delay=i["rtc_delays"])),
+        "train_no_ori_action_dim": flux.build(ori_action_dim=None)(batch),
+    }
 
 
 def test_losses(flux):
-    own = flux.config["cfg"]["vla_head"]["ori_action_dim"]
     wanted, compared = flux.outputs, set()
     for name, out in trained(flux).items():
+        own = None if "no_ori" in name else flux.config["cfg"]["vla_head"]["ori_action_dim"]
         ours = {f"{name}.loss": out["loss"][None]}
-        width = wanted.get(f"{name}.pred_actions", out["predicted_velocity"]).shape[-1]
-        ours[f"{name}.pred_actions"] = out["predicted_velocity"][..., :width]
-        assert width == (out["predicted_velocity"].shape[-1] if "no_ori" in name else own) or (
-            f"{name}.pred_actions" not in wanted
-        )
+        ours[f"{name}.pred_actions"] = out["predicted_velocity"][..., :own]
         for key in wanted.keys() & ours.keys():
-            close(ours[key], wanted[key], FORWARD, key)
+            near(ours[key], wanted[key], key)
             compared.add(key)
-        assert abs(out["loss"].item() - flux.meta["losses"][f"{name}.loss"]) <= FORWARD * abs(out["loss"])
-        # what a hook is told adds up to the loss
-        close(out["action_loss"].sum() / out["counted"], out["loss"], FORWARD, name)
+        assert abs(out["loss"].item() - flux.meta["losses"][f"{name}.loss"]) <= FORWARD
+        near(out["action_loss"].sum() / out["counted"], out["loss"])  # of what a hook is told
     assert compared == {k for k in wanted if k.startswith("train")}
 
 
 def test_features(flux):
     model, batch = flux.build(), flux.batch()
     with torch.no_grad(): seen, out = model.see(model.prepare(batch)), model(batch)
-    close(seen["backbone_features"], flux.outputs["backbone_features"], FORWARD)
-    close(out["backbone_features"], flux.outputs["vl_processed"], FORWARD)
-    close(out["state_features"], flux.outputs["state_features"], FORWARD)
+    near(seen["backbone_features"], flux.outputs["backbone_features"])
+    near(out["backbone_features"], flux.outputs["vl_processed"])
+    near(out["state_features"], flux.outputs["state_features"])
 
 
 def test_predictions(flux):
@@ -146,7 +148,8 @@ def test_predictions(flux):
     for name, rtc in PREDICTIONS.items():
         batch = flux.batch() | (dict(prev_actions=flux.inputs["prev_actions"]) if rtc else {})
         out = model.get_action(batch, noise=noise, rtc=rtc)["action_pred"]
-        error = close(out, wanted[name], FORWARD, name)
+        if rtc and rtc.use_vjp: error = close(out, wanted[name], GRADIENT, name)
+        else: error = near(out, wanted[name], name)
         print(f"  {name:24} {error:.1e}")
 
 
