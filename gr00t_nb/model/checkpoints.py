@@ -53,6 +53,7 @@ def _shards(path: Path) -> list[Path]:
         )
     return [path / n for n in names]
 
+# %% ../../nbs/model/35_checkpoints.ipynb #23426351
 def _of_run(folder: Path) -> Path:
     "The newest weights of a run that keeps all of them in one folder."
     if (latest := folder / "latest-checkpoint.safetensors").exists(): return latest

@@ -184,34 +184,6 @@ def to_device(
         return x.bfloat16().float() if x.is_floating_point() else x
     return {k: move(v) for k, v in batch.items()}
 
-# %% ../../nbs/policy/10_policy.ipynb #41b1726d
-@patch
-def _continued(
-    self: Gr00tPolicy, steps: list[dict], prev_actions: dict | None, rtc: RTC | None
-) -> tuple[torch.Tensor, RTC]:  # [B, P, max_action_dim], normalized
-    "The chunk that is to be continued, as the model puts it out."
-    self.family.require("rtc")
-    if prev_actions is None or rtc is None:
-        raise InputError(
-            "A chunk is continued with prev_actions, what is left of it, and rtc, how: one of them"
-            " was given; give both, or none for an answer of its own."
-        )
-    config, left = self.modality_config["action"], None
-    for group in config.modality_keys:
-        if group not in prev_actions:
-            raise InputError(
-                f"prev_actions has {', '.join(prev_actions) or 'nothing'}, but not '{group}': give"
-                " what is left of an answer of this policy, all groups of it."
-            )
-        a = prev_actions[group]
-        _check_array(a, f"prev_actions '{group}'", np.float32, (len(steps), left, None))
-        left = a.shape[1]
-    if left == 0: raise InputError("prev_actions has no row: leave it out for an answer of its own.")
-    rows = np.minimum(np.arange(len(config.delta_indices)), left - 1)  # the last one again and again
-    told = lambda i: {f"action.{k}": prev_actions[k][i, rows] for k in config.modality_keys}
-    actions, _ = self.processor.action([s | told(i) for i, s in enumerate(steps)], self.tag)
-    return torch.from_numpy(actions[:, :left]), rtc
-
 # %% ../../nbs/policy/10_policy.ipynb #7de8deb2
 @patch
 @torch.inference_mode()
@@ -277,6 +249,34 @@ def _check_finite(actions: dict[str, np.ndarray]):
                 f"The action '{k}' holds values that are not finite: the observation or the"
                 " checkpoint is broken."
             )
+
+# %% ../../nbs/policy/10_policy.ipynb #41b1726d
+@patch
+def _continued(
+    self: Gr00tPolicy, steps: list[dict], prev_actions: dict | None, rtc: RTC | None
+) -> tuple[torch.Tensor, RTC]:  # [B, P, max_action_dim], normalized
+    "The chunk that is to be continued, as the model puts it out."
+    self.family.require("rtc")
+    if prev_actions is None or rtc is None:
+        raise InputError(
+            "A chunk is continued with prev_actions, what is left of it, and rtc, how: one of them"
+            " was given; give both, or none for an answer of its own."
+        )
+    config, left = self.modality_config["action"], None
+    for group in config.modality_keys:
+        if group not in prev_actions:
+            raise InputError(
+                f"prev_actions has {', '.join(prev_actions) or 'nothing'}, but not '{group}': give"
+                " what is left of an answer of this policy, all groups of it."
+            )
+        a = prev_actions[group]
+        _check_array(a, f"prev_actions '{group}'", np.float32, (len(steps), left, None))
+        left = a.shape[1]
+    if left == 0: raise InputError("prev_actions has no row: leave it out for an answer of its own.")
+    rows = np.minimum(np.arange(len(config.delta_indices)), left - 1)  # the last one again and again
+    told = lambda i: {f"action.{k}": prev_actions[k][i, rows] for k in config.modality_keys}
+    actions, _ = self.processor.action([s | told(i) for i, s in enumerate(steps)], self.tag)
+    return torch.from_numpy(actions[:, :left]), rtc
 
 # %% ../../nbs/policy/10_policy.ipynb #1a36c6e9
 @patch(cls_method=True)
