@@ -176,6 +176,12 @@ def _copy_overlap(
     new[common] = old[common]
     return new
 
+def _put(model: nn.Module, name: str, value: Tensor):
+    "Give the parameter of this name a new value, which trains if the old one did."
+    owner, _, leaf = name.rpartition(".")
+    parameters = model.get_submodule(owner)._parameters
+    parameters[leaf] = nn.Parameter(value, requires_grad=parameters[leaf].requires_grad)
+
 # %% ../../nbs/model/35_checkpoints.ipynb #4d220547
 class Misfit(InputError):
     "What a checkpoint holds is not what its configuration describes."
@@ -219,6 +225,11 @@ def mapped_names(
         out[name] = made[0]
     return out
 
+def _by_our_names(tensors: dict, theirs: dict[str, str], ignore: Callable) -> dict:
+    "The tensors of a file by the model's names; what the model does not know keeps its own."
+    ours = {t: n for n, t in theirs.items()}
+    return {ours.get(n, n): t for n, t in tensors.items() if not ignore(n)}
+
 # %% ../../nbs/model/35_checkpoints.ipynb #a4267e43
 def load_weights(
     model: nn.Module,  # on the meta device (any parameters are replaced)
@@ -235,8 +246,7 @@ def load_weights(
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     every = [stored_tensors(f) for f in weight_files(path)]
     theirs = mapped_names(shapes, mapping or {}, {n for f in every for n in f})
-    ours = {t: n for n, t in theirs.items()}
-    files = [{ours.get(n, n): t for n, t in f.items() if not ignore(n)} for f in every]
+    files = [_by_our_names(f, theirs, ignore) for f in every]
     stored = {n: t for f in files for n, t in f.items()}
     made = {n: initial(n) for n in shapes if n not in stored}
     other = [n for n, t in stored.items() if n in shapes and t.shape != shapes[n]]
@@ -258,11 +268,6 @@ def load_weights(
             put(name, value, stored[name].dtype)
     for name, value in made.items(): put(name, value, value.dtype)
 
-def _put(model: nn.Module, name: str, value: Tensor):
-    "Give the parameter of this name a new value, which trains if the old one did."
-    owner, _, leaf = name.rpartition(".")
-    parameters = model.get_submodule(owner)._parameters
-    parameters[leaf] = nn.Parameter(value, requires_grad=parameters[leaf].requires_grad)
 
 # %% ../../nbs/model/35_checkpoints.ipynb #5896a058
 def save_weights(
