@@ -223,17 +223,6 @@ def counted(self: Gr00tN1d5Family, config, batch: dict) -> Tensor:
     return loss_weights(batch, config.ori_action_dim).sum()
 
 @patch
-def recognises(self: Gr00tN1d5Family, values: dict) -> bool:
-    "NVIDIA's configuration, or FluxVLA's of the same network."
-    return is_fluxvla(values) or Family.recognises(self, values)
-
-@patch
-def stacks(self: Gr00tN1d5Family, model: nn.Module) -> dict[str, nn.ModuleList]:
-    "The stacks of equal blocks; a model without `use_vlln` has no self-attention."
-    absent = {"self-attention"} - {hasattr(model.action_head, "vl_self_attention") and "self-attention"}
-    return {p: model.get_submodule(path) for p, path in self.blocks.items() if p not in absent}
-
-@patch
 def limits(self: Gr00tN1d5Family, folder: str | Path) -> dict[str, int]:
     "What the model takes at most, as its configuration says: NVIDIA's checkpoint has no processor."
     c = self.read_config(folder)
@@ -252,6 +241,18 @@ def set_dropout(self: Gr00tN1d5Family, model: nn.Module, p: float):
 def train_rows(self: Gr00tN1d5Family, model: nn.Module, embodiment_ids: list[int]) -> int:
     "Let only these robots' rows train; gives the number of parameters that it saves."
     return train_embodiment_rows(model, embodiment_ids)
+
+# %% ../../nbs/families/60_n1d5_family.ipynb #85417e0b
+@patch
+def recognises(self: Gr00tN1d5Family, values: dict) -> bool:
+    "NVIDIA's configuration, or FluxVLA's of the same network."
+    return is_fluxvla(values) or Family.recognises(self, values)
+
+@patch
+def stacks(self: Gr00tN1d5Family, model: nn.Module) -> dict[str, nn.ModuleList]:
+    "The stacks of equal blocks; a model without `use_vlln` has no self-attention."
+    has = lambda part: part != "self-attention" or hasattr(model.action_head, "vl_self_attention")
+    return {p: model.get_submodule(path) for p, path in self.blocks.items() if has(p)}
 
 # %% ../../nbs/families/60_n1d5_family.ipynb #5fb0f1ad
 def _new(config: Gr00tN1d5Config, tokenizer, side: int) -> Gr00tN1d5Processor:
