@@ -55,6 +55,7 @@ class Gr00tN1d5(Network):
         width, wanted = self.eagle_config["text_config"]["hidden_size"], self.config.project_to_dim
         return nn.Identity() if wanted is None else nn.Linear(width, wanted)
 
+# %% ../../nbs/families/50_n1d5.ipynb #618fdc61
 def _head(config: Gr00tN1d5Config) -> ActionHead:
     "N1.5's action head: its parts, its law of flow times, and a mean over the real entries alone."
     blocks = config.transformer("vl_self_attention_cfg") if config.use_vlln else None

@@ -177,6 +177,7 @@ def check(
         )
     self._check_fluxvla()
 
+# %% ../../nbs/families/40_n1d5_config.ipynb #782051d9
 @patch
 def _check_fluxvla(self: Gr00tN1d5Config):
     own, rtc = self.ori_action_dim, self.rtc_training_config

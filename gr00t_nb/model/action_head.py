@@ -244,6 +244,7 @@ def get_action(
     out = dict(action_pred=own(action), backbone_features=features, state_features=state)
     return out | dict(action_path=own(torch.stack(path))) if keep_path else out
 
+# %% ../../nbs/model/30_action_head.ipynb #5bef6763
 @patch
 def _out_of_inference_mode(self: ActionHead, backbone: dict, batch: dict, noise, *how) -> dict:
     "The same, with tensors through which gradients can pass."
