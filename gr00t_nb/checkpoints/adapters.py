@@ -109,6 +109,7 @@ def add_adapters(
         target_modules=_pattern(family, model, parts),
     )
     family.set_trainable(model, **frozen_flags(family, parts))
+    for part in parts: family.stacks(model)[part].requires_grad_(False)  # one may have no flag
     _inject(model, config, seed)
 
 def _adapters_already() -> InputError:

@@ -50,12 +50,13 @@ register(Gr00tN1d5Family());
 def family_of(
     source,  # checkpoint folder (str or Path), contents of a config.json, or a model's configuration
 ) -> Family:
-    "The generation of a checkpoint, by the model_type in its config.json."
+    "The generation of a checkpoint, by its config.json; the model_type says it, or the family knows it otherwise."
     if isinstance(source, dict): values, where = source, "The configuration"
     elif hasattr(source, "to_dict"): values, where = source.to_dict(), "The configuration"
     else: values, where = _config_of(Path(source)), str(Path(source) / "config.json")
     kind = values.get("model_type")
     if kind in _FAMILIES: return _FAMILIES[kind]
+    if own := next((f for f in families() if f.recognises(values)), None): return own
     known = ", ".join(f"{f.model_type} ({f.name})" for f in families())
     raise InputError(
         f"{where} is of the model_type {kind!r}, which this kit does not know; it knows {known}."

@@ -168,10 +168,11 @@ def training_step(self: Gr00tTrainer, model, inputs: dict, num_items_in_batch=No
     if self.graphs: return self._by_graph(model, inputs)
     parts = split_batch(inputs, self.micro_batch_size) if self.micro_batch_size else [inputs]
     if len(parts) == 1: return Trainer.training_step(self, model, inputs, num_items_in_batch)
-    whole, total = inputs["action_mask"].sum(), 0
+    count = lambda part: self.family.counted(self.model.config, part)
+    whole, total = count(inputs), 0
     try:
         for i, part in enumerate(parts):
-            self._share = part["action_mask"].sum() / whole
+            self._share = count(part) / whole
             last = i == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 total += Trainer.training_step(self, model, part, num_items_in_batch)

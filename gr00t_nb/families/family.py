@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, did_you_mean
 from ..files import read_json
+from ..model.action_head import loss_weights
 from ..model.flow import draw_flow
 from ..processing.processor import Gr00tProcessor
 from ..processing.prompts import load_tokenizer
@@ -31,6 +32,7 @@ CAPABILITIES = dict(
     gradient_checkpointing="Blocks can be computed again in the backward pass, to save memory.",
     widening="A checkpoint can start a model of larger state, action or horizon (widen=True).",
     padding_matters="An answer depends on how far its prompt is padded, so on its neighbours.",
+    rtc="An answer can continue the chunk before, whose first rows are being executed.",
 )
 
 # %% ../../nbs/families/00_family.ipynb #25e7d707
@@ -94,7 +96,7 @@ class Family:
     processor_class: type = Gr00tProcessor
     parts: dict[str, str | tuple[str, ...]]  # part of the model -> how its parameters' names begin
     blocks: dict[str, str] = {}  # part -> path of the list of its transformer blocks
-    frozen_by: dict[str, dict[str, bool | int]] = {}  # part with blocks -> the flags that freeze it
+    frozen_by: dict[str, dict[str, bool | int]] = {}  # part with blocks -> the flags that freeze it; {}: none does
     flags: dict[str, bool | int]  # what trains: tune_... -> its value in fine-tuning
     embodiment_ids: dict[str, int]  # tag value -> row of the layers that each robot has of its own
     tokenizer: str = "Qwen/Qwen3-1.7B"  # on the hub, for checkpoints that bring none
@@ -116,6 +118,14 @@ def require(
     raise InputError(f"{self.name} has no {capability} ({CAPABILITIES[capability]}); it has {can}.")
 
 # %% ../../nbs/families/00_family.ipynb #77e05384
+@patch
+def recognises(
+    self: Family,
+    values: dict,  # contents of a config.json
+) -> bool:
+    "Whether a configuration is of this generation."
+    return values.get("model_type") == self.model_type
+
 @patch
 def read_config(
     self: Family,
@@ -231,6 +241,15 @@ def draw_flow(
     draws = draw_flow(indices, seed, shape or self.chunk_shape(config), config)
     if config.state_dropout_prob == 0: del draws["state_dropout"]
     return draws
+
+@patch
+def counted(
+    self: Family,
+    config,  # of a model
+    batch: dict,  # with what was drawn for it
+) -> Tensor:  # a number: the loss of a batch is the mean of its parts' weighted with theirs
+    "How many entries the loss of a batch counts."
+    return loss_weights(batch).sum()
 
 @patch
 def num_inference_timesteps(self: Family, config) -> int | None:

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from ..errors import InputError, did_you_mean
 from .family import Family, TrainingDefaults
 from .n1d5 import N1D5_PARTS, Gr00tN1d5
-from .n1d5_config import Gr00tN1d5Config
+from .n1d5_config import Gr00tN1d5Config, is_fluxvla
 from .n1d6_family import TINY_SENTENCES
 from ..files import read_json, write_json
 from ..fluxvla.fluxvla_processor import FluxvlaProcessor
+from ..model.action_head import loss_weights
 from ..model.flow import draw_flow as flow_draws
 from ..model.flow import whole_flow_time
 from ..model.per_embodiment import train_embodiment_rows
+from ..model.rtc import delay_shares
 from ..processing.processor import Gr00tProcessor
 from ..processing.processor_files import as_json, processor_folder, read_modality_configs
 from ..processing.processor_files import write_tokenizer
@@ -172,11 +174,13 @@ class Gr00tN1d5Family(Family):
     blocks = {
         "vision tower": "backbone.eagle_model.vision_model.vision_model.encoder.layers",
         "language layers": "backbone.eagle_model.language_model.model.layers",
+        "self-attention": "action_head.vl_self_attention.transformer_blocks",
         "DiT": "action_head.model.transformer_blocks",
     }
     frozen_by = {
         "vision tower": dict(tune_visual=False),
         "language layers": dict(tune_llm=False),
+        "self-attention": {},  # it trains always
         "DiT": dict(tune_diffusion_model=False),
     }
     flags = dict(
@@ -195,6 +199,7 @@ class Gr00tN1d5Family(Family):
         "gradient_checkpointing",
         "widening",
         "padding_matters",
+        "rtc",
     })
 
 # %% ../../nbs/families/60_n1d5_family.ipynb #1ba2cabe
@@ -205,12 +210,18 @@ def draw_flow(
     indices,  # global sample indices, B integers
     seed: int,  # the run's seed
     shape: tuple[int, int] | None = None,  # of one chunk; None: `chunk_shape`
-) -> dict[str, Tensor]:  # noise, time
+) -> dict[str, Tensor]:  # noise, time; with training-time RTC rtc_delay
     "Everything random in the loss of these samples, by N1.5's law of flow times."
     given = indices, seed, shape or self.chunk_shape(config), config
-    draws = flow_draws(*given, law=whole_flow_time)
+    delays = delay_shares(config.rtc_training_config)
+    draws = flow_draws(*given, law=whole_flow_time, delays=delays)
     del draws["state_dropout"]
     return draws
+
+@patch
+def counted(self: Gr00tN1d5Family, config, batch: dict) -> Tensor:
+    "How many entries the loss of a batch counts: with `ori_action_dim` those of the robot alone."
+    return loss_weights(batch, config.ori_action_dim).sum()
 
 @patch
 def limits(self: Gr00tN1d5Family, folder: str | Path) -> dict[str, int]:
@@ -231,6 +242,18 @@ def set_dropout(self: Gr00tN1d5Family, model: nn.Module, p: float):
 def train_rows(self: Gr00tN1d5Family, model: nn.Module, embodiment_ids: list[int]) -> int:
     "Let only these robots' rows train; gives the number of parameters that it saves."
     return train_embodiment_rows(model, embodiment_ids)
+
+# %% ../../nbs/families/60_n1d5_family.ipynb #85417e0b
+@patch
+def recognises(self: Gr00tN1d5Family, values: dict) -> bool:
+    "NVIDIA's configuration, or FluxVLA's of the same network."
+    return is_fluxvla(values) or Family.recognises(self, values)
+
+@patch
+def stacks(self: Gr00tN1d5Family, model: nn.Module) -> dict[str, nn.ModuleList]:
+    "The stacks of equal blocks; a model without `use_vlln` has no self-attention."
+    has = lambda part: part != "self-attention" or hasattr(model.action_head, "vl_self_attention")
+    return {p: model.get_submodule(path) for p, path in self.blocks.items() if has(p)}
 
 # %% ../../nbs/families/60_n1d5_family.ipynb #5fb0f1ad
 def _new(config: Gr00tN1d5Config, tokenizer, side: int) -> Gr00tN1d5Processor:

@@ -6,7 +6,7 @@
 __all__ = ['interpolate', 'euler', 'flow_time', 'whole_flow_time', 'sample_flow_time', 'draw_flow']
 
 # %% ../../nbs/model/20_flow.ipynb #170d3715
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ def euler(
     steps: int,  # N
     num_buckets: int,  # 1000: times are told to the network as integers
     visited: list | None = None,  # takes every point: the noise, and x after each step
+    steer: Callable | None = None,  # (velocity at this time, x, t) -> dx/dt instead of velocity(x)
 ) -> Tensor:  # [B, ...]
     "N steps of x += v/N; step k is told bucket int(k/N * num_buckets)."
     x = noise
@@ -36,7 +37,8 @@ def euler(
     for k in range(steps):
         now = int(k / steps * num_buckets)
         bucket = torch.full((len(x),), now, dtype=torch.int64, device=x.device)
-        x = x + velocity(x, bucket) / steps
+        field = lambda x: velocity(x, bucket)
+        x = x + (field(x) if steer is None else steer(field, x, k / steps)) / steps
         if visited is not None: visited.append(x)
     return x
 
@@ -78,16 +80,20 @@ def draw_flow(
     shape: tuple[int, int],  # of one chunk: (horizon, max_action_dim)
     config,  # with noise_beta_alpha, noise_beta_beta, noise_s, state_dropout_prob
     law: Callable = flow_time,  # or `whole_flow_time`
-) -> dict[str, Tensor]:  # noise f32 [B, H, D], time f32 [B], state_dropout bool [B]
+    delays: Sequence[float] = (),  # how often each delay comes, see `TrainingRTC`; (): none is drawn
+) -> dict[str, Tensor]:  # noise f32 [B, H, D], time f32 [B], state_dropout bool [B], rtc_delay int64 [B]
     "Everything random in the loss of these samples, from the seed and their indices alone."
     size, alpha, beta = len(indices), config.noise_beta_alpha, config.noise_beta_beta
     noise = np.empty((size, *shape), np.float32)
     time, dropped = np.empty(size, np.float32), np.empty(size, bool)
+    up_to, delay = np.cumsum(delays)[:-1], np.empty(size, np.int64)
     for i, index in enumerate(indices):
         stream = np.random.Philox(key=[seed, int(index)], counter=[0, 0, 0, _FLOW_STREAM])
         rng = np.random.Generator(stream)
         noise[i] = rng.standard_normal(shape, np.float32)
         time[i] = law(rng.beta(alpha, beta), config.noise_s)
         dropped[i] = rng.random() < config.state_dropout_prob
+        delay[i] = np.searchsorted(up_to, rng.random(), side="right")
     draws = dict(noise=noise, time=time, state_dropout=dropped)
+    if len(delays): draws["rtc_delay"] = delay
     return {k: torch.from_numpy(v) for k, v in draws.items()}

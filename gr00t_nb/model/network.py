@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..files import read_json, write_json
 from .action_head import ActionHead
-from .checkpoints import Misfit, load_weights, save_weights
+from .checkpoints import Misfit, checkpoint_folder, load_weights, mapped_names
+from .checkpoints import save_weights, stored_tensors, weight_files
+from .rtc import RTC
 
 # %% ../../nbs/model/60_network.ipynb #b78424e7
 class Network(nn.Module):
@@ -28,6 +30,7 @@ class Network(nn.Module):
     tuning: tuple[str, ...]  # names in the configuration that a caller may change on loading
     sizes = ("max_state_dim", "max_action_dim", "action_horizon")  # and with `widen` these
     narrows = False  # whether these may become smaller, too
+    namings: tuple[dict[str, str], ...] = ()  # what its files may have instead of pieces of names
     eagle_place: str  # where people find the released model's `eagle_config`, for errors
     backbone: nn.Module
     action_head: ActionHead
@@ -84,8 +87,9 @@ def prepare(
         given = {k: batch[k] for k in keys if batch.get(k) is not None}
         return {k: v.to(self.device, dtype, non_blocking=True) for k, v in given.items()}
     # as officially numbers take the dtype of the first parameter: bfloat16 with a bfloat16 backbone
-    moved = put(("state", "action", "noise", "time"), self.dtype)
+    moved = put(("state", "action", "noise", "time", "prev_actions"), self.dtype)
     moved |= put(("input_ids", "attention_mask", "action_mask", "state_dropout"))
+    moved |= put(("sample_weight", "rtc_delay"))
     # one transfer for images of one size in a row
     stacks = [list(s) for _, s in groupby(images, key=lambda x: (x.shape[1:], x.dtype))]
     stacks = [s[0] if len(s) == 1 else torch.cat(s) for s in stacks]
@@ -120,8 +124,9 @@ def forward(self: Network, batch: dict) -> dict:
     """Flow-matching loss of a batch.
 
     The batch holds input_ids and attention_mask int64 [B, N], pixel_values (list of [n, 3, H, W]),
-    state [B, T_s, S], action and action_mask [B, H, A], embodiment_id int64 [B] or int; and
-    possibly noise [B, H, A], time [B], state_dropout bool [B], which are drawn where absent.
+    state [B, T_s, S], action and action_mask [B, H, A] (or [B, H]), embodiment_id int64 [B] or int;
+    possibly noise [B, H, A], time [B], state_dropout bool [B], rtc_delay int64 [B], which are drawn
+    where absent; and sample_weight [B].
     The answer holds loss (scalar), action_loss and action_mask [B, H, A], backbone_features
     (after vlln), state_features, predicted_velocity and what they were made from."""
     if self.training:
@@ -139,17 +144,20 @@ def get_action(
     noise: Tensor | None = None,  # [B, action_horizon, max_action_dim] to start from, or [S, B, ...]
     num_inference_timesteps: int | None = None,  # Euler steps; default the configuration's
     keep_path: bool = False,  # also action_path: every point, [N+1, ...] and the shape of action_pred
+    rtc: RTC | None = None,  # continue the batch's prev_actions [B, P, D], normalised; see `RTC`
 ) -> dict:  # action_pred [B, action_horizon, max_action_dim], normalised; [S, B, ...] if the noise is
     "Sample an action chunk for every sample, or S of them from one run of the backbone."
     batch = self.prepare(batch)
     backbone = self.see(batch)
     many = noise is not None and noise.dim() == 4
     if many:
-        batch = _repeated({k: batch[k] for k in ("state", "embodiment_id")}, len(noise))
+        own = ("state", "embodiment_id", "prev_actions")
+        batch = _repeated({k: batch[k] for k in own if k in batch}, len(noise))
         backbone = _repeated(backbone, len(noise))
     start = noise.flatten(0, 1) if many else noise
     if start is not None: start = start.to(self.device)
-    out = self.action_head.get_action(backbone, batch, start, num_inference_timesteps, keep_path)
+    how = num_inference_timesteps, keep_path, rtc
+    out = self.action_head.get_action(backbone, batch, start, *how)
     if many:
         answers = [k for k in ("action_pred", "action_path") if k in out]
         out |= {k: out[k].unflatten(-3, noise.shape[:2]) for k in answers}
@@ -192,11 +200,19 @@ def save_pretrained(
     self: Network,
     path: str | Path,  # folder, made if absent; other files in it are left alone
     max_shard_size: str | int = "5GB",
+    name_mapping: dict[str, str] | None = None,  # piece of a tensor's name -> what to write instead
 ):
-    "Write a checkpoint that the official code reads."
-    save_weights(self.state_dict(), path, max_shard_size)
+    "Write a checkpoint that the official code reads, or weights under somebody else's names."
+    state, mapping = self.stored_state(name_mapping), name_mapping or {}
+    names = mapped_names(state, mapping)
+    save_weights({names[n]: v for n, v in state.items()}, path, max_shard_size)
     write_json(Path(path) / "eagle_config.json", self.eagle_config)
     write_json(Path(path) / "config.json", self.config.to_dict())
+
+@patch
+def stored_state(self: Network, name_mapping: dict | None) -> dict[str, Tensor]:
+    "What is written, by our names."
+    return self.state_dict()
 
 @patch(cls_method=True)
 def changed_config(
@@ -206,7 +222,7 @@ def changed_config(
     changes: dict,  # None: as it is
 ):  # of `config_class`
     "The checkpoint's configuration with the changes that are allowed."
-    config = cls.config_class.from_dict(read_json(Path(path) / "config.json"))
+    config = cls.config_class.from_dict(read_json(checkpoint_folder(path) / "config.json"))
     for name, value in changes.items():
         if value is None: continue
         old = getattr(config, name, None)
@@ -257,6 +273,16 @@ def _released_eagle_assumed(place: str, path: Path, given: dict | None):
 
 # %% ../../nbs/model/60_network.ipynb #cefe9fdc
 @patch(cls_method=True)
+def naming(
+    cls: Network,
+    path: str | Path,  # a checkpoint folder, or a file
+) -> dict[str, str]:  # piece of a name -> what the files have instead; empty where they have our names
+    "Whose names the weights have."
+    stored = [n for f in weight_files(path) for n in stored_tensors(f)]
+    fits = lambda mapping: any(n.startswith(tuple(mapping.values())) for n in stored)
+    return next((m for m in cls.namings if fits(m)), {})
+
+@patch(cls_method=True)
 def outline(
     cls: Network,
     path: str | Path,  # a checkpoint folder: its configuration is read, its weights are not
@@ -266,7 +292,7 @@ def outline(
     **changes,  # see `from_pretrained`
 ) -> Network:  # on the meta device, in the precision that the configuration asks for
     "The network of a checkpoint without its weights."
-    path = Path(path)
+    path = checkpoint_folder(path)
     config = cls.changed_config(path, widen, changes)
     with _released_eagle_assumed(cls.eagle_place, path, eagle_config):
         if eagle_config is None and (path / "eagle_config.json").exists():
@@ -277,12 +303,13 @@ def outline(
 @patch(cls_method=True)
 def from_pretrained(
     cls: Network,
-    path: str | Path,  # a checkpoint folder: config.json and safetensors weights
+    path: str | Path,  # a checkpoint folder: config.json and safetensors weights; or a file of weights
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str | None = None,  # None: as stored; 'config': see below; or one for all
     widen: bool = False,  # allow other max_state_dim, max_action_dim, action_horizon
     eagle_config: dict | None = None,  # default: eagle_config.json in the folder, else the official
+    name_mapping: dict[str, str] | None = None,  # piece of a name -> the file's; None: recognised
     **changes,  # names in `tuning`; with widen those in `sizes`, too
 ) -> Network:  # in evaluation mode
     """Load a checkpoint, official or our own, reading each tensor straight into its place.
@@ -294,7 +321,7 @@ def from_pretrained(
         if dtype is None: return stored
         return wanted[name] if dtype == "config" else dtype
     new = _Fresh(model.config, widen)
-    with _released_eagle_assumed(cls.eagle_place, Path(path), eagle_config):
+    with _released_eagle_assumed(cls.eagle_place, checkpoint_folder(path), eagle_config):
         load_weights(
             model,
             path,
@@ -303,6 +330,7 @@ def from_pretrained(
             ignore=new.ignored,
             initial=new.token,
             overlap=new.wider,
+            mapping=cls.naming(path) if name_mapping is None else name_mapping,
         )
     if cls.narrows and new.resized: warnings.warn(_took_in_part(path, new.resized), stacklevel=2)
     return model.eval()

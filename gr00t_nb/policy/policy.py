@@ -17,6 +17,7 @@ from ..modality_configs import ModalityConfig
 from ..embodiments import embodiment_value
 from ..errors import InputError, did_you_mean
 from ..checkpoints.registry import family_of
+from ..model.rtc import RTC
 
 # %% ../../nbs/policy/10_policy.ipynb #1c27a332
 def _check_array(
@@ -149,6 +150,7 @@ def _sample(
     noise,  # as in `predict`
     num_inference_timesteps: int | None,
     keep_path: bool = False,
+    **continued,  # prev_actions and rtc, see `predict`
 ) -> tuple[dict, dict]:
     "What the model answers, normalized, and the states that it is relative to."
     batch = self.processor.collate([self.processor(s, self.tag, training=False) for s in steps])
@@ -160,6 +162,8 @@ def _sample(
         noise = torch.as_tensor(np.asarray(noise, np.float32))
         noise = noise.expand(*noise.shape[:-3], len(steps), *noise.shape[-2:]).to(self.device)
     how = dict(num_inference_timesteps=num_inference_timesteps, keep_path=keep_path)
+    if any(v is not None for v in continued.values()):
+        batch["prev_actions"], how["rtc"] = self._continued(steps, **continued)
     answer = self.graphs or self.model.get_action
     return answer(self.to_device(batch), noise=noise, **how), raw_states
 
@@ -188,12 +192,15 @@ def predict(
     steps: list[dict],  # flat steps; actions in them are ignored
     noise=None,  # where denoising starts, float32, see below; None: drawn with torch
     num_inference_timesteps: int | None = None,  # Euler steps; None: the checkpoint's
+    prev_actions: dict[str, np.ndarray] | None = None,  # float32 [B, P, D] by group: to be continued
+    rtc: RTC | None = None,  # how; None: an answer of its own
 ) -> dict[str, np.ndarray]:
     """Actions for a batch of steps: float32 [B, chunk, D] by group, absolute, in the robot's units.
 
     The noise is [B, horizon, max_action_dim], or without B one for all rows. With one dimension
     more in front, [S, B or 1, ...], it gives S answers: [S, B, chunk, D]."""
-    out, raw_states = self._sample(steps, noise, num_inference_timesteps)
+    continued = dict(prev_actions=prev_actions, rtc=rtc)
+    out, raw_states = self._sample(steps, noise, num_inference_timesteps, **continued)
     answer = out["action_pred"].float().cpu().numpy()
     return self.processor.decode_action(answer, self.tag, raw_states)
 
@@ -209,27 +216,29 @@ def draw_noise(
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 # %% ../../nbs/policy/10_policy.ipynb #7b9ecdee
-_OPTIONS = {"noise", "seed", "num_inference_timesteps"}
+_OPTIONS = ("noise", "seed", "num_inference_timesteps", "prev_actions", "rtc")
 
 @patch
 def get_action(
     self: Gr00tPolicy,
     observation: dict,  # see the table at the top
-    options: dict | None = None,  # noise (see `predict`), seed to draw it from, num_inference_timesteps
+    options: dict | None = None,  # what `predict` takes, and `seed` to draw the noise from
 ) -> tuple[dict[str, np.ndarray], dict]:  # float32 [B, chunk, D] by group, and an empty info
     "The official entry point. The actions are absolute and in the robot's units."
     options = options or {}
-    if unknown := set(options) - _OPTIONS:
+    if unknown := set(options) - set(_OPTIONS):
         raise InputError(
-            f"get_action was given the options {', '.join(sorted(unknown))}: expected noise, seed"
-            " or num_inference_timesteps."
+            f"get_action was given the options {', '.join(sorted(unknown))}: expected"
+            f" {', '.join(_OPTIONS[:-1])} or {_OPTIONS[-1]}."
         )
     if self.strict: batch = check_observation(observation, self.modality_config)
     else: batch = len(next(iter(observation["language"].values())))
-    noise, seed = options.get("noise"), options.get("seed")
-    if noise is None and seed is not None: noise = self.draw_noise(seed, batch)
+    how = {k: v for k, v in options.items() if k != "seed"}
+    if how.get("noise") is None and (seed := options.get("seed")) is not None:
+        how["noise"] = self.draw_noise(seed, batch)
+    if isinstance(how.get("rtc"), dict): how["rtc"] = RTC.of(how["rtc"])
     steps = observation_steps(observation, self.modality_config, batch)
-    actions = self.predict(steps, noise, options.get("num_inference_timesteps"))
+    actions = self.predict(steps, **how)
     if self.strict: _check_finite(actions)
     return actions, {}
 
@@ -240,6 +249,34 @@ def _check_finite(actions: dict[str, np.ndarray]):
                 f"The action '{k}' holds values that are not finite: the observation or the"
                 " checkpoint is broken."
             )
+
+# %% ../../nbs/policy/10_policy.ipynb #41b1726d
+@patch
+def _continued(
+    self: Gr00tPolicy, steps: list[dict], prev_actions: dict | None, rtc: RTC | None
+) -> tuple[torch.Tensor, RTC]:  # [B, P, max_action_dim], normalized
+    "The chunk that is to be continued, as the model puts it out."
+    self.family.require("rtc")
+    if prev_actions is None or rtc is None:
+        raise InputError(
+            "A chunk is continued with prev_actions, what is left of it, and rtc, how: one of them"
+            " was given; give both, or none for an answer of its own."
+        )
+    config, left = self.modality_config["action"], None
+    for group in config.modality_keys:
+        if group not in prev_actions:
+            raise InputError(
+                f"prev_actions has {', '.join(prev_actions) or 'nothing'}, but not '{group}': give"
+                " what is left of an answer of this policy, all groups of it."
+            )
+        a = prev_actions[group]
+        _check_array(a, f"prev_actions '{group}'", np.float32, (len(steps), left, None))
+        left = a.shape[1]
+    if left == 0: raise InputError("prev_actions has no row: leave it out for an answer of its own.")
+    rows = np.minimum(np.arange(len(config.delta_indices)), left - 1)  # the last one again and again
+    told = lambda i: {f"action.{k}": prev_actions[k][i, rows] for k in config.modality_keys}
+    actions, _ = self.processor.action([s | told(i) for i, s in enumerate(steps)], self.tag)
+    return torch.from_numpy(actions[:, :left]), rtc
 
 # %% ../../nbs/policy/10_policy.ipynb #1a36c6e9
 @patch(cls_method=True)

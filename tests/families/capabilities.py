@@ -3,9 +3,12 @@
 `test(family, folder, sample, tmp_path)`: folder is a tiny checkpoint that knows the sample's robot.
 """
 import numpy as np
+import pytest
 import torch
 from batches import TAG, batch_of
 
+from gr00t_nb.errors import InputError
+from gr00t_nb.model.rtc import RTC
 from gr00t_nb.policy.policy import Gr00tPolicy
 
 
@@ -147,6 +150,35 @@ def padding_does_not_matter(family, folder, sample, tmp_path):
     assert _moved_by_padding(family, folder, sample) < 1e-4
 
 
+def _continued(policy, steps, before, noise, **how):
+    "An answer that continues the chunk before, of which nine rows are known and three are under way."
+    left = {g: a[:, :9] for g, a in before.items()}
+    answer = policy.predict(steps, noise, prev_actions=left, rtc=RTC(3, **how))
+    return answer, {g: a[:, :3] for g, a in left.items()}
+
+
+def rtc(family, folder, sample, tmp_path):
+    "Rows under way are held or approached, accelerated or not; with none of them the answer is its own."
+    policy = Gr00tPolicy(TAG, folder, device="cpu", round_inputs=False)
+    steps, noise = sample.steps[:2], policy.draw_noise(1)
+    before, alone = policy.predict(steps, policy.draw_noise(0)), policy.predict(steps, noise)
+    none = policy.predict(steps, noise, prev_actions=before, rtc=RTC(0, "guidance"))
+    assert all(np.array_equal(none[g], a) for g, a in alone.items())
+    def gap(chunk, due): return sum(np.abs(chunk[g][:, :3] - a).mean() for g, a in due.items())
+    for how in (dict(), dict(method="guidance"), dict(method="guidance", use_vjp=True)):
+        answer, due = _continued(policy, steps, before, noise, **how)
+        assert gap(answer, due) < (0.5 if how else 1e-4) * gap(alone, due), how
+        policy.accelerate()
+        again, _ = _continued(policy, steps, before, noise, **how)
+        policy.graphs = None
+        for g, a in answer.items(): np.testing.assert_allclose(again[g], a, atol=1e-4, err_msg=g)
+    three = policy.predict(steps, np.stack([noise] * 3)[:, None], prev_actions=before, rtc=RTC(3))
+    one = policy.predict(steps, noise, prev_actions=before, rtc=RTC(3))
+    for g, a in one.items(): np.testing.assert_allclose(three[g][1], a, atol=1e-4 * max(1, np.abs(a).max()))
+    for given in (dict(rtc=RTC(3)), dict(prev_actions=before)):
+        with pytest.raises(InputError, match="give both, or none"): policy.predict(steps, noise, **given)
+
+
 TESTS = dict(
     flow=flow,
     denoising=denoising,
@@ -156,4 +188,5 @@ TESTS = dict(
     gradient_checkpointing=gradient_checkpointing,
     widening=widening,
     padding_matters=padding_matters,
+    rtc=rtc,
 )
