@@ -97,7 +97,8 @@ def pytest_sessionfinish(session, exitstatus):
     whole = any(Path(str(a)).resolve() == HERE for a in config.args)
     narrowed = config.getoption("keyword") or config.getoption("markexpr")
     if not (whole and config.getoption("--reference")) or narrowed or session.testsfailed: return
-    if hasattr(config, "workerinput"): return  # one of several processes sees only its part
+    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        return  # one of several processes sees only its part
     if left := unopened(bundles.reference_root(config)):
         print(f"\nerror: no test opened these files of the reference: {', '.join(left)}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

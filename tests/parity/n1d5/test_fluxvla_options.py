@@ -8,7 +8,7 @@ from gr00t_nb.fluxvla.config_file import read_options, with_options
 
 @pytest.fixture(scope="module")
 def options(bundle) -> dict:
-    return json.loads((bundle / "fluxvla/engine/cfg_options.json").read_text())
+    return json.loads(bundle("fluxvla/engine/cfg_options.json").read_text())
 
 
 def words_of(line: str) -> list[str]:
