@@ -164,16 +164,27 @@ def training_step(self: Gr00tTrainer, model, inputs: dict, num_items_in_batch=No
     "Loss and gradients of a batch, computed in parts of `micro_batch_size`."
     if self.graphs: return self._by_graph(model, inputs)
     parts = split_batch(inputs, self.micro_batch_size) if self.micro_batch_size else [inputs]
-    if len(parts) == 1: return Trainer.training_step(self, model, inputs, num_items_in_batch)
+    ours = self._of_all(inputs)
+    rest = num_items_in_batch
+    if len(parts) == ours == 1: return Trainer.training_step(self, model, inputs, rest)
     whole, total = inputs["action_mask"].sum(), 0
     try:
         for i, part in enumerate(parts):
-            self._share = part["action_mask"].sum() / whole
+            self._share = ours * part["action_mask"].sum() / whole
             last = i == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 total += Trainer.training_step(self, model, part, num_items_in_batch)
     finally: self._share = 1
     return total
+
+
+@patch
+def _of_all(self: Gr00tTrainer, inputs: dict) -> float:
+    "The weight of this process' batch: robots differ in how many numbers a chunk has."
+    processes, sources = self.args.world_size, getattr(self.train_dataset, "sources", ())
+    if processes == 1 or len({s.embodiment for s in sources}) < 2: return 1
+    ours = inputs["action_mask"].sum().double().to(self.args.device)
+    return (ours * processes / self.accelerator.reduce(ours.clone())).item()
 
 # %% ../../nbs/engine/20_trainer.ipynb #75d0d970
 def _one_thread(worker: int):

@@ -31,6 +31,7 @@ CAPABILITIES = dict(
     gradient_checkpointing="Blocks can be computed again in the backward pass, to save memory.",
     widening="A checkpoint can start a model of larger state, action or horizon (widen=True).",
     padding_matters="An answer depends on how far its prompt is padded, so on its neighbours.",
+    mixed_images="Samples of one batch may have different numbers of images.",
 )
 
 # %% ../../nbs/families/00_family.ipynb #25e7d707

@@ -194,6 +194,7 @@ class Gr00tN1d5Family(Family):
         "gradient_checkpointing",
         "widening",
         "padding_matters",
+        "mixed_images",
     })
 
 # %% ../../nbs/families/60_n1d5_family.ipynb #1ba2cabe

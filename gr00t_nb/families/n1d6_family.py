@@ -59,6 +59,7 @@ class Gr00tN1d6Family(Family):
         "embodiment_rows",
         "gradient_checkpointing",
         "widening",
+        "mixed_images",
     })
 
 # %% ../../nbs/families/30_n1d6_family.ipynb #85907663

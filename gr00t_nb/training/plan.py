@@ -12,7 +12,7 @@ import re
 import shutil
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -28,7 +28,6 @@ from ..errors import InputError, did_you_mean
 from ..checkpoints.adapters import add_adapters, frozen_flags, load_adapters, narrow_frozen
 from ..checkpoints.base_models import resolve_base_model
 from ..families.family import Family
-from ..loading.order import DataSource
 from ..loading.samples import StepDataset
 from ..model.memory import KERNELS, StepMemory, adamw_bytes, step_memory
 from ..plots.stacks import plot_stacks
@@ -36,7 +35,8 @@ from ..processing.batches import split_batch
 from ..runs.log import duration
 from .checks import LEVERS, SWITCHES, tune_flags
 from .config import FinetuneConfig
-from .prepare import Prepared, prepare_data
+from .mixtures import mixture_table
+from .prepare import Prepared, entry_facts, prepare_data
 from ..engine.collation import Collator
 
 # %% ../../nbs/training/37_plan.ipynb #3830f1f2
@@ -105,14 +105,14 @@ def switch_on(
     model: nn.Module,
     config: FinetuneConfig,  # with the family's values
     family: Family,
-    embodiment_id: int | None,  # slot of the robot, for `embodiment_rows_only`
+    embodiment_ids: list[int] | None,  # slots of the robots, for `embodiment_rows_only`
     adapters: Path | None = None,  # those to go on from; None: new ones, where the run has some
 ):
     "What a run switches on in a model: dropout, adapters, rows in use, recomputing."
     if config.dropout is not None: family.set_dropout(model, config.dropout)
     if config.lora_parts: _adapt(model, config, adapters)  # whose dropout is another one
     if config.embodiment_rows_only and config.tune_projector:
-        family.train_rows(model, [embodiment_id])
+        family.train_rows(model, embodiment_ids)
     if config.gradient_checkpointing: family.recompute(model)
 
 
@@ -135,17 +135,16 @@ def micro_size(config: FinetuneConfig, world_size: int = 1) -> int:
 
 def _meta_batch(prepared: Prepared, size: int) -> dict:
     "A batch of `size` samples on the meta device."
-    source = DataSource(
-        prepared.dataset, prepared.tag, prepared.modality_config, prepared.train_episodes
-    )
-    data = StepDataset([source], prepared.processor, seed=prepared.config.seed)
+    data = StepDataset(prepared.sources, prepared.processor, seed=prepared.config.seed)
     settings = prepared.family.read_config(prepared.base)
     settings.state_dropout_prob = prepared.config.state_dropout_prob
     some = Collator(prepared.processor, settings, prepared.config.seed)
     batch = some(data.__getitems__(list(range(min(size, _LOOKED_AT)))))
     again = -(-size // _LOOKED_AT)  # times
     on_meta = lambda x: x.to("meta").repeat(again, *[1] * (x.dim() - 1))
+    counts = batch.pop("image_counts", None)  # by which a batch is cut: these stay numbers
     batch = tree_map(lambda x: on_meta(x) if torch.is_tensor(x) else x, batch)
+    if counts is not None: batch["image_counts"] = counts.repeat(again)
     return split_batch(batch, size)[0]
 
 # %% ../../nbs/training/37_plan.ipynb #9cc5c687
@@ -167,6 +166,7 @@ class Plan:
     checkpoint: int  # bytes
     pace: float | None = None  # samples a second over all processes, measured
     advice: str = ""  # what to switch on where it does not fit
+    data: list[str] = field(default_factory=list)  # lines about the entries of a mixture
     exchange: int = 0  # bytes that processes hold to exchange gradients, and to put shards together
     shards: int = 1  # parts into which the optimizer is divided
 
@@ -257,6 +257,7 @@ def __repr__(self: Plan) -> str:
     switched = f", with {on}" if (on := saving(self.config)) else ""
     return "\n".join([
         f"{base}: {self.micro} samples at once, prompts of {self.tokens} tokens{switched}",
+        *self.data,
         *(f"{row[0]:18}" + "".join(f"{x:>12}" for x in row[1:]) for row in self.table()),
         self._verdict(),
         self._time(),
@@ -313,6 +314,7 @@ class _Case:
             replace(config, base_model_path=self.name), family, divided(memory, engine, shards),
             self.card, size, batch["input_ids"].shape[1], self.epoch, bf16, world,
             saved + sum(memory.optimizer.values()), self.pace,
+            data=mixture_table(entry_facts(self.prepared)) if config.mixture else [],
             exchange=exchanged(model, family, engine, world), shards=shards,
         )
 
@@ -322,16 +324,14 @@ class _Case:
 
     @cached_property
     def epoch(self) -> int:  # samples
-        p = self.prepared
-        source = DataSource(p.dataset, p.tag, p.modality_config, p.train_episodes)
-        return len(StepDataset([source], p.processor, seed=0))
+        return len(StepDataset(self.prepared.sources, self.prepared.processor, seed=0))
 
 # %% ../../nbs/training/37_plan.ipynb #b979c9f4
 @patch
 def model(self: _Case, config: FinetuneConfig) -> nn.Module:
     prepared, family = self.prepared, self.prepared.family
     model = family.outline(prepared.base, **model_changes(config, family))
-    switch_on(model, config, family, prepared.processor.embodiment_ids[prepared.tag])
+    switch_on(model, config, family, prepared.slots)
     return model
 
 
