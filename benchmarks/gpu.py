@@ -40,7 +40,6 @@ from gr00t_nb.families.n1d6 import Gr00tN1d6
 from gr00t_nb.families.n1d6_config import Gr00tN1d6Config
 from gr00t_nb.families.n1d6_family import TINY_SENTENCES
 from gr00t_nb.checkpoints.registry import families, family_of
-from gr00t_nb.loading.order import DataSource
 from gr00t_nb.loading.samples import StepDataset
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.processing.processor import Gr00tProcessor
@@ -140,8 +139,7 @@ def _apart(a: torch.Tensor, b: torch.Tensor) -> float:  # relative to the norm o
 def _some_batch(base: Path, folder: Path, size: int = 4) -> dict:
     config = _sample_config(str(base), folder, "batch", global_batch_size=size)
     prepared = prepare_data(config)
-    source = DataSource(prepared.dataset, prepared.tag, prepared.modality_config)
-    data = StepDataset([source], prepared.processor, seed=0)
+    data = StepDataset(prepared.sources, prepared.processor, seed=0)
     settings = prepared.family.read_config(base)
     return Collator(prepared.processor, settings, seed=0)(data.__getitems__(list(range(size))))
 
@@ -320,7 +318,7 @@ def _train(args, name: str, base: Path, folder: Path, options: dict) -> dict:
     )
     prepared = prepare_data(fit_memory(config))
     config = prepared.config
-    model = load_model(config, base, prepared.processor.embodiment_ids[prepared.tag])
+    model = load_model(config, base, prepared.slots)
     arguments = training_arguments(config, prepared.family)
     arguments.save_strategy, arguments.logging_strategy = "no", "no"
     watch, begun = Watch(args.warm), time.perf_counter()
@@ -423,8 +421,8 @@ def _policy(args, folder: Path) -> tuple[Gr00tPolicy, list[dict]]:  # and a step
     prepared.family.save(folder / "policy", model, prepared.processor)
     del model
     _free()
-    policy = Gr00tPolicy(prepared.tag, folder / "policy", device=args.device)
-    return policy, read_steps(prepared.dataset, 0, [0], prepared.modality_config)
+    policy = Gr00tPolicy(prepared.root.tag, folder / "policy", device=args.device)
+    return policy, read_steps(prepared.root.dataset, 0, [0], prepared.root.modality_config)
 
 
 def _answers(args, policy, change, steps: list[dict], noise) -> dict:

@@ -16,7 +16,7 @@ from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.engine.collation import Collator
 from gr00t_nb.errors import InputError
 from gr00t_nb.fluxvla.fluxvla_processor import FluxvlaProcessor, FluxvlaRobot
-from gr00t_nb.fluxvla.merged_statistics import robot_statistics
+from gr00t_nb.fluxvla.merged_statistics import statistics_of_roots
 from gr00t_nb.fluxvla.pixels import FLUXVLA_MEAN, FLUXVLA_STD
 from gr00t_nb.fluxvla.window_samples import WindowDataset, fluxvla_robot
 from gr00t_nb.loading.order import DataSource
@@ -48,7 +48,7 @@ def base():
 def processor(arm, base):
     ds, config = arm
     made = FluxvlaProcessor.around(base[2], max_len=160, embodiment_ids={TAG: 2})
-    made.set_embodiment(TAG, config, robot_statistics([ds], config))
+    made.set_embodiment(TAG, config, statistics_of_roots([ds], config))
     return made
 
 
@@ -104,7 +104,7 @@ def test_the_checkpoint_brings_the_processor_along(arm, base, processor, tmp_pat
     family, model, _ = base
     robot = FluxvlaRobot("quantile", pixel_means=[FLUXVLA_MEAN], pixel_stds=[FLUXVLA_STD], padding_images=1)
     processor.set_robot(TAG, robot)
-    processor.set_embodiment(TAG, config, robot_statistics([ds], config), override=True)
+    processor.set_embodiment(TAG, config, statistics_of_roots([ds], config), override=True)
     family.save(tmp_path, model, processor)
     again = family.load_processor(tmp_path)
     assert type(again) is FluxvlaProcessor and again.robot(TAG) == robot
@@ -124,7 +124,7 @@ def test_robots_of_a_mixture_share_a_batch(arm, processor):
     processor.embodiment_ids[OTHER] = 5
     said = dict(pixel_means=[FLUXVLA_MEAN], pixel_stds=[FLUXVLA_STD], sample_weight=0.25)
     processor.set_robot(OTHER, FluxvlaRobot(padding_images=1, **said))
-    processor.set_embodiment(OTHER, one, robot_statistics([ds], one))
+    processor.set_embodiment(OTHER, one, statistics_of_roots([ds], one))
     sources = [DataSource(ds, TAG, config), DataSource(ds, OTHER, one)]
     data = WindowDataset(sources, processor, seed=3)
     samples = data.__getitems__(range(8))

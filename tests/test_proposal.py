@@ -65,7 +65,7 @@ def test_its_file_works_as_it_is(dataset, tmp_path):
     assert config["action"].action_configs and config["language"].modality_keys
     run = FinetuneConfig("tiny", str(dataset), "NEW_EMBODIMENT", modality_config_path=str(file))
     run.check_data = False  # what is missing from a data set that nobody described is another matter
-    assert prepare_data(run).modality_config == config
+    assert prepare_data(run).root.modality_config == config
     assert state_of(dataset) == before
 
 

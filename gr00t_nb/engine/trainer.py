@@ -167,17 +167,31 @@ def training_step(self: Gr00tTrainer, model, inputs: dict, num_items_in_batch=No
     "Loss and gradients of a batch, computed in parts of `micro_batch_size`."
     if self.graphs: return self._by_graph(model, inputs)
     parts = split_batch(inputs, self.micro_batch_size) if self.micro_batch_size else [inputs]
-    if len(parts) == 1: return Trainer.training_step(self, model, inputs, num_items_in_batch)
-    count = lambda part: self.family.counted(self.model.config, part)
-    whole, total = count(inputs), 0
+    ours, rest = self._of_all(inputs), num_items_in_batch
+    if len(parts) == ours == 1: return Trainer.training_step(self, model, inputs, rest)
+    whole, total = self._counted(inputs), 0
     try:
         for i, part in enumerate(parts):
-            self._share = count(part) / whole
+            self._share = ours * self._counted(part) / whole
             last = i == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 total += Trainer.training_step(self, model, part, num_items_in_batch)
     finally: self._share = 1
     return total
+
+
+@patch
+def _counted(self: Gr00tTrainer, inputs: dict) -> torch.Tensor:  # entries that the loss counts
+    return self.family.counted(self.model.config, inputs)
+
+
+@patch
+def _of_all(self: Gr00tTrainer, inputs: dict) -> float:
+    "The weight of this process' batch: robots differ in how many numbers a chunk has."
+    processes, sources = self.args.world_size, getattr(self.train_dataset, "sources", ())
+    if processes == 1 or len({s.embodiment for s in sources}) < 2: return 1
+    ours = self._counted(inputs).double().to(self.args.device)
+    return (ours * processes / self.accelerator.reduce(ours.clone())).item()
 
 # %% ../../nbs/engine/20_trainer.ipynb #75d0d970
 def _one_thread(worker: int):

@@ -23,20 +23,40 @@ from ..errors import InputError
 from ..policy.policy import Gr00tPolicy
 
 # %% ../../nbs/evaluation/10_asking.ipynb #99f4cfe9
+def _training_of(
+    model_path: str | Path,  # checkpoint folder
+    path: str | Path | None = None,  # a data set
+) -> dict:  # modality, exclude_episodes, val_episodes; empty where nothing is known
+    "What the checkpoint remembers of its training on a data set, or on its only one."
+    record = training_record(model_path)
+    if "entries" not in record:
+        said = record.get("config", {})
+        modality = "modality.json" if said.get("modality_path") else None
+        return record | dict(modality=modality, exclude_episodes=said.get("exclude_episodes"))
+    sets = [(e["given"], d) for e in record["entries"] for d in e["data_sets"]]
+    place = Path(path or "").resolve()
+    same = [s for s in sets if Path(s[1]["path"]).resolve() == place]
+    same = same or [s for s in sets if Path(s[1]["path"]).name == place.name]  # it was moved
+    if path is None or len(same) != 1: return {}
+    given, found = same[0]
+    return found | given | dict(modality=found["modality"] if given["modality_path"] else None)
+
+# %% ../../nbs/evaluation/10_asking.ipynb #1cd61533
 def trained_modality(
     model_path: str | Path,  # checkpoint folder
+    path: str | Path | None = None,  # the data set; None: the only one that it was trained on
 ) -> Path | None:  # a modality.json; None where the data set was read with its own
     "The modality that was given for training, as the checkpoint keeps it."
-    given = training_record(model_path).get("config", {}).get("modality_path")
-    return Path(model_path) / "experiment_cfg" / "modality.json" if given else None
+    kept = _training_of(model_path, path).get("modality")
+    return Path(model_path) / "experiment_cfg" / kept if kept else None
 
 
 def held_out_episodes(
     model_path: str | Path,  # checkpoint folder
-    dataset: LeRobotDataset | None = None,  # its data set, opened with episodes left out; None: the whole of it
+    dataset: LeRobotDataset | None = None,  # its data set, in whole or in part; None: its only one
 ) -> list[int] | None:  # positions in that data set; None where the checkpoint does not know
     "The episodes that the checkpoint held out of training."
-    held = training_record(model_path).get("val_episodes")
+    held = _training_of(model_path, dataset and dataset.path).get("val_episodes")
     if not held: return None
     if dataset is None: return held
     return [i for i, whole in enumerate(dataset.positions) if whole in held]
@@ -48,7 +68,7 @@ def episodes_to_ask(
 ) -> list[int]:  # positions
     "The episodes held out of training; where there are none, all that `exclude_episodes` did not leave out."
     if held := held_out_episodes(model_path, dataset): return held
-    left_out = training_record(model_path).get("config", {}).get("exclude_episodes") or []
+    left_out = _training_of(model_path, dataset.path).get("exclude_episodes") or []
     return [i for i, e in enumerate(dataset.episodes) if e.index not in left_out]
 
 # %% ../../nbs/evaluation/10_asking.ipynb #54e532e7
@@ -213,7 +233,7 @@ class AskingConfig:
             tokenizer_path=self.tokenizer_path,
         )
         if self.denoising_steps: policy.model.config.num_inference_timesteps = self.denoising_steps
-        modality = self.modality_path or trained_modality(self.model_path)
+        modality = self.modality_path or trained_modality(self.model_path, self.dataset_path)
         dataset = LeRobotDataset(self.dataset_path, modality, None, self.exclude_episodes)
         if self.traj_ids is not None: return policy, dataset, self.traj_ids
         return policy, dataset, episodes_to_ask(self.model_path, dataset)

@@ -154,7 +154,7 @@ def main(args: list[str] | None = None):
     if page.suffix.lower() != ".png":
         raise InputError(f"--save-plot-path is {page}: expected a file that ends in .png.")
     policy, dataset, asked = c.open()
-    if c.traj_ids is None and not held_out_episodes(c.model_path):
+    if c.traj_ids is None and not held_out_episodes(c.model_path, dataset):
         asked = [asked[i] for i in evenly(len(asked), 10)]
     how = dict(questions=c.questions, draws=c.draws, replace=c.replace, seed=c.seed)
     d = diagnose(policy, dataset, asked, c.steps, c.action_horizon, **how)

@@ -286,7 +286,7 @@ def main(args: list[str] | None = None):
     names = [folder / f"traj_{e.number}.png" for e in result.episodes]
     for i, name in enumerate(names): save_figure(result.plot(i), name)
     save_figure(result.plot_by_horizon(), folder / "error_by_horizon.png")
-    held_out = c.traj_ids is None and held_out_episodes(c.model_path)
+    held_out = c.traj_ids is None and held_out_episodes(c.model_path, dataset)
     kind = "held-out episodes" if held_out else "episodes"
     print(f"plots: {names[0]} and {len(names)} more\n")
     print(f"open loop on {len(names)} {kind}, chunks of {result.action_horizon} steps:\n{result}")

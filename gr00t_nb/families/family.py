@@ -33,6 +33,7 @@ CAPABILITIES = dict(
     widening="A checkpoint can start a model of larger state, action or horizon (widen=True).",
     padding_matters="An answer depends on how far its prompt is padded, so on its neighbours.",
     rtc="An answer can continue the chunk before, whose first rows are being executed.",
+    mixed_images="Samples of one batch may have different numbers of images.",
 )
 
 # %% ../../nbs/families/00_family.ipynb #25e7d707

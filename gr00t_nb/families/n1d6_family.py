@@ -52,14 +52,8 @@ class Gr00tN1d6Family(Family):
         wandb_project="finetune-gr00t-n1d6",
     )
     capabilities = frozenset({
-        "flow",
-        "denoising",
-        "state_dropout",
-        "dropout",
-        "embodiment_rows",
-        "gradient_checkpointing",
-        "widening",
-        "rtc",
+        *("flow", "denoising", "state_dropout", "dropout", "embodiment_rows"),
+        *("gradient_checkpointing", "widening", "rtc", "mixed_images"),
     })
 
 # %% ../../nbs/families/30_n1d6_family.ipynb #85907663

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ..data.steps import action_horizon
 from ..errors import InputError
 from .frames import FrameCache
-from .order import DataSource
+from .order import DataSource, pools_of
 from .samples import StepReader
 
 # %% ../../nbs/loading/30_official_order.ipynb #2f977bf1
@@ -143,10 +143,11 @@ class OfficialStream(StepReader, IterableDataset):
         self.shard_lengths = [
             [sum(len(steps) for _, steps in shard) for shard in shards] for shards in self.shards
         ]
+        self.weights = _weights(self.sources, [len(shards) for shards in self.shards])
 
     def __iter__(self) -> Iterator[dict]: return self._samples()
 
-
+# %% ../../nbs/loading/30_official_order.ipynb #2a50b386
 def _shards_of(
     source: DataSource, shard_size: int, rate: float, seed: int
 ) -> list[list[tuple[int, np.ndarray]]]:
@@ -157,6 +158,15 @@ def _shards_of(
     shards = shard_episodes(lengths, action_horizon(source.config), shard_size, rate, seed)
     return [[(episodes[e], steps) for e, steps in shard] for shard in shards]
 
+
+def _weights(sources: Sequence[DataSource], counts: Sequence[int]) -> list[float]:
+    "The weight of each source: the ratio of its pool, divided by the numbers of shards."
+    weights = [0.0] * len(sources)
+    for pool in pools_of(sources):
+        parts = path_weights(sources[pool[0]].ratio, [counts[s] for s in pool])
+        for s, w in zip(pool, parts): weights[s] = w
+    return weights
+
 # %% ../../nbs/loading/30_official_order.ipynb #4f901a85
 @patch
 def order(self: OfficialStream,
@@ -165,7 +175,7 @@ def order(self: OfficialStream,
     "Which steps a worker gives, shard by shard, without end. Reads nothing."
     numbers = mixture_samples(
         self.shard_lengths,
-        [s.ratio for s in self.sources],
+        self.weights,
         self.num_shards,
         self.seed + self.start_step,
         self.rank,

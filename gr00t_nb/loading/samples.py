@@ -199,32 +199,35 @@ def samples(self: StepReader,
 ) -> list[dict]:  # samples in the order of `where`
     "Reads steps and makes samples of them. `SampleError` names file, episode and step."
     rngs = [sample_generator(self.seed, g) for g in positions]
-    steps, out = self.read(where, rngs, frames), [None] * len(where)
+    out = [None] * len(where)
     for s in np.unique(where[:, 0]):
         slots = np.flatnonzero(where[:, 0] == s)
-        for i, sample in zip(slots, self._processed(slots, where, steps, rngs)):
+        make = self.sources[s].make or self.make
+        for i, sample in zip(slots, make(where[slots], [rngs[i] for i in slots], frames)):
             out[i] = {**sample, "sample_index": np.int64(positions[i])}
     return out if self.change is None else [self._changed(s) for s in out]
 
 
 @patch
-def _processed(
-    self: StepReader, slots: np.ndarray, where: np.ndarray, steps: list, rngs: list
-) -> list[dict]:
-    "The processor's samples of some steps of one source."
-    source = self.sources[where[slots[0], 0]]
-    def alone(i):
-        try: return self.processor(steps[i], source.embodiment, self.training, rngs[i])
+def make(self: StepReader,
+    where: np.ndarray,  # int (n, 3): source, the same for all; episode position, step
+    rngs: Sequence[np.random.Generator],  # n of them, one for all that is random in a sample
+    frames: Callable | None = None,  # as in `read`
+) -> list[dict]:  # samples in the order of `where`
+    "What gives the samples of a source: reads its steps, and hands them to the processor."
+    source, steps = self.sources[where[0, 0]], self.read(where, rngs, frames)
+    def alone(step, place, rng):
+        try: return self.processor(step, source.embodiment, self.training, rng)
         except InputError as e:
-            step = f"{source.dataset.called(where[i, 1])}, step {where[i, 2]}"
-            raise SampleError(f"{step}: {e}") from None
+            at = f"{source.dataset.called(place[1])}, step {place[2]}"
+            raise SampleError(f"{at}: {e}") from None
+    each = lambda: [alone(*one) for one in zip(steps, where, rngs)]
     many = getattr(self.processor, "many", None)
-    if many is None: return [alone(i) for i in slots]
-    own, draws = [steps[i] for i in slots], [rngs[i] for i in slots]
-    try: return many(own, source.embodiment, self.training, draws, self.threads)
+    if many is None: return each()
+    try: return many(steps, source.embodiment, self.training, rngs, self.threads)
     except SampleError: raise
     except InputError as e:
-        for i in slots: alone(i)  # one of them says which it is
+        each()  # one of them says which it is
         raise SampleError(f"{source.dataset.path}: {e}") from None
 
 # %% ../../nbs/loading/20_samples.ipynb #a90b3b2a

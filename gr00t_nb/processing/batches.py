@@ -61,7 +61,8 @@ def make_batch(
 
     input_ids and attention_mask [B, N] int64; pixel_values, see `stack_images`; state [B, T, S]
     float32; embodiment_id [B] int64; where the samples have actions, action and action_mask
-    [B, H, A] float32. `InputError` for samples that do not go together.
+    [B, H, A] float32; where they have different numbers of images, image_counts [B] int64.
+    `InputError` for samples that do not go together.
     """
     if not samples: raise InputError("There are no samples to collate: give at least one.")
     have = [k for k in ("action", "action_mask") if k in samples[0]]
@@ -79,6 +80,8 @@ def make_batch(
     texts = [_expanded(s["text"], own, token_side) for s, own in zip(samples, sizes)]
     batch = encoder(texts)
     batch["pixel_values"] = stack_images([i for s in samples for i in s["images"]])
+    counts = [len(own) for own in sizes]
+    if len(set(counts)) > 1: batch["image_counts"] = torch.tensor(counts)
     for k in ["state", *have]: batch[k] = torch.from_numpy(np.stack([s[k] for s in samples]))
     batch["embodiment_id"] = torch.tensor([s["embodiment_id"] for s in samples], dtype=torch.int64)
     return batch
@@ -111,8 +114,14 @@ def _part(batch: dict, samples: range) -> dict:
     if "pixel_values" not in batch: return part
     images = batch["pixel_values"]
     stacks = [images] if torch.is_tensor(images) else images
-    each = sum(map(len, stacks)) // len(batch["input_ids"])  # images of a sample
-    return part | dict(pixel_values=_between(stacks, samples.start * each, samples.stop * each))
+    first, last = (_images_before(batch, stacks, n) for n in (samples.start, samples.stop))
+    return part | dict(pixel_values=_between(stacks, first, last))
+
+
+def _images_before(batch: dict, stacks: Sequence[torch.Tensor], sample: int) -> int:
+    "How many images come before those of a sample."
+    if "image_counts" in batch: return int(batch["image_counts"][:sample].sum())
+    return sum(map(len, stacks)) // len(batch["input_ids"]) * min(sample, len(batch["input_ids"]))
 
 
 def _between(stacks: Sequence[torch.Tensor], start: int, end: int) -> list[torch.Tensor]:

@@ -11,14 +11,14 @@ import math
 from dataclasses import replace
 from typing import get_args
 
-from ..data.layouts_v3 import dataset_folder
-from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
+from ..embodiments import MODALITY_CONFIGS, load_modality_config
 from ..processes.parallel import WHOLE, check_parallel, engine_of
 from ..errors import InputError, did_you_mean
 from ..checkpoints.adapters import RANK, check_lora, frozen_flags, import_peft
 from ..families.family import Family
 from ..processing.masks import mask_steps
 from .config import FinetuneConfig, SampleOptions
+from .mixtures import MixtureEntry, check_entries, entries_of
 
 # %% ../../nbs/training/05_checks.ipynb #d138c35e
 _LORA = ("lora_rank", "lora_alpha", "lora_dropout")
@@ -150,16 +150,47 @@ def _check_processes(config: FinetuneConfig, world_size: int):
             f" divide: choose a multiple, such as {near}."
         )
 
-
-def _registered_tag(config: FinetuneConfig) -> str:  # value of the embodiment tag
-    tag = embodiment_value(config.embodiment_tag)
-    if not config.modality_config_path: return tag
-    registered = load_modality_config(config.modality_config_path)
-    if tag in registered: return tag
+# %% ../../nbs/training/05_checks.ipynb #16076533
+def _check_registered(entry: MixtureEntry, whose: str = ""):
+    "Registers the file of an entry's configuration; `InputError` where it is another robot's."
+    if not entry.modality_config_path: return
+    registered = load_modality_config(entry.modality_config_path)
+    if entry.tag in registered: return
     raise InputError(
-        f"{config.modality_config_path} registers {', '.join(registered)}, but"
-        f" --embodiment-tag is {config.embodiment_tag} ('{tag}'): make the two agree."
+        f"{entry.modality_config_path} registers {', '.join(registered)}, but"
+        f" --embodiment-tag{whose} is {entry.embodiment_tag} ('{entry.tag}'): make the two agree."
     )
+
+
+def _check_data(config: FinetuneConfig) -> list[MixtureEntry]:
+    "What the run trains on; registers the modality configuration files."
+    entries = entries_of(config)
+    check_entries(entries)
+    for e in entries: _check_registered(e, f" of the entry '{e.name}'" if config.mixture else "")
+    if config.step_graph and len({e.tag for e in entries}) > 1:
+        raise InputError(
+            "step_graph records a batch of one shape, and those of several robots differ: leave out"
+            " --step-graph."
+        )
+    return entries
+
+
+def _check_step_graph(config: FinetuneConfig, world_size: int):
+    if not config.step_graph: return
+    if world_size > 1:
+        raise InputError(
+            f"step_graph records the step of one process, and {world_size} are running: leave out"
+            " --step-graph."
+        )
+    if config.micro_batch_size:
+        raise InputError(
+            "step_graph records a whole batch, and micro_batch_size divides it: leave out one of them."
+        )
+    if config.gradient_checkpointing:
+        raise InputError(
+            "step_graph and gradient_checkpointing exclude each other: what is computed again draws"
+            " its dropout again, which a recording cannot do. Leave out one of them."
+        )
 
 # %% ../../nbs/training/05_checks.ipynb #798773aa
 def _recomputing(config: FinetuneConfig) -> str | None:
@@ -199,7 +230,7 @@ def _check_quality(config: FinetuneConfig):
         value = getattr(config, name)
         if value is None or value >= 1: continue
         raise InputError(f"{name} is {value}: expected at least 1.")
-    if config.eval_steps and not config.val_fraction:
+    if config.eval_steps and not config.val_fraction and not config.mixture:
         raise InputError(
             f"eval_steps is {config.eval_steps}, but no episodes are held out to be asked about:"
             " hold some out with --val-fraction 0.1, or leave --eval-steps out."
@@ -243,8 +274,8 @@ def _check_schedule(config: FinetuneConfig):
 def check_config(
     config: FinetuneConfig,  # what the user asked for
     world_size: int = 1,  # number of training processes
-) -> str:  # value of the embodiment tag
-    "Refuses values that cannot work, in one sentence; registers the modality configuration file."
+) -> list[MixtureEntry]:  # what it trains on
+    "Refuses values that cannot work, in one sentence; registers modality configuration files."
     _check_numbers(config)
     _check_processes(config, world_size)
     mask_steps(config.extra_augmentation_config)  # says what is wrong with it
@@ -262,12 +293,7 @@ def check_config(
             "skip_broken goes with --sampling uniform, where a broken step's place is known;"
             " NVIDIA's order has none: choose one of the two."
         )
-    if not dataset_folder(config.dataset_path).is_dir():  # a hub id is looked up here
-        raise InputError(
-            f"There is no data set at {config.dataset_path}: give the folder of a LeRobot data set,"
-            " the one that holds meta/info.json, or a hub id, with --dataset-path."
-        )
-    return _registered_tag(config)
+    return _check_data(config)
 
 # %% ../../nbs/training/05_checks.ipynb #7e975674
 _FILLS_A_GAP = ("gr1", "robocasa_panda_omron")

@@ -8,24 +8,29 @@ __all__ = ['Switch', 'DataOptions', 'SampleOptions', 'ModelOptions', 'AdapterOpt
 
 # %% ../../nbs/training/00_config.ipynb #2389154d
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Literal
 
 from fastcore.basics import patch
-from tyro.conf import DisallowNone
+from tyro.conf import DisallowNone, arg
+
+from ..errors import InputError
 
 # %% ../../nbs/training/00_config.ipynb #269858c3
 Switch = Annotated[bool | None, DisallowNone]  # --name or --no-name; neither: None, the family's value
+_Paths = Annotated[str | list[str] | None, arg(metavar="PATH [PATH ...]")]
 
 
 @dataclass
 class DataOptions:
     "Where the run begins, and what it learns from."
     base_model_path: str  # a folder, a hub id such as nvidia/GR00T-N1.6-3B, or 'tiny', a small model for CPUs
-    dataset_path: str  # the LeRobot data set: a folder, or a hub id such as user/name; nothing is ever written into it
-    embodiment_tag: str  # the robot by name: GR1, UNITREE_G1, LIBERO_PANDA, OXE_DROID, or NEW_EMBODIMENT for your own
+    dataset_path: _Paths = None  # LeRobot data sets of one robot: folders, or hub ids
+    embodiment_tag: str | None = None  # the robot: GR1, LIBERO_PANDA, ...; yours: NEW_EMBODIMENT
     modality_config_path: str | None = None  # a Python file that registers the robot's modality configuration
     modality_path: str | None = None  # a modality.json in place of the data set's own, or where it has none
+    mixture: str | None = None  # several robots: a YAML file, in place of the four above
     tokenizer_path: str | None = None  # folder or hub id of the tokenizer, where the checkpoint brings none
     check_data: bool = True  # run the check-up first (once for each state of the files); refuse a data set with errors
     exclude_episodes: list[int] | None = None  # episodes to leave out, by number (episode_index), such as 3 17
@@ -130,13 +135,15 @@ class FinetuneConfig(
     RunOptions, ValidationOptions, OptimizerOptions, AdapterOptions, ModelOptions, SampleOptions,
     DataOptions
 ):
-    r"""Fine-tune GR00T on a LeRobot data set.
+    r"""Fine-tune GR00T on LeRobot data sets.
 
     One process:  python scripts/finetune.py --base-model-path tiny \
         --dataset-path data_samples/cube_to_bowl --embodiment-tag NEW_EMBODIMENT \
         --modality-config-path data_samples/cube_to_bowl_config.py
 
     Eight GPUs:   torchrun --nproc_per_node=8 scripts/finetune.py ... (the same arguments)
+
+    Several data sets of one robot: --dataset-path A B C. Several robots: --mixture FILE.
 
     Started again with the same --output-dir, a run goes on from its newest checkpoint.
     Command lines for NVIDIA's launchers of N1.5 to N1.7 work here, too.
@@ -145,6 +152,12 @@ class FinetuneConfig(
     def __post_init__(self):
         extra = self.extra_augmentation_config  # in a notebook it may be a dict
         if isinstance(extra, dict): self.extra_augmentation_config = json.dumps(extra)
+        mixture = self.mixture  # in a notebook it may be a list of entries
+        if isinstance(mixture, (list, tuple)):
+            self.mixture = _as_text(mixture)
+        if isinstance(self.dataset_path, (list, tuple)):
+            paths = [str(p) for p in self.dataset_path]
+            self.dataset_path = paths[0] if len(paths) == 1 else paths
 
     def to_dict(self) -> dict: return asdict(self)
 
@@ -152,6 +165,15 @@ class FinetuneConfig(
     def decay(self) -> tuple[int, float] | None:
         "Steps between two falls of the learning rate and their factor, for the step schedule."
         return (self.lr_decay_steps, self.lr_decay_factor or 0.1) if self.lr_decay_steps else None
+
+
+def _as_text(entries: Sequence) -> str:  # of MixtureEntry
+    "The entries of a mixture as a file has them, in one line."
+    said = {e.name: e.to_json() for e in entries}
+    if len(said) == len(entries): return json.dumps(said, default=str)
+    names = [e.name for e in entries]
+    twice = next(n for n in names if names.count(n) > 1)
+    raise InputError(f"Two entries of the mixture are called '{twice}': give each its own name.")
 
 # %% ../../nbs/training/00_config.ipynb #570f5cd6
 @patch

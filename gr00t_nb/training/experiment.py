@@ -30,7 +30,7 @@ from ..files import read_json, write_json, write_text
 from ..runs.run_folder import checkpoint_step, newest_checkpoint
 from .config import FinetuneConfig
 from .model_card import write_model_card
-from .prepare import Prepared
+from .prepare import Prepared, Root
 
 # %% ../../nbs/training/20_experiment.ipynb #2cacdf8d
 _NO_TORCHAO = (
@@ -126,12 +126,19 @@ _TRAINING = (
 _DATA = ("shard_size", "episode_sampling_rate", "num_shards_per_epoch", "seed")
 
 
+def _json_of(modality_config: dict) -> dict:
+    return {m: c.to_json() for m, c in modality_config.items()}
+
+
 def _official_sections(config: FinetuneConfig, prepared: Prepared, model_config) -> dict:
     "The configuration as NVIDIA's config.yaml is divided."
     d, values = prepared.family.defaults, config.to_dict()
-    source = dict(dataset_paths=[config.dataset_path], embodiment_tag=prepared.tag, mix_ratio=1.0)
-    robot = {m: c.to_json() for m, c in prepared.modality_config.items()}
-    data = dict(datasets=[source]) | {k: values[k] for k in _DATA}
+    entries = [own[0].entry for own in prepared.entries]
+    sources = [
+        dict(dataset_paths=e.roots, embodiment_tag=e.tag, mix_ratio=float(e.ratio)) for e in entries
+    ]
+    robots = {r.tag: _json_of(r.modality_config) for r in prepared.roots}
+    data = dict(datasets=sources) | {k: values[k] for k in _DATA}
     training = {k: values[k] for k in _TRAINING} | dict(
         start_from_checkpoint=config.base_model_path,
         lr_scheduler_type=config.lr_scheduler,
@@ -142,7 +149,7 @@ def _official_sections(config: FinetuneConfig, prepared: Prepared, model_config)
     )
     return dict(
         model=model_config.to_dict(),
-        data=data | dict(modality_configs={prepared.tag: robot}),
+        data=data | dict(modality_configs=robots),
         training=training,
     )
 
@@ -155,18 +162,52 @@ def _write_hooks(folder: Path, hooks: Hooks) -> dict[str, str]:  # name -> diges
     return digests
 
 # %% ../../nbs/training/20_experiment.ipynb #64c44c55
-def _data_seen(prepared: Prepared) -> dict:
-    "What decides the samples; episodes by their positions in the whole data set."
-    ds = prepared.dataset
+def _episodes_seen(root: Root) -> dict:
+    "Episodes of a data set, by their positions in the whole of it."
+    ds = root.dataset
     return dict(
-        embodiment=prepared.tag,
-        train_episodes=[ds.positions[i] for i in prepared.train_episodes],
-        val_episodes=[ds.positions[i] for i in prepared.val_episodes],
-        modality_config={m: c.to_json() for m, c in prepared.modality_config.items()},
-        lengths=[ds.episodes[e].length for e in prepared.train_episodes],
+        train_episodes=[ds.positions[i] for i in root.train_episodes],
+        val_episodes=[ds.positions[i] for i in root.val_episodes],
+        lengths=[ds.episodes[e].length for e in root.train_episodes],
     )
 
 
+def _data_seen(prepared: Prepared) -> dict:
+    "What decides the samples: of one data set as it is, of several the entries of the mixture."
+    if len(prepared.roots) > 1:
+        return dict(entries=[_entry_seen(own, prepared) for own in prepared.entries])
+    root, = prepared.roots
+    robot = dict(embodiment=root.tag, modality_config=_json_of(root.modality_config))
+    return robot | _episodes_seen(root)
+
+
+def _entry_seen(own: list[Root], prepared: Prepared) -> dict:
+    "What decides the samples of an entry; `modality` is the file that says what its columns are."
+    first, entry = own[0], own[0].entry
+    sets = [
+        dict(path=str(r.dataset.path), modality=_modality_file(prepared, r)) | _episodes_seen(r)
+        for r in own
+    ]
+    return dict(
+        name=entry.name,
+        ratio=entry.ratio,
+        embodiment=first.tag,
+        embodiment_id=prepared.processor.embodiment_ids[first.tag],
+        modality_config=_json_of(first.modality_config),
+        given={k: getattr(entry, k) for k in _GIVEN},
+        data_sets=sets,
+    )
+
+
+_GIVEN = ("shipped_statistics", "override_statistics", "exclude_episodes", "modality_path")
+
+
+def _modality_file(prepared: Prepared, root: Root) -> str:
+    "The name of the file in `experiment_cfg` that holds a data set's modality."
+    place = next(i for i, r in enumerate(prepared.roots) if r is root)
+    return f"modality-{place}.json" if len(prepared.roots) > 1 else "modality.json"
+
+# %% ../../nbs/training/20_experiment.ipynb #a018f6a4
 def write_experiment(
     config: FinetuneConfig,  # with the family's values
     prepared: Prepared,  # what the run is made of
@@ -182,7 +223,8 @@ def write_experiment(
     strings = {k: str(v) for k, v in processor.settings.items()}  # as officially
     write_json(folder / "final_processor_config.json", strings)
     write_json(folder / "dataset_statistics.json", processor.statistics, indent=4)
-    write_json(folder / "modality.json", prepared.dataset.modality, indent=4)
+    for r in prepared.roots:
+        write_json(folder / _modality_file(prepared, r), r.dataset.modality, indent=4)
     record = dict(config=config.to_dict()) | _data_seen(prepared)
     record |= dict(hook_digests=_write_hooks(folder, hooks or Hooks()))
     write_json(folder / "finetune.json", record | dict(checkup_warnings=prepared.warnings))
@@ -236,6 +278,7 @@ _MAY_CHANGE = {
     "use_tensorboard", "profile",
     "base_model_path", "dataset_path", "modality_config_path", "modality_path", "tokenizer_path",
     "embodiment_tag", "val_episodes",
+    "mixture", "entries",  # their entries are compared
     "eval_steps", "early_stopping_patience", "on_nonfinite",
 }
 _LONG = dict(
@@ -269,11 +312,39 @@ def _other_run(newest: Path, what: list[str]) -> str:
     )
 
 
-def _other_modality(newest: Path, modality: dict) -> list[str]:  # pieces of a sentence
+def _other_modality(newest: Path, prepared: Prepared) -> list[str]:  # pieces of a sentence
     "That a run read other numbers under the same names."
-    kept = newest / "experiment_cfg" / "modality.json"
-    if not kept.exists() or read_json(kept) == modality: return []
-    return [f"modality.json differs, and --modality-path {kept} is the run's"]
+    what = []
+    for r in prepared.roots:
+        kept = newest / "experiment_cfg" / _modality_file(prepared, r)
+        if not kept.exists() or read_json(kept) == r.dataset.modality: continue
+        what.append(f"modality.json differs, and --modality-path {kept} is the run's")
+    return what[:1]
+
+# %% ../../nbs/training/20_experiment.ipynb #32269595
+_OF_DATA = dict(train_episodes="training episodes", lengths="lengths of episodes")
+
+
+def _other_mixture(
+    then: list[dict], now: list[dict]
+) -> list[str]:  # pieces of a sentence
+    "In what a mixture differs from the one that the run began with; both as records have them."
+    names = [", ".join(e["name"] for e in entries) or "none" for entries in (then, now)]
+    if names[0] != names[1]: return [f"the entries of the mixture were {names[0]}, now {names[1]}"]
+    what = []
+    for a, b in zip(then, now):
+        for k in ("ratio", "embodiment", "embodiment_id"):
+            if a[k] != b[k]: what.append(f"{k} of '{a['name']}' was {a[k]}, now {b[k]}")
+        for k in ("shipped_statistics", "override_statistics"):
+            x, y = a["given"][k], b["given"][k]
+            if x != y: what.append(f"{k} of '{a['name']}' was {x}, now {y}")
+        if a["modality_config"] != b["modality_config"]:
+            what.append(f"the modality configuration of '{a['name']}' differs")
+        for k, called in _OF_DATA.items():
+            if [d[k] for d in a["data_sets"]] != [d[k] for d in b["data_sets"]]:
+                what.append(f"the {called} of '{a['name']}' differ")
+                break
+    return what
 
 # %% ../../nbs/training/20_experiment.ipynb #ce436a98
 def _check_going_on(newest: Path, config: FinetuneConfig):
@@ -320,7 +391,8 @@ def find_resume(
             " --base-model-path instead."
         )
     what = _differences(before, dict(config=config.to_dict()) | _data_seen(prepared))
-    what += _other_modality(newest, prepared.dataset.modality)
+    what += _other_mixture(before.get("entries", []), _data_seen(prepared).get("entries", []))
+    if not what: what += _other_modality(newest, prepared)
     what += other_hooks(before.get("hook_digests", {}), hook_digests(hooks or Hooks()))
     if what: raise InputError(_other_run(newest, what))
     _check_going_on(newest, config)

@@ -57,35 +57,47 @@ from .header import run_header
 from .official_flags import from_flags
 from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_run
 from .plan import switch_on
-from .prepare import Prepared, choose_base, ends_of_epochs, prepare_data
+from .prepare import Prepared, Root, choose_base, ends_of_epochs, prepare_data
 from .prepare import training_dataset
 
 # %% ../../nbs/training/40_finetune.ipynb #6e4cb0d2
 def load_model(
     config: FinetuneConfig,  # with the family's values, see `choose_base`
     path: Path,  # folder of the base checkpoint, or of the one to go on from
-    embodiment_id: int | None = None,  # slot of the robot, for `embodiment_rows_only`
+    embodiment_ids: list[int] | None = None,  # slots of the robots, for `embodiment_rows_only`
     adapters: Path | None = None,  # those to go on from, on the base in `path`; None: new ones
 ) -> nn.Module:  # on the CPU, with what trains set, in the precision that the checkpoint asks for
     "The model, ready to be trained as the configuration says."
     family = family_of(path)
     model = family.load_model(path, dtype="config", **model_changes(config, family))
-    switch_on(model, config, family, embodiment_id, adapters)
+    switch_on(model, config, family, embodiment_ids, adapters)
     if config.compile: family.compile_blocks(model)
     return model
 
 # %% ../../nbs/training/40_finetune.ipynb #6582181d
 def _model(prepared: Prepared, resume: Path | None, hooks: Hooks) -> nn.Module:
     "The model of a new run, or as a checkpoint has it."
-    config, slot = prepared.config, prepared.processor.embodiment_ids[prepared.tag]
+    config = prepared.config
     start, adapters = resume or prepared.base, None
     if resume and config.lora_parts: start, adapters = prepared.base, resume / ADAPTERS
-    model = load_model(config, start, slot, adapters)
+    model = load_model(config, start, prepared.slots, adapters)
     if hooks.trainable: train_only(model, hooks.trainable)
     matching(model, hooks.learning_rates)  # says what is wrong with them
     return model
 
 
+def _start(hooks: Hooks, prepared: Prepared):
+    "Tells a loss that wants to know which robot it is of."
+    if not hasattr(hooks.loss, "start"): return
+    if len(prepared.tags) > 1:
+        raise InputError(
+            "hooks.loss is made for the chunk of one robot, and the mixture has"
+            f" {len(prepared.tags)} ({', '.join(prepared.tags)}): leave it out, or write a loss"
+            " without `start`."
+        )
+    hooks.loss.start(prepared.processor, prepared.tags[0])
+
+# %% ../../nbs/training/40_finetune.ipynb #55fdf782
 def _prepare(
     config: FinetuneConfig,  # what the user asked for
     new_folder: bool,  # the output folder was not there before
@@ -107,7 +119,7 @@ def _prepare(
         config = prepared.config  # epochs are steps now
         args.max_steps = config.max_steps
         with together.all_do("loading the model"):
-            if hasattr(hooks.loss, "start"): hooks.loss.start(prepared.processor, prepared.tag)
+            _start(hooks, prepared)
             resume = find_resume(config, prepared, hooks)
             if resume: check_checkpoint(config.parallel, resume)
             set_seed(config.seed)
@@ -129,10 +141,15 @@ def _quality(
     if config.ema_decay: trainer.averages = Averages(config.ema_decay, resume)
     watching = [trainer.faults, *([trainer.averages] if trainer.averages else [])]
     if not config.eval_steps: return watching
-    where = prepared.dataset, prepared.val_episodes, prepared.modality_config
-    held_out = HeldOut(*where, config.eval_chunks)
+    asked = {}
+    for r in (r for r in prepared.roots if r.val_episodes): asked.setdefault(r.tag, []).append(r)
+    parts = lambda own: [(r.dataset, r.val_episodes) for r in own]
+    held_out = {
+        tag: HeldOut(parts(own), own[0].modality_config, config.eval_chunks)
+        for tag, own in asked.items()
+    }
     how = config.eval_steps, config.early_stopping_patience, trainer.averages
-    return [*watching, Validation(trainer, held_out, prepared.tag, *how)]
+    return [*watching, Validation(trainer, held_out, *how)]
 
 
 def _write_averages(trainer: Gr00tTrainer, output_dir: Path):
@@ -384,6 +401,12 @@ def _try_later(number: int, frame):
     raise SystemExit(REQUEUE)
 
 # %% ../../nbs/training/40_finetune.ipynb #e916d750
+def _checkup_of(root: Root) -> str:
+    "The command that looks at a data set."
+    given = f" --modality-path {root.entry.modality_path}" if root.entry.modality_path else ""
+    return f"python -m gr00t_nb.checkup.checkup {root.dataset.path}{given}"
+
+
 def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
     "What the command line says at the end."
     first, last = result.log[0], result.log[-1]
@@ -391,8 +414,7 @@ def _summary(config: FinetuneConfig, result: FinetuneResult) -> str:
     end = f"{loss}; the model, its processor and its records are in {result.output_dir}"
     for more in filter(None, (_best(result), _left_out(result))): end += f"\n{more}"
     if "skipped" not in last: return end
-    see = f"python -m gr00t_nb.checkup.checkup {config.dataset_path}"
-    if config.modality_path: see += f" --modality-path {config.modality_path}"
+    see = " and ".join(_checkup_of(r) for r in result.prepared.roots)
     lost = f"{last['skipped']} samples could not be read and were replaced"
     return f"{end}\n{lost}; see the warnings above, and {see}"
 

@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 
 from ..engine.hooks import Hooks
 from .plan import Plan, saving
-from .prepare import Prepared
+from .mixtures import mixture_table
+from .prepare import Prepared, entry_facts
 
 # %% ../../nbs/training/38_header.ipynb #5653b4f3
 def _size(n: int) -> str:
@@ -51,6 +52,18 @@ def _length(prepared: Prepared) -> str:
     return f"{steps}, so {epochs} epochs; {rate}"
 
 
+def _data(prepared: Prepared) -> list[tuple[str, str]]:
+    "A line for each data set; of several robots the table of entries, too."
+    def said(r):
+        held = f" ({len(r.val_episodes)} held out)" if r.val_episodes else ""
+        many = len(r.train_episodes)
+        return f"{many} episode{'s' * (many != 1)} of {r.dataset.path}{held}"
+
+    table = mixture_table(entry_facts(prepared)) if prepared.config.mixture else []
+    lines = [said(r) for r in prepared.roots] + table
+    return [("" if i else "data", line) for i, line in enumerate(lines)]
+
+
 def _machine(prepared: Prepared, args: TrainingArguments) -> str:
     "Processes, device, precision, and what is switched on."
     several = args.world_size > 1
@@ -69,14 +82,14 @@ def run_header(
     hooks: Hooks | None = None,  # what an idea changes
 ) -> str:
     "What the run is made of, and what the check-up warns of."
-    config, ds, given = prepared.config, prepared.dataset, (hooks or Hooks()).given
-    held = f" ({len(prepared.val_episodes)} held out)" if prepared.val_episodes else ""
-    (first, *more), many = _parts(prepared, model), len(prepared.train_episodes)
+    config, given = prepared.config, (hooks or Hooks()).given
+    first, *more = _parts(prepared, model)
+    tags = ", ".join(prepared.tags)
     rows = [
-        ("model", f"{prepared.family.name} from {config.base_model_path}, as {prepared.tag}"),
+        ("model", f"{prepared.family.name} from {config.base_model_path}, as {tags}"),
         ("", first),
         *(("", line) for line in more),
-        ("data", f"{many} episode{'s' * (many != 1)} of {ds.path}{held}"),
+        *_data(prepared),
         ("machine", _machine(prepared, args)),
         ("memory", plan and f"{plan.peak / 1e9:.2f} GB planned{_room(plan)}"),
         ("idea", given and f"{', '.join(given)}{f' of {config.hooks}' if config.hooks else ''}"),

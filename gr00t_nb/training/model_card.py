@@ -7,6 +7,7 @@ __all__ = ['model_card', 'write_model_card']
 
 # %% ../../nbs/training/15_model_card.ipynb #07a05aa6
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -16,7 +17,8 @@ from ..checkpoints.base_models import tiny_family
 from ..files import write_text
 from ..hub import hub_id
 from .config import FinetuneConfig
-from .prepare import Prepared
+from .mixtures import MixtureEntry, mixture_table
+from .prepare import Prepared, Root, entry_facts
 
 # %% ../../nbs/training/15_model_card.ipynb #8e5bb01b
 _MADE_HERE = "# Written by gr00t_nb when the run began. Without this line it is yours, and stays as it is."
@@ -34,8 +36,8 @@ def _front_matter(config: FinetuneConfig, prepared: Prepared) -> str:
         base_model=_called(config.base_model_path),
         library_name="gr00t_nb",
         pipeline_tag="robotics",
-        tags=["robotics", "gr00t", prepared.tag],
-        datasets=[_called(config.dataset_path)],
+        tags=["robotics", "gr00t", *prepared.tags],
+        datasets=[_called(path) for own in prepared.entries for path in own[0].entry.roots],
         license="unknown" if tiny_family(config.base_model_path) else "other",
     )
     if said["license"] == "other": said["license_name"] = "that-of-the-base-model"
@@ -61,47 +63,72 @@ def _again(config: FinetuneConfig) -> str:
     return f"{python} scripts/finetune.py {shlex.join(flags)}"
 
 # %% ../../nbs/training/15_model_card.ipynb #71827447
-def _data(prepared: Prepared) -> str:
-    "Which episodes, of which robot, and what the check-up said."
-    ds, c, config = prepared.dataset, prepared.modality_config, prepared.config
+def _table(root: Root, path: str) -> str:
+    "Which episodes of a data set, of which robot."
+    ds, c = root.dataset, root.modality_config
     numbers = lambda positions: ranges([ds.episodes[i].index for i in positions]) or "none"
     keys = {m: ", ".join(c[m].modality_keys) for m in ("video", "state", "action")}
     rows = {
-        "data set": f"{_called(config.dataset_path)}, {ds.fps:g} steps a second",
-        "robot": f"`{prepared.tag}`",
+        "data set": f"{_called(path)}, {ds.fps:g} steps a second",
+        "robot": f"`{root.tag}`",
         "cameras": keys["video"],
         "state": keys["state"],
         "action": f"{keys['action']}, in chunks of {len(c['action'].delta_indices)} steps",
-        "trained on": f"episodes {numbers(prepared.train_episodes)}",
-        "held out": numbers(prepared.val_episodes),
-        "left out": ranges(sorted({*(config.exclude_episodes or ())})) or "none",
+        "trained on": f"episodes {numbers(root.train_episodes)}",
+        "held out": numbers(root.val_episodes),
+        "left out": ranges(sorted({*(root.entry.exclude_episodes or ())})) or "none",
     }
-    table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
+    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+
+
+def _data(prepared: Prepared) -> str:
+    "Which episodes, of which robots, and what the check-up said."
+    config = prepared.config
+    paths = [path for own in prepared.entries for path in own[0].entry.roots]
+    tables = [_table(r, path) for r, path in zip(prepared.roots, paths)]
+    if config.mixture:
+        shares = "\n".join(mixture_table(entry_facts(prepared)))
+        tables.insert(0, f"A mixture, with a share of the samples for each entry:\n\n```\n{shares}\n```")
     told = "\n".join(f"- {w}" for w in prepared.warnings) or "It had no warning."
     if not config.check_data: told = "It was not asked (--no-check-data)."
-    return f"| | |\n|---|---|\n{table}\n\nThe check-up of the data:\n\n{told}"
+    return "\n\n".join([*tables, "The check-up of the data:", told])
 
 # %% ../../nbs/training/15_model_card.ipynb #01145479
-def _use(config: FinetuneConfig) -> str:
+def _use(config: FinetuneConfig, entries: Sequence[MixtureEntry]) -> str:
     "Commands that use the checkpoint, to be run where the run was started."
-    folder, data = shlex.quote(config.output_dir), shlex.quote(config.dataset_path)
-    asked = f"--model-path {folder} --dataset-path {data} --embodiment-tag {config.embodiment_tag}"
+    folder, tag = shlex.quote(config.output_dir), entries[0].embodiment_tag
+    def asked(e):
+        data = f"--dataset-path {shlex.quote(e.roots[0])} --embodiment-tag {e.embodiment_tag}"
+        return f"python -m gr00t_nb.evaluation.open_loop --model-path {folder} {data}"
+
+    commands = "\n".join(map(asked, entries))
     return f"""Where the run was started; `checkpoint-N` in the folder will do as well:
 
 ```python
 from gr00t_nb.policy.policy import Gr00tPolicy
 
-policy = Gr00tPolicy("{config.embodiment_tag}", {config.output_dir!r})
+policy = Gr00tPolicy("{tag}", {config.output_dir!r})
 ```
 
 ```bash
-python -m gr00t_nb.evaluation.open_loop {asked}
+{commands}
 ```
 
 To train it further, give the folder as `--base-model-path`, and another `--output-dir`."""
 
 # %% ../../nbs/training/15_model_card.ipynb #5309afcc
 _AVERAGED = " `ema/` in that folder is the same with averaged weights."
+
+
+def _robots(prepared: Prepared) -> str:
+    names = " and ".join(f"`{t}`" for t in prepared.tags)
+    return f"the robot{'s' * (len(prepared.tags) > 1)} {names}"
+
+
+def _episodes(prepared: Prepared) -> str:
+    paths = [path for own in prepared.entries for path in own[0].entry.roots]
+    counts = [len(r.train_episodes) for r in prepared.roots]
+    return " and ".join(f"{n} episodes of {_called(p)}" for n, p in zip(counts, paths))
 
 
 def model_card(
@@ -116,17 +143,17 @@ def model_card(
     parts = [
         _front_matter(config, prepared),
         f"# {name}",
-        f"{family.name} for the robot `{prepared.tag}`, fine-tuned from"
-        f" {_called(config.base_model_path)} on {len(prepared.train_episodes)} episodes of"
-        f" {_called(config.dataset_path)}. The folder `checkpoint-N` holds the model after N of"
-        f" {config.max_steps} steps of {samples} samples, the folder around it that of the last step."
+        f"{family.name} for {_robots(prepared)}, fine-tuned from"
+        f" {_called(config.base_model_path)} on {_episodes(prepared)}. The folder `checkpoint-N` holds"
+        f" the model after N of {config.max_steps} steps of {samples} samples, the folder around it that"
+        " of the last step."
         + _AVERAGED * bool(config.ema_decay),
         f"## Licence\n\n{_licence(config)}",
         f"## How it was made\n\n```bash\n{_again(config)}\n```",
         "This repeats the run in another folder. `experiment_cfg/finetune.json` holds the same, and"
         " all that decides the samples.",
         f"## Data\n\n{_data(prepared)}",
-        f"## Use it here\n\n{_use(config)}",
+        f"## Use it here\n\n{_use(config, [own[0].entry for own in prepared.entries])}",
         *(["## Use it in NVIDIA's code", *official] if official else []),
     ]
     return "\n\n".join(parts) + "\n"

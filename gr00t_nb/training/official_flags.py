@@ -29,7 +29,7 @@ OFFICIAL_FLAGS = {
     "override-pretraining-statistics": "--override-statistics",
     "video-backend": "without effect: torchcodec decodes",
     "dataloader-prefetch-factor": "without effect: each loader process has two batches ready",
-    "balance-dataset-weights": "without effect: a run has one data set",
+    "balance-dataset-weights": "without effect: every step of --dataset-path counts alike",
     "balance-trajectory-weights": "as always here: every step counts alike",
     "lora-full-model": "without effect: --lora-parts says which parts have adapters",
     "sharding-strategy": "FluxVLA's; full-shard: --parallel fsdp2; also hybrid-shard, shard-grad-op, no-shard",

@@ -9,6 +9,7 @@ from batches import TAG, batch_of
 
 from gr00t_nb.errors import InputError
 from gr00t_nb.model.rtc import RTC
+from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.policy.policy import Gr00tPolicy
 
 
@@ -179,6 +180,27 @@ def rtc(family, folder, sample, tmp_path):
         with pytest.raises(InputError, match="give both, or none"): policy.predict(steps, noise, **given)
 
 
+def mixed_images(family, folder, sample, tmp_path):
+    "Samples with one and with two images share a batch, and each sees its own."
+    processor, model = family.load_processor(folder), family.load_model(folder)
+    alone = sample.robot | dict(video=ModalityConfig([0], ["front"]))
+    processor.set_embodiment("gr1", alone, processor.statistics[TAG])
+    rng, tags = np.random.default_rng(0), (TAG, "gr1", TAG)
+    made = [processor(s, tag, True, rng) for s, tag in zip(sample.steps, tags)]
+    def losses(samples):
+        batch = processor.collate(samples)
+        draws = family.draw_flow(model.config, range(3), 0, batch["action"].shape[1:])
+        with torch.no_grad(): out = model(batch | draws)
+        return batch, out["action_loss"].flatten(1).sum(1)
+    batch, before = losses(made)
+    assert batch["image_counts"].tolist() == [2, 1, 2]
+    for i in range(3):
+        blind = made[i] | dict(images=[np.zeros_like(x) for x in made[i]["images"]])
+        _, after = losses([blind if k == i else s for k, s in enumerate(made)])
+        moved = ((after - before).abs() > 1e-5 * before.abs()).tolist()
+        assert moved == [k == i for k in range(3)]
+
+
 TESTS = dict(
     flow=flow,
     denoising=denoising,
@@ -189,4 +211,5 @@ TESTS = dict(
     widening=widening,
     padding_matters=padding_matters,
     rtc=rtc,
+    mixed_images=mixed_images,
 )

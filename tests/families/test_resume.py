@@ -115,7 +115,7 @@ def test_a_run_stopped_in_mid_epoch_is_the_run_to_the_bit(family, torn, tmp_path
     finally:
         MODALITY_CONFIGS.clear()
         MODALITY_CONFIGS.update(before)
-    epoch = sum(once.prepared.dataset.episodes[e].length - 15 for e in (0, 1))
+    epoch = sum(once.prepared.root.dataset.episodes[e].length - 15 for e in (0, 1))
     assert 2 * 16 * STOP < epoch < 2 * 16 * STEPS and epoch % 16  # stopped before its end
     assert len(seen[0]) == 2 * STEPS and seen[0] == seen[1]
     assert [r["loss"] for r in again.log] == [r["loss"] for r in once.log]

@@ -139,7 +139,7 @@ def test_averages_are_those_of_the_weights(base, watched):
 def test_what_is_said_while_training_is_true_of_the_checkpoint(family, with_all, sample):
     "Of the weights and of their averages, as the policy of a folder answers; on a CPU to the bit."
     config, folder = with_all.prepared.config, with_all.output_dir
-    held = HeldOut(sample.data, with_all.prepared.val_episodes, sample.robot, config.eval_chunks)
+    held = HeldOut([(sample.data, with_all.prepared.root.val_episodes)], sample.robot, config.eval_chunks)
     def errors(folder):
         policy = Gr00tPolicy(TAG, folder, device="cpu")
         return held.errors(held.answers(policy, policy.draw_noise(config.seed)))
@@ -234,7 +234,7 @@ def test_a_sample_that_is_no_number_stops_the_run_before_it_is_learned(family, c
     before, after = weights(folder / "checkpoint-2"), weights(folder)
     assert all(v.isfinite().all() for v in after.values()) and not same(before, after)
     (_, episode, step), = training_dataset(on, result.prepared).where([BROKEN])
-    assert (result.prepared.dataset.episodes[episode].index, step) == (where["episode"], where["step"])
+    assert (result.prepared.root.dataset.episodes[episode].index, step) == (where["episode"], where["step"])
     assert same(weights(past_it.output_dir), after)
 
 

@@ -24,7 +24,7 @@ from gr00t_nb.files import read_json
 from gr00t_nb.fluxvla.fixed_prompts import fixed_ids, fluxvla_prompt, parquet_prompt, prompt_labels
 from gr00t_nb.fluxvla.fluxvla_processor import FluxvlaProcessor, FluxvlaRobot
 from gr00t_nb.fluxvla.merged_statistics import merged_statistics, read_fluxvla_statistics
-from gr00t_nb.fluxvla.merged_statistics import robot_statistics, write_fluxvla_statistics
+from gr00t_nb.fluxvla.merged_statistics import statistics_of_roots, write_fluxvla_statistics
 from gr00t_nb.fluxvla.numbers import fit_width, libero_gripper, libero_state, scale_numbers
 from gr00t_nb.fluxvla.numbers import unscale_numbers
 from gr00t_nb.fluxvla.pixels import FLUXVLA_MEAN, FLUXVLA_STD, normalize_pixels, pixel_constants
@@ -339,7 +339,7 @@ def processor_of(encoder, rows, robot, size, ids=0, max_len=900, **sizes) -> Flu
     robots = dict(new_embodiment=FluxvlaRobot(**constants | robot))
     kept = dict(max_len=max_len, max_action_horizon=size, robots=robots) | sizes
     made = FluxvlaProcessor({}, {}, dict(new_embodiment=ids), encoder.tokenizer, **kept)
-    statistics = robot_statistics(rows.sets, rows.config, fluxvla_statistics=True)
+    statistics = statistics_of_roots(rows.sets, rows.config, fluxvla_statistics=True)
     made.set_embodiment("new_embodiment", rows.config, statistics)
     return made
 
