@@ -382,7 +382,7 @@ def _too_small(case: _Case, levers: dict, plan: Plan) -> InputError:
         f" (--memory {needed}gb){_without_a_part(case, levers)}."
     )
 
-# %% ../../nbs/training/37_plan.ipynb #4038bf50
+
 def fit_memory(
     config: FinetuneConfig,  # with `memory`; what it says otherwise stays
     world_size: int = 1,  # number of training processes
