@@ -13,8 +13,11 @@ from torch.utils.data import DataLoader
 from gr00t_nb.checkpoints.registry import family_of
 from gr00t_nb.checkpoints.base_models import resolve_base_model
 from gr00t_nb.data.lerobot import LeRobotDataset
+from gr00t_nb.data.modality import save_modality
+from gr00t_nb.embodiments import register_modality_config
 from gr00t_nb.engine.collation import Collator
 from gr00t_nb.errors import InputError
+from gr00t_nb.evaluation.open_loop import evaluate_open_loop
 from gr00t_nb.fluxvla.fluxvla_processor import FluxvlaProcessor, FluxvlaRobot
 from gr00t_nb.fluxvla.merged_statistics import statistics_of_roots
 from gr00t_nb.fluxvla.pixels import FLUXVLA_MEAN, FLUXVLA_STD
@@ -22,6 +25,8 @@ from gr00t_nb.fluxvla.window_samples import WindowDataset, fluxvla_robot
 from gr00t_nb.loading.order import DataSource
 from gr00t_nb.loading.samples import SampleError
 from gr00t_nb.policy.policy import Gr00tPolicy
+from gr00t_nb.training.finetune import finetune
+from runs import RUN
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data_samples/cube_to_bowl"
@@ -149,3 +154,29 @@ def test_faults_name_the_episode(arm, processor):
         samples_of(broken, config, processor)[0]
     skipping = samples_of(broken, config, processor, skip_broken=True)
     with pytest.raises(SampleError, match="None of 64 steps"): skipping[0]
+
+
+def test_a_checkpoint_with_this_processor_trains_on_windows(arm, base, processor, tmp_path):
+    "Nothing has to be said: every row counts, those too close to the end with a mask."
+    ds, config = arm
+    family, model, _ = base
+    family.save(tmp_path / "base", model, processor)
+    save_modality(ds, tmp_path / "modality.json")
+    register_modality_config(config, TAG)
+    run = dataclasses.replace(
+        RUN,
+        base_model_path=str(tmp_path / "base"),
+        modality_config_path=None,
+        modality_path=str(tmp_path / "modality.json"),
+        output_dir=str(tmp_path / "run"),
+        override_statistics=True,
+    )
+    result = finetune(run)
+    assert result.prepared.dataset_class is WindowDataset
+    assert result.prepared.samples == ds.total_steps  # where a row has no window, another is drawn
+    assert len(result.log) == RUN.max_steps and all(np.isfinite(r["loss"]) for r in result.log)
+    assert type(family.load_processor(result.output_dir)) is FluxvlaProcessor
+    policy = Gr00tPolicy(TAG, result.output_dir, device="cpu")
+    assert np.isfinite(evaluate_open_loop(policy, ds, [0]).table()[-1]["mse policy"])
+    with pytest.raises(InputError, match="FluxvlaProcessor makes samples by rules of its own"):
+        finetune(dataclasses.replace(run, sampling="official", output_dir=str(tmp_path / "stream")))

@@ -28,7 +28,6 @@ from ..errors import InputError
 from ..checkpoints.adapters import add_adapters, frozen_flags, load_adapters, narrow_frozen
 from ..checkpoints.base_models import resolve_base_model
 from ..families.family import Family
-from ..loading.samples import StepDataset
 from ..model.memory import KERNELS, StepMemory, adamw_bytes, step_memory
 from ..plots.stacks import plot_stacks
 from ..processing.batches import split_batch
@@ -88,7 +87,7 @@ def micro_size(config: FinetuneConfig, world_size: int = 1) -> int:
 
 def _meta_batch(prepared: Prepared, size: int) -> dict:
     "A batch of `size` samples on the meta device."
-    data = StepDataset(prepared.sources, prepared.processor, seed=prepared.config.seed)
+    data = prepared.dataset_class(prepared.sources, prepared.processor, prepared.config.seed)
     settings = prepared.family.read_config(prepared.base)
     settings.state_dropout_prob = prepared.config.state_dropout_prob
     some = Collator(prepared.processor, settings, prepared.config.seed)
@@ -278,7 +277,8 @@ class _Case:
 
     @cached_property
     def epoch(self) -> int:  # samples
-        return len(StepDataset(self.prepared.sources, self.prepared.processor, seed=0))
+        p = self.prepared
+        return len(p.dataset_class(p.sources, p.processor, seed=0))
 
 # %% ../../nbs/training/37_plan.ipynb #b979c9f4
 @patch

@@ -135,7 +135,14 @@ class Prepared:
     roots: list[Root]  # the data sets of all entries, in their order
 
     @property
-    def samples(self) -> int: return sum(r.samples for r in self.roots)  # of an epoch
+    def samples(self) -> int:  # of an epoch
+        if self.dataset_class is StepDataset: return sum(r.samples for r in self.roots)
+        return len(self.dataset_class(self.sources, self.processor))
+
+    @property
+    def dataset_class(self) -> type[StepDataset]:
+        "What reads the samples: a processor may cut them by rules of its own."
+        return getattr(self.processor, "dataset_class", StepDataset)
 
     @property
     def sources(self) -> list[DataSource]:
@@ -297,7 +304,8 @@ def training_dataset(
     cache = FrameCache(**processor.image_settings) if config.frame_cache else None
     if config.sampling == "uniform":
         kept = dict(cache=cache, skip_broken=config.skip_broken)
-        return StepDataset(sources, processor, seed=config.seed, **kept)
+        return prepared.dataset_class(sources, processor, seed=config.seed, **kept)
+    if prepared.dataset_class is not StepDataset: raise _no_stream(processor)
     return OfficialStream(
         sources,
         processor,
@@ -309,6 +317,13 @@ def training_dataset(
         int(os.environ.get("WORLD_SIZE", 1)),
         checkpoint_step(resume) or 0,  # officially a resumed run draws another order
         cache=cache,
+    )
+
+
+def _no_stream(processor) -> InputError:
+    return InputError(
+        f"{type(processor).__name__} makes samples by rules of its own, which NVIDIA's order of samples"
+        " does not know: leave --sampling official out."
     )
 
 # %% ../../nbs/training/10_prepare.ipynb #76a59642
