@@ -50,6 +50,7 @@ def texts() -> list[tuple[str, str]]:  # file, text
 
 PLANNING = {"plan", "gpu", "pace"}  # of scripts/finetune.py, and no fields of a run
 FOREIGN = {"shm-size", "ipc", "index-url", "upgrade", "repo-type", "revision"}  # of docker, pip, hf
+FOREIGN |= {"cfg-options"}  # of FluxVLA
 
 
 def flags() -> set[str]:

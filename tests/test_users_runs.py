@@ -323,11 +323,9 @@ ASK = ["--dataset-path", SAMPLE, "--traj-ids", "0", "--steps", "8"]
 
 
 @pytest.mark.parametrize("module, arguments", [
-    ("checkup.checkup", [SAMPLE]),
     ("checkup.checkup", [SAMPLE, "--json"]),
     ("checkup.checkup", ["--help"]),
     ("conversion.convert", ["v3", SAMPLE, "OUT"]),
-    ("evaluation.open_loop", ["--model-path", "TRAINED", *ASK]),
     ("evaluation.diagnostics", ["--model-path", "TRAINED", *ASK, "--questions", "1", "--json"]),
 ])
 def test_a_closed_pipe_ends_a_command_without_a_word(tmp_path, trained, module, arguments):
