@@ -275,10 +275,8 @@ class _Case:
     def _largest(self) -> dict:
         return _meta_batch(self.prepared, micro_size(self.prepared.config, self.world_size))
 
-    @cached_property
-    def epoch(self) -> int:  # samples
-        p = self.prepared
-        return len(p.dataset_class(p.sources, p.processor, seed=0))
+    @property
+    def epoch(self) -> int: return self.prepared.samples
 
 # %% ../../nbs/training/37_plan.ipynb #b979c9f4
 @patch
