@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import errno
 import functools
+import linecache
 import os
 import re
 import sys
@@ -153,10 +154,19 @@ def failed_within(
     e: Exception,  # that it raised
 ) -> InputError:
     "The error of a function that the user wrote, with its place."
-    *_, frame = traceback.extract_tb(e.__traceback__)
-    line = f" ({frame.line})" if frame.line else ""
-    where = f"{frame.filename}, line {frame.lineno}{line}"
-    return InputError(f"{what} ended with {type(e).__name__}: {e}, in {where}: mend it there.")
+    said = f"{what} ended with {type(e).__name__}: {e}"
+    own = [(f.f_code.co_filename, n) for f, n in traceback.walk_tb(e.__traceback__) if _is_own(f)]
+    if not own: return InputError(f"{said}: it is called with other arguments than it takes.")
+    file, number = own[-1]
+    text = linecache.getline(file, number).strip()
+    where = f"{file}, line {number}" + f" ({text})" * bool(text)
+    return InputError(f"{said}, in {where}: mend it there.")
+
+
+def _is_own(frame) -> bool:
+    "Whether the code is the user's: neither the kit's nor a library's."
+    kit = frame.f_globals.get("__name__", "").startswith("gr00t_nb.")
+    return not kit and not re.search(r"site-packages|[/\\]lib[/\\]python", frame.f_code.co_filename)
 
 # %% ../nbs/00_errors.ipynb #e81ac77a
 def _close_output():

@@ -89,7 +89,7 @@ def _beyond(m: Metadata, column: str, dims: np.ndarray, share: float) -> Fault:
         "statistics_misfit",
         found=(
             f"'{column}' lies beyond min and max in up to {share:.0%} of the rows, in"
-            f" dimensions {dimensions(m, column, dims)}: such values are clipped"
+            f" dimensions {dimensions(m, column, dims)}: such values are clipped, or far too large"
         ),
         expected="extremes that hold the data",
         mend=(

@@ -28,6 +28,20 @@ from ..processing.processor import Gr00tProcessor
 from ..processing.prompts import chat_text, expand_images
 from ..processing.state_action import StateActionProcessor
 
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #417f46b8
+def _triples(x) -> bool:
+    try: return np.shape(np.asarray(x, np.float64))[1:] == (3,)
+    except (TypeError, ValueError): return False
+
+
+_FITS = dict(
+    sample_weight=(lambda x: isinstance(x, (int, float)) and x > 0, "a number above 0"),
+    padding_images=(lambda x: isinstance(x, int) and x >= 0, "a number of images, from 0"),
+    norm_mask=(lambda x: {*x} <= {True, False}, "true or false for each number of the action"),
+    pixel_means=(_triples, "three numbers for each image"),
+    pixel_stds=(_triples, "three numbers for each image"),
+)  # of some fields whether a value is one, and what is expected
+
 # %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #698e4963
 @dataclass
 class FluxvlaRobot:
@@ -46,6 +60,10 @@ class FluxvlaRobot:
 
     def __post_init__(self):
         self.norm_type = norm_type_of(self.norm_type)
+        for name, (fits, expected) in _FITS.items():
+            value = getattr(self, name)
+            if value is not None and not fits(value):
+                raise InputError(f"{name} of a robot is {value!r}: expected {expected}.")
         for name in ("pixel_means", "pixel_stds"):  # as a file gives them back
             if triples := getattr(self, name): setattr(self, name, [list(t) for t in triples])
         if (self.pixel_means is None) != (self.pixel_stds is None):

@@ -222,8 +222,8 @@ def one_robot(
     embodiment: str,  # tag value
     config: dict[str, ModalityConfig],  # modality configuration
 ) -> list[DataSource]:
-    "The roots of one robot as sources that are mixed by their numbers of rows."
-    return [DataSource(ds, embodiment, config, ratio=ds.total_steps) for ds in datasets]
+    "The roots of one robot as sources that are drawn from as if they were one."
+    return [DataSource(ds, embodiment, config, pool=0) for ds in datasets]
 
 # %% ../../nbs/fluxvla/10_window_samples.ipynb #560789db
 def fluxvla_order(

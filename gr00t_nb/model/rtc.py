@@ -8,6 +8,7 @@ __all__ = ['RTC', 'rtc_weights', 'guidance_scale', 'guidance', 'first_rows', 'he
 
 # %% ../../nbs/model/25_rtc.ipynb #770f9810
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -38,6 +39,7 @@ class RTC:
         _at_least("prefix_len", self.prefix_len, 0)
         if self.decay_end is not None: _at_least("decay_end", self.decay_end, self.prefix_len)
         _at_least("max_guidance_weight", self.max_guidance_weight, 0, whole=False)
+        _one_of("use_vjp", self.use_vjp, (True, False))
 
     @property
     def end(self) -> int: return 2 * self.prefix_len if self.decay_end is None else self.decay_end
@@ -45,16 +47,18 @@ class RTC:
 # %% ../../nbs/model/25_rtc.ipynb #1cc848a3
 def _one_of(name: str, value, known: tuple):
     if value in known: return
-    said = f"The setting {name} of real-time chunking is {value!r}: expected {' or '.join(known)}."
+    names = " or ".join(map(str, known))
+    said = f"The setting {name} of real-time chunking is {value!r}: expected {names}."
     raise InputError(said + did_you_mean(value, known))
 
 def _at_least(name: str, value, least: int, whole: bool = True):
-    kinds = (int,) if whole else (int, float)
-    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    number = numbers.Integral if whole else numbers.Real
+    fits = isinstance(value, number) and not isinstance(value, bool)
     if fits and least <= value < math.inf: return
     kind = "a whole number" if whole else "a number"
+    found = "is not given" if value is None else f"is {value!r}"
     raise InputError(
-        f"The setting {name} of real-time chunking is {value!r}: expected {kind} of at least {least}."
+        f"The setting {name} of real-time chunking {found}: expected {kind} of at least {least}."
     )
 
 def _made(kind: type, settings: dict, **given):

@@ -202,7 +202,15 @@ def predict(
     continued = dict(prev_actions=prev_actions, rtc=rtc)
     out, raw_states = self._sample(steps, noise, num_inference_timesteps, **continued)
     answer = out["action_pred"].float().cpu().numpy()
-    return self.processor.decode_action(answer, self.tag, raw_states)
+    actions = self.processor.decode_action(answer, self.tag, raw_states)
+    if rtc is not None and rtc.method == "prefix": _hold(actions, prev_actions, rtc.prefix_len)
+    return actions
+
+def _hold(actions: dict[str, np.ndarray], before: dict[str, np.ndarray], rows: int):
+    "Rows that are being executed are what they are: no scale and no precision changes them."
+    for group, a in actions.items():
+        due = before[group][:, :rows]
+        a[..., :due.shape[1], :] = due
 
 @patch
 def draw_noise(
@@ -262,6 +270,10 @@ def _continued(
             "A chunk is continued with prev_actions, what is left of it, and rtc, how: one of them"
             " was given; give both, or none for an answer of its own."
         )
+    for name, value, kind in (("prev_actions", prev_actions, dict), ("rtc", rtc, RTC)):
+        if not isinstance(value, kind):
+            expected = dict(prev_actions="a dict of arrays by group", rtc="RTC(...), or a dict")[name]
+            raise InputError(f"{name} is of type {type(value).__name__}: expected {expected}.")
     config, left = self.modality_config["action"], None
     for group in config.modality_keys:
         if group not in prev_actions:
@@ -275,7 +287,8 @@ def _continued(
     if left == 0: raise InputError("prev_actions has no row: leave it out for an answer of its own.")
     rows = np.minimum(np.arange(len(config.delta_indices)), left - 1)  # the last one again and again
     told = lambda i: {f"action.{k}": prev_actions[k][i, rows] for k in config.modality_keys}
-    actions, _ = self.processor.action([s | told(i) for i, s in enumerate(steps)], self.tag)
+    try: actions, _ = self.processor.action([s | told(i) for i, s in enumerate(steps)], self.tag)
+    except InputError as e: raise InputError(f"prev_actions: {e}") from None
     return torch.from_numpy(actions[:, :left]), rtc
 
 # %% ../../nbs/policy/10_policy.ipynb #1a36c6e9

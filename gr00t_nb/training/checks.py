@@ -166,7 +166,12 @@ def _check_data(config: FinetuneConfig) -> list[MixtureEntry]:
     "What the run trains on; registers the modality configuration files."
     entries = entries_of(config)
     check_entries(entries)
-    for e in entries: _check_registered(e, f" of the entry '{e.name}'" if config.mixture else "")
+    robots = {}  # tag -> the first entry with a file, and what that registers
+    for e in entries:
+        _check_registered(e, f" of the entry '{e.name}'" if config.mixture else "")
+        if not e.modality_config_path: continue
+        first, robot = robots.setdefault(e.tag, (e, MODALITY_CONFIGS[e.tag]))
+        if MODALITY_CONFIGS[e.tag] != robot: raise _two_robots(first, e)
     if config.step_graph and len({e.tag for e in entries}) > 1:
         raise InputError(
             "step_graph records a batch of one shape, and those of several robots differ: leave out"
@@ -175,22 +180,12 @@ def _check_data(config: FinetuneConfig) -> list[MixtureEntry]:
     return entries
 
 
-def _check_step_graph(config: FinetuneConfig, world_size: int):
-    if not config.step_graph: return
-    if world_size > 1:
-        raise InputError(
-            f"step_graph records the step of one process, and {world_size} are running: leave out"
-            " --step-graph."
-        )
-    if config.micro_batch_size:
-        raise InputError(
-            "step_graph records a whole batch, and micro_batch_size divides it: leave out one of them."
-        )
-    if config.gradient_checkpointing:
-        raise InputError(
-            "step_graph and gradient_checkpointing exclude each other: what is computed again draws"
-            " its dropout again, which a recording cannot do. Leave out one of them."
-        )
+def _two_robots(a: MixtureEntry, b: MixtureEntry) -> InputError:
+    return InputError(
+        f"{a.modality_config_path} of the entry '{a.name}' and {b.modality_config_path} of '{b.name}'"
+        f" say different things of the robot '{a.tag}': give both the same file, or give one of them"
+        " another embodiment_tag."
+    )
 
 # %% ../../nbs/training/05_checks.ipynb #798773aa
 def _recomputing(config: FinetuneConfig) -> str | None:

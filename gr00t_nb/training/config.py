@@ -153,6 +153,7 @@ class FinetuneConfig(
         extra = self.extra_augmentation_config  # in a notebook it may be a dict
         if isinstance(extra, dict): self.extra_augmentation_config = json.dumps(extra)
         mixture = self.mixture  # in a notebook it may be a list of entries
+        if hasattr(mixture, "to_json"): mixture = [mixture]  # one entry
         if isinstance(mixture, (list, tuple)):
             self.mixture = _as_text(mixture)
         if isinstance(self.dataset_path, (list, tuple)):
@@ -169,6 +170,9 @@ class FinetuneConfig(
 
 def _as_text(entries: Sequence) -> str:  # of MixtureEntry
     "The entries of a mixture as a file has them, in one line."
+    if strange := next((e for e in entries if not hasattr(e, "to_json")), None):
+        kind = type(strange).__name__
+        raise InputError(f"The mixture has an entry of type {kind}: expected MixtureEntry(...).")
     said = {e.name: e.to_json() for e in entries}
     if len(said) == len(entries): return json.dumps(said, default=str)
     names = [e.name for e in entries]

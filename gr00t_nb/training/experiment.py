@@ -173,8 +173,8 @@ def _episodes_seen(root: Root) -> dict:
 
 
 def _data_seen(prepared: Prepared) -> dict:
-    "What decides the samples: of one data set as it is, of several the entries of the mixture."
-    if len(prepared.roots) > 1:
+    "What decides the samples: of one data set as it is, of several, or a mixture, the entries."
+    if len(prepared.roots) > 1 or prepared.config.mixture:
         return dict(entries=[_entry_seen(own, prepared) for own in prepared.entries])
     root, = prepared.roots
     robot = dict(embodiment=root.tag, modality_config=_json_of(root.modality_config))

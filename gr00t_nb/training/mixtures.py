@@ -76,7 +76,7 @@ class _Strict(yaml.SafeLoader):
     "YAML in which a key comes once."
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # 1 and 01 are one
         twice = next((k for k in keys if keys.count(k) > 1), None)
         if twice is None: return super().construct_mapping(node, deep)
         raise InputError(f"'{twice}' stands twice in what begins in line {node.start_mark.line + 1}")
@@ -141,6 +141,11 @@ def _check_kinds(entry: MixtureEntry):
 # %% ../../nbs/training/02_mixtures.ipynb #744668d2
 def _entry(name: str, said, place: str) -> MixtureEntry:
     "An entry as a file has it."
+    if not isinstance(name, str):
+        raise InputError(
+            f"{place}: an entry is called {name!r}, which YAML does not read as a word: put the name"
+            " into quotes."
+        )
     if not isinstance(said, dict):
         raise InputError(f"{place}: '{name}' holds {said!r}: {_EXPECTED}.")
     known = [f.name for f in fields(MixtureEntry)[1:]]
@@ -150,7 +155,9 @@ def _entry(name: str, said, place: str) -> MixtureEntry:
         raise InputError(f"{place}: '{name}' has {key}; an entry has {', '.join(known)}.{near}")
     for key in ("dataset_path", "embodiment_tag"):
         if key not in said: raise InputError(f"{place}: '{name}' has no {key}: {_EXPECTED}.")
-    return MixtureEntry(str(name), **said)
+    try: ratio = float(said.get("ratio", 1.0))  # YAML reads 1e-3 as a word
+    except (TypeError, ValueError): ratio = said["ratio"]
+    return MixtureEntry(name, **said | dict(ratio=ratio))
 
 
 def read_mixture(
@@ -332,6 +339,18 @@ def settle_slots(
                 f"'{other}' and '{e.tag}' are to have the same slot, {slot}, and would spoil each"
                 " other's weights: give one of them another embodiment_id."
             )
+        if e.embodiment_id is not None: _check_free(e, processor)
+
+
+def _check_free(e: MixtureEntry, processor):
+    "`InputError` where the slot that an entry asks for is that of a robot which was trained."
+    known, ids = getattr(processor, "statistics", {}), processor.embodiment_ids
+    taken = [t for t, slot in ids.items() if slot == e.embodiment_id and t != e.tag and t in known]
+    if not taken: return
+    raise InputError(
+        f"'{e.name}' is to have the embodiment_id {e.embodiment_id}, which is that of '{taken[0]}', a"
+        " robot that the base model knows: choose a free one."
+    )
 
 # %% ../../nbs/training/02_mixtures.ipynb #e984ceea
 def _images(root: Root) -> int:  # of a sample

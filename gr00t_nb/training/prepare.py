@@ -27,7 +27,7 @@ from ..checkpoints.base_models import resolve_base_model
 from ..families.family import Family
 from ..checkpoints.registry import family_of
 from ..files import cache_dir, fingerprint, keep, read_json
-from ..modality_configs import check_modality_config
+from ..modality_configs import ActionRepresentation, check_modality_config
 from ..loading.frames import FrameCache
 from ..loading.official_order import OfficialStream
 from ..loading.order import DataSource, split_together
@@ -188,6 +188,16 @@ def _load_processor(config: FinetuneConfig, base: Path, family: Family):
     processor.fast_resize = config.fast_resize
     return processor
 
+# %% ../../nbs/training/10_prepare.ipynb #c4818841
+def _without_effect(robot: dict, processor) -> list[str]:
+    "What of a modality configuration the base model's processor does not use."
+    if getattr(processor, "settings", {}).get("use_relative_action", True): return []
+    action = robot["action"]
+    said = zip(action.modality_keys, action.action_configs or ())
+    relative = [k for k, a in said if a.rep is ActionRepresentation.RELATIVE]
+    what = f"RELATIVE has no effect on {', '.join(relative)}"
+    return [f"{what}: actions of this base model are absolute"] if relative else []
+
 # %% ../../nbs/training/10_prepare.ipynb #0966c38e
 def _opened(entry: MixtureEntry) -> list[LeRobotDataset]:
     "The data sets of an entry."
@@ -215,6 +225,7 @@ def _roots(
         require_keys(ds, robot)
         checked = config.check_data
         told.append(require_sound(ds, robot, skip_broken=config.skip_broken) if checked else [])
+    told[0] = told[0] + _without_effect(robot, processor)
     parts = [(list(range(len(ds))), []) for ds in datasets]
     fraction = entry.says("val_fraction", config)
     if fraction: parts = split_together(datasets, fraction, config.seed)

@@ -188,6 +188,8 @@ def test_an_idea_that_fails_says_where(run):
         run("misspelt", Hooks(loss=lambda outputs, batch: outputs["los"]))
     with pytest.raises(InputError, match="hooks.images ended with ValueError: no mask, in " + here):
         run("torn", Hooks(images=torn), dataloader_num_workers=1)
+    with pytest.raises(InputError, match="hooks.loss ended with TypeError: .* called with other arguments"):
+        run("short", Hooks(loss=lambda outputs: outputs["loss"]))
 
 
 def test_a_patch_of_the_processor_trains(run, usual, monkeypatch):
