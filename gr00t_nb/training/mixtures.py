@@ -10,6 +10,7 @@ __all__ = ['MixtureEntry', 'paths_of', 'read_mixture', 'entries_of', 'check_entr
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
@@ -155,9 +156,9 @@ def _entry(name: str, said, place: str) -> MixtureEntry:
         raise InputError(f"{place}: '{name}' has {key}; an entry has {', '.join(known)}.{near}")
     for key in ("dataset_path", "embodiment_tag"):
         if key not in said: raise InputError(f"{place}: '{name}' has no {key}: {_EXPECTED}.")
-    try: ratio = float(said.get("ratio", 1.0))  # YAML reads 1e-3 as a word
-    except (TypeError, ValueError): ratio = said["ratio"]
-    return MixtureEntry(name, **said | dict(ratio=ratio))
+    if isinstance(ratio := said.get("ratio"), str):  # YAML reads 1e-3 as a word
+        with suppress(ValueError): said = said | dict(ratio=float(ratio))
+    return MixtureEntry(name, **said)
 
 
 def read_mixture(

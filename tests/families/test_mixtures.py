@@ -259,7 +259,7 @@ def test_resuming_refuses_another_mixture(run, base, robots):
     for entries, words in (
         ([replace(one, ratio=3), two], "ratio of 'arm' was 2, now 3"),
         ([two, one], "the entries of the mixture were arm, small, now small, arm"),
-        ([one], "the entries of the mixture were arm, small, now none"),
+        ([one], "the entries of the mixture were arm, small, now arm"),
         ([one, replace(two, exclude_episodes=[0])], "the training episodes of 'small' differ"),
         ([one, replace(two, embodiment_id=3)], "embodiment_id of 'small' was"),
         ([one, replace(two, dataset_path=[two.dataset_path, robots.more])], "of 'small' differ"),
@@ -267,6 +267,14 @@ def test_resuming_refuses_another_mixture(run, base, robots):
         with pytest.raises(InputError, match="belongs to a run with other settings") as e:
             finetune(replace(run.config, mixture=entries))
         assert words in str(e.value)
+
+
+def test_a_mixture_of_one_entry_is_as_much_its_own(run, base, robots, tmp_path):
+    "Its slot is part of it, too."
+    alone = replace(run.config, mixture=[robots.two], output_dir=str(tmp_path), max_steps=1, save_steps=1)
+    finetune(alone)
+    with pytest.raises(InputError, match="embodiment_id of 'small' was"):
+        finetune(replace(alone, mixture=[replace(robots.two, embodiment_id=3)], max_steps=2))
 
 
 def test_a_loss_for_one_robot_is_refused(run):
