@@ -118,7 +118,7 @@ def _fix_layout(fig: Figure) -> None:
         if type(axis.get_major_locator()) is AutoLocator:
             axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
     engine = fig.get_layout_engine()
-    if engine is not None: engine.execute(fig)
+    if engine is not None and fig.axes: engine.execute(fig)  # an empty one has nothing to lay out
     fig.set_layout_engine("none")
 
 # %% ../../nbs/plots/00_style.ipynb #21ddc57b
