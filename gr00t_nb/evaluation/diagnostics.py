@@ -9,13 +9,13 @@ __all__ = ['diagnose', 'diagnosis_dict', 'verdict_html', 'Diagnosis', 'Diagnosti
 import json
 from dataclasses import asdict, dataclass
 from html import escape
-from pathlib import Path
 
 import numpy as np
 
 from ..checkup.problems import dot
 from ..errors import InputError, command
 from .asking import AskingConfig, evenly, held_out_episodes
+from .asking import place_of_pictures
 from .diagnosis_page import plot_diagnosis
 from .probes import Probes
 from .scores import BASELINES, error_beside, error_by_horizon, gripper_switches
@@ -140,7 +140,7 @@ class DiagnosticsConfig(AskingConfig):
     questions: int = 8  # moments of an episode at which inputs are taken away
     draws: int = 4  # draws of the noise at these moments
     replace: str = "other"  # what stands for an input that is taken away: 'other' (another moment's) or 'blank'
-    save_plot_path: str | None = None  # PNG file of the page; none: model_path/diagnosis.png
+    save_plot_path: str | None = None  # PNG file of the page; none: diagnosis.png in model_path
     json: bool = False  # print JSON instead of sentences
     require_sound: bool = False  # exit code 1 where there is a problem
 
@@ -150,10 +150,10 @@ def main(args: list[str] | None = None):
     "Command line of this module."
     import tyro
     c = tyro.cli(DiagnosticsConfig, args=args)
-    page = Path(c.save_plot_path or Path(c.model_path) / "diagnosis.png")
-    if page.suffix.lower() != ".png":
-        raise InputError(f"--save-plot-path is {page}: expected a file that ends in .png.")
+    if c.save_plot_path and not c.save_plot_path.lower().endswith(".png"):
+        raise InputError(f"--save-plot-path is {c.save_plot_path}: expected a file that ends in .png.")
     policy, dataset, asked = c.open()
+    page = c.save_plot_path or place_of_pictures(c.model_path, policy.tag) / "diagnosis.png"
     if c.traj_ids is None and not held_out_episodes(c.model_path, dataset):
         asked = [asked[i] for i in evenly(len(asked), 10)]
     how = dict(questions=c.questions, draws=c.draws, replace=c.replace, seed=c.seed)

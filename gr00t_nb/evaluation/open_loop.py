@@ -19,7 +19,8 @@ from ..data.steps import read_steps
 from ..modality_configs import ModalityConfig
 from ..errors import InputError, command
 from .asking import AskingConfig, action_widths, ask, check_episodes
-from .asking import check_fit, held_out_episodes, question_config
+from .asking import check_fit, held_out_episodes, place_of_pictures
+from .asking import question_config
 from .asking import recorded_chunks, short_names, side_by_side
 from ..plots.actions import plot_error_by_horizon, plot_open_loop
 from ..plots.style import save_figure
@@ -282,7 +283,7 @@ def main(args: list[str] | None = None):
     c = tyro.cli(OpenLoopConfig, args=args)
     policy, dataset, episodes = c.open()
     result = evaluate_open_loop(policy, dataset, episodes, c.steps, c.action_horizon, c.seed)
-    folder = Path(c.save_plot_path or Path(c.model_path) / "open_loop")
+    folder = Path(c.save_plot_path or place_of_pictures(c.model_path, policy.tag) / "open_loop")
     names = [folder / f"traj_{e.number}.png" for e in result.episodes]
     for i, name in enumerate(names): save_figure(result.plot(i), name)
     save_figure(result.plot_by_horizon(), folder / "error_by_horizon.png")
