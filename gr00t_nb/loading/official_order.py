@@ -143,7 +143,10 @@ class OfficialStream(StepReader, IterableDataset):
         self.shard_lengths = [
             [sum(len(steps) for _, steps in shard) for shard in shards] for shards in self.shards
         ]
-        self.weights = _weights(self.sources, [len(shards) for shards in self.shards])
+
+    @property
+    def weights(self) -> list[float]:  # share of samples of each source
+        return _weights(self.sources, [len(shards) for shards in self.shards])
 
     def __iter__(self) -> Iterator[dict]: return self._samples()
 
