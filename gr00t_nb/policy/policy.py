@@ -284,6 +284,8 @@ def _continued(
         a = prev_actions[group]
         _check_array(a, f"prev_actions '{group}'", np.float32, (len(steps), left, None))
         left = a.shape[1]
+        if not np.isfinite(a).all():
+            raise InputError(f"prev_actions '{group}' holds values that are not finite: give none such.")
     if left == 0: raise InputError("prev_actions has no row: leave it out for an answer of its own.")
     rows = np.minimum(np.arange(len(config.delta_indices)), left - 1)  # the last one again and again
     told = lambda i: {f"action.{k}": prev_actions[k][i, rows] for k in config.modality_keys}

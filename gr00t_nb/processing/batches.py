@@ -29,7 +29,7 @@ def stack_images(
     blocks = [np.stack(r) if (b := _block(r)) is None else b for r in runs]
     return [torch.from_numpy(b).permute(0, 3, 1, 2) for b in blocks]
 
-
+# %% ../../nbs/processing/45_batches.ipynb #a420b481
 def _address(array: np.ndarray) -> int:
     "Where the first byte of an array lies."
     return array.__array_interface__["data"][0]
@@ -51,19 +51,9 @@ def _expanded(text: str, sizes: tuple[tuple[int, int], ...], side: int) -> str:
     "A prompt with room for images of these sizes, (height, width) in pixels."
     return expand_images(text, [image_tokens(*s, side) for s in sizes])
 
-# %% ../../nbs/processing/45_batches.ipynb #391d68b2
-def make_batch(
-    samples: Sequence[dict],  # images, text, state, embodiment_id; all with actions or none
-    encoder: PromptEncoder,  # makes ids of prompts
-    token_side: int = PIXELS_PER_SIDE,  # of the square of an image that one token stands for
-) -> dict:  # of tensors
-    """The samples as tensors: prompts padded on the left, images stacked, numbers stacked.
-
-    input_ids and attention_mask [B, N] int64; pixel_values, see `stack_images`; state [B, T, S]
-    float32; embodiment_id [B] int64; where the samples have actions, action and action_mask
-    [B, H, A] float32; where they have different numbers of images, image_counts [B] int64.
-    `InputError` for samples that do not go together.
-    """
+# %% ../../nbs/processing/45_batches.ipynb #b8feb6bf
+def _number_keys(samples: Sequence[dict]) -> list[str]:
+    "Names of the arrays that are stacked. `InputError` for samples that do not go together."
     if not samples: raise InputError("There are no samples to collate: give at least one.")
     have = [k for k in ("action", "action_mask") if k in samples[0]]
     if any(("action" in s) != bool(have) for s in samples):
@@ -76,13 +66,32 @@ def make_batch(
             f"The samples have states of {sorted(lengths)} time steps: samples of one batch need"
             " the same number."
         )
+    return ["state", *have]
+
+# %% ../../nbs/processing/45_batches.ipynb #391d68b2
+def make_batch(
+    samples: Sequence[dict],  # images, text, state, embodiment_id; all with actions or none
+    encoder: PromptEncoder,  # makes ids of prompts
+    token_side: int = PIXELS_PER_SIDE,  # of the square of an image that one token stands for
+) -> dict:  # of tensors
+    """The samples as tensors: prompts padded on the left, images stacked, numbers stacked.
+
+    - input_ids, attention_mask [B, N] int64
+    - pixel_values, see `stack_images`
+    - state [B, T, S] float32, embodiment_id [B] int64
+    - action, action_mask [B, H, A] float32, where the samples have actions
+    - image_counts [B] int64, where they have different numbers of images
+
+    `InputError` for samples that do not go together.
+    """
+    names = _number_keys(samples)
     sizes = [tuple(i.shape[:2] for i in s["images"]) for s in samples]
     texts = [_expanded(s["text"], own, token_side) for s, own in zip(samples, sizes)]
     batch = encoder(texts)
     batch["pixel_values"] = stack_images([i for s in samples for i in s["images"]])
     counts = [len(own) for own in sizes]
     if len(set(counts)) > 1: batch["image_counts"] = torch.tensor(counts)
-    for k in ["state", *have]: batch[k] = torch.from_numpy(np.stack([s[k] for s in samples]))
+    for k in names: batch[k] = torch.from_numpy(np.stack([s[k] for s in samples]))
     batch["embodiment_id"] = torch.tensor([s["embodiment_id"] for s in samples], dtype=torch.int64)
     return batch
 
@@ -117,7 +126,7 @@ def _part(batch: dict, samples: range) -> dict:
     first, last = (_images_before(batch, stacks, n) for n in (samples.start, samples.stop))
     return part | dict(pixel_values=_between(stacks, first, last))
 
-
+# %% ../../nbs/processing/45_batches.ipynb #51cf1608
 def _images_before(batch: dict, stacks: Sequence[torch.Tensor], sample: int) -> int:
     "How many images come before those of a sample."
     if "image_counts" in batch: return int(batch["image_counts"][:sample].sum())
