@@ -28,7 +28,7 @@ from ..checkpoints.registry import training_record
 from ..families.family import Family
 from ..files import read_json, write_json, write_text
 from ..runs.run_folder import checkpoint_step, newest_checkpoint
-from .config import FinetuneConfig
+from ..settings.config import FinetuneConfig
 from .model_card import write_model_card
 from .prepare import Prepared, Root
 
