@@ -6,7 +6,7 @@
 __all__ = ['LIBERO', 'ALOHA', 'UR3', 'TRON2', 'SO100', 'POINTNAV', 'BEHAVIOR', 'RECIPES', 'robot_facts', 'recipe_rows',
            'recipe_table']
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #b51ee375
+# %% ../../nbs/settings/03_recipe_book.ipynb #a82179d4
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from ..embodiments import MODALITY_CONFIGS
 from ..modality_configs import ActionConfig, ModalityConfig
 from .recipe import ColumnRobot, GroupRobot, Recipe
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #09498869
+# %% ../../nbs/settings/03_recipe_book.ipynb #e81e8454
 LIBERO = ColumnRobot(
     ("observation.images.image", "observation.images.wrist_image"),
     "libero_panda",
@@ -48,7 +48,7 @@ TRON2 = replace(
     ALOHA, embodiment_id=30, action_key="action", window_start=0, state_dim=18, action_dim=18
 )
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #95ac90f9
+# %% ../../nbs/settings/03_recipe_book.ipynb #236a7553
 _FULL = dict(
     tune_llm=True,
     tune_visual=True,
@@ -77,7 +77,7 @@ def _fluxvla(name: str, about: str, robot: ColumnRobot, settings: dict, source: 
     source = f"FluxVLA, configs/{source}.py"
     return Recipe(name, about, more.pop("base", _N1D5), {entry: robot}, settings, source, **more)
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #38e2a3ee
+# %% ../../nbs/settings/03_recipe_book.ipynb #73024f49
 _LIBERO = {
     suite: _fluxvla(
         f"libero-{suite}",
@@ -110,7 +110,7 @@ _BACKBONES = (
     ),
 )
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #d9d12a21
+# %% ../../nbs/settings/03_recipe_book.ipynb #f0f4592a
 _TOWEL = ("cameras", "embodiment_id", "chunk", "max_len", "max_epochs", "learning_rate", "lr_scheduler")
 _FOUR = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
 _EAGLE = "gr00t/gr00t_eagle_3b_"
@@ -133,7 +133,7 @@ _ALOHAS = (
     ),
 )
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #c1751637
+# %% ../../nbs/settings/03_recipe_book.ipynb #230f0ef2
 _OTHERS = (
     _fluxvla(
         "ur3",
@@ -156,7 +156,7 @@ _BOTH = Recipe(
     assumed=("padding_images", "max_epochs", "learning_rate", "lr_scheduler"),
 )
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #561ecd74
+# %% ../../nbs/settings/03_recipe_book.ipynb #d335ba85
 _N1D6 = "nvidia/GR00T-N1.6-3B"
 SO100 = GroupRobot(dict(
     video=ModalityConfig([0], ["front", "wrist"]),
@@ -176,7 +176,7 @@ POINTNAV = GroupRobot(dict(
 ))
 BEHAVIOR = GroupRobot(MODALITY_CONFIGS["behavior_r1_pro"], "behavior_r1_pro")
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #df3eff66
+# %% ../../nbs/settings/03_recipe_book.ipynb #044e795d
 _NVIDIA = (
     Recipe(
         "so100",
@@ -207,12 +207,12 @@ _NVIDIA = (
     ),
 )
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #074c5301
+# %% ../../nbs/settings/03_recipe_book.ipynb #ffe43edf
 RECIPES: dict[str, Recipe] = {
     r.name: r for r in (*_LIBERO.values(), *_BACKBONES, *_ALOHAS, *_OTHERS, _BOTH, *_NVIDIA)
 }
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #2057d001
+# %% ../../nbs/settings/03_recipe_book.ipynb #ec3d6f37
 def robot_facts(robot: ColumnRobot | GroupRobot) -> dict:  # column -> value; None: not known
     "What a table says of a robot."
     if isinstance(robot, GroupRobot):
