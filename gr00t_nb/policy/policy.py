@@ -203,7 +203,7 @@ def predict(
     out, raw_states = self._sample(steps, noise, num_inference_timesteps, **continued)
     answer = out["action_pred"].float().cpu().numpy()
     actions = self.processor.decode_action(answer, self.tag, raw_states)
-    if rtc is not None and rtc.method == "prefix": _hold(actions, prev_actions, rtc.prefix_len)
+    if rtc is not None and rtc.method != "guidance": _hold(actions, prev_actions, rtc.prefix_len)
     return actions
 
 def _hold(actions: dict[str, np.ndarray], before: dict[str, np.ndarray], rows: int):
