@@ -158,7 +158,7 @@ def patch_angles(
     merge: int = 2,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # float32 [rows*columns, head_dim / 2] in blocks
-    "Angles of the rotary position code: row x 10000^(-2k/d), then column x the same; d is head_dim / 2."
+    "Angles of the rotary code: row x 10000^(-2k/d), then column x the same; d is head_dim / 2."
     half = head_dim // 2
     exponent = torch.arange(0, half, 2, dtype=torch.float32, device=device) / half
     turn = lambda n: torch.arange(n, device=device).float()[:, None] * (1.0 / 10000**exponent)
@@ -176,7 +176,7 @@ class TurnedAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [n, P, width], two of [P, d]
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [n, P, width], 2 x [P, d]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = attention(_turned(q, cos, sin), _turned(k, cos, sin), v)
         return self.proj(out.transpose(1, 2).flatten(2))
@@ -205,7 +205,7 @@ _EYES = "depth hidden_size intermediate_size num_heads in_channels patch_size hi
 _EYES += "spatial_merge_size temporal_patch_size out_hidden_size num_position_embeddings".split()
 
 class DeepStackTower(nn.Module):
-    "Images [n, 3, H, W] -> [1 + D, n, tokens, width of words]: the image tokens, and what is added to them deeper."
+    "Images [n, 3, H, W] -> [1 + D, n, tokens, width of words]: image tokens, and what goes deeper."
 
     def __init__(self, config: dict):
         super().__init__()
@@ -252,7 +252,7 @@ def forward(self: DeepStackTower, images: Tensor) -> Tensor:
 def token_positions(
     valid: Tensor,  # bool [B, N], False at padding
     image: Tensor,  # bool [B, N], True at image tokens
-    grids: list[tuple[int, int, int]],  # (images, rows, columns in tokens) for each run of equal ones
+    grids: list[tuple[int, int, int]],  # (images, rows, columns in tokens) of each run of equals
 ) -> Tensor:  # int64 [3, B, N]: time, height, width; 1 at padding
     "Three positions of each token."
     rows, columns, steps = [], [], []
@@ -301,7 +301,7 @@ def forward(
     valid: Tensor,  # bool [B, N], False at padding
     at: Tensor,  # int64 [3, B, N]
     image: Tensor,  # bool [B, N], True at image tokens
-    deeper: Tensor | list = (),  # [D, all image tokens, width]: what is added after the first layers
+    deeper: Tensor | list = (),  # [D, all image tokens, width]: added after the first layers
 ) -> Tensor:  # [B, N, width], not normed
     "Causal transformer without a cache."
     length, turn = x.shape[1], self.rotary(x, at)

@@ -17,6 +17,8 @@ from .n1d6_config import DIFFUSION_DEFAULTS, FlatConfig
 from ..model.checkpoints import Misfit
 
 # %% ../../nbs/families/70_n1d7_config.ipynb #1ede1b0b
+_HALF = dict(num_layers=16)  # of the released model's layers
+
 @dataclass
 class Gr00tN1d7Config(FlatConfig):
     "The contents of `config.json`."
@@ -41,8 +43,8 @@ class Gr00tN1d7Config(FlatConfig):
     max_action_dim: int = 132
     action_horizon: int = 40  # rows of a chunk
     state_history_length: int = 1  # steps of the state, all in one token
-    diffusion_model_cfg: dict = field(default_factory=lambda: DIFFUSION_DEFAULTS | {"num_layers": 16})
-    vl_self_attention_cfg: dict | None = None  # blocks between features and DiT; None: there are none
+    diffusion_model_cfg: dict = field(default_factory=lambda: DIFFUSION_DEFAULTS | _HALF)
+    vl_self_attention_cfg: dict | None = None  # blocks between features and DiT; None: no blocks
     state_dropout_prob: float = 0.8  # zeros instead of the state's feature, in training
     mask_padding: bool = False  # ours: the self-attention does not look at padding
     state_additive_noise_scale: ClassVar[float] = 0.0  # N1.6 may have it
@@ -76,7 +78,7 @@ def check(
     self: Gr00tN1d7Config,
     vlm_config: dict,  # of the vision-language model
 ):
-    "`InputError`, of the kind `Misfit`, where fields contradict each other or the vision-language configuration."
+    "As in N1.6, and for the self-attention; `InputError`, of the kind `Misfit`."
     FlatConfig.check(self, vlm_config)
     for name, value in (self.vl_blocks or {}).items():
         if name not in _BLOCKS:

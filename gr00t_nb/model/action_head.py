@@ -223,7 +223,7 @@ def _delay(self: ActionHead, batch: dict) -> Tensor | None:  # int64 [B]
 
 @patch
 def _hide_or_disturb(self: ActionHead, state: Tensor, dropped: Tensor | None) -> Tensor:
-    "State dropout, with a mask token as officially in evaluation mode too; in training additive noise."
+    "State dropout, with a mask token in evaluation mode too; in training additive noise."
     token = getattr(self, "mask_token", None)
     if (p := self.config.state_dropout_prob) > 0 and (self.training or token is not None):
         if dropped is None: dropped = torch.rand(len(state), device=state.device) < p
@@ -282,7 +282,7 @@ def _out_of_inference_mode(self: ActionHead, backbone: dict, batch: dict, noise,
 def _continuing(
     self: ActionHead, rtc: RTC | None, before: Tensor | None, noise: Tensor
 ) -> tuple[Callable, Callable | None, Callable, int | None]:
-    "Where the flow starts, how it is steered, what is done with its points, how many rows are clean."
+    "Where the flow starts, how it is steered, what its points become, how many rows are clean."
     as_it_is = lambda x: x
     if (rtc is None) != (before is None): raise _half_told(rtc)
     if rtc is None or rtc.alone: return as_it_is, None, as_it_is, None

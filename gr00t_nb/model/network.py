@@ -31,7 +31,7 @@ class Network(nn.Module):
     sizes = ("max_state_dim", "max_action_dim", "action_horizon")  # and with `widen` these
     narrows = False  # whether these may become smaller, too
     namings: tuple[dict[str, str], ...] = ()  # what its files may have instead of pieces of names
-    vlm_name, vlm_file = "Eagle", "eagle_config.json"  # of the vision-language model, and where its sizes lie
+    vlm_name, vlm_file = "Eagle", "eagle_config.json"  # of the vision-language model
     vlm_place: str  # where people find the released model's `vlm_config`, for errors
     backbone: nn.Module
     action_head: ActionHead
@@ -275,7 +275,7 @@ _WIDENED = "state_encoder.layer1|action_encoder.W1|action_decoder.layer2"
 
 @contextmanager
 def _released_vlm_assumed(kind: type[Network], path: Path, given: dict | None):
-    "A refusal says that the 3B model's vision-language model was assumed, where the checkpoint tells of none."
+    "A refusal says that the 3B model's was assumed, where the checkpoint tells of none."
     try: yield
     except Misfit as e:
         if given is not None or (path / kind.vlm_file).exists(): raise

@@ -198,7 +198,7 @@ def steering(
     before: Tensor,  # [B, P, d]
     horizon: int,
     width: int,
-) -> tuple[Callable, Callable, Callable]:  # where it starts, `steer` of `euler`, what is done with its points
+) -> tuple[Callable, Callable, Callable]:  # its start, `steer` of `euler`, what its points become
     "How a flow is made to continue the chunk before."
     whole, known = padded_chunk(before, rtc, horizon, width), before.shape[1]
     as_it_is = lambda x: x

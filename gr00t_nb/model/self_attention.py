@@ -63,7 +63,7 @@ class SelfAttentionStack(nn.Module):
     def forward(
         self,
         x: Tensor,  # [B, N, width]
-        valid: Tensor | None = None,  # bool [B, N], False at tokens that are not looked at; None: all are
+        valid: Tensor | None = None,  # bool [B, N], False where nobody looks; None: everywhere
     ) -> Tensor:  # [B, N, width]
         recompute = self.gradient_checkpointing and self.training
         mask = None if valid is None else valid[:, None, None]
