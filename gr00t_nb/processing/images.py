@@ -113,7 +113,8 @@ def resize_to_patches(
     "Resizes an image to the nearest size in patches, bicubic; one that fits is returned as it is."
     h, w = patch_size(*image.shape[:2], rule)
     if (h, w) == image.shape[:2]: return image
-    if not (fast or rule.torch_filter): return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
+    if not (fast or rule.torch_filter):
+        return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
     x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     y = torch.nn.functional.interpolate(x, size=(h, w), mode="bicubic", antialias=True)
     return y[0].permute(1, 2, 0).numpy()
