@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_TOKEN', 'QWEN_TOKENS', 'QWEN_WORDS', 'GROOT_TOKENS', 'CHAT_TEMPLATE', 'formalize', 'chat_text', 'image_tokens',
-           'expand_images', 'add_groot_tokens', 'train_tokenizer', 'load_tokenizer', 'PromptEncoder']
+           'expand_images', 'add_groot_tokens', 'train_tokenizer', 'tokenizer_folder', 'load_tokenizer',
+           'PromptEncoder']
 
 # %% ../../nbs/processing/40_prompts.ipynb #70aec0e8
 import json
@@ -139,7 +140,7 @@ def add_groot_tokens(
         )
     return tokenizer
 
-# %% ../../nbs/processing/40_prompts.ipynb #f8382a79
+# %% ../../nbs/processing/40_prompts.ipynb #0bb92793
 def _byte_bpe(
     texts: Iterable[str],  # what to learn merges from
     vocab_size: int,  # entries altogether, special tokens included
@@ -225,15 +226,10 @@ def _lacks(folder: Path) -> str:
     return "" if needed else "tokenizer.json, or vocab.json and merges.txt"
 
 # %% ../../nbs/processing/40_prompts.ipynb #ee132b5d
-def load_tokenizer(
+def tokenizer_folder(
     path: str | Path,  # a folder, or a hub id such as "Qwen/Qwen3-1.7B"
-    added: Sequence[str] = GROOT_TOKENS,  # a generation's own tokens
-) -> Qwen2TokenizerFast:  # padding on the left
-    """Loads a tokenizer of the Qwen2/Qwen3 kind with the tokens of GR00T N1.6.
-
-    Never runs code from a folder or the hub; folders need no network. `InputError` where there is
-    no tokenizer.
-    """
+) -> Path:
+    "Where the files of a tokenizer lie, fetched from the hub if need be; `InputError` for none."
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if (found := hub_id(str(path))) is None:
@@ -245,6 +241,19 @@ def load_tokenizer(
         folder = hub_snapshot(repo, "tokenizer", _TOKENIZER_FILES, revision, _lacks)
     if missing := _lacks(folder):
         raise InputError(f"The folder {folder} holds no tokenizer: expected {missing}.")
+    return folder
+
+
+def load_tokenizer(
+    path: str | Path,  # as in `tokenizer_folder`
+    added: Sequence[str] = GROOT_TOKENS,  # a generation's own tokens
+) -> Qwen2TokenizerFast:  # padding on the left
+    """Loads a tokenizer of the Qwen2/Qwen3 kind with the tokens of GR00T N1.6.
+
+    Never runs code from a folder or the hub; folders need no network. `InputError` where there is
+    no tokenizer.
+    """
+    folder = tokenizer_folder(path)
     tokenizer = Qwen2TokenizerFast.from_pretrained(
         str(folder), padding_side="left", local_files_only=True, trust_remote_code=False
     )
