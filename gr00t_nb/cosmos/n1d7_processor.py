@@ -9,9 +9,10 @@ __all__ = ['N1D7_DEFAULTS', 'N1D7_FINE_TUNING', 'N1D7_RELEASED', 'Gr00tN1d7Proce
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from fastcore.basics import patch
 
-from .patches import PATCH, MERGE, QWEN3_VL_PATCHES, pack_patches
+from .patches import QWEN3_VL_PATCHES, pack_patches
 from .turns import IMAGE_PAD, expand_pads, load_turn_tokenizer, turn_text
 from ..processing.processor import PROCESSOR_DEFAULTS, Gr00tProcessor
 from ..robots import N1D7_ROBOTS
@@ -30,11 +31,10 @@ class Gr00tN1d7Processor(Gr00tProcessor):
     "Steps to samples, samples to batches, model outputs to actions: the data side of GR00T N1.7."
     defaults = N1D7_DEFAULTS
     embodiment_table = dict(N1D7_ROBOTS.slots)
-    token_side = PATCH * MERGE
+    token_side = QWEN3_VL_PATCHES.side
     image_token = IMAGE_PAD
     chat = staticmethod(turn_text)
     expand = staticmethod(expand_pads)
-    join_images = staticmethod(pack_patches)
     read_tokenizer = staticmethod(load_turn_tokenizer)
     pads_history = True  # before an episode's first step stands that step
 
@@ -47,6 +47,16 @@ class Gr00tN1d7Processor(Gr00tProcessor):
         "How images are brought to size, beside the settings of `image_sizes`."
         flag = self.settings.get("letter_box_transform")
         return dict(patches=QWEN3_VL_PATCHES, boxed=flag is None or bool(flag))
+
+# %% ../../nbs/cosmos/20_n1d7_processor.ipynb #dba3dd2c
+@patch
+def as_rows(self: Gr00tN1d7Processor,
+    batch: dict,  # of `collate`
+) -> dict:  # pixel_values float32 [patches, 1536] in [-1, 1], image_grid_thw int64 [images, 3]; the rest
+    "The batch in the form of NVIDIA's network."
+    images = [i.permute(1, 2, 0).numpy() for stack in batch["pixel_values"] for i in stack]
+    packed = pack_patches(images)
+    return batch | packed | dict(pixel_values=(packed["pixel_values"].float() / 255 - 0.5) / 0.5)
 
 # %% ../../nbs/cosmos/20_n1d7_processor.ipynb #e66f4ddb
 @patch

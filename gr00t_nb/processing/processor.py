@@ -20,7 +20,7 @@ from transformers import Qwen2TokenizerFast
 from ..embodiments import EMBODIMENT_IDS
 from ..modality_configs import ModalityConfig
 from ..errors import InputError, did_you_mean
-from .batches import as_stacks, make_batch
+from .batches import make_batch
 from .embodiment_statistics import largest_difference
 from .images import PIXELS_PER_SIDE, draw_augmentation, image_sizes, prepare, transform_many
 from .masks import augmentation_dict, mask_steps, masks_of, repaint_many
@@ -66,7 +66,6 @@ class Gr00tProcessor:
     image_token = IMAGE_TOKEN  # stands in a prompt for a token of the vision tower
     chat = staticmethod(chat_text)  # (sentence, images) -> prompt
     expand = staticmethod(expand_images)  # (prompt, tokens of each image) -> prompt with room for them
-    join_images = staticmethod(as_stacks)  # images -> entries of a batch
     read_tokenizer = staticmethod(load_tokenizer)  # folder or hub id -> tokenizer
     defaults = PROCESSOR_DEFAULTS  # settings of NVIDIA's class
 
@@ -339,7 +338,7 @@ def collate(self: Gr00tProcessor,
             "The processor has no tokenizer: give one, tokenizer=load_tokenizer(path), or"
             " train_tokenizer(texts)."
         )
-    return make_batch(samples, self.encoder, self.token_side, self.expand, self.join_images)
+    return make_batch(samples, self.encoder, self.token_side, self.expand)
 
 # %% ../../nbs/processing/50_processor.ipynb #c399b0c9
 @patch
