@@ -20,7 +20,6 @@ from ..files import read_json
 from ..model.action_head import loss_weights
 from ..model.flow import draw_flow
 from ..processing.processor import Gr00tProcessor
-from ..processing.prompts import load_tokenizer
 
 # %% ../../nbs/families/00_family.ipynb #88e58c0c
 CAPABILITIES = dict(
@@ -170,8 +169,8 @@ def load_processor(
     **changes,  # settings to be replaced, such as color_jitter_params
 ):
     "The processor of a checkpoint, with its tokenizer; `InputError` where there is none."
-    if isinstance(tokenizer, (str, Path)): tokenizer = load_tokenizer(tokenizer)
     kind = self.processor_of(folder)
+    if isinstance(tokenizer, (str, Path)): tokenizer = kind.read_tokenizer(tokenizer)
     processor = kind.from_pretrained(folder, tokenizer=tokenizer, **changes)
     if processor.tokenizer is None:
         raise InputError(

@@ -42,7 +42,7 @@ class FrameCache:
     time of change, place in it) and of the settings that matter: a changed video or another image
     size is another file, and nothing can be out of date. Where the bound or the disk is reached, or
     cannot be written, no more files are made, and frames are decoded as without a cache. Where the
-    settings crop before they scale, frames are kept as they are decoded. `InputError` for images
+    settings crop before they scale, or keep the shape, frames are kept as they are decoded. `InputError` for images
     scaled to a rectangle.
     """
     keep_free = 2 * 2**30  # bytes of the disk that are left alone
@@ -54,7 +54,8 @@ class FrameCache:
         **settings,  # of `processing.images.image_sizes`
     ):
         side = prepared_side(**settings)
-        if side is None and not settings.get("crop_first"):
+        as_decoded = settings.get("crop_first") or not settings.get("boxed", True)
+        if side is None and not as_decoded:
             raise InputError(
                 "Images that are scaled to a rectangle cannot be cached: give a square"
                 " image_target_size, or train without a cache."
