@@ -7,6 +7,7 @@ __all__ = ['N1D7_DEFAULTS', 'N1D7_FINE_TUNING', 'N1D7_RELEASED', 'Gr00tN1d7Proce
 
 # %% ../../nbs/cosmos/20_n1d7_processor.ipynb #3dc2ffce
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,8 +46,9 @@ class Gr00tN1d7Processor(Gr00tProcessor):
     @property
     def image_rules(self) -> dict:
         "How images are brought to size, beside the settings of `image_sizes`."
-        flag = self.settings.get("letter_box_transform")
-        return dict(patches=QWEN3_VL_PATCHES, boxed=flag is None or bool(flag))
+        flag, least = (self.settings.get(k) for k in ("letter_box_transform", "least_pixels"))
+        rule = replace(QWEN3_VL_PATCHES, least=least or QWEN3_VL_PATCHES.least)
+        return dict(patches=rule, boxed=flag is None or bool(flag))
 
 # %% ../../nbs/cosmos/20_n1d7_processor.ipynb #dba3dd2c
 @patch

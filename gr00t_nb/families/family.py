@@ -19,7 +19,9 @@ from ..errors import InputError, did_you_mean
 from ..files import read_json
 from ..model.action_head import loss_weights
 from ..model.flow import draw_flow
+from ..model.per_embodiment import train_embodiment_rows
 from ..processing.processor import Gr00tProcessor
+from ..processing.processor_files import processor_folder
 
 # %% ../../nbs/families/00_family.ipynb #88e58c0c
 CAPABILITIES = dict(
@@ -263,7 +265,8 @@ def limits(
     folder: str | Path,  # checkpoint
 ) -> dict[str, int]:  # max_horizon, max_state_dim, max_action_dim: arguments of `propose_config`
     "What the model takes at most, as its processor says."
-    said = read_json(Path(folder) / "processor_config.json").get("processor_kwargs", {})
+    file = processor_folder(folder) / "processor_config.json"
+    said = read_json(file).get("processor_kwargs", {})
     names = dict(
         max_horizon="max_action_horizon",
         max_state_dim="max_state_dim",
@@ -271,7 +274,7 @@ def limits(
     )
     if missing := [n for n in names.values() if n not in said]:
         raise InputError(
-            f"The processor_config.json in {folder} does not say {', '.join(missing)}: restore the"
+            f"The processor_config.json in {file.parent} does not say {', '.join(missing)}: restore the"
             " file from the checkpoint it belongs to."
         )
     return {k: int(said[n]) for k, n in names.items()}
@@ -359,7 +362,10 @@ def save_outline(self: Family, folder: str | Path):
 def set_dropout(self: Family, model: nn.Module, p: float):
     "Set the strength of the action head's dropout, in the configuration too."
     self.require("dropout")
-    raise NotImplementedError
+    for part in ("diffusion_model_cfg", "vl_self_attention_cfg"):
+        if said := getattr(model.config, part, None): said["dropout"] = p
+    for module in model.action_head.modules():
+        if isinstance(module, nn.Dropout): module.p = p
 
 @patch
 def train_rows(
@@ -369,7 +375,7 @@ def train_rows(
 ) -> int:  # number of parameters that need no gradient any more
     "Let only these robots' rows train, of the layers that each robot has of its own."
     self.require("embodiment_rows")
-    raise NotImplementedError
+    return train_embodiment_rows(model, embodiment_ids)
 
 @patch
 def recompute(
