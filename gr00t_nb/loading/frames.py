@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..data.lerobot import LeRobotDataset
 from ..errors import InputError
 from ..files import cache_dir, fingerprint, replacing
-from ..processing.images import in_threads, prepare, prepared_side
+from ..processing.images import in_threads, prepare, prepared_side, scaling
 
 # %% ../../nbs/loading/00_frames.ipynb #8a24601d
 def frame_record(
@@ -118,7 +118,7 @@ def path(self: FrameCache,
     "The file of an episode and a camera. `InputError` for a camera that does not exist."
     e, column = ds.episodes[episode], ds.column_of("video", view)
     place = ds.layout.rows(e) if stored_as_images(ds, view) else ds.layout.frames(e, column)
-    kind = "area" if self.settings.get("use_albumentations", True) else "bilinear"
+    kind = scaling(**self.settings)
     key = (  # 1: the version of this format
         f"1 {fingerprint([place.path.resolve()])} {column} {place.first} {ds.length(episode)}"
         f" {kind} {self.side}"

@@ -19,7 +19,7 @@ from ..data.steps import wanted_frames
 from ..errors import InputError, failed_within
 from .frames import FrameCache, stored_as_images
 from .order import DataSource, StepOrder
-from ..processing.images import in_threads, prepared_side
+from ..processing.images import in_threads, prepared_side, scaling
 
 # %% ../../nbs/loading/20_samples.ipynb #3a5d7f89
 class SampleError(InputError):
@@ -67,7 +67,7 @@ def _check_cache(cache: FrameCache | None, processor, unscaled: bool = False):
         silent = f"{type(processor).__name__} does not say how it scales images"
         raise InputError(f"A frame cache was given, but {silent}: train without a cache.")
     held, needed = (
-        ("area" if c.get("use_albumentations", True) else "bilinear", prepared_side(**c))
+        (scaling(**c), prepared_side(**c))
         for c in (cache.settings, ours)
     )
     if held != needed:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PIXELS_PER_SIDE', 'EAGLE_PATCHES', 'COLOUR_CHANGES', 'letterbox', 'scale_to', 'crop', 'PatchRule', 'patch_size',
-           'resize_to_patches', 'resize_bilinear', 'image_sizes', 'eval_transform', 'prepared_side', 'prepare',
-           'Augmentation', 'draw_augmentation', 'rotate', 'change_colour', 'augment', 'loading_threads', 'in_threads',
-           'transform_many']
+           'resize_to_patches', 'resize_bilinear', 'image_sizes', 'eval_transform', 'prepared_side', 'scaling',
+           'prepare', 'Augmentation', 'draw_augmentation', 'rotate', 'change_colour', 'augment', 'loading_threads',
+           'in_threads', 'transform_many']
 
 # %% ../../nbs/processing/30_images.ipynb #d05a8ec8
 import os
@@ -75,7 +75,7 @@ class PatchRule:
     shortest: int = 0  # side after rounding, before `least` and `most`
     longest: float = float("inf")  # likewise
     flattest: float = float("inf")  # longer side over the shorter one
-    torch_filter: bool = False  # images are brought to size by torch's bicubic filter, not Pillow's
+    torch_filter: bool = False  # bytes are scaled by torch's filters, not Pillow's or in floats
 
 
 PIXELS_PER_SIDE = 28
@@ -124,11 +124,14 @@ def resize_bilinear(
     image: np.ndarray,  # (H, W, 3) uint8
     size: tuple[int, int],  # height and width afterwards
     down: bool = False,  # round down, as N1.5's path does, not to the nearest
+    whole: bool = False,  # in whole numbers, as N1.7's path does
 ) -> np.ndarray:  # (h, w, 3) uint8
     "Bilinear with antialiasing in float32, back to uint8, as in torchvision; itself if it fits."
     if image.shape[:2] == tuple(size): return image
-    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
-    y = torch.nn.functional.interpolate(x, size=tuple(size), mode="bilinear", antialias=True)
+    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    how = dict(size=tuple(size), mode="bilinear", antialias=True)
+    y = torch.nn.functional.interpolate(x if whole else x.float(), **how)
+    if whole: return y[0].permute(1, 2, 0).contiguous().numpy()
     y = y.add_(1e-3).floor_() if down else y.round_()  # a flat area keeps its level
     return y.clamp_(0, 255).to(torch.uint8)[0].permute(1, 2, 0).contiguous().numpy()
 
@@ -166,7 +169,9 @@ def image_sizes(
             " choose crop_fraction in (0, 1] or a smaller image_crop_size."
         )
     if use_albumentations: scale = partial(scale_to, edge=target[0])
-    else: scale = partial(resize_bilinear, size=tuple(target), down=crop_first)
+    else:
+        how = dict(down=crop_first, whole=patches.torch_filter)
+        scale = partial(resize_bilinear, size=tuple(target), **how)
     return scale, tuple(size)
 
 
@@ -206,6 +211,15 @@ def prepared_side(
     h, w = scale.keywords.get("size") or (scale.keywords["edge"],) * 2
     square = h == w and settings.get("boxed", True)
     return h if square and not settings.get("crop_first") else None
+
+
+def scaling(
+    **settings,  # of `image_sizes`
+) -> str:  # 'area', 'bilinear' or 'bilinear in bytes'
+    "What frames are scaled by: those that were prepared in one way are not those of another."
+    scale, _ = image_sizes(**settings)
+    if "size" not in scale.keywords: return "area"
+    return "bilinear in bytes" if scale.keywords["whole"] else "bilinear"
 
 # %% ../../nbs/processing/30_images.ipynb #0115dba2
 def prepare(

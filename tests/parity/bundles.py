@@ -23,9 +23,9 @@ def generation_of(root: Path) -> str:
     return "n1d7" if config.exists() and "Gr00tN1d7" in config.read_text() else "n1d6"
 
 
-def json_of(config, name: str, default=None):
+def json_of(config, name: str, default=None, generation: str = "n1d6"):
     "A JSON file of the bundles, or `default` where it is absent: for use at collection time."
-    path = reference_root(config) / name
+    path = reference_root(config, generation) / name
     return json.loads(path.read_text()) if path.exists() else default
 
 
