@@ -107,7 +107,7 @@ _N1D7_USE = [
     f" `embodiment_id.json`. Backbone and tokenizer it fetches from `{_QWEN}`, which asks for an"
     " account at the hub.",
 ]
-_OTHER_QWEN = """This model's Qwen3-VL is not that of the 3B model. NVIDIA's code finds a backbone by its name, so in a copy:
+_OTHER_QWEN = """This model's Qwen3-VL is not that of the 3B model. NVIDIA's code finds a backbone by its name:
 
 1. make a folder whose path ends in `nvidia/Cosmos-Reason2-small`, with `qwen3vl_config.json` as its `config.json`,
    the files of `tokenizer/`, and weights of that size, which those of this checkpoint overwrite;

@@ -62,7 +62,7 @@ class ModelOptions:
     tune_visual: Switch = None  # train the vision tower and the connector
     tune_projector: Switch = None  # train the state and action encoders and the action decoder
     tune_diffusion_model: Switch = None  # train the diffusion transformer
-    state_dropout_prob: float | None = None  # how often a learned token hides a sample's state; none: the family's
+    state_dropout_prob: float | None = None  # how often a sample's state is hidden; none: the family's
     dropout: float | None = None  # of the diffusion transformer; none: as the checkpoint says
     embodiment_rows_only: Switch = None  # of the per-robot layers train this robot's rows alone: less memory
     gradient_checkpointing: Switch = None  # recompute activations in the backward pass: less memory, more time
