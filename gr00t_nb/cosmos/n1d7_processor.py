@@ -37,6 +37,7 @@ class Gr00tN1d7Processor(Gr00tProcessor):
     read_tokenizer = staticmethod(load_turn_tokenizer)
     pads_history = True  # before an episode's first step stands that step, again and again
     filled_first = True  # how `sampling="official"` deals out shards
+    fingerprinted = True  # a data set's statistics are used where their fingerprints are current
 
     def __init__(self, modality_configs: dict, statistics: dict | None = None, *rest, **kwargs):
         kwargs.setdefault("processor_class", "Gr00tN1d7Processor")

@@ -420,10 +420,13 @@ def _require_one_robot(a: Root, b: Root):
 def robot_statistics(
     roots: Sequence[Root],  # of one robot
     config: FinetuneConfig,  # of the run
+    fingerprinted: bool = False,  # only shipped statistics with a current fingerprint are used
 ) -> dict:  # kind -> group -> entry -> (D,) or (H, D)
     "The statistics of a robot over all its data sets."
     shipped = lambda r: r.entry.says("shipped_statistics", config)
-    found = [embodiment_statistics(r.dataset, r.modality_config, shipped(r)) for r in roots]
+    tag = lambda r: r.tag if fingerprinted else None
+    parts = ((r.dataset, r.modality_config, shipped(r), tag(r)) for r in roots)
+    found = [embodiment_statistics(*part) for part in parts]
     return found[0] if len(found) == 1 else merge_statistics(found, _shares(roots, config))
 
 

@@ -312,7 +312,8 @@ def prepare_data(
     for tag in dict.fromkeys(r.tag for r in roots):
         own = [r for r in roots if r.tag == tag]
         override = own[0].entry.says("override_statistics", config)
-        robot, statistics = own[0].modality_config, robot_statistics(own, config)
+        strict = getattr(processor, "fingerprinted", False)
+        robot, statistics = own[0].modality_config, robot_statistics(own, config, strict)
         processor.set_embodiment(tag, robot, statistics, override=override)
     prepared = Prepared(config, base, family, processor, roots)
     _check_validation(prepared)
