@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from copy import copy as shallow_copy
+from pathlib import Path
 
 import numpy as np
 
@@ -50,17 +51,18 @@ def _cached(
 def _shipped(ds: LeRobotDataset, name: str, broken_is_none: bool = False) -> dict:
     "A statistics file of the data set, or an empty dict."
     file = ds.path / "meta" / name
-    try: found = read_json(file) if file.exists() else {}
+    try: return _object_in(file) if file.exists() else {}
     except InputError as e:
         if not broken_is_none: raise
         warn(f"{e} The statistics are computed from the data instead.")
         return {}
-    if not isinstance(found, dict):
-        raise InputError(
-            f"{file} holds {type(found).__name__}: expected an object of statistics; fix or"
-            " remove it."
-        )
-    return found
+
+
+def _object_in(file: Path) -> dict:
+    found = read_json(file)
+    if isinstance(found, dict): return found
+    kind = type(found).__name__
+    raise InputError(f"{file} holds {kind}: expected an object of statistics; fix or remove it.")
 
 
 def _fits(stats, shape: tuple[int, ...]) -> bool:
@@ -228,7 +230,7 @@ def _columns_statistics(
         )
     return _cached(ds, "stats", sorted(columns), lambda: dataset_statistics(ds, sorted(columns)))
 
-
+# %% ../../nbs/processing/15_embodiment_statistics.ipynb #40a881f8
 def _relative_with_shipped(
     ds: LeRobotDataset,
     config: dict[str, ModalityConfig],
