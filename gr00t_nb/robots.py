@@ -18,7 +18,7 @@ class Robots:
     generation: str  # such as 'GR00T N1.7'
     tags: Mapping[str, str]  # name, in upper case -> value
     slots: Mapping[str, int]  # value -> row of the layers that each robot has of its own
-    configs: dict[str, dict[str, ModalityConfig]] = field(default_factory=dict)  # official, by value
+    configs: dict[str, dict[str, ModalityConfig]] = field(default_factory=dict)  # by value
 
     def value_of(self,
         tag: str,  # name or value, in any case

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from fastcore.basics import patch
 
 from .patches import QWEN3_VL_PATCHES, pack_patches
@@ -37,7 +36,9 @@ class Gr00tN1d7Processor(Gr00tProcessor):
     chat = staticmethod(turn_text)
     expand = staticmethod(expand_pads)
     read_tokenizer = staticmethod(load_turn_tokenizer)
-    pads_history = True  # before an episode's first step stands that step
+    pads_history = True  # before an episode's first step stands that step, again and again
+    filled_first = True  # how `sampling="official"` deals out shards
+    fingerprinted = True  # a data set's statistics are used where their fingerprints are current
 
     def __init__(self, modality_configs: dict, statistics: dict | None = None, *rest, **kwargs):
         kwargs.setdefault("processor_class", "Gr00tN1d7Processor")
@@ -54,7 +55,7 @@ class Gr00tN1d7Processor(Gr00tProcessor):
 @patch
 def as_rows(self: Gr00tN1d7Processor,
     batch: dict,  # of `collate`
-) -> dict:  # pixel_values float32 [patches, 1536] in [-1, 1], image_grid_thw int64 [images, 3]; the rest
+) -> dict:  # pixel_values float32 [patches, 1536], image_grid_thw int64 [images, 3], the rest
     "The batch in the form of NVIDIA's network."
     images = [i.permute(1, 2, 0).numpy() for stack in batch["pixel_values"] for i in stack]
     packed = pack_patches(images)
@@ -83,7 +84,7 @@ def many(self: Gr00tN1d7Processor,
     samples = Gr00tProcessor.many(self, steps, embodiment, training, rngs, *rest)
     p = self.settings["state_dropout_prob"]
     if not (training and p): return samples
-    for sample, rng in zip(samples, rngs):  # behind the draws for its images, which stay what they are
+    for sample, rng in zip(samples, rngs):  # behind the draws for its images, which stay the same
         if rng.random() < p: sample["state"] = np.zeros_like(sample["state"])
     return samples
 

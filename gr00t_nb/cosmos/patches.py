@@ -23,14 +23,14 @@ QWEN3_VL_PATCHES = PatchRule(
 # %% ../../nbs/cosmos/00_patches.ipynb #5f99a828
 def pack_patches(
     images: Sequence[np.ndarray],  # (h, w, 3) uint8, sides multiples of 32, sizes may differ
-) -> dict[str, torch.Tensor]:  # pixel_values uint8 [patches, 1536], image_grid_thw int64 [images, 3]
+) -> dict[str, torch.Tensor]:  # pixel_values uint8 [patches, 1536], image_grid_thw [images, 3]
     "Images as Qwen3-VL reads them: rows of patches, and how many patches each is long, high, wide."
     unit = PATCH * MERGE
     for i in images:
         if i.shape[0] % unit or i.shape[1] % unit:
             raise InputError(
-                f"An image of {i.shape[0]}x{i.shape[1]} pixels cannot be cut into squares of {unit}:"
-                " resize it with resize_to_patches(image, rule=QWEN3_VL_PATCHES) first."
+                f"An image of {i.shape[0]}x{i.shape[1]} pixels cannot be cut into squares of"
+                f" {unit}: resize it with resize_to_patches(image, rule=QWEN3_VL_PATCHES) first."
             )
     grid = np.array([(1, i.shape[0] // PATCH, i.shape[1] // PATCH) for i in images], np.int64)
     ends = np.cumsum([0, *grid.reshape(-1, 3).prod(1)])

@@ -63,7 +63,7 @@ TURN_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )  # what the tokenizer's own ecosystem writes a chat with
 
-
+# %% ../../nbs/cosmos/10_turns.ipynb #65399650
 def load_turn_tokenizer(
     path: str | Path,  # a folder, or a hub id such as "Qwen/Qwen3-VL-2B-Instruct"
 ) -> Qwen2TokenizerFast:  # padding on the left
@@ -74,7 +74,7 @@ def load_turn_tokenizer(
     if tokenizer.chat_template is None: tokenizer.chat_template = TURN_TEMPLATE
     return tokenizer
 
-
+# %% ../../nbs/cosmos/10_turns.ipynb #f98bdc7b
 def _from_merges(folder: Path) -> Qwen2TokenizerFast:
     "The tokenizer of a vocabulary and its merges, with Qwen's own tokens behind them."
     vocab = read_json(folder / "vocab.json")

@@ -22,6 +22,7 @@ from ..model.flow import draw_flow
 from ..model.per_embodiment import train_embodiment_rows
 from ..processing.processor import Gr00tProcessor
 from ..processing.processor_files import processor_folder
+from ..robots import Robots
 
 # %% ../../nbs/families/00_family.ipynb #88e58c0c
 CAPABILITIES = dict(
@@ -101,6 +102,7 @@ class Family:
     frozen_by: dict[str, dict[str, bool | int]] = {}  # part with blocks -> the flags that freeze it; {}: none does
     flags: dict[str, bool | int]  # what trains: tune_... -> its value in fine-tuning
     embodiment_ids: dict[str, int]  # tag value -> row of the layers that each robot has of its own
+    robots: Robots | None = None  # what it calls robots; None: as N1.6
     tokenizer: str = "Qwen/Qwen3-1.7B"  # on the hub, for checkpoints that bring none
     files: tuple[str, ...]  # what a checkpoint holds beside its weights
     defaults: TrainingDefaults = TrainingDefaults()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..embodiments import EMBODIMENT_IDS
+from ..embodiments import EMBODIMENT_IDS, N1D6_ROBOTS
 from .family import Family, TrainingDefaults
 from .n1d6 import PARTS, Gr00tN1d6
 from .n1d6_config import Gr00tN1d6Config
@@ -43,7 +43,7 @@ class Gr00tN1d6Family(Family):
         tune_diffusion_model=True,
         tune_vlln=True,
     )
-    embodiment_ids = EMBODIMENT_IDS
+    embodiment_ids, robots = EMBODIMENT_IDS, N1D6_ROBOTS
     files = ("config.json", "processor_config.json", "statistics.json", "embodiment_id.json")
     defaults = TrainingDefaults(
         processor=dict(use_relative_action=True),

@@ -18,6 +18,7 @@ from .n1d6_family import TINY_SENTENCES
 from .n1d7 import N1D7_PARTS, N1D7_UNDECAYED, Gr00tN1d7
 from .n1d7_config import Gr00tN1d7Config
 from ..files import write_json
+from ..robots import N1D7_ROBOTS
 
 # %% ../../nbs/families/90_n1d7_family.ipynb #3f1d04cc
 class Gr00tN1d7Family(Family):
@@ -41,7 +42,7 @@ class Gr00tN1d7Family(Family):
     }
     flags = dict(tune_llm=False, tune_visual=False, tune_top_llm_layers=0)
     flags |= dict(tune_projector=True, tune_diffusion_model=True, tune_vlln=True)
-    embodiment_ids = Gr00tN1d7Processor.embodiment_table
+    robots, embodiment_ids = N1D7_ROBOTS, dict(N1D7_ROBOTS.slots)
     tokenizer = "Qwen/Qwen3-VL-2B-Instruct"
     files = ("config.json", "processor_config.json", "statistics.json", "embodiment_id.json")
     defaults = TrainingDefaults(

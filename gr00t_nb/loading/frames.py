@@ -42,8 +42,8 @@ class FrameCache:
     time of change, place in it) and of the settings that matter: a changed video or another image
     size is another file, and nothing can be out of date. Where the bound or the disk is reached, or
     cannot be written, no more files are made, and frames are decoded as without a cache. Where the
-    settings crop before they scale, or keep the shape, frames are kept as they are decoded. `InputError` for images
-    scaled to a rectangle.
+    settings crop before they scale, or keep the shape, frames are kept as they are decoded.
+    `InputError` for images scaled to a rectangle.
     """
     keep_free = 2 * 2**30  # bytes of the disk that are left alone
 

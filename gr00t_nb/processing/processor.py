@@ -65,7 +65,7 @@ class Gr00tProcessor:
     token_side = PIXELS_PER_SIDE  # of the square of an image that one token stands for
     image_token = IMAGE_TOKEN  # stands in a prompt for a token of the vision tower
     chat = staticmethod(chat_text)  # (sentence, images) -> prompt
-    expand = staticmethod(expand_images)  # (prompt, tokens of each image) -> prompt with room for them
+    expand = staticmethod(expand_images)  # (prompt, tokens of each image) -> prompt with room
     read_tokenizer = staticmethod(load_tokenizer)  # folder or hub id -> tokenizer
     defaults = PROCESSOR_DEFAULTS  # settings of NVIDIA's class
 

@@ -47,6 +47,7 @@ class SampleOptions:
     shard_size: int = 1024  # steps in a shard; used by --sampling official
     episode_sampling_rate: float = 0.1  # 1 / pieces into which an episode is dealt out; used by --sampling official
     num_shards_per_epoch: int = 100000  # shards drawn for an epoch; used by --sampling official
+    wrap_history: bool = False  # before an episode's first step its last ones, as NVIDIA's; with --sampling official
     random_rotation_angle: int | None = None  # images are turned by up to so many degrees; none: as the checkpoint says
     color_jitter_params: dict[str, float] | None = None  # e.g. brightness 0.3 hue 0.08; none: as the checkpoint says
     extra_augmentation_config: str | None = None  # JSON, what masks repaint; none: as the checkpoint says; {}: nothing

@@ -21,7 +21,7 @@ from ..data.layouts_v3 import dataset_folder
 from ..data.lerobot import LeRobotDataset
 from ..data.moments import merge_statistics
 from ..data.steps import usable_steps
-from ..embodiments import embodiment_value
+from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
 from ..families.family import Family
 from ..loading.order import DataSource
@@ -29,6 +29,7 @@ from ..modality_configs import ModalityConfig
 from ..processing.embodiment_statistics import embodiment_statistics
 from ..processing.processor_files import as_json
 from .config import FinetuneConfig
+from ..robots import Robots
 
 # %% ../../nbs/settings/20_mixtures.ipynb #98943611
 @dataclass
@@ -292,6 +293,7 @@ class Root:
     train_episodes: list[int]  # positions in `dataset`
     val_episodes: list[int]  # held out, positions, too
     warnings: list[str] = field(default_factory=list)  # of the check-up, each once
+    pads: bool = False  # steps whose history begins before the episode count, too
 
     @property
     def tag(self) -> str: return self.entry.tag
@@ -300,7 +302,7 @@ class Root:
     def samples(self) -> int:
         "Steps of training episodes that have a whole chunk ahead."
         lengths = (self.dataset.length(e) for e in self.train_episodes)
-        return sum(len(usable_steps(n, self.modality_config)) for n in lengths)
+        return sum(len(usable_steps(n, self.modality_config, self.pads)) for n in lengths)
 
     def width(self, kind: str) -> int:  # state or action
         "Numbers of all groups of a kind."
@@ -318,6 +320,7 @@ def settle_slots(
     entries: Sequence[MixtureEntry],
     processor,  # of the base model; learns the slots that entries ask for
     model_config,  # of the base model
+    robots: Robots | None = None,  # of its generation, for what a foreign tag is called there
 ):
     "`InputError` where a robot has no slot of its own in the model."
     size, owner = getattr(model_config, "max_num_embodiments", None), {}
@@ -326,8 +329,10 @@ def settle_slots(
         slot = processor.embodiment_ids.get(e.tag)
         if slot is None:
             known = ", ".join(sorted(processor.embodiment_ids))
+            foreign = foreign_tag(e.tag, robots) if robots else ""
             raise InputError(
-                f"The base model has no slot for '{e.tag}' (it has some for {known}): choose"
+                f"{foreign}{' ' * bool(foreign)}The base model has no slot for '{e.tag}' (it has some"
+                f" for {known}): choose"
                 " another tag, or give the robot a slot, embodiment_id in an entry of a --mixture."
             )
         if size is not None and slot >= size:
@@ -415,10 +420,13 @@ def _require_one_robot(a: Root, b: Root):
 def robot_statistics(
     roots: Sequence[Root],  # of one robot
     config: FinetuneConfig,  # of the run
+    fingerprinted: bool = False,  # only shipped statistics with a current fingerprint are used
 ) -> dict:  # kind -> group -> entry -> (D,) or (H, D)
     "The statistics of a robot over all its data sets."
     shipped = lambda r: r.entry.says("shipped_statistics", config)
-    found = [embodiment_statistics(r.dataset, r.modality_config, shipped(r)) for r in roots]
+    tag = lambda r: r.tag if fingerprinted else None
+    parts = ((r.dataset, r.modality_config, shipped(r), tag(r)) for r in roots)
+    found = [embodiment_statistics(*part) for part in parts]
     return found[0] if len(found) == 1 else merge_statistics(found, _shares(roots, config))
 
 

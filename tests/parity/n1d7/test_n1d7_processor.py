@@ -1,4 +1,5 @@
-"""The processor of N1.7 against the official one: images, rows of patches, prompts, ids, numbers, batches, decoded actions, saved files, tokenizer."""
+"""The processor of N1.7 against the official one: images, rows of patches, prompts, ids, numbers,
+batches, decoded actions, saved files, tokenizer."""
 import json
 import math
 import shutil
