@@ -89,7 +89,7 @@ def prepare(
     # as officially numbers take the dtype of the first parameter: bfloat16 with a bfloat16 backbone
     moved = put(("state", "action", "noise", "time", "prev_actions"), self.dtype)
     moved |= put(("input_ids", "attention_mask", "action_mask", "state_dropout"))
-    moved |= put(("sample_weight", "rtc_delay"))
+    moved |= put(("sample_weight", "rtc_delay", "image_masks"))
     # one transfer for images of one size in a row
     stacks = [list(s) for _, s in groupby(images, key=lambda x: (x.shape[1:], x.dtype))]
     stacks = [s[0] if len(s) == 1 else torch.cat(s) for s in stacks]
@@ -117,7 +117,9 @@ def _no_slot(e: int, slots, rows: list[int] | None) -> InputError:
 @patch
 def see(self: Network, batch: dict) -> dict:
     "What the backbone makes of images and words."
-    return self.eagle(batch["input_ids"], batch["attention_mask"], batch["pixel_values"])
+    given = (batch[k] for k in ("input_ids", "attention_mask", "pixel_values"))
+    masks = (batch[k] for k in ("image_masks",) if k in batch)  # of backbones that know them
+    return self.eagle(*given, *masks)
 
 @patch
 def forward(self: Network, batch: dict) -> dict:
@@ -173,7 +175,7 @@ def _repeated(rows: dict, times: int) -> dict:
 def gradient_checkpointing_enable(self: Network, on: bool = True):
     "Recompute the inside of every transformer block in the backward pass instead of keeping it."
     eagle, head = self.eagle, self.action_head
-    parts = [eagle.vision_model["vision_model"], eagle.language_model["model"], head.model]
+    parts = [*eagle.stacks, head.model]
     if hasattr(head, "vl_self_attention"): parts.append(head.vl_self_attention)
     for part in parts: part.gradient_checkpointing = on
 

@@ -27,7 +27,8 @@ from .masks import augmentation_dict, mask_steps, masks_of, repaint_many
 from .processor_files import ProcessorFiles, as_json, processor_folder
 from .processor_files import read_modality_configs, read_processor
 from .processor_files import write_tokenizer
-from .prompts import PromptEncoder, chat_text, formalize, load_tokenizer
+from .prompts import PlainEncoder, PromptEncoder, chat_text, formalize
+from .prompts import load_tokenizer, question_text
 from .state_action import StateActionProcessor
 
 # %% ../../nbs/processing/50_processor.ipynb #d969e047
@@ -61,7 +62,7 @@ class Gr00tProcessor:
     state_action_class = StateActionProcessor  # how numbers are scaled
     embodiment_table = EMBODIMENT_IDS  # the released model's slots, by tag value
     image_rules: dict = {}  # of `image_sizes`, beside the settings that a checkpoint holds
-    token_side = PIXELS_PER_SIDE  # of the square of an image that one token stands for
+    token_side: int | None = PIXELS_PER_SIDE  # of the square of an image that one token stands for
     chat = staticmethod(chat_text)  # (sentence, images) -> prompt
 
     @use_kwargs_dict(keep=True, **PROCESSOR_DEFAULTS)
@@ -75,6 +76,7 @@ class Gr00tProcessor:
         **kwargs,  # settings of `PROCESSOR_DEFAULTS`; others are kept and saved again
     ):
         self.settings: dict = PROCESSOR_DEFAULTS | kwargs
+        if self.settings.get("prompt") == "question": self.chat, self.token_side = question_text, None
         extra = augmentation_dict(extra_augmentation_config)
         if extra: self.settings["extra_augmentation_config"] = extra
         self.mask_steps = mask_steps(extra)
@@ -95,7 +97,8 @@ class Gr00tProcessor:
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Qwen2TokenizerFast | None):
-        self.encoder = PromptEncoder(tokenizer) if tokenizer is not None else None
+        kind = PlainEncoder if self.token_side is None else PromptEncoder
+        self.encoder = kind(tokenizer) if tokenizer is not None else None
 
 # %% ../../nbs/processing/50_processor.ipynb #55bf4edf
 @patch
