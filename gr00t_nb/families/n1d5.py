@@ -10,7 +10,9 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..backbones.eagle25 import Eagle25, init_eagle25, official_eagle25_config
-from .n1d5_config import Gr00tN1d5Config
+from ..backbones.paligemma import PaliGemma, init_paligemma
+from ..backbones.qwen2_5_vl import Qwen25VL, init_qwen25
+from .n1d5_config import PUBLIC_BACKBONES, Gr00tN1d5Config
 from ..model.action_head import ActionHead, init_action_head
 from ..model.flow import whole_flow_time
 from ..model.layers import init_linear_layers
@@ -20,6 +22,7 @@ from ..model.rtc import delay_shares
 # %% ../../nbs/families/50_n1d5.ipynb #0e62834a
 FLUXVLA_NAMES = {  # pieces of our and NVIDIA's names -> FluxVLA's
     "backbone.eagle_model.": "vlm_backbone.vlm.",
+    "backbone.vlm.": "vlm_backbone.vlm.",
     "action_head.": "vla_head.",
 }
 
@@ -35,25 +38,39 @@ class Gr00tN1d5(Network):
     def __init__(
         self,
         config: Gr00tN1d5Config,
-        eagle_config: dict | None = None,  # default: of the released model
+        eagle_config: dict | None = None,  # of the backbone; default: of the released model
     ):
-        super().__init__(config, eagle_config or official_eagle25_config())
+        super().__init__(config, eagle_config or _released_backbone(config.backbone))
+        kind, start = _BACKBONES[config.backbone]
         self.backbone = nn.Module()
-        self.backbone.eagle_model = Eagle25(self.eagle_config, config.select_layer)
+        name = "eagle_model" if kind is Eagle25 else "vlm"
+        setattr(self.backbone, name, kind(self.eagle_config, config.select_layer))
         self.backbone.eagle_linear = self._linear()
         self.action_head = _head(config)
         if not next(self.parameters()).is_meta:
-            init_eagle25(self.eagle)
+            start(self.eagle)
             init_linear_layers(self.backbone.eagle_linear)
             init_action_head(self.action_head)
         self.set_trainable()
 
     @property
-    def eagle(self) -> Eagle25: return self.backbone.eagle_model
+    def eagle(self) -> nn.Module:
+        own = self.backbone
+        return own.vlm if hasattr(own, "vlm") else own.eagle_model
 
     def _linear(self) -> nn.Module:
         width, wanted = self.eagle_config["text_config"]["hidden_size"], self.config.project_to_dim
         return nn.Identity() if wanted is None else nn.Linear(width, wanted)
+
+_BACKBONES = dict(  # by the name in a configuration: the network, and how it begins
+    eagle=(Eagle25, init_eagle25),
+    paligemma=(PaliGemma, init_paligemma),
+    qwen2_5_vl=(Qwen25VL, init_qwen25),
+)
+
+def _released_backbone(name: str) -> dict:
+    "The configuration of a backbone as it was released."
+    return official_eagle25_config() if name == "eagle" else PUBLIC_BACKBONES[name].released()
 
 # %% ../../nbs/families/50_n1d5.ipynb #618fdc61
 def _head(config: Gr00tN1d5Config) -> ActionHead:
@@ -91,7 +108,8 @@ def see(self: Gr00tN1d5, batch: dict) -> dict:
     "What the backbone makes of images and words."
     seen = Network.see(self, batch)
     features = self.backbone.eagle_linear(seen["backbone_features"])
-    if self.training and self.config.tune_visual: features = features + self._unused()
+    pools = self.config.backbone == "eagle"
+    if self.training and self.config.tune_visual and pools: features = features + self._unused()
     return seen | {"backbone_features": features}
 
 @patch
@@ -101,11 +119,15 @@ def _unused(self: Gr00tN1d5) -> Tensor:  # 0, with a gradient of zero to what it
     return sum(0 * p.sum() for p in head.parameters())
 
 # %% ../../nbs/families/50_n1d5.ipynb #0c9eff0b
-_TIED = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
+_TIED = {
+    "backbone.eagle_model.language_model.lm_head.weight":
+        "backbone.eagle_model.language_model.model.embed_tokens.weight",
+    "backbone.vlm.lm_head.weight": "backbone.vlm.model.language_model.embed_tokens.weight",
+}
 
 @patch
 def stored_state(self: Gr00tN1d5, name_mapping: dict | None) -> dict[str, Tensor]:
     "What is written, by our names: under other names with the tied matrix, which NVIDIA's reader ties itself."
-    state, at = Network.stored_state(self, name_mapping), "backbone.eagle_model."
+    state = Network.stored_state(self, name_mapping)
     if not name_mapping: return state
-    return state | {at + there: state[at + here].clone() for there, here in _TIED.items()}
+    return state | {there: state[here].clone() for there, here in _TIED.items() if here in state}
