@@ -356,7 +356,7 @@ def size(
     if backbone != "eagle" and name in ("3b", "tiny"):
         known = PUBLIC_BACKBONES[backbone]
         vlm = known.released() if name == "3b" else known.tiny(vocab_size)
-        return cls.around(backbone, vlm, _released() if name == "3b" else _tiny()), vlm
+        return cls.around(backbone, vlm), vlm
     if name == "3b": return _released(), official_eagle25_config()
     if name == "tiny": return _tiny(), tiny_eagle25_config(vocab_size, image_token_index)
     raise InputError(f"There is no size {name!r}; expected '3b' or 'tiny'.")
@@ -367,11 +367,14 @@ def around(
     cls: Gr00tN1d5Config,
     backbone: str,  # a name in `PUBLIC_BACKBONES`
     vlm: dict,  # its configuration
-    base: Gr00tN1d5Config | None = None,  # whose action head it gets; None: the released model's
+    base: Gr00tN1d5Config | None = None,  # whose action head it gets; None: the released model's,
+    # or that for tests where the backbone is one
 ) -> Gr00tN1d5Config:
     "The configuration of a new action head behind a public backbone."
-    base, words = base or _released(), vlm["text_config"]
-    width, blocks = words["hidden_size"], dict(base.vl_self_attention_cfg)
+    words = vlm["text_config"]
+    width = words["hidden_size"]
+    base = base or (_released() if width > 512 else _tiny())
+    blocks = dict(base.vl_self_attention_cfg)
     blocks["num_attention_heads"] = width // blocks["attention_head_dim"]
     return replace(
         base,
