@@ -32,10 +32,12 @@ FLOORS = {
     "processes": ("processes", "many as one"),
     "optimizer": ("optimizer", "what learns, how fast"),
     "engine": ("engine", "step after step"),
-    "training": ("training", "configuration to checkpoint"),
+    "settings": ("settings", "what a run is told"),
+    "training": ("training", "settings to checkpoint"),
     "serving": ("serving", "over the wire"),
     "simulators": ("simulators", "worlds to act in"),
     "viz": ("viz", "look at all of it"),
+    "recipes": ("recipes", "a page for each robot"),
     "tutorials": ("tutorials", "begin here"),
 }
 # per floor: hue and saturation of the wall, from Okabe and Ito's palette where it has one
@@ -58,10 +60,12 @@ HUES = {
     "processes": (142, 30),
     "optimizer": (154, 38),
     "engine": (158, 42),
+    "settings": (161, 46),
     "training": (164, 50),
     "serving": (340, 45),
     "simulators": (265, 35),
     "viz": (220, 45),
+    "recipes": (28, 45),
     "tutorials": (18, 62),
 }
 

@@ -20,7 +20,6 @@ TEXTS = ("README.md", "SPEC.md")
 OTHERS = dict(  # what a bundle holds of things that this kit does not do
     n1d6=(),
     n1d5=(
-        "fluxvla/configs_table.json",
         "fluxvla/engine/lr_schedules.json",
         "fluxvla/engine/metric",
         "fluxvla/engine/serving",
