@@ -33,7 +33,11 @@ sys.path.append(str(ROOT / "nbs"))
 from _recordings import recorded
 
 SHORT = dict(max_steps=3, global_batch_size=2, dataloader_num_workers=0, logging_steps=1, save_steps=100)
-TINY = {"eagle": "tiny-n1.5"}
+TINY = {
+    "eagle": "tiny-n1.5",
+    "qwen2.5-vl": "tiny-n1.5-qwen2.5-vl",
+    "paligemma": "tiny-n1.5-paligemma",
+}
 
 
 @pytest.fixture(scope="module")
