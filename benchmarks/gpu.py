@@ -45,7 +45,7 @@ from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.processing.prompts import train_tokenizer
 from gr00t_nb.runs.phases import PhaseClock
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.experiment import training_arguments
 from gr00t_nb.training.finetune import finetune, load_model
 from gr00t_nb.training.plan import fit_memory, plan_prepared, saving

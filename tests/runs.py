@@ -1,7 +1,7 @@
 "The sample, its robot, and a short run on it: what many tests vary."
 from pathlib import Path
 
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE, ROBOT = ROOT / "data_samples/cube_to_bowl", ROOT / "data_samples/cube_to_bowl_config.py"

@@ -24,9 +24,9 @@ from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation import diagnostics, open_loop
 from gr00t_nb.processing.statistics import dataset_statistics, relative_statistics
 from gr00t_nb.checkpoints import export
-from gr00t_nb.training.checks import check_config
-from gr00t_nb.training.config import FinetuneConfig
-from gr00t_nb.training.official_flags import OFFICIAL_FLAGS
+from gr00t_nb.settings.checks import check_config
+from gr00t_nb.settings.config import FinetuneConfig
+from gr00t_nb.settings.official_flags import OFFICIAL_FLAGS
 from gr00t_nb.training.finetune import finetune
 
 FEW = [*range(3, 40)]  # episodes of the sample that are left out

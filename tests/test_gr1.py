@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

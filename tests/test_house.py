@@ -18,8 +18,8 @@ FUNCTION, CELL, MODULE, ROOMS, COLUMNS = 40, 40, 400, 10, 100
 BARE = set("torch transformers huggingface_hub safetensors numpy PIL cv2 fastcore".split())
 BARE_FLOORS = ("model", "backbones", "families", "policy")
 LATER = (  # than families
-    *("policy", "evaluation", "checkpoints", "runs", "processes", "optimizer", "engine", "training"),
-    *("serving", "simulators", "viz"),
+    *("policy", "evaluation", "checkpoints", "runs", "processes", "optimizer", "engine", "settings"),
+    *("training", "serving", "simulators", "viz"),
 )
 TESTS = re.compile(r"\b(assert\w*|allclose|test_(eq|ne|close|is|fail|warns)|ExceptionExpected|raises)\b")
 

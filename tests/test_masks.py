@@ -36,7 +36,7 @@ from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 from gr00t_nb.processing.images import draw_augmentation, transform_many
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.processing.prompts import train_tokenizer
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
 from gr00t_nb.training.prepare import prepare_data
 

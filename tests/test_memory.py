@@ -12,7 +12,7 @@ from preloaded import python
 
 from gr00t_nb.errors import InputError
 from gr00t_nb.training import experiment
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune as train
 from gr00t_nb.training.finetune import main
 from gr00t_nb.training.plan import fit_memory, plan_run

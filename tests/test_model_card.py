@@ -7,7 +7,7 @@ import pytest
 import yaml
 from preloaded import python
 
-from gr00t_nb.training.official_flags import from_flags
+from gr00t_nb.settings.official_flags import from_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 

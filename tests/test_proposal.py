@@ -9,7 +9,7 @@ import pytest
 from preloaded import python
 
 from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.prepare import prepare_data
 
 ROOT = Path(__file__).resolve().parents[1]

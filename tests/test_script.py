@@ -17,7 +17,7 @@ from preloaded import python
 
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.evaluation.asking import held_out_episodes
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

@@ -25,7 +25,7 @@ from gr00t_nb.errors import InputError
 from gr00t_nb.files import read_jsonl
 from gr00t_nb.runs.run_folder import checkpoints
 from gr00t_nb.training import finetune as command
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
 
 def environment(**changed) -> dict:

@@ -11,7 +11,7 @@ import pytest
 from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 from gr00t_nb.runs.run_folder import checkpoints
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data_samples"

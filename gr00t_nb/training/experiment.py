@@ -28,7 +28,7 @@ from ..checkpoints.registry import training_record
 from ..families.family import Family
 from ..files import read_json, write_json, write_text
 from ..runs.run_folder import checkpoint_step, newest_checkpoint
-from .config import FinetuneConfig
+from ..settings.config import FinetuneConfig
 from .model_card import write_model_card
 from .prepare import Prepared, Root
 
@@ -53,10 +53,10 @@ def _recipe(config: FinetuneConfig, family: Family) -> dict:
         warmup_steps=config.warmup_ratio,  # below one it is a share
         lr_scheduler_type=_SCHEDULERS.get(config.lr_scheduler, config.lr_scheduler),
         optim="adamw_torch_8bit" if config.adamw_8bit else d.optimizer,
-        adam_beta1=d.betas[0],
-        adam_beta2=d.betas[1],
+        adam_beta1=config.adam_betas[0],
+        adam_beta2=config.adam_betas[1],
         adam_epsilon=d.epsilon,
-        max_grad_norm=d.max_grad_norm,
+        max_grad_norm=config.max_grad_norm,
     )
 
 # %% ../../nbs/training/20_experiment.ipynb #3bd4c551
@@ -142,7 +142,7 @@ def _official_sections(config: FinetuneConfig, prepared: Prepared, model_config)
     training = {k: values[k] for k in _TRAINING} | dict(
         start_from_checkpoint=config.base_model_path,
         lr_scheduler_type=config.lr_scheduler,
-        max_grad_norm=d.max_grad_norm,
+        max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_8bit" if config.adamw_8bit else d.optimizer,
         experiment_name=config.experiment_name,
         wandb_project=config.wandb_project or d.wandb_project,

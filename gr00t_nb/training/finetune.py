@@ -49,12 +49,12 @@ from ..runs.progress import Progress
 from ..runs.run_folder import best_checkpoint, checkpoint_step, newest_checkpoint
 from ..runs.run_folder import write_final_manifest
 from ..runs.tensorboard import TensorBoardLog, check_tensorboard
-from .checks import check_config
-from .config import FinetuneConfig
+from ..settings.checks import check_config
+from ..settings.config import FinetuneConfig
 from .experiment import beginning, find_resume, start_wandb, training_arguments
 from .experiment import write_experiment
 from .header import run_header
-from .official_flags import from_flags
+from ..settings.official_flags import from_flags
 from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_run
 from .plan import switch_on
 from .prepare import Prepared, Root, choose_base, ends_of_epochs, prepare_data

@@ -32,9 +32,9 @@ from ..model.memory import KERNELS, StepMemory, adamw_bytes, step_memory
 from ..plots.stacks import plot_stacks
 from ..processing.batches import split_batch
 from ..runs.log import duration
-from .checks import LEVERS, SWITCHES, tune_flags
-from .config import FinetuneConfig
-from .mixtures import mixture_table
+from ..settings.checks import LEVERS, SWITCHES, tune_flags
+from ..settings.config import FinetuneConfig
+from ..settings.mixtures import mixture_table
 from .prepare import Prepared, entry_facts, prepare_data
 from ..engine.collation import Collator
 from ..engine.hooks import read_hooks

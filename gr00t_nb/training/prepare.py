@@ -34,10 +34,10 @@ from ..loading.order import DataSource, split_together
 from ..loading.samples import StepDataset
 from ..processing.masks import augmentation_dict, mask_steps
 from ..runs.run_folder import checkpoint_step
-from .checks import check_config, choose_modality_config, resolved
-from .config import FinetuneConfig
-from .mixtures import EntryFacts, MixtureEntry, Root
-from .mixtures import require_together, robot_statistics, settle_slots
+from ..settings.checks import check_config, choose_modality_config, resolved
+from ..settings.config import FinetuneConfig
+from ..settings.mixtures import EntryFacts, MixtureEntry, Root
+from ..settings.mixtures import require_together, robot_statistics, settle_slots
 
 # %% ../../nbs/training/10_prepare.ipynb #3e6690b7
 def _exclude(episodes) -> str:  # part of a command line

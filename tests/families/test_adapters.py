@@ -12,7 +12,7 @@ from gr00t_nb.checkpoints.adapters import ADAPTERS, add_adapters, frozen_flags
 from gr00t_nb.checkpoints.adapters import load_adapters, narrow_frozen, save_adapters
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.training.prepare import choose_base
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 
 
 @pytest.fixture

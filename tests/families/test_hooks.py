@@ -14,7 +14,7 @@ from gr00t_nb.engine.hooks import Hooks, WeightedLoss
 from gr00t_nb.errors import InputError
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.runs.progress import Progress
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
 
 IDEA = '''

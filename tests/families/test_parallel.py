@@ -15,7 +15,7 @@ from gr00t_nb.files import read_jsonl
 from gr00t_nb.model.checkpoints import read_tensors, stored_tensors
 from gr00t_nb.optimizer.averages import EMA
 from gr00t_nb.policy.policy import Gr00tPolicy
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 
 HERE = Path(__file__).resolve().parent
 STEPS = 2

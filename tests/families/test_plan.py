@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gr00t_nb.model.memory import step_memory
 from gr00t_nb.processing.batches import split_batch
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.plan import plan_run
 
 

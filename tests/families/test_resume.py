@@ -22,7 +22,7 @@ from gr00t_nb.model import checkpoints as weights_on_disk
 from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 from gr00t_nb.checkpoints.manifest import verify
 from gr00t_nb.runs.run_folder import checkpoints, newest_checkpoint
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
 
 DATA = ROOT / "data_samples/cube_to_bowl"

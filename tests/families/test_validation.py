@@ -26,7 +26,7 @@ from gr00t_nb.loading.samples import StepDataset
 from gr00t_nb.model.checkpoints import read_tensors, stored_tensors, weight_files
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.runs.run_folder import best_checkpoint, checkpoints, newest_checkpoint
-from gr00t_nb.training.config import FinetuneConfig
+from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.finetune import FinetuneResult, finetune
 from gr00t_nb.training.plan import plan_prepared
 from gr00t_nb.training.prepare import training_dataset
