@@ -197,7 +197,8 @@ def evaluate_episode(
     "Open-loop evaluation of one episode."
     config = policy.get_modality_config()
     action = dataset.action(episode, result.groups)
-    truth = np.concatenate(list(action.values()), 1)
+    recorded, begin = np.concatenate(list(action.values()), 1), config["action"].delta_indices[0]
+    truth = recorded[max(begin, 0) :]  # a chunk may begin with a later row's action
     length, number = min(len(truth), steps or len(truth)), dataset.episodes[episode].index
     if not length:
         raise InputError(f"Episode {number} of {dataset.path} has no steps: leave it out.")
@@ -219,7 +220,7 @@ def evaluate_episode(
         predicted=predicted,
         chunks=chunks,
         hold=hold[asked],
-        repeat=repeat_action(truth, asked),
+        repeat=repeat_action(recorded, asked + max(begin, 0)),
         state=hold[:length] if np.isfinite(hold).all() else None,
         number=number,
     )
