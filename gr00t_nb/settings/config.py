@@ -163,9 +163,6 @@ class FinetuneConfig(
             self.dataset_path = paths[0] if len(paths) == 1 else paths
         if self.adam_betas is not None: self.adam_betas = tuple(self.adam_betas)
 
-    def to_dict(self) -> dict:  # as JSON has it
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
     @property
     def decay(self) -> tuple[int, float] | None:
         "Steps between two falls of the learning rate and their factor, for the step schedule."
@@ -184,6 +181,12 @@ def _as_text(entries: Sequence) -> str:  # of MixtureEntry
     raise InputError(f"Two entries of the mixture are called '{twice}': give each its own name.")
 
 # %% ../../nbs/settings/10_config.ipynb #570f5cd6
+@patch
+def to_dict(self: FinetuneConfig) -> dict:
+    "The configuration as JSON has it."
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
 @patch
 def to_flags(self: FinetuneConfig) -> list[str]:  # arguments of scripts/finetune.py
     "The command line that gives this configuration."

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['LIBERO', 'ALOHA', 'UR3', 'TRON2', 'SO100', 'POINTNAV', 'BEHAVIOR', 'RECIPES', 'robot_facts', 'recipe_rows',
-           'recipe_table', 'recipe_to_json']
+           'recipe_table']
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #aa75de13
+# %% ../../nbs/settings/03_recipe_book.ipynb #a82179d4
 from collections.abc import Mapping
 from dataclasses import replace
 
 from ..embodiments import MODALITY_CONFIGS
 from ..modality_configs import ActionConfig, ModalityConfig
-from .recipe import ColumnRobot, GroupRobot, Recipe, robot_to_json
+from .recipe import ColumnRobot, GroupRobot, Recipe
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #430089d6
+# %% ../../nbs/settings/03_recipe_book.ipynb #e81e8454
 LIBERO = ColumnRobot(
     ("observation.images.image", "observation.images.wrist_image"),
     "libero_panda",
@@ -48,7 +48,7 @@ TRON2 = replace(
     ALOHA, embodiment_id=30, action_key="action", window_start=0, state_dim=18, action_dim=18
 )
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #678d3711
+# %% ../../nbs/settings/03_recipe_book.ipynb #236a7553
 _FULL = dict(
     tune_llm=True,
     tune_visual=True,
@@ -77,7 +77,7 @@ def _fluxvla(name: str, about: str, robot: ColumnRobot, settings: dict, source: 
     source = f"FluxVLA, configs/{source}.py"
     return Recipe(name, about, more.pop("base", _N1D5), {entry: robot}, settings, source, **more)
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #db187668
+# %% ../../nbs/settings/03_recipe_book.ipynb #73024f49
 _LIBERO = {
     suite: _fluxvla(
         f"libero-{suite}",
@@ -110,11 +110,11 @@ _BACKBONES = (
     ),
 )
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #edef4187
+# %% ../../nbs/settings/03_recipe_book.ipynb #f0f4592a
 _TOWEL = ("cameras", "embodiment_id", "chunk", "max_len", "max_epochs", "learning_rate", "lr_scheduler")
 _FOUR = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
 _EAGLE = "gr00t/gr00t_eagle_3b_"
-_REAL = (
+_ALOHAS = (
     _fluxvla(
         "aloha",
         "Two arms of seven numbers, three cameras, 30 Hz.",
@@ -131,6 +131,10 @@ _REAL = (
         replace(ALOHA, cameras=tuple(_IMAGES + c for c in _FOUR), max_len=1200),
         _training(6, 2e-5), f"{_EAGLE}aloha_full_finetune", assumed=_TOWEL,
     ),
+)
+
+# %% ../../nbs/settings/03_recipe_book.ipynb #230f0ef2
+_OTHERS = (
     _fluxvla(
         "ur3",
         "Six joints and a gripper, two cameras, 60 Hz.",
@@ -152,7 +156,7 @@ _BOTH = Recipe(
     assumed=("padding_images", "max_epochs", "learning_rate", "lr_scheduler"),
 )
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #f05b00dd
+# %% ../../nbs/settings/03_recipe_book.ipynb #d335ba85
 _N1D6 = "nvidia/GR00T-N1.6-3B"
 SO100 = GroupRobot(dict(
     video=ModalityConfig([0], ["front", "wrist"]),
@@ -171,6 +175,8 @@ POINTNAV = GroupRobot(dict(
     language=ModalityConfig([0], ["annotation.human.action.task_description"]),
 ))
 BEHAVIOR = GroupRobot(MODALITY_CONFIGS["behavior_r1_pro"], "behavior_r1_pro")
+
+# %% ../../nbs/settings/03_recipe_book.ipynb #044e795d
 _NVIDIA = (
     Recipe(
         "so100",
@@ -201,12 +207,12 @@ _NVIDIA = (
     ),
 )
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #c5ed92f5
+# %% ../../nbs/settings/03_recipe_book.ipynb #ffe43edf
 RECIPES: dict[str, Recipe] = {
-    r.name: r for r in (*_LIBERO.values(), *_BACKBONES, *_REAL, _BOTH, *_NVIDIA)
+    r.name: r for r in (*_LIBERO.values(), *_BACKBONES, *_ALOHAS, *_OTHERS, _BOTH, *_NVIDIA)
 }
 
-# %% ../../nbs/settings/03_recipe_book.ipynb #bfdbc90f
+# %% ../../nbs/settings/03_recipe_book.ipynb #ec3d6f37
 def robot_facts(robot: ColumnRobot | GroupRobot) -> dict:  # column -> value; None: not known
     "What a table says of a robot."
     if isinstance(robot, GroupRobot):
@@ -249,12 +255,3 @@ def recipe_table(recipes: Mapping[str, Recipe] = RECIPES) -> list[str]:  # lines
     rows = [{k: k for k in rows[0]}, *rows]
     widths = {k: max(len(r[k]) for r in rows) for k in rows[0]}
     return ["  ".join(r[k].ljust(w) for k, w in widths.items()).rstrip() for r in rows]
-
-# %% ../../nbs/settings/03_recipe_book.ipynb #5960a79c
-def recipe_to_json(recipe: Recipe) -> dict:
-    "A recipe as a file has it."
-    said = {k: v for k, v in vars(recipe).items() if k not in ("robots", "notes", "data")}
-    robots = {name: robot_to_json(robot) for name, robot in recipe.robots.items()}
-    plain = lambda v: list(v) if isinstance(v, tuple) else v
-    settings = {k: plain(v) for k, v in recipe.settings.items()}
-    return said | dict(robots=robots, settings=settings, assumed=list(recipe.assumed))
