@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from tyro.conf import DisallowNone, arg
 
 from ..errors import InputError
+from ..optimizer.schedule import OWN_SCHEDULES, Schedule
 
 # %% ../../nbs/settings/10_config.ipynb #269858c3
 Switch = Annotated[bool | None, DisallowNone]  # --name or --no-name; neither: None, the family's value
@@ -93,11 +94,12 @@ class OptimizerOptions:
     learning_rate: float | None = None  # peak of the schedule; none: the family's, such as 1e-4
     weight_decay: float | None = None  # AdamW's, on the parameters that the family names; none: the family's
     warmup_ratio: float | None = None  # share of max_steps in which the learning rate rises; none: the family's
-    lr_scheduler: str | None = None  # cosine, constant or step; none: the family's, cosine
+    lr_scheduler: str | None = None  # cosine, constant, step, or FluxVLA's (see --lr-rates); none: the family's
     adam_betas: tuple[float, float] | None = None  # AdamW's two decay rates, such as 0.9 0.999; none: the family's
     max_grad_norm: float | None = None  # longer gradients are scaled down to this norm; none: the family's, 1.0
     lr_decay_steps: int | None = None  # steps between two falls; used by --lr-scheduler step
     lr_decay_factor: float | None = None  # of a fall; used by --lr-scheduler step; none: 0.1
+    lr_rates: dict[str, float] | None = None  # share of the run and rate from there on; for --lr-scheduler step-based
     ema_decay: float | None = None  # averaged weights of what trains, such as 0.999, kept beside it; none: off
     on_nonfinite: Literal["stop", "skip"] = "stop"  # where loss or gradient is not a number; skip: leave the step out
     seed: int = 42  # of everything random: order, augmentation, noise, dropout, new weights
@@ -113,10 +115,12 @@ class RunOptions:
     save_only_model: bool = False  # no optimizer in checkpoints: no run goes on from them
     logging_steps: int = 10  # optimizer steps between lines of the log
     resume: bool = True  # go on from the newest checkpoint in output_dir; --no-resume refuses a folder that has one
+    resume_from: str | None = None  # where output_dir has none: go on from this one, of another folder of runs
     use_wandb: bool = False  # log to Weights & Biases too (WANDB_MODE=offline works); log.jsonl is always written
     use_tensorboard: bool = False  # write event files for TensorBoard too
+    fluxvla_log: bool = False  # write FluxVLA's record of the run too, in a file called after it
     profile: bool = False  # record three steps: trace.json.gz and profile.txt in output_dir
-    wandb_project: str | None = None  # project at Weights & Biases; none: the family's, such as finetune-gr00t-n1d6
+    wandb_project: str | None = None  # at Weights & Biases; none: WANDB_PROJECT, or finetune-gr00t-n1d6 and the like
     experiment_name: str | None = None  # what the run is called where it is logged; none: output_dir's last part
     num_gpus: int = 1  # processes of a --plan; those of a run are torchrun's, and must agree where both are given
     parallel: Literal["ddp", "fsdp2", "hsdp", "zero2", "zero3"] = "ddp"  # how processes share the model
@@ -163,11 +167,6 @@ class FinetuneConfig(
             self.dataset_path = paths[0] if len(paths) == 1 else paths
         if self.adam_betas is not None: self.adam_betas = tuple(self.adam_betas)
 
-    @property
-    def decay(self) -> tuple[int, float] | None:
-        "Steps between two falls of the learning rate and their factor, for the step schedule."
-        return (self.lr_decay_steps, self.lr_decay_factor or 0.1) if self.lr_decay_steps else None
-
 
 def _as_text(entries: Sequence) -> str:  # of MixtureEntry
     "The entries of a mixture as a file has them, in one line."
@@ -179,6 +178,20 @@ def _as_text(entries: Sequence) -> str:  # of MixtureEntry
     names = [e.name for e in entries]
     twice = next(n for n in names if names.count(n) > 1)
     raise InputError(f"Two entries of the mixture are called '{twice}': give each its own name.")
+
+# %% ../../nbs/settings/10_config.ipynb #ffd56476
+@patch(as_prop=True)
+def schedule(self: FinetuneConfig) -> Schedule | None:
+    "How the learning rate goes, where it goes in a way that transformers does not have."
+    if self.lr_scheduler not in OWN_SCHEDULES: return None
+    peak = self.learning_rate or next(iter((self.lr_rates or {}).values()), 1.0)
+    return Schedule(
+        self.lr_scheduler,
+        self.warmup_ratio or 0.0,
+        every=self.lr_decay_steps,
+        factor=self.lr_decay_factor or 0.1,
+        shares={float(at): rate / peak for at, rate in (self.lr_rates or {}).items()},
+    )
 
 # %% ../../nbs/settings/10_config.ipynb #570f5cd6
 @patch
