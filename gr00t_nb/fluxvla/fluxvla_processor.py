@@ -139,6 +139,8 @@ _SETTINGS = dict(
     max_num_embodiments=32,  # rows of the model's table
 )
 
+
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #8dec3d64
 class FluxvlaProcessor(Gr00tProcessor):
     "The data side of a GR00T N1.5 that is trained as FluxVLA does."
     state_action_class = FluxvlaStateAction

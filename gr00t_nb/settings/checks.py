@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SWITCHES', 'FROM_DEFAULTS', 'LEVERS', 'COUNTS', 'SHARES', 'JITTERS', 'SCHEDULES', 'tune_flags', 'resolved',
-           'first_rate', 'check_config', 'choose_modality_config']
+           'check_config', 'choose_modality_config']
 
 # %% ../../nbs/settings/40_checks.ipynb #3f1a0d03
 import math
@@ -95,8 +95,7 @@ def resolved(
     if again: family.require("gradient_checkpointing")
     values |= dict(recompute_parts=again or None)
     values |= dict(lr_scheduler=config.lr_scheduler or family.defaults.schedule)
-    if config.lr_scheduler == STEP_BASED:  # it says its rates itself
-        values |= dict(warmup_ratio=0.0, learning_rate=config.learning_rate or first_rate(config))
+    values |= _own_rates(config)
     values |= dict(adam_betas=tuple(config.adam_betas or family.defaults.betas))
     dropout = _state_dropout(config, family)
     return replace(config, **flags, **values, **lora, state_dropout_prob=dropout)
@@ -252,9 +251,11 @@ def _check_quality(config: FinetuneConfig):
         raise InputError(f"on_nonfinite is {config.on_nonfinite!r}: expected 'stop' or 'skip'.")
 
 # %% ../../nbs/settings/40_checks.ipynb #749b4672
-def first_rate(config: FinetuneConfig) -> float:
-    "The rate with which a step-based run begins."
-    return next(iter(config.lr_rates.values()))
+def _own_rates(config: FinetuneConfig) -> dict:  # empty but for a step-based run
+    "What a schedule that says its rates itself decides."
+    if config.lr_scheduler != STEP_BASED: return {}
+    first, *_ = config.lr_rates.values()
+    return dict(warmup_ratio=0.0, learning_rate=config.learning_rate or first)
 
 
 def _check_rates(config: FinetuneConfig):

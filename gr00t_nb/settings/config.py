@@ -111,6 +111,7 @@ class OptimizerOptions:
     hooks: str | None = None  # a Python file: another loss, images, what trains, rates
 
 
+# %% ../../nbs/settings/10_config.ipynb #dcf8839c
 @dataclass
 class RunOptions:
     "What the run writes, and where it runs."
