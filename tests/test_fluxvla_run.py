@@ -12,7 +12,9 @@ import pytest
 import torch
 import wandb
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
+from gr00t_nb.checkpoints.base_models import resolve_base_model
 from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 from gr00t_nb.training.finetune import finetune
@@ -87,17 +89,23 @@ def test_the_flags_of_a_schedule(tmp_path):
     assert flags[at : at + 5] == ["--lr-rates", "0", "0.0001", "0.5", "5e-05"]
 
 
-def test_no_decay_of_vectors():
-    "Of FluxVLA's generation: biases and norms are not drawn to zero, matrices are."
-    from gr00t_nb.checkpoints.base_models import resolve_base_model
-    from gr00t_nb.checkpoints.registry import family_of
-    folder = resolve_base_model("tiny-n1.5")
-    family = family_of(folder)
-    model = family.load_model(folder)
-    decayed = set(family.decayed(model))
-    shapes = {n: p.dim() for n, p in model.named_parameters()}
-    assert not [n for n in decayed if shapes[n] <= 1]
-    assert sum(n in decayed for n in shapes) > 50
+@pytest.mark.parametrize("decay_vectors", [True, False])
+def test_weight_decay_on_matrices_alone(tmp_path, decay_vectors):
+    "Without gradients weight decay alone moves a weight: NVIDIA's recipe decays norms of the language model, FluxVLA's none."
+    class Still(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            for p in model.parameters():
+                if p.grad is not None: p.grad.zero_()
+
+    callbacks, base = [Still()], dict(base_model_path="tiny-n1.5", learning_rate=1e-2, weight_decay=0.1)
+    config = dataclasses.replace(SHORT, max_steps=1, output_dir=str(tmp_path), lr_scheduler="constant", **base)
+    config = dataclasses.replace(config, warmup_ratio=0.0, decay_vectors=decay_vectors)
+    after = finetune(config, callbacks).model.state_dict()
+    before = load_file(resolve_base_model("tiny-n1.5") / "model.safetensors")
+    moved = {n for n, w in before.items() if not torch.equal(w.float(), after[n].float())}
+    assert sum(before[n].dim() > 1 for n in moved) > 50
+    assert any(before[n].dim() < 2 for n in moved) == decay_vectors
+    assert not [n for n in moved if n.endswith("bias")]
 
 
 def test_the_plan_advises_epochs(tmp_path):

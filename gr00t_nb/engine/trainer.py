@@ -59,6 +59,7 @@ class Gr00tTrainer(Trainer):
         micro_batch_size: int | None = None,  # samples that are computed at once; None: the whole batch
         hooks: Hooks | None = None,  # what an idea changes
         schedule: Schedule | None = None,  # of the learning rate; None: that of `args`
+        decay_vectors: bool = True,  # False: weight decay on matrices alone
         **kwargs,  # of Trainer
     ):
         collator = Collator(processor, model.config, seed)
@@ -68,7 +69,7 @@ class Gr00tTrainer(Trainer):
         self.global_batch_size, self.start_step = global_batch_size, start_step
         self.companions, self.micro_batch_size = companions or [], micro_batch_size
         self.hooks, self.reached = hooks or Hooks(), set()  # names of hooks that have had an effect
-        self.schedule = schedule
+        self.schedule, self.decay_vectors = schedule, decay_vectors
         self.graphs = None  # see `use_graphs`
         self.faults = self.averages = None  # a judge of steps, averages of the weights; see below
         self.to_log: dict[str, float] = {}  # numbers that go into the next line of the log
@@ -79,7 +80,9 @@ class Gr00tTrainer(Trainer):
         self.total_skipped = 0  # of all processes, when the last line was logged
         self.remove_callback(PrinterCallback)
 
-    def get_decay_parameter_names(self, model) -> list[str]: return self.family.decayed(model)
+    def get_decay_parameter_names(self, model) -> list[str]:
+        vectors = set() if self.decay_vectors else {n for n, p in model.named_parameters() if p.dim() < 2}
+        return [n for n in self.family.decayed(model) if n not in vectors]
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         "Nothing: the model that is given was loaded from that checkpoint."

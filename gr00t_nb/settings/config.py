@@ -98,6 +98,7 @@ class OptimizerOptions:
     max_epochs: int | None = None  # instead: how often each sample is seen; saves at each end
     learning_rate: float | None = None  # peak of the schedule; none: the family's, such as 1e-4
     weight_decay: float | None = None  # AdamW's, on the parameters that the family names; none: the family's
+    decay_vectors: bool = True  # --no-decay-vectors: no weight decay on norms and other vectors, as FluxVLA's runs
     warmup_ratio: float | None = None  # share of max_steps in which the learning rate rises; none: the family's
     lr_scheduler: str | None = None  # cosine, constant, step, or FluxVLA's (see --lr-rates); none: the family's
     adam_betas: tuple[float, float] | None = None  # AdamW's two decay rates, such as 0.9 0.999; none: the family's
@@ -109,7 +110,6 @@ class OptimizerOptions:
     on_nonfinite: Literal["stop", "skip"] = "stop"  # where loss or gradient is not a number; skip: leave the step out
     seed: int | None = None  # of everything random: order, augmentation, noise, dropout, new weights; none: 42
     hooks: str | None = None  # a Python file: another loss, images, what trains, rates
-
 
 # %% ../../nbs/settings/10_config.ipynb #dcf8839c
 @dataclass

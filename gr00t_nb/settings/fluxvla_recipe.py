@@ -262,7 +262,7 @@ GPUS = 8  # that FluxVLA's results were trained on
 def _run(values: _Values) -> dict:  # fields of a run's configuration
     "What the file says of the optimizer and the run."
     values.one_of("runner.type", ["FSDPTrainRunner", "DDPTrainRunner"], "a training runner")
-    found = dict(adam_betas=(0.9, 0.999)) | _taken(values, "runner", _RUNNER)
+    found = dict(adam_betas=(0.9, 0.999), decay_vectors=False) | _taken(values, "runner", _RUNNER)
     kind = values.one_of("runner.lr_scheduler_type", list(_SCHEDULES), "a schedule")
     found["lr_scheduler"] = kind
     if kind == STEP_BASED:

@@ -59,6 +59,7 @@ _FULL = dict(
     dataloader_num_workers=4,
     adam_betas=(0.9, 0.999),
     weight_decay=0.0,
+    decay_vectors=False,
     max_grad_norm=1.0,
 )
 _N1D5, _QWEN, _PALIGEMMA = (

@@ -185,6 +185,7 @@ def _trainer(
         micro_batch_size=config.micro_batch_size,
         hooks=hooks,
         schedule=config.schedule,
+        decay_vectors=config.decay_vectors,
     )
     if config.step_graph: trainer.use_graphs()
     callbacks = [*callbacks, *_quality(trainer, prepared, resume)]
