@@ -58,6 +58,14 @@ def _check_lora(config: FinetuneConfig):
             " --lora-parts, such as --lora-parts language DiT."
         )
 
+# %% ../../nbs/settings/40_checks.ipynb #49510466
+def _own_rates(config: FinetuneConfig) -> dict:  # empty but for a step-based run
+    "What a schedule that says its rates itself decides."
+    if config.lr_scheduler != STEP_BASED: return {}
+    first, *_ = config.lr_rates.values()
+    return dict(warmup_ratio=0.0, learning_rate=config.learning_rate or first)
+
+
 # %% ../../nbs/settings/40_checks.ipynb #a7928aac
 SWITCHES = ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model")
 FROM_DEFAULTS = (
@@ -251,13 +259,6 @@ def _check_quality(config: FinetuneConfig):
         raise InputError(f"on_nonfinite is {config.on_nonfinite!r}: expected 'stop' or 'skip'.")
 
 # %% ../../nbs/settings/40_checks.ipynb #749b4672
-def _own_rates(config: FinetuneConfig) -> dict:  # empty but for a step-based run
-    "What a schedule that says its rates itself decides."
-    if config.lr_scheduler != STEP_BASED: return {}
-    first, *_ = config.lr_rates.values()
-    return dict(warmup_ratio=0.0, learning_rate=config.learning_rate or first)
-
-
 def _check_rates(config: FinetuneConfig):
     "Of a step-based run: shares of it, and the rate from each on."
     rates = config.lr_rates
