@@ -19,6 +19,7 @@ FLOORS = {
     "data": ("data", "reading LeRobot"),
     "checkup": ("checkup", "is the data sound?"),
     "processing": ("processing", "steps to tensors"),
+    "cosmos": ("cosmos", "as Qwen3-VL reads"),
     "loading": ("loading", "in order, fast"),
     "fluxvla": ("fluxvla", "another system's data"),
     "conversion": ("conversion", "into LeRobot"),
@@ -37,6 +38,7 @@ FLOORS = {
     "serving": ("serving", "over the wire"),
     "simulators": ("simulators", "worlds to act in"),
     "viz": ("viz", "look at all of it"),
+    "recipes": ("recipes", "a page for each robot"),
     "tutorials": ("tutorials", "begin here"),
 }
 # per floor: hue and saturation of the wall, from Okabe and Ito's palette where it has one
@@ -46,6 +48,7 @@ HUES = {
     "data": (202, 60),
     "checkup": (186, 50),
     "processing": (202, 45),
+    "cosmos": (209, 48),
     "loading": (216, 50),
     "fluxvla": (230, 40),
     "conversion": (202, 30),
@@ -64,6 +67,7 @@ HUES = {
     "serving": (340, 45),
     "simulators": (265, 35),
     "viz": (220, 45),
+    "recipes": (28, 45),
     "tutorials": (18, 62),
 }
 

@@ -1,20 +1,24 @@
 "Recipes: each trains on data of its robot, one wrong value is refused, and a run is told what it follows."
 import dataclasses
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from recordings import recorded
-from runs import SAMPLE
+from runs import ROOT, SAMPLE
 from torch.utils.data import DataLoader
 
 from gr00t_nb.checkpoints.base_models import resolve_base_model
 from gr00t_nb.checkpoints.registry import family_of
+from gr00t_nb.data.info import read_info
+from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.engine.collation import Collator
 from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation.asking import AskingConfig
 from gr00t_nb.evaluation.open_loop import evaluate_open_loop
+from gr00t_nb.evaluation.replay import ReplayPolicy
 from gr00t_nb.loading.order import GlobalBatches
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.settings.config import FinetuneConfig
@@ -24,6 +28,9 @@ from gr00t_nb.settings.recipe_book import RECIPES
 from gr00t_nb.training.finetune import finetune
 from gr00t_nb.training.plan import plan_run
 from gr00t_nb.training.prepare import prepare_data, training_dataset
+
+sys.path.append(str(ROOT / "nbs"))
+from _recordings import recorded
 
 SHORT = dict(max_steps=3, global_batch_size=2, dataloader_num_workers=0, logging_steps=1, save_steps=100)
 TINY = {"eagle": "tiny-n1.5"}
@@ -227,6 +234,16 @@ def test_statistics_of_fluxvla_on_request(recordings, tmp_path):
     entries = dict(mean=[0.0] * 7, std=[0.5] * 7, min=[-1.0] * 7, max=[1.0] * 7, q01=[-1.0] * 7, q99=[1.0] * 7)
     own = dict(state=dict(proprio=entries), action=dict(action=entries))
     assert spread(replace(recipe.robot, statistics=own)).tolist() == [0.5] * 7
+
+
+def test_open_loop_compares_later_chunks_with_later_rows(recordings):
+    "A chunk that begins a row ahead is compared from there on, and holding still is known for it."
+    robot = RECIPES["ur3"].robot
+    data, = recordings(RECIPES["ur3"]).values()
+    ds = LeRobotDataset(data, robot.described(read_info(Path(data)))[0])
+    replay = ReplayPolicy(ds, robot.described(ds.info)[1])
+    result, = evaluate_open_loop(replay, ds, [0]).table()[-1:]
+    assert result["mse policy"] == 0 and 0 < result["mse hold state"] < result["mse repeat action"]
 
 
 def test_settings_are_fields():

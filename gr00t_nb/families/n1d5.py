@@ -30,7 +30,7 @@ class Gr00tN1d5(Network):
     tuning += ("ori_action_dim", "loss_spare", "rtc_training_config")  # FluxVLA's loss
     narrows = True
     namings = (FLUXVLA_NAMES,)
-    eagle_place = "config.json of eagle2_hg_model in NVIDIA's gr00t/model/backbone"
+    vlm_place = "config.json of eagle2_hg_model in NVIDIA's gr00t/model/backbone"
 
     def __init__(
         self,
@@ -39,20 +39,20 @@ class Gr00tN1d5(Network):
     ):
         super().__init__(config, eagle_config or official_eagle25_config())
         self.backbone = nn.Module()
-        self.backbone.eagle_model = Eagle25(self.eagle_config, config.select_layer)
+        self.backbone.eagle_model = Eagle25(self.vlm_config, config.select_layer)
         self.backbone.eagle_linear = self._linear()
         self.action_head = _head(config)
         if not next(self.parameters()).is_meta:
-            init_eagle25(self.eagle)
+            init_eagle25(self.vlm)
             init_linear_layers(self.backbone.eagle_linear)
             init_action_head(self.action_head)
         self.set_trainable()
 
     @property
-    def eagle(self) -> Eagle25: return self.backbone.eagle_model
+    def vlm(self) -> Eagle25: return self.backbone.eagle_model
 
     def _linear(self) -> nn.Module:
-        width, wanted = self.eagle_config["text_config"]["hidden_size"], self.config.project_to_dim
+        width, wanted = self.vlm_config["text_config"]["hidden_size"], self.config.project_to_dim
         return nn.Identity() if wanted is None else nn.Linear(width, wanted)
 
 # %% ../../nbs/families/50_n1d5.ipynb #618fdc61
@@ -97,7 +97,7 @@ def see(self: Gr00tN1d5, batch: dict) -> dict:
 @patch
 def _unused(self: Gr00tN1d5) -> Tensor:  # 0, with a gradient of zero to what it is made of
     "The pooling head's part in the features."
-    head = self.eagle.vision_model["vision_model"].head
+    head = self.vlm.vision_model["vision_model"].head
     return sum(0 * p.sum() for p in head.parameters())
 
 # %% ../../nbs/families/50_n1d5.ipynb #0c9eff0b

@@ -1,4 +1,11 @@
-"Small data sets with the columns, cameras, rates and pauses of a recipe's robot."
+"""Small data sets with the columns, cameras, rates and pauses of a recipe's robot.
+
+A page of `nbs/recipes/` runs this file in a hidden cell, `%run ../_recordings.py`, and asks:
+
+    dataset = recorded(folder, RECIPES["aloha"].robot)  # three short episodes
+
+Tests use it as well. This file is not part of the package.
+"""
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +14,7 @@ from gr00t_nb.conversion.writer import Recording, WriterV2
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.settings.recipe import ColumnRobot, Robot
 
-ALOHA_ROWS = 44  # of an episode: longer than the longest chunk
+ROWS = 44  # of an episode: longer than the longest chunk
 
 
 def moved(rows: int, width: int, seed: int) -> np.ndarray:  # float32 (rows, width)
@@ -30,15 +37,11 @@ def columns_of(robot: Robot) -> tuple[dict[str, int], dict | None]:  # column ->
     if isinstance(robot, ColumnRobot):
         return {robot.state_key: robot.state_dim, robot.action_key: robot.action_dim}, None
     groups = {kind: robot.config[kind].modality_keys for kind in ("state", "action")}
-    related = {a.state_key for a in robot.config["action"].action_configs or [] if a.state_key}
     width = 2
     modality = {
-        kind: {
-            name: dict(start=i * width, end=(i + 1) * width) for i, name in enumerate(names)
-        }
+        kind: {n: dict(start=i * width, end=(i + 1) * width) for i, n in enumerate(names)}
         for kind, names in groups.items()
     }
-    assert related <= {*groups["state"]}
     modality["video"] = {name: dict(original_key=f"observation.images.{name}") for name in robot.cameras}
     language, = robot.config["language"].modality_keys
     modality["annotation"] = {language.removeprefix("annotation."): dict(original_key="task_index")}
@@ -46,7 +49,7 @@ def columns_of(robot: Robot) -> tuple[dict[str, int], dict | None]:  # column ->
     return sizes, modality
 
 
-def recorded(folder: Path, robot: Robot, episodes: int = 3, rows: int = ALOHA_ROWS) -> LeRobotDataset:
+def recorded(folder: Path, robot: Robot, episodes: int = 3, rows: int = ROWS) -> LeRobotDataset:
     "A data set of a robot; where FluxVLA knows pauses, an episode has one."
     columns, modality = columns_of(robot)
     columnwise = isinstance(robot, ColumnRobot)
