@@ -139,10 +139,13 @@ _SETTINGS = dict(
     max_num_embodiments=32,  # rows of the model's table
 )
 
+
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #8dec3d64
 class FluxvlaProcessor(Gr00tProcessor):
     "The data side of a GR00T N1.5 that is trained as FluxVLA does."
     state_action_class = FluxvlaStateAction
     dataset_class = WindowDataset  # what reads training samples for it, in place of `StepDataset`
+    wandb_project = "fluxvla"  # where such runs are logged, if nobody says another project
     embodiment_table = {}
     image_rules = dict(crop_first=True)
     token_side = 14
