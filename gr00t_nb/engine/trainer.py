@@ -81,8 +81,7 @@ class Gr00tTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def get_decay_parameter_names(self, model) -> list[str]:
-        vectors = set() if self.decay_vectors else {n for n, p in model.named_parameters() if p.dim() < 2}
-        return [n for n in self.family.decayed(model) if n not in vectors]
+        return self.family.decayed(model, self.decay_vectors)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         "Nothing: the model that is given was loaded from that checkpoint."

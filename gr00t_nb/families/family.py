@@ -231,9 +231,15 @@ def count_parameters(self: Family, model: nn.Module) -> dict[str, tuple[int, int
     return count_parameters(model, self.parts)
 
 @patch
-def decayed(self: Family, model: nn.Module) -> list[str]:  # parameter names
+def decayed(
+    self: Family,
+    model: nn.Module,
+    vectors: bool = True,  # False: matrices alone
+) -> list[str]:  # parameter names
     "Parameters to which weight decay applies."
-    return decayed_parameter_names(model, self.defaults.undecayed)
+    shapes = {n: p.dim() for n, p in model.named_parameters()}
+    names = decayed_parameter_names(model, self.defaults.undecayed)
+    return [n for n in names if vectors or shapes[n] > 1]
 
 # %% ../../nbs/families/00_family.ipynb #3b7328c2
 @patch

@@ -20,12 +20,23 @@ from ..backbones.qwen2_5_vl import Qwen25VL, init_qwen25
 from .n1d5_config import PUBLIC_BACKBONES, Gr00tN1d5Config, is_public, read_public
 from ..files import read_json
 from ..model.action_head import ActionHead, init_action_head
-from ..model.checkpoints import Misfit, checkpoint_folder, load_weights, mapped_names
+from ..model.checkpoints import checkpoint_folder, load_weights, mapped_names
 from ..model.checkpoints import stored_tensors, weight_files
 from ..model.flow import whole_flow_time
 from ..model.layers import init_linear_layers
 from ..model.network import Network
 from ..model.rtc import delay_shares
+
+# %% ../../nbs/families/50_n1d5.ipynb #554341d9
+_BACKBONES = dict(  # by the name in a configuration: the network, and how it begins
+    eagle=(Eagle25, init_eagle25),
+    paligemma=(PaliGemma, init_paligemma),
+    qwen2_5_vl=(Qwen25VL, init_qwen25),
+)
+
+def _released_backbone(name: str) -> dict:
+    "The configuration of a backbone as it was released."
+    return official_eagle25_config() if name == "eagle" else PUBLIC_BACKBONES[name].released()
 
 # %% ../../nbs/families/50_n1d5.ipynb #0e62834a
 FLUXVLA_NAMES = {  # pieces of our and NVIDIA's names -> FluxVLA's
@@ -69,16 +80,6 @@ class Gr00tN1d5(Network):
     def _linear(self) -> nn.Module:
         width, wanted = self.vlm_config["text_config"]["hidden_size"], self.config.project_to_dim
         return nn.Identity() if wanted is None else nn.Linear(width, wanted)
-
-_BACKBONES = dict(  # by the name in a configuration: the network, and how it begins
-    eagle=(Eagle25, init_eagle25),
-    paligemma=(PaliGemma, init_paligemma),
-    qwen2_5_vl=(Qwen25VL, init_qwen25),
-)
-
-def _released_backbone(name: str) -> dict:
-    "The configuration of a backbone as it was released."
-    return official_eagle25_config() if name == "eagle" else PUBLIC_BACKBONES[name].released()
 
 # %% ../../nbs/families/50_n1d5.ipynb #618fdc61
 def _head(config: Gr00tN1d5Config) -> ActionHead:
