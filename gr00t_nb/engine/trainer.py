@@ -23,8 +23,7 @@ from fastcore.basics import patch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import safe_globals
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import SCHEDULER_NAME, safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..errors import OTHER_ENDED, InputError, failed_within

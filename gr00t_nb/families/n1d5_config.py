@@ -227,6 +227,7 @@ def _widths(c: Gr00tN1d5Config, eagle_config: dict) -> list[tuple]:
         told.append((f"{product} vl_self_attention_cfg", heads(c.vl_self_attention_cfg or {})))
     return pairs + [("backbone_embedding_dim", seen, *t) for t in told]
 
+# %% ../../nbs/families/40_n1d5_config.ipynb #e0ff0851
 @patch
 def check(
     self: Gr00tN1d5Config,
