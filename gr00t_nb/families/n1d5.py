@@ -176,6 +176,9 @@ def outline(cls: Gr00tN1d5, path: str | Path, *, eagle_config: dict | None = Non
     if eagle_config is None and is_public(values): eagle_config = read_public(values)
     return super(Gr00tN1d5, cls).outline(path, eagle_config=eagle_config, **options)
 
+
+
+# %% ../../nbs/families/50_n1d5.ipynb #cd2e274b
 @patch(cls_method=True)
 def from_pretrained(
     cls: Gr00tN1d5,

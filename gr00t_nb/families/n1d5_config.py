@@ -149,6 +149,8 @@ def _own(values: dict, part: type) -> dict:
     named = {f.name: _IN_FILE.get(f.name, f.name) for f in fields(part)}
     return {name: values[k] for name, k in named.items() if k in values}
 
+
+# %% ../../nbs/families/40_n1d5_config.ipynb #7f087d9e
 @patch(cls_method=True)
 def from_dict(
     cls: Gr00tN1d5Config,
