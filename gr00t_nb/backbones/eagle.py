@@ -313,6 +313,12 @@ class Eagle(nn.Module):
         self.mlp1 = self.make_connector(vision["hidden_size"], text["hidden_size"])
 
     @property
+    def eyes(self) -> list[nn.Module]: return [self.vision_model, self.mlp1]
+
+    @property
+    def layers(self) -> nn.ModuleList: return self.language_model["model"].layers
+
+    @property
     def stacks(self) -> list[nn.Module]:  # that can be computed again in the backward pass
         return [self.vision_model["vision_model"], self.language_model["model"]]
 

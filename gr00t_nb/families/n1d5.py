@@ -41,33 +41,33 @@ class Gr00tN1d5(Network):
     tuning += ("ori_action_dim", "loss_spare", "rtc_training_config")  # FluxVLA's loss
     narrows = True
     namings = (FLUXVLA_NAMES,)
-    eagle_place = "config.json of eagle2_hg_model in NVIDIA's gr00t/model/backbone"
+    vlm_place = "config.json of eagle2_hg_model in NVIDIA's gr00t/model/backbone"
 
     def __init__(
         self,
         config: Gr00tN1d5Config,
-        eagle_config: dict | None = None,  # of the backbone; default: of the released model
+        vlm_config: dict | None = None,  # of the backbone; default: of the released model
     ):
-        super().__init__(config, eagle_config or _released_backbone(config.backbone))
+        super().__init__(config, vlm_config or _released_backbone(config.backbone))
         kind, start = _BACKBONES[config.backbone]
         self.backbone = nn.Module()
         name = "eagle_model" if kind is Eagle25 else "vlm"
-        setattr(self.backbone, name, kind(self.eagle_config, config.select_layer))
+        setattr(self.backbone, name, kind(self.vlm_config, config.select_layer))
         self.backbone.eagle_linear = self._linear()
         self.action_head = _head(config)
         if not next(self.parameters()).is_meta:
-            start(self.eagle)
+            start(self.vlm)
             init_linear_layers(self.backbone.eagle_linear)
             init_action_head(self.action_head)
         self.set_trainable()
 
     @property
-    def eagle(self) -> nn.Module:
+    def vlm(self) -> nn.Module:
         own = self.backbone
         return own.vlm if hasattr(own, "vlm") else own.eagle_model
 
     def _linear(self) -> nn.Module:
-        width, wanted = self.eagle_config["text_config"]["hidden_size"], self.config.project_to_dim
+        width, wanted = self.vlm_config["text_config"]["hidden_size"], self.config.project_to_dim
         return nn.Identity() if wanted is None else nn.Linear(width, wanted)
 
 _BACKBONES = dict(  # by the name in a configuration: the network, and how it begins
@@ -123,7 +123,7 @@ def see(self: Gr00tN1d5, batch: dict) -> dict:
 @patch
 def _unused(self: Gr00tN1d5) -> Tensor:  # 0, with a gradient of zero to what it is made of
     "The pooling head's part in the features."
-    head = self.eagle.vision_model["vision_model"].head
+    head = self.vlm.vision_model["vision_model"].head
     return sum(0 * p.sum() for p in head.parameters())
 
 # %% ../../nbs/families/50_n1d5.ipynb #0c9eff0b
@@ -171,12 +171,12 @@ def public_naming(
 # %% ../../nbs/families/50_n1d5.ipynb #c3136a66
 @patch(cls_method=True)
 def outline(
-    cls: Gr00tN1d5, path: str | Path, *, eagle_config: dict | None = None, **options
+    cls: Gr00tN1d5, path: str | Path, *, vlm_config: dict | None = None, **options
 ) -> Gr00tN1d5:
     "The network of a checkpoint without its weights, of a public backbone's too: see `Network.outline`."
     values = read_json(checkpoint_folder(path) / "config.json")
-    if eagle_config is None and is_public(values): eagle_config = read_public(values)
-    return super(Gr00tN1d5, cls).outline(path, eagle_config=eagle_config, **options)
+    if vlm_config is None and is_public(values): vlm_config = read_public(values)
+    return super(Gr00tN1d5, cls).outline(path, vlm_config=vlm_config, **options)
 
 
 

@@ -26,7 +26,6 @@ from ..fluxvla.fluxvla_processor import FluxvlaProcessor
 from ..model.action_head import loss_weights
 from ..model.flow import draw_flow as flow_draws
 from ..model.flow import whole_flow_time
-from ..model.per_embodiment import train_embodiment_rows
 from ..model.rtc import delay_shares
 from ..processing.processor import Gr00tProcessor
 from ..processing.processor_files import as_json, processor_folder, read_modality_configs
@@ -234,19 +233,6 @@ def limits(self: Gr00tN1d5Family, folder: str | Path) -> dict[str, int]:
     c = self.read_config(folder)
     sizes = dict(max_state_dim=c.max_state_dim, max_action_dim=c.max_action_dim)
     return dict(max_horizon=c.action_horizon) | sizes
-
-@patch
-def set_dropout(self: Gr00tN1d5Family, model: nn.Module, p: float):
-    "Set the strength of the action head's dropout, in the configuration too."
-    for part in (model.config.diffusion_model_cfg, model.config.vl_self_attention_cfg or {}):
-        part["dropout"] = p
-    for module in model.action_head.modules():
-        if isinstance(module, nn.Dropout): module.p = p
-
-@patch
-def train_rows(self: Gr00tN1d5Family, model: nn.Module, embodiment_ids: list[int]) -> int:
-    "Let only these robots' rows train; gives the number of parameters that it saves."
-    return train_embodiment_rows(model, embodiment_ids)
 
 # %% ../../nbs/families/60_n1d5_family.ipynb #85417e0b
 @patch

@@ -6,7 +6,7 @@
 __all__ = ['stack_images', 'make_batch', 'pad_prompts', 'split_batch']
 
 # %% ../../nbs/processing/45_batches.ipynb #cb0b4fe6
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -47,9 +47,11 @@ def _block(run: Sequence[np.ndarray]) -> np.ndarray | None:  # (n, h, w, 3)
 
 # %% ../../nbs/processing/45_batches.ipynb #ca1f6bef
 @lru_cache(4096)
-def _expanded(text: str, sizes: tuple[tuple[int, int], ...], side: int) -> str:
+def _expanded(
+    text: str, sizes: tuple[tuple[int, int], ...], side: int, expand: Callable = expand_images
+) -> str:
     "A prompt with room for images of these sizes, (height, width) in pixels."
-    return expand_images(text, [image_tokens(*s, side) for s in sizes])
+    return expand(text, [image_tokens(*s, side) for s in sizes])
 
 # %% ../../nbs/processing/45_batches.ipynb #b8feb6bf
 def _number_keys(samples: Sequence[dict]) -> list[str]:
@@ -73,6 +75,7 @@ def make_batch(
     samples: Sequence[dict],  # images, text, state, embodiment_id; all with actions or none
     encoder: PromptEncoder,  # makes ids of prompts
     token_side: int | None = PIXELS_PER_SIDE,  # of an image's square for one token; None: not in prompts
+    expand: Callable = expand_images,  # (prompt, tokens of each image) -> prompt with room for them
 ) -> dict:  # of tensors
     """The samples as tensors: prompts padded on the left, images stacked, numbers stacked.
 
@@ -87,7 +90,7 @@ def make_batch(
     names = _number_keys(samples)
     sizes = [tuple(i.shape[:2] for i in s["images"]) for s in samples]
     texts = [s["text"] for s in samples]
-    if token_side: texts = [_expanded(t, own, token_side) for t, own in zip(texts, sizes)]
+    if token_side: texts = [_expanded(t, own, token_side, expand) for t, own in zip(texts, sizes)]
     batch = encoder(texts)
     batch["pixel_values"] = stack_images([i for s in samples for i in s["images"]])
     counts = [len(own) for own in sizes]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_TOKEN', 'QWEN_TOKENS', 'QWEN_WORDS', 'GROOT_TOKENS', 'CHAT_TEMPLATE', 'formalize', 'chat_text', 'image_tokens',
-           'expand_images', 'add_groot_tokens', 'train_tokenizer', 'load_tokenizer', 'PromptEncoder', 'question_text',
-           'PlainEncoder']
+           'expand_images', 'add_groot_tokens', 'train_tokenizer', 'tokenizer_folder', 'load_tokenizer',
+           'PromptEncoder', 'question_text', 'PlainEncoder']
 
 # %% ../../nbs/processing/40_prompts.ipynb #70aec0e8
 import json
@@ -129,22 +129,24 @@ CHAT_TEMPLATE = (
 # %% ../../nbs/processing/40_prompts.ipynb #5688f774
 def add_groot_tokens(
     tokenizer: Qwen2TokenizerFast,  # changed in place
+    added: Sequence[str] = GROOT_TOKENS,  # of a generation
 ) -> Qwen2TokenizerFast:  # the same
-    "Adds those of N1.6's eleven tokens that the tokenizer lacks, in order, as special tokens."
+    "Adds those of a generation's tokens that the tokenizer lacks, in order, as special tokens."
     known = tokenizer.get_vocab()
-    missing = [t for t in GROOT_TOKENS if t not in known]
+    missing = [t for t in added if t not in known]
     if missing:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": missing}, replace_extra_special_tokens=False
         )
     return tokenizer
 
-# %% ../../nbs/processing/40_prompts.ipynb #f8382a79
+# %% ../../nbs/processing/40_prompts.ipynb #0bb92793
 def _byte_bpe(
     texts: Iterable[str],  # what to learn merges from
     vocab_size: int,  # entries altogether, special tokens included
     added: Sequence[str],  # special tokens, after the merges
     words: Sequence[str] = (),  # added tokens that are not special
+    template: str = CHAT_TEMPLATE,  # of its chats
 ) -> Qwen2TokenizerFast:
     "A tokenizer with Qwen's normalization and word boundaries and its own merges."
     shell = Qwen2TokenizerFast().backend_tokenizer  # Qwen's rules around an empty vocabulary
@@ -171,13 +173,19 @@ def _byte_bpe(
     tokenizer.add_special_tokens(
         {"additional_special_tokens": list(added)}, replace_extra_special_tokens=False
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = template
     return tokenizer
 
 # %% ../../nbs/processing/40_prompts.ipynb #9ff09199
+_FRAME = "system\nYou are a helpful assistant.\nuser\n{}<image 1><image 2>\n"
+
+
 def train_tokenizer(
     texts: Iterable[str],  # instructions, as the model will see them (formalized)
-    vocab_size: int = 512,  # entries at most, 256 bytes and 37 added tokens among them
+    vocab_size: int = 512,  # entries at most, 256 bytes and the added tokens among them
+    added: Sequence[str] = GROOT_TOKENS,  # a generation's own tokens
+    template: str = CHAT_TEMPLATE,  # of its chats
+    frame: str = _FRAME,  # what its chats put around a sentence, which stands for {}
 ) -> Qwen2TokenizerFast:  # padding on the left, pad token <|endoftext|>
     """Learns a byte-level BPE tokenizer with the added tokens and chat template of GR00T N1.6.
 
@@ -185,7 +193,7 @@ def train_tokenizer(
     `save_pretrained(folder)` keeps it and `load_tokenizer(folder)` brings it back. `InputError`
     without texts, or for too small a vocabulary.
     """
-    least = 256 + len(QWEN_TOKENS) + len(QWEN_WORDS) + len(GROOT_TOKENS)
+    least = 256 + len(QWEN_TOKENS) + len(QWEN_WORDS) + len(added)
     if vocab_size < least:
         raise InputError(
             f"A vocabulary of {vocab_size} entries is too small: the bytes and the added tokens"
@@ -197,10 +205,8 @@ def train_tokenizer(
             "There are no texts to train a tokenizer from: give the instructions of a data set,"
             " list(ds.tasks.values())."
         )
-    # what the chat puts around each of them
-    frame = "system\nYou are a helpful assistant.\nuser\n{}<image 1><image 2>\n"
     framed = [frame.format(t) for t in texts]
-    return _byte_bpe(framed, vocab_size, QWEN_TOKENS + GROOT_TOKENS, QWEN_WORDS)
+    return _byte_bpe(framed, vocab_size, [*QWEN_TOKENS, *added], QWEN_WORDS, template)
 
 # %% ../../nbs/processing/40_prompts.ipynb #065955bb
 _TOKENIZER_FILES = [
@@ -220,14 +226,10 @@ def _lacks(folder: Path) -> str:
     return "" if needed else "tokenizer.json, or vocab.json and merges.txt"
 
 # %% ../../nbs/processing/40_prompts.ipynb #ee132b5d
-def load_tokenizer(
+def tokenizer_folder(
     path: str | Path,  # a folder, or a hub id such as "Qwen/Qwen3-1.7B"
-) -> Qwen2TokenizerFast:  # padding on the left
-    """Loads a tokenizer of the Qwen2/Qwen3 kind with the tokens of GR00T N1.6, or Gemma's as it is.
-
-    Never runs code from a folder or the hub; folders need no network. `InputError` where there is
-    no tokenizer.
-    """
+) -> Path:
+    "Where the files of a tokenizer lie, fetched from the hub if need be; `InputError` for none."
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if (found := hub_id(str(path))) is None:
@@ -239,11 +241,24 @@ def load_tokenizer(
         folder = hub_snapshot(repo, "tokenizer", _TOKENIZER_FILES, revision, _lacks)
     if missing := _lacks(folder):
         raise InputError(f"The folder {folder} holds no tokenizer: expected {missing}.")
+    return folder
+
+
+def load_tokenizer(
+    path: str | Path,  # as in `tokenizer_folder`
+    added: Sequence[str] = GROOT_TOKENS,  # a generation's own tokens
+) -> Qwen2TokenizerFast:  # padding on the left
+    """Loads a tokenizer of the Qwen2/Qwen3 kind with the tokens of a GR00T, or Gemma's as it is.
+
+    Never runs code from a folder or the hub; folders need no network. `InputError` where there is
+    no tokenizer.
+    """
+    folder = tokenizer_folder(path)
     kind = GemmaTokenizer if _is_gemma(folder) else Qwen2TokenizerFast
     tokenizer = kind.from_pretrained(
         str(folder), padding_side="left", local_files_only=True, trust_remote_code=False
     )
-    return tokenizer if kind is GemmaTokenizer else add_groot_tokens(tokenizer)
+    return tokenizer if kind is GemmaTokenizer else add_groot_tokens(tokenizer, added)
 
 
 def _is_gemma(folder: Path) -> bool:
@@ -251,6 +266,7 @@ def _is_gemma(folder: Path) -> bool:
     file = folder / "tokenizer_config.json"
     said = json.loads(file.read_text()) if file.exists() else {}
     return str(said.get("tokenizer_class")).startswith("GemmaTokenizer")
+
 
 # %% ../../nbs/processing/40_prompts.ipynb #9d09aa97
 class PromptEncoder:
@@ -261,15 +277,16 @@ class PromptEncoder:
     def __init__(self,
         tokenizer: Qwen2TokenizerFast,  # from `load_tokenizer` or `train_tokenizer`
         cache_size: int = 4096,  # distinct prompts kept
+        image_token: str = IMAGE_TOKEN,  # whose embedding is replaced
     ):
         vocab = tokenizer.get_vocab()
-        if IMAGE_TOKEN not in vocab:
+        if image_token not in vocab:
             raise InputError(
-                f"The tokenizer has no {IMAGE_TOKEN}: load it with load_tokenizer, which adds the"
-                " tokens of GR00T N1.6."
+                f"The tokenizer has no {image_token}: load it with the load_tokenizer of the"
+                " model's generation, which adds its tokens."
             )
         self.tokenizer = tokenizer
-        self.image_token_id: int = vocab[IMAGE_TOKEN]
+        self.image_token_id: int = vocab[image_token]
         self.pad_token_id: int = tokenizer.pad_token_id
         self._ids = LRUCache(cache_size)  # prompt -> ids
 

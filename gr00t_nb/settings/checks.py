@@ -19,6 +19,7 @@ from ..families.family import Family
 from ..processing.masks import mask_steps
 from .config import FinetuneConfig, SampleOptions
 from .mixtures import MixtureEntry, check_entries, entries_of
+from ..robots import Robots
 
 # %% ../../nbs/settings/40_checks.ipynb #d138c35e
 _LORA = ("lora_rank", "lora_alpha", "lora_dropout")
@@ -305,9 +306,11 @@ def choose_modality_config(
     tag: str,  # value of the embodiment tag
     in_checkpoint: dict,  # the base checkpoint's configurations, by tag
     from_file: bool = False,  # the user registered it with a file
+    robots: Robots | None = None,  # of the base model's generation
 ) -> dict:  # modality -> ModalityConfig
     "The modality configuration to train `tag` with; `InputError` where there is none."
     guessed = tag in _FILLS_A_GAP and not from_file
+    if robots and guessed and tag in robots.configs: return robots.configs[tag]
     if tag in in_checkpoint and (guessed or tag not in MODALITY_CONFIGS): return in_checkpoint[tag]
     if tag in MODALITY_CONFIGS: return MODALITY_CONFIGS[tag]
     known = ", ".join(sorted({*MODALITY_CONFIGS, *in_checkpoint}))

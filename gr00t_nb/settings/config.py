@@ -52,12 +52,13 @@ class SampleOptions:
     shard_size: int = 1024  # steps in a shard; used by --sampling official
     episode_sampling_rate: float = 0.1  # 1 / pieces into which an episode is dealt out; used by --sampling official
     num_shards_per_epoch: int = 100000  # shards drawn for an epoch; used by --sampling official
+    wrap_history: bool = False  # before an episode's first step its last ones, as NVIDIA's; with --sampling official
     random_rotation_angle: int | None = None  # images are turned by up to so many degrees; none: as the checkpoint says
     color_jitter_params: dict[str, float] | None = None  # e.g. brightness 0.3 hue 0.08; none: as the checkpoint says
     extra_augmentation_config: str | None = None  # JSON, what masks repaint; none: as the checkpoint says; {}: nothing
     fast_resize: bool = False  # scale training images with torch's bicubic filter, not Pillow's: three times faster
     frame_cache: bool = False  # keep decoded and scaled frames on disk: the second epoch decodes no video
-    dataloader_num_workers: int | None = None  # loader processes of each training process, with the same batches; none: 2
+    dataloader_num_workers: int | None = None  # loader processes of each process, same batches with any; none: 2
 
 # %% ../../nbs/settings/10_config.ipynb #588e56a0
 @dataclass
@@ -67,7 +68,7 @@ class ModelOptions:
     tune_visual: Switch = None  # train the vision tower and the connector
     tune_projector: Switch = None  # train the state and action encoders and the action decoder
     tune_diffusion_model: Switch = None  # train the diffusion transformer
-    state_dropout_prob: float | None = None  # how often a learned token hides a sample's state; none: the family's
+    state_dropout_prob: float | None = None  # how often a sample's state is hidden; none: the family's
     dropout: float | None = None  # of the diffusion transformer; none: as the checkpoint says
     embodiment_rows_only: Switch = None  # of the per-robot layers train this robot's rows alone: less memory
     gradient_checkpointing: Switch = None  # recompute activations in the backward pass: less memory, more time
@@ -206,7 +207,7 @@ class FinetuneConfig(
         "Steps between two falls of the learning rate and their factor, for the step schedule."
         return (self.lr_decay_steps, self.lr_decay_factor or 0.1) if self.lr_decay_steps else None
 
-
+# %% ../../nbs/settings/10_config.ipynb #e48246d5
 def _as_words(said) -> str | list[str] | None:
     "Data sets as words; those of the robots of a recipe as 'aloha=my_episodes'."
     if isinstance(said, Mapping):

@@ -34,8 +34,9 @@ from ..processing.batches import split_batch
 from ..runs.log import duration
 from ..settings.checks import LEVERS, SWITCHES, tune_flags
 from ..settings.config import FinetuneConfig
-from ..settings.mixtures import entries_of, mixture_table
+from ..settings.mixtures import entries_of
 from ..settings.recipe import ColumnRobot
+from ..settings.roots import mixture_table
 from .prepare import Prepared, entry_facts, prepare_data
 from ..engine.collation import Collator
 from ..engine.hooks import read_hooks
