@@ -101,10 +101,8 @@ class PaliGemma(ImagesThenWords):
         self.scaled_twice = bool(config.get("scaled_twice"))
 
     @property
-    def vision_model(self) -> nn.Module: return self.model.vision_tower
-
-    @property
-    def mlp1(self) -> nn.Module: return self.model.multi_modal_projector
+    def eyes(self) -> list[nn.Module]:
+        return [self.model.vision_tower, self.model.multi_modal_projector]
 
     @property
     def stacks(self) -> list[nn.Module]:
@@ -147,7 +145,7 @@ def positions(self: PaliGemma, mask: Tensor) -> Tensor:  # bool [B, N] -> int64 
 @patch
 def check_size(self: PaliGemma, height: int, width: int):
     "`InputError` for images of another size than the eyes were made for."
-    side = self.vision_model["vision_model"].side
+    side = self.model.vision_tower["vision_model"].side
     if (height, width) != (side, side):
         raise InputError(
             f"An image is {height}x{width}; the eyes of this PaliGemma take {side}x{side} pixels"
@@ -160,7 +158,7 @@ def init_paligemma(model: PaliGemma):
     tower, language = model.stacks
     init_linear_layers(tower, depth=len(tower.encoder["layers"]))
     init_linear_layers(language, depth=len(language.layers))
-    init_linear_layers(model.mlp1)
+    init_linear_layers(model.model.multi_modal_projector)
     eye = tower.embeddings["patch_embedding"]
     nn.init.trunc_normal_(eye.weight, std=eye.weight[0].numel() ** -0.5)
     nn.init.zeros_(eye.bias)

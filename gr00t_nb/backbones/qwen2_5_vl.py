@@ -239,10 +239,7 @@ class Qwen25VL(ImagesThenWords):
         self.model.language_model = _qwen2(words, num_layers)
 
     @property
-    def vision_model(self) -> nn.Module: return self.model.visual
-
-    @property
-    def mlp1(self) -> nn.Module: return self.model.visual.merger
+    def eyes(self) -> list[nn.Module]: return [self.model.visual]
 
     @property
     def stacks(self) -> list[nn.Module]: return [self.model.visual, self.model.language_model]

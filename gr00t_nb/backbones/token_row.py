@@ -110,10 +110,10 @@ class ImagesThenWords(nn.Module):
     def language_model(self) -> nn.Module: return self.model.language_model
 
     @property
-    def vision_model(self) -> nn.Module: raise NotImplementedError  # what tune_visual switches
+    def layers(self) -> nn.ModuleList: return self.language_model.layers
 
     @property
-    def mlp1(self) -> nn.Module: raise NotImplementedError  # the connector, which it switches, too
+    def eyes(self) -> list[nn.Module]: raise NotImplementedError  # what tune_visual switches
 
     @property
     def stacks(self) -> list[nn.Module]: raise NotImplementedError  # that can be computed again
