@@ -231,15 +231,9 @@ def count_parameters(self: Family, model: nn.Module) -> dict[str, tuple[int, int
     return count_parameters(model, self.parts)
 
 @patch
-def decayed(
-    self: Family,
-    model: nn.Module,
-    vectors: bool = True,  # False: matrices alone
-) -> list[str]:  # parameter names
+def decayed(self: Family, model: nn.Module) -> list[str]:  # parameter names
     "Parameters to which weight decay applies."
-    shapes = {n: p.dim() for n, p in model.named_parameters()}
-    names = decayed_parameter_names(model, self.defaults.undecayed)
-    return [n for n in names if vectors or shapes[n] > 1]
+    return decayed_parameter_names(model, self.defaults.undecayed)
 
 # %% ../../nbs/families/00_family.ipynb #3b7328c2
 @patch
