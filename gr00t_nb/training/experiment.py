@@ -417,9 +417,7 @@ def find_resume(
 
 # %% ../../nbs/training/20_experiment.ipynb #01152152
 _NO_GRAPH = "--step-graph records nothing on a CPU: steps are computed as usual"
-_ALONE = (
-    "checkpoints hold the model alone (--save-only-model): a stopped run cannot be continued"
-)
+_ALONE = "checkpoints hold the model alone (--save-only-model): a stopped run cannot be continued"
 
 
 def beginning(
