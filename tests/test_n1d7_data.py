@@ -1,4 +1,4 @@
-"From files to batches of N1.7's processor: direct, cached, in the official order, in workers; tags of other generations."
+"From files to batches of N1.7: direct, cached, in the official order, in workers; tags of other generations."
 import itertools
 from dataclasses import replace
 from pathlib import Path
