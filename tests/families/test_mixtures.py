@@ -75,6 +75,7 @@ def robots(family, tmp_path_factory) -> SimpleNamespace:
         alone = config | dict(video=own, state=now | groups, action=chunk)
         one = replace(one, modality_config_path=None, modality_config=alone)
     two = MixtureEntry("small", str(other), "GR1", 1, modality_config=config)
+    if "gr1" not in family.embodiment_ids: two = replace(two, embodiment_id=1)  # a generation without that tag
     return SimpleNamespace(one=one, two=two, folder=folder, more=str(more))
 
 

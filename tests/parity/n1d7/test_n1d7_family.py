@@ -1,9 +1,12 @@
 """GR00T N1.7's fine-tuning defaults, and the files that an official run leaves, in both of their layouts."""
 import json
+import math
 import shutil
 from dataclasses import fields
 
 import pytest
+import torch
+from transformers import get_scheduler
 
 from gr00t_nb.checkpoints.registry import families, family_of
 from gr00t_nb.families.n1d7_config import Gr00tN1d7Config
@@ -44,6 +47,18 @@ def test_state_is_hidden_once(family):
     "By the network; the processor's own dropout, which officially comes on top, is off."
     assert family.defaults.state_dropout_prob > 0
     assert family.defaults.processor["state_dropout_prob"] == 0
+
+
+def test_learning_rates_of_a_run(family, bundle):
+    "Those that an official run logged, by the family's schedule, warmup and peak."
+    said, d = json.loads(bundle(f"{RUN}/trainer_state.json").read_text()), family.defaults
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=d.learning_rate)
+    steps = said["max_steps"]
+    schedule = get_scheduler(d.schedule, optimizer, math.ceil(d.warmup_ratio * steps), steps)
+    for row in [r for r in said["log_history"] if "learning_rate" in r]:
+        assert row["learning_rate"] == pytest.approx(schedule.get_last_lr()[0], rel=1e-9, abs=1e-15)
+        optimizer.step()
+        schedule.step()
 
 
 def test_configuration_at_the_end_of_a_run(bundle):
