@@ -38,6 +38,7 @@ FLOORS = {
     "serving": ("serving", "over the wire"),
     "simulators": ("simulators", "worlds to act in"),
     "viz": ("viz", "look at all of it"),
+    "recipes": ("recipes", "a page for each robot"),
     "tutorials": ("tutorials", "begin here"),
 }
 # per floor: hue and saturation of the wall, from Okabe and Ito's palette where it has one
@@ -66,6 +67,7 @@ HUES = {
     "serving": (340, 45),
     "simulators": (265, 35),
     "viz": (220, 45),
+    "recipes": (28, 45),
     "tutorials": (18, 62),
 }
 

@@ -386,3 +386,13 @@ def test_training_samples_do_not_depend_on_workers(folder, method):
                     assert torch.equal(x, y), k
     other = StepDataset([DataSource(ds, "new_embodiment", config)], processor, seed=8)
     assert not np.array_equal(data[0]["images"][0], other[0]["images"][0])
+
+
+def test_a_relative_path_with_a_colon(folder, tmp_path, monkeypatch):
+    "FFmpeg takes what stands before a colon for a protocol; a folder may have one in its name."
+    place = tmp_path / "june:first"
+    shutil.copytree(folder, place)
+    monkeypatch.chdir(tmp_path)
+    ds = LeRobotDataset("june:first")
+    view = next(iter(ds.modality["video"]))
+    assert ds.frames(0, view, [0]).shape[0] == 1

@@ -63,10 +63,15 @@ def _lacks_weights(folder: Path) -> str:
     return ""
 
 def resolve_base_model(
-    name: str | Path,  # folder, hub id, 'tiny' or a family's own tiny name
+    name: str | Path | None,  # folder, hub id, 'tiny' or a family's own tiny name
     weights: bool = True,  # False: all but them, to plan with; then '3b' is a name too
 ) -> Path:  # a folder with config.json and weights
     "The folder of the base model; `InputError` where there is none."
+    if name is None:
+        raise InputError(
+            "Which model does the run begin with? Give --base-model-path, such as"
+            " nvidia/GR00T-N1.6-3B or 'tiny', or a --recipe, which names one."
+        )
     if family := tiny_family(str(name)): return tiny_base(family=family)
     path = Path(name).expanduser()
     if not weights and not path.is_dir() and (family := _released_family(str(name))):

@@ -123,7 +123,8 @@ def new_decoder(
 ):  # a torchcodec VideoDecoder that gives (n, H, W, 3), with torchcodec's own errors
     "Opens a video by itself, outside the shelf of open ones."
     from torchcodec.decoders import VideoDecoder
-    return VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+    place = str(Path(path).absolute())  # FFmpeg takes what stands before a colon for a protocol
+    return VideoDecoder(place, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
 
 # %% ../../nbs/data/00_video.ipynb #fdc2e345
 def hidden_head(

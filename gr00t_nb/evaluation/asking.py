@@ -32,7 +32,7 @@ def _training_of(
     record = training_record(model_path)
     if "entries" not in record:
         said = record.get("config", {})
-        modality = "modality.json" if said.get("modality_path") else None
+        modality = "modality.json" if said.get("modality_path") or said.get("recipe") else None
         return record | dict(modality=modality, exclude_episodes=said.get("exclude_episodes"))
     sets = [(e["given"], d) for e in record["entries"] for d in e["data_sets"]]
     place = Path(path or "").resolve()
@@ -40,7 +40,8 @@ def _training_of(
     same = same or [s for s in sets if Path(s[1]["path"]).name == place.name]  # it was moved
     if path is None or len(same) != 1: return {}
     given, found = same[0]
-    return found | given | dict(modality=found["modality"] if given["modality_path"] else None)
+    own = given["modality_path"] or given.get("recipe")
+    return found | given | dict(modality=found["modality"] if own else None)
 
 # %% ../../nbs/evaluation/10_asking.ipynb #1cd61533
 def trained_modality(

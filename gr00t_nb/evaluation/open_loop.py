@@ -185,6 +185,15 @@ def _other_width(chunks: np.ndarray, groups: dict, dataset: LeRobotDataset) -> I
     )
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #6b621686
+def _answered(
+    actions: np.ndarray,  # float32 (L, D), recorded
+    first: int,  # rows from a question to the first action of its chunk
+) -> np.ndarray:  # float32 (L or fewer, D): of each question the action that its chunk begins with
+    "What a chunk is compared with, row by row."
+    rows = np.arange(max(0, len(actions) - max(0, first))) + first
+    return actions[np.maximum(rows, 0)]
+
+
 def evaluate_episode(
     policy: Gr00tPolicy,  # who is asked
     dataset: LeRobotDataset,
@@ -197,8 +206,9 @@ def evaluate_episode(
     "Open-loop evaluation of one episode."
     config = policy.get_modality_config()
     action = dataset.action(episode, result.groups)
-    truth = np.concatenate(list(action.values()), 1)
-    length, number = min(len(truth), steps or len(truth)), dataset.episodes[episode].index
+    recorded, number = np.concatenate(list(action.values()), 1), dataset.episodes[episode].index
+    truth = _answered(recorded, config["action"].delta_indices[0])
+    length = min(len(truth), steps or len(truth))
     if not length:
         raise InputError(f"Episode {number} of {dataset.path} has no steps: leave it out.")
     asked, chunks = np.arange(0, length, result.action_horizon), []
@@ -219,7 +229,7 @@ def evaluate_episode(
         predicted=predicted,
         chunks=chunks,
         hold=hold[asked],
-        repeat=repeat_action(truth, asked),
+        repeat=repeat_action(recorded, asked),
         state=hold[:length] if np.isfinite(hold).all() else None,
         number=number,
     )

@@ -184,6 +184,18 @@ def load_processor(
     return processor
 
 @patch
+def window_processor(
+    self: Family,
+    processor,  # of a base model
+    **settings,  # max_len, max_action_horizon
+):
+    "A processor of the same model whose samples are windows, as FluxVLA makes them; it knows no robot."
+    raise InputError(
+        f"{self.name} is not trained on FluxVLA's windows, as the recipe asks: choose another base"
+        " model with --base-model-path, or leave --recipe out and say what the robot is."
+    )
+
+@patch
 def save(self: Family, folder: str | Path, model: nn.Module, processor):
     "Write a checkpoint: model and processor, in the official layout."
     model.save_pretrained(folder)

@@ -293,6 +293,11 @@ def processor_of(self: Gr00tN1d5Family, folder: str | Path) -> type:
     return next((c for c in known if c.__name__ == named), self.processor_class)
 
 @patch
+def window_processor(self: Gr00tN1d5Family, processor, **settings) -> FluxvlaProcessor:
+    "A processor of the same model whose samples are FluxVLA's; it knows no robot."
+    return FluxvlaProcessor.around(processor, **settings)
+
+@patch
 def save(self: Gr00tN1d5Family, folder: str | Path, model: nn.Module, processor):
     "Write a checkpoint: model and processor, in the official layout, whichever processor it is."
     Family.save(self, folder, model, processor)

@@ -19,7 +19,7 @@ from ..errors import InputError, did_you_mean
 from .windows import WindowRule, action_window, askable, row_kinds, window_rule
 from ..loading.order import DataSource, StepOrder
 from ..loading.samples import SampleError, StepDataset, StepReader, sample_generator
-from ..modality_configs import ModalityConfig
+from ..modality_configs import ActionConfig, ModalityConfig
 
 # %% ../../nbs/fluxvla/10_window_samples.ipynb #7a79e5cd
 def fluxvla_robot(
@@ -39,10 +39,11 @@ def fluxvla_robot(
     modality = dict(
         state=dict(proprio=whole(state_key)), action=dict(action=whole(action_key)), video=views
     )
+    held = [ActionConfig("ABSOLUTE", state_key="proprio")] if action_key == state_key else None
     config = dict(
         video=ModalityConfig([0], list(views)),
         state=ModalityConfig([0], ["proprio"]),
-        action=ModalityConfig(range(start, start + size), ["action"]),
+        action=ModalityConfig(range(start, start + size), ["action"], action_configs=held),
         language=ModalityConfig([0], ["task"]),
     )
     return modality, config

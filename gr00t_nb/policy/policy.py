@@ -17,6 +17,7 @@ from ..modality_configs import ModalityConfig
 from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
 from ..checkpoints.registry import family_of
+from .preprocessing import check_preprocessing
 from ..model.rtc import RTC
 
 # %% ../../nbs/policy/10_policy.ipynb #1c27a332
@@ -99,6 +100,7 @@ class Gr00tPolicy:
         self.family = family_of(path)
         self.tag = embodiment_value(embodiment_tag, self.family.robots)
         self.processor = self.family.load_processor(path, tokenizer_path)
+        check_preprocessing(path, self.processor)
         known = self.processor.modality_configs
         if self.tag not in known:
             foreign = foreign_tag(self.tag, self.family.robots) if self.family.robots else ""

@@ -409,6 +409,7 @@ def set_embodiment(self: Gr00tProcessor,
     Stored statistics stay unless `override`; a warning says so where the new ones differ.
     """
     old_config, old = self.modality_configs.get(tag), self.statistics.get(tag)
+    self._check_fit(tag, "action chunk", len(config["action"].delta_indices), "max_action_horizon")
     new = as_json(statistics)
     stays = old is not None and not override
     if stays and (differs := largest_difference(old, new)):

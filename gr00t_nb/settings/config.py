@@ -8,14 +8,17 @@ __all__ = ['Switch', 'DataOptions', 'SampleOptions', 'ModelOptions', 'AdapterOpt
 
 # %% ../../nbs/settings/10_config.ipynb #2389154d
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Literal
 
 from fastcore.basics import patch
 from tyro.conf import DisallowNone, arg
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
+from .fluxvla_recipe import find_recipe
+from .recipe import Recipe, recipe_to_json
+from .recipe_book import RECIPES
 
 # %% ../../nbs/settings/10_config.ipynb #269858c3
 Switch = Annotated[bool | None, DisallowNone]  # --name or --no-name; neither: None, the family's value
@@ -25,12 +28,14 @@ _Paths = Annotated[str | list[str] | None, arg(metavar="PATH [PATH ...]")]
 @dataclass
 class DataOptions:
     "Where the run begins, and what it learns from."
-    base_model_path: str  # a folder, a hub id such as nvidia/GR00T-N1.6-3B, or 'tiny', a small model for CPUs
+    base_model_path: str | None = None  # a folder, a hub id such as nvidia/GR00T-N1.6-3B, or 'tiny', for CPUs
     dataset_path: _Paths = None  # LeRobot data sets of one robot: folders, or hub ids
     embodiment_tag: str | None = None  # the robot: GR1, LIBERO_PANDA, ...; yours: NEW_EMBODIMENT
     modality_config_path: str | None = None  # a Python file that registers the robot's modality configuration
     modality_path: str | None = None  # a modality.json in place of the data set's own, or where it has none
     mixture: str | None = None  # several robots: a YAML file, in place of the four above
+    recipe: str | None = None  # how a known robot is read and trained, such as aloha; or a file, FluxVLA's .py too
+    cfg_options: list[str] | None = None  # changes of a recipe in FluxVLA's words, such as runner.max_epochs=50
     tokenizer_path: str | None = None  # folder or hub id of the tokenizer, where the checkpoint brings none
     check_data: bool = True  # run the check-up first (once for each state of the files); refuse a data set with errors
     exclude_episodes: list[int] | None = None  # episodes to leave out, by number (episode_index), such as 3 17
@@ -53,7 +58,7 @@ class SampleOptions:
     extra_augmentation_config: str | None = None  # JSON, what masks repaint; none: as the checkpoint says; {}: nothing
     fast_resize: bool = False  # scale training images with torch's bicubic filter, not Pillow's: three times faster
     frame_cache: bool = False  # keep decoded and scaled frames on disk: the second epoch decodes no video
-    dataloader_num_workers: int = 2  # loader processes for each training process; any number gives the same batches
+    dataloader_num_workers: int | None = None  # loader processes of each training process, with the same batches; none: 2
 
 # %% ../../nbs/settings/10_config.ipynb #588e56a0
 @dataclass
@@ -85,7 +90,7 @@ class AdapterOptions:
 @dataclass
 class OptimizerOptions:
     "How it trains, and for how long. None: as the model's family says."
-    global_batch_size: int = 64  # samples in a batch over all processes
+    global_batch_size: int | None = None  # samples in a batch over all processes; none: 64
     gradient_accumulation_steps: int = 1  # batches to one optimizer step
     micro_batch_size: int | None = None  # samples that a process computes at once; none: its part of the batch
     adamw_8bit: Switch = None  # the optimizer's two averages in 8 bits: a quarter of their memory; needs torchao
@@ -101,7 +106,7 @@ class OptimizerOptions:
     lr_decay_factor: float | None = None  # of a fall; used by --lr-scheduler step; none: 0.1
     ema_decay: float | None = None  # averaged weights of what trains, such as 0.999, kept beside it; none: off
     on_nonfinite: Literal["stop", "skip"] = "stop"  # where loss or gradient is not a number; skip: leave the step out
-    seed: int = 42  # of everything random: order, augmentation, noise, dropout, new weights
+    seed: int | None = None  # of everything random: order, augmentation, noise, dropout, new weights; none: 42
     hooks: str | None = None  # a Python file: another loss, images, what trains, rates
 
 
@@ -132,6 +137,33 @@ class ValidationOptions:
     eval_chunks: int = 64  # at most so many answers to a validation, spread evenly over the held-out episodes
     early_stopping_patience: int | None = None  # end after so many validations without a new least error; none: never
 
+# %% ../../nbs/settings/10_config.ipynb #8eba16f2
+_USUAL = dict(global_batch_size=64, dataloader_num_workers=2, seed=42)  # where nobody says another
+
+
+def _fill(config):  # a FinetuneConfig
+    "Values of the recipe, and the usual ones, where the user said nothing."
+    if isinstance(config.recipe, Recipe):
+        known, text = RECIPES.get(config.recipe.name), json.dumps(recipe_to_json(config.recipe))
+        config.recipe = config.recipe.name if known == config.recipe else text
+    settings, recipe = {}, config.known_recipe
+    if recipe:
+        config.base_model_path = config.base_model_path or recipe.base
+        settings = recipe.settings
+        if not config.mixture and len(recipe.robots) == 1:
+            config.embodiment_tag = config.embodiment_tag or recipe.robot.tag
+    how_long = config.max_steps is not None or config.max_epochs is not None
+    for name, value in (_USUAL | settings).items():
+        if not hasattr(config, name): raise _no_setting(config, recipe, name)
+        if how_long and name in ("max_steps", "max_epochs"): continue
+        if getattr(config, name) is None: setattr(config, name, value)
+
+
+def _no_setting(config, recipe: Recipe, name: str) -> InputError:
+    known = [f.name for f in fields(config)]
+    found = f"The recipe '{recipe.name}' sets {name}, which is no setting of a run"
+    return InputError(f"{found}: see --help for what there is.{did_you_mean(name, known)}")
+
 # %% ../../nbs/settings/10_config.ipynb #5cb397ee
 @dataclass
 class FinetuneConfig(
@@ -147,6 +179,7 @@ class FinetuneConfig(
     Eight GPUs:   torchrun --nproc_per_node=8 scripts/finetune.py ... (the same arguments)
 
     Several data sets of one robot: --dataset-path A B C. Several robots: --mixture FILE.
+    A robot that is known: --recipe aloha --dataset-path A B.
 
     Started again with the same --output-dir, a run goes on from its newest checkpoint.
     Command lines for NVIDIA's launchers of N1.5 to N1.7 work here, too.
@@ -157,17 +190,31 @@ class FinetuneConfig(
         if isinstance(extra, dict): self.extra_augmentation_config = json.dumps(extra)
         mixture = self.mixture  # in a notebook it may be a list of entries
         if hasattr(mixture, "to_json"): mixture = [mixture]  # one entry
-        if isinstance(mixture, (list, tuple)):
-            self.mixture = _as_text(mixture)
-        if isinstance(self.dataset_path, (list, tuple)):
-            paths = [str(p) for p in self.dataset_path]
-            self.dataset_path = paths[0] if len(paths) == 1 else paths
+        if isinstance(mixture, (list, tuple)): self.mixture = _as_text(mixture)
+        self.dataset_path = _as_words(self.dataset_path)
         if self.adam_betas is not None: self.adam_betas = tuple(self.adam_betas)
+        _fill(self)
+
+    @property
+    def known_recipe(self) -> Recipe | None:
+        "The recipe that is meant, with what `cfg_options` changes; its file is read."
+        if self.recipe: return find_recipe(self.recipe, self.cfg_options or ())
+        if not self.cfg_options: return None
+        raise InputError("--cfg-options changes a recipe: name one with --recipe, or leave it out.")
 
     @property
     def decay(self) -> tuple[int, float] | None:
         "Steps between two falls of the learning rate and their factor, for the step schedule."
         return (self.lr_decay_steps, self.lr_decay_factor or 0.1) if self.lr_decay_steps else None
+
+
+def _as_words(said) -> str | list[str] | None:
+    "Data sets as words; those of the robots of a recipe as 'aloha=my_episodes'."
+    if isinstance(said, Mapping):
+        each = lambda v: v if isinstance(v, (list, tuple)) else [v]
+        said = [f"{name}={path}" for name, paths in said.items() for path in each(paths)]
+    if not isinstance(said, (list, tuple)): return said
+    return str(said[0]) if len(said) == 1 else [str(p) for p in said]
 
 
 def _as_text(entries: Sequence) -> str:  # of MixtureEntry
@@ -192,9 +239,11 @@ def to_dict(self: FinetuneConfig) -> dict:
 def to_flags(self: FinetuneConfig) -> list[str]:  # arguments of scripts/finetune.py
     "The command line that gives this configuration."
     flags = []
+    usual = type(self)(recipe=self.recipe, cfg_options=self.cfg_options)
     for f in fields(self):
         value, flag = getattr(self, f.name), f.name.replace("_", "-")
-        if value == f.default: continue
+        told = f.name in ("recipe", "cfg_options")
+        if value is None or value == getattr(usual, f.name) and not told: continue
         if f.type in (bool, Switch): flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, dict):
             flags += [f"--{flag}", *(str(x) for item in value.items() for x in item)]

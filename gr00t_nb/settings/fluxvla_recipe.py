@@ -25,7 +25,8 @@ def _flat(value, key: str = "") -> dict:  # dotted key -> value without keys of 
     if isinstance(value, (list, tuple)) and any(isinstance(v, Mapping) for v in value):
         pairs = enumerate(value)
     if not pairs: return {key: value}
-    return {k: v for name, inner in pairs for k, v in _flat(inner, f"{key}.{name}".strip(".")).items()}
+    parts = (_flat(inner, f"{key}.{name}".strip(".")) for name, inner in pairs)
+    return {k: v for part in parts for k, v in part.items()}
 
 
 class _Values:
@@ -56,7 +57,7 @@ _HEAD = "model.vla_head."
 _WIDTHS = dict(state_dim=64, action_dim=32)  # of the published checkpoint
 
 
-def _model(values: _Values) -> tuple[str, str, dict, dict]:  # backbone, base, settings, of the robot
+def _model(values: _Values) -> tuple[str, str, dict, dict]:  # backbone, base, settings, sizes
     "What the file says of the network."
     values.one_of("model.type", ["LlavaVLA"], "a GR00T of FluxVLA")
     types = list(BACKBONE_TYPES)
@@ -81,12 +82,13 @@ def _sizes(values: _Values, backbone: str) -> dict:  # fields of a robot
     "Numbers of the robot, where the head says them."
     known, real = {}, values.take(f"{_HEAD}ori_action_dim")
     if (misplaced := values.take("model.ori_action_dim")) is not None:
-        values.note("corrected", "model.ori_action_dim", "it belongs to vla_head, and is used as such")
+        values.note("corrected", "model.ori_action_dim", "it is used as vla_head's")
         real = misplaced if real is None else real
     for name, width in _WIDTHS.items():
         said = values.take(_HEAD + name)
         if said is None or said == width or backbone != "eagle": continue
-        values.note("corrected", _HEAD + name, f"{said} is the robot's; the checkpoint's is {width}")
+        why = f"{said} is the robot's; the checkpoint's is {width}"
+        values.note("corrected", _HEAD + name, why)
         known[name] = said
     if real is not None: known["action_dim"] = real
     return known
@@ -165,7 +167,8 @@ def _numbers(values: _Values, prefix: str, known: Mapping) -> dict:
     quantiles, found = values.take(f"{prefix}.use_quantiles"), {}
     if quantiles is not None:
         found["norm_type"] = known.get("norm_type") or ("quantile" if quantiles else "mean_std")
-        values.note("corrected", f"{prefix}.use_quantiles", f"it is norm_type='{found['norm_type']}'")
+        why = f"it is norm_type='{found['norm_type']}'"
+        values.note("corrected", f"{prefix}.use_quantiles", why)
     if known.get("norm_type") == "proprio":
         values.note("corrected", f"{prefix}.norm_type", "'proprio' is none; FluxVLA takes mean_std")
         found["norm_type"] = "mean_std"
@@ -199,7 +202,8 @@ def _dataset(values: _Values, prefix: str, sizes: Mapping) -> tuple[ColumnRobot,
     known |= sizes
     known |= _row(values, prefix, known)
     if not known.get("cameras"):
-        raise InputError(f"{values.place}: {prefix} names no video_keys: which cameras has the robot?")
+        found = f"{values.place}: {prefix} names no video_keys"
+        raise InputError(f"{found}: which cameras has the robot?")
     _check_images(values, prefix, known)
     return ColumnRobot(**known), [roots] if isinstance(roots, str) else list(roots)
 
@@ -216,8 +220,10 @@ def _row(values: _Values, prefix: str, known: Mapping) -> dict:
 def _check_images(values: _Values, prefix: str, known: Mapping):
     "`InputError` where prompt or constants are for another number of images."
     images = len(known["cameras"]) + known.get("padding_images", 0)
-    counts = {k: values.take(k) for k in list(values.left) if k.startswith(f"{prefix}.") and k.endswith(".num_images")}
-    counts |= {f"{prefix} has {n}": len(known[n]) for n in ("pixel_means", "pixel_stds") if n in known}
+    inside = re.compile(re.escape(prefix) + r"\..*\.num_images")
+    counts = {k: values.take(k) for k in list(values.left) if inside.fullmatch(k)}
+    constants = [n for n in ("pixel_means", "pixel_stds") if n in known]
+    counts |= {f"{prefix} has {n}": len(known[n]) for n in constants}
     for where, count in counts.items():
         if count == images or count == 1 and " has " in where: continue
         raise InputError(
@@ -246,8 +252,6 @@ _RUNNER = dict(
     warmup_ratio="warmup_ratio",
     betas="adam_betas",
     enable_gradient_checkpointing="gradient_checkpointing",
-    save_iter_interval="save_steps",
-    max_keep_ckpts="save_total_limit",
 )
 _SCHEDULES = {"constant": "constant", "linear-warmup+cosine-decay": "cosine"}
 GPUS = 8  # that FluxVLA's results were trained on
@@ -260,7 +264,8 @@ def _run(values: _Values) -> dict:  # fields of a run's configuration
     kind = values.one_of("runner.lr_scheduler_type", list(_SCHEDULES), "a schedule")
     found["lr_scheduler"] = _SCHEDULES[kind]
     size = values.take("train_dataloader.per_device_batch_size", 8)
-    values.note("replaced", "train_dataloader.per_device_batch_size", _BATCH.format(size, size * GPUS))
+    why = _BATCH.format(size, size * GPUS)
+    values.note("replaced", "train_dataloader.per_device_batch_size", why)
     found["global_batch_size"] = size * GPUS
     more = dict(per_device_num_workers="dataloader_num_workers")
     found |= _taken(values, "train_dataloader", more) | _taken(values, _DATA, dict(seed="seed"))
@@ -287,6 +292,7 @@ _REASONS = {
     ),
     r".*\.(shuffle|reshuffle_each_epoch)": "each epoch has an order of its own, drawn by --seed",
     r"runner\.(collator|save_epoch_interval).*": "as always here",
+    r"runner\.(save_iter_interval|max_keep_ckpts)": "--save-steps and --save-total-limit say it",
     r"runner\.metric.*": "log.jsonl is always written; --use-wandb for Weights & Biases",
     r"runner\.(.*mixed_precision.*|reduce_in_full_precision)": "a GPU that has bfloat16 uses it",
     r"runner\.sharding_strategy": "--sharding-strategy says it, as it depends on the machine",
@@ -318,8 +324,8 @@ def _robots(values: _Values, sizes: Mapping) -> tuple[dict, dict]:  # entry -> r
     tags = [r.tag for r in robots.values()]
     if len(set(tags)) == len(tags): return robots, data
     raise InputError(
-        f"{values.place} has {len(robots)} robots ({', '.join(robots)}), which need a tag each: write"
-        " a mixture, with an entry for each robot and its embodiment_tag, and give it with --mixture."
+        f"{values.place} has {len(robots)} robots ({', '.join(robots)}), which need a tag each:"
+        " write a mixture with an entry for each robot, and give it with --mixture."
     )
 
 # %% ../../nbs/settings/06_fluxvla_recipe.ipynb #1cb9bc7e
@@ -331,7 +337,9 @@ def _with_statistics(values: _Values, robots: dict) -> dict:
         kind = dict(proprio="state", action="action").get(group)
         if kind: found.setdefault(kind, {}).setdefault(group, {})[entry] = values.take(key)
     if not found: return robots
-    if len(robots) > 1: raise InputError(f"{values.place} has statistics, and {len(robots)} robots: whose are they?")
+    if len(robots) > 1:
+        has = f"{values.place} has statistics and {len(robots)} robots"
+        raise InputError(f"{has}: take dataset_statistics out, they are computed.")
     values.note("kept", prefix[:-1], "without it statistics are computed from the data")
     (name, robot), = robots.items()
     return {name: replace(robot, statistics=found)}
@@ -393,7 +401,8 @@ def _data_of(robot: ColumnRobot) -> dict:
 
 
 _USUAL = (
-    "ProcessParquetInputs", "ProcessPromptsWithImage", "NormalizeImages", "NormalizeStatesAndActions"
+    "ProcessParquetInputs", "ProcessPromptsWithImage", "NormalizeImages",
+    "NormalizeStatesAndActions",
 )
 
 # %% ../../nbs/settings/06_fluxvla_recipe.ipynb #ea8a06c7
@@ -423,7 +432,8 @@ def _changed(recipe: Recipe, changes: dict) -> Recipe:
     after = recipe_of(with_options(fluxvla_config(recipe), changes), recipe.name, "--cfg-options")
     notes = tuple(n for n in after.notes if n not in before.notes)
     robots = {}
-    for (name, old), was, now in zip(recipe.robots.items(), before.robots.values(), after.robots.values()):
+    pairs = zip(before.robots.values(), after.robots.values())
+    for (name, old), (was, now) in zip(recipe.robots.items(), pairs):
         differ = {f.name: getattr(now, f.name) for f in fields(now)}
         robots[name] = replace(old, **{k: v for k, v in differ.items() if v != getattr(was, k)})
     settings = recipe.settings | after.settings

@@ -24,12 +24,15 @@ from ..data.steps import usable_steps
 from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
 from ..families.family import Family
+from ..fluxvla.merged_statistics import statistics_of_roots
 from ..loading.order import DataSource
 from ..modality_configs import ModalityConfig
 from ..processing.embodiment_statistics import embodiment_statistics
 from ..processing.processor_files import as_json
 from .config import FinetuneConfig
 from ..robots import Robots
+from .fluxvla_recipe import find_recipe
+from .recipe import ColumnRobot, Recipe, Robot, robot_from_json, robot_to_json
 
 # %% ../../nbs/settings/20_mixtures.ipynb #98943611
 @dataclass
@@ -37,11 +40,12 @@ class MixtureEntry:
     "One robot's data in a mixture: where they lie, what the robot is, how often it is seen."
     name: str  # how the run calls it
     dataset_path: str | list[str]  # its data sets: folders, or hub ids
-    embodiment_tag: str  # the robot by name; entries of one tag share statistics and weights
+    embodiment_tag: str | None = None  # the robot by name; entries of one tag share statistics and weights
     ratio: float = 1.0  # share of the samples relative to the other entries, whatever their sizes
     modality_config_path: str | None = None  # a Python file that registers what the robot is
     modality_config: dict | None = None  # or that itself: video, state, action, language
     modality_path: str | None = None  # a modality.json in place of the data sets' own
+    recipe: str | dict | None = None  # a recipe's name, or its robot: what the columns are, and how they are read
     embodiment_id: int | None = None  # its slot in each robot's own layers; none: the tag's
     exclude_episodes: list[int] | None = None  # by number, of an entry's only data set
     val_fraction: float | None = None  # share of the episodes that is held out; none: the run's
@@ -52,7 +56,28 @@ class MixtureEntry:
     def roots(self) -> list[str]: return paths_of(self.dataset_path)
 
     @property
-    def tag(self) -> str: return embodiment_value(self.embodiment_tag)
+    def robot(self) -> Robot | None:
+        "What its recipe says; `InputError` where there is none such."
+        if self.recipe is None: return None
+        if isinstance(self.recipe, dict): return robot_from_json(self.recipe, f"'{self.name}'")
+        name, _, own = str(self.recipe).partition(":")
+        known = find_recipe(name)
+        if own in known.robots: return known.robots[own]
+        if not own: return known.robot
+        has = f"The recipe '{name}' has the robots {', '.join(known.robots)}"
+        raise InputError(f"{has}, and '{self.name}' asks for '{own}'.{did_you_mean(own, known.robots)}")
+
+    @property
+    def tag(self) -> str:
+        robot = self.robot
+        return embodiment_value(self.embodiment_tag or (robot.tag if robot else None))
+
+    @property
+    def slot(self) -> int | None:
+        "The row that it asks for, in the layers that each robot has of its own."
+        if self.embodiment_id is not None: return self.embodiment_id
+        robot = self.robot
+        return robot.embodiment_id if robot else None
 
     def says(self, name: str, config: FinetuneConfig):
         "What the entry says, or else the run."
@@ -123,6 +148,7 @@ _KINDS = dict(
     modality_config_path=_FILE,
     modality_config=(lambda x: isinstance(x, dict), "an object with video, state and so on"),
     modality_path=_FILE,
+    recipe=(lambda x: _is_text(x) or isinstance(x, dict), "the name of a recipe, or a robot"),
     embodiment_id=(_is_count, "a whole number from 0"),
     exclude_episodes=(_are(_is_count), "a list of numbers of episodes, such as [3, 17]"),
     val_fraction=(lambda x: _is_number(x) and 0 <= x <= 0.9, "a share from 0 to 0.9"),
@@ -133,7 +159,7 @@ _KINDS = dict(
 
 def _check_kinds(entry: MixtureEntry):
     "`InputError` for a value that cannot be."
-    must = ("name", "dataset_path", "embodiment_tag", "ratio")
+    must = ["name", "dataset_path", "ratio", *([] if entry.recipe else ["embodiment_tag"])]
     for name, (fits, expected) in _KINDS.items():
         value = getattr(entry, name)
         if value is None and name not in must or fits(value): continue
@@ -156,7 +182,8 @@ def _entry(name: str, said, place: str) -> MixtureEntry:
         near = did_you_mean(key, known)
         raise InputError(f"{place}: '{name}' has {key}; an entry has {', '.join(known)}.{near}")
     for key in ("dataset_path", "embodiment_tag"):
-        if key not in said: raise InputError(f"{place}: '{name}' has no {key}: {_EXPECTED}.")
+        if key in said or key == "embodiment_tag" and "recipe" in said: continue
+        raise InputError(f"{place}: '{name}' has no {key}: {_EXPECTED}.")
     if isinstance(ratio := said.get("ratio"), str):  # YAML reads 1e-3 as a word
         with suppress(ValueError): said = said | dict(ratio=float(ratio))
     return MixtureEntry(name, **said)
@@ -198,12 +225,54 @@ def entries_of(
                 f" {next(iter(said))}; leave one of the two out."
             )
         return read_mixture(config.mixture)
+    if config.recipe: return _of_recipe(config, said)
     for name, what in (("dataset_path", "data set"), ("embodiment_tag", "robot")):
         if name not in said:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"Which {what} is it? Give {flag}, or --mixture with several robots.")
     first = Path(paths_of(config.dataset_path)[0] if config.dataset_path else "").name
     return [MixtureEntry(first or "data", **said)]
+
+# %% ../../nbs/settings/20_mixtures.ipynb #d9b0b426
+def _of_recipe(config: FinetuneConfig, said: dict) -> list[MixtureEntry]:
+    "The entries of a recipe's robots, with the data sets that are given."
+    recipe, paths = config.known_recipe, paths_of(config.dataset_path or [])
+    owned = {name: [] for name in recipe.robots}
+    if len(owned) == 1: owned = {next(iter(owned)): paths or recipe.data.get(next(iter(owned)), [])}
+    for path in paths if len(owned) > 1 else []:
+        name, _, folder = path.partition("=")
+        if name not in owned: raise _whose_data(recipe, path)
+        owned[name].append(folder)
+    for name, own in owned.items():
+        if not own: raise _no_data(recipe, name)
+    if len(owned) > 1 and (extra := said.keys() - {"dataset_path"}):
+        raise InputError(
+            f"{min(extra)} belongs to one robot, and the recipe '{recipe.name}' has {len(owned)}:"
+            " write a mixture, with an entry for each, and give it with --mixture."
+        )
+    kept = {k: v for k, v in said.items() if k not in ("dataset_path", "embodiment_tag")}
+    tag = config.embodiment_tag
+    return [
+        MixtureEntry(name, own, tag, recipe=robot_to_json(recipe.robots[name]), **kept)
+        for name, own in owned.items()
+    ]
+
+
+def _whose_data(recipe: Recipe, path: str) -> InputError:
+    names = list(recipe.robots)
+    return InputError(
+        f"Whose data are {path}? The recipe '{recipe.name}' has the robots {', '.join(names)}: give"
+        f" each data set as robot=folder, such as {names[0]}={path}."
+    )
+
+
+def _no_data(recipe: Recipe, name: str) -> InputError:
+    path = "my_episodes" if len(recipe.robots) == 1 else f"{name}=my_episodes"
+    return InputError(
+        f"Which data sets are those of '{name}', in the recipe '{recipe.name}'? Give them with"
+        f" --dataset-path, such as {path}."
+    )
+
 
 # %% ../../nbs/settings/20_mixtures.ipynb #37b72247
 def check_entries(
@@ -230,7 +299,8 @@ def check_entries(
                     f"The data set {root} is given twice, {where}: leave one out; a ratio says how"
                     " often its samples come."
                 )
-    for field in ("embodiment_id", "override_statistics"): _check_agreement(entries, field)
+    for field in ("slot", "override_statistics"): _check_agreement(entries, field)
+    _check_robots(entries)
 
 
 def _check_words(e: MixtureEntry, modality: str, config):
@@ -245,6 +315,32 @@ def _check_words(e: MixtureEntry, modality: str, config):
         raise InputError(f"{found}: expected {', '.join(words)}.{near}")
     if not isinstance(config, (dict, ModalityConfig)):
         raise InputError(f"{modality} of the entry '{e.name}' is {config!r}: expected an object.")
+
+# %% ../../nbs/settings/20_mixtures.ipynb #1aaefade
+def _check_robots(entries: Sequence[MixtureEntry]):
+    "`InputError` where samples of one run would be made in two ways, or a robot is said twice."
+    kinds, images = {}, {}
+    for e in entries:
+        windows = isinstance(e.robot, ColumnRobot)
+        kinds.setdefault(windows, e)
+        if windows: images[len(e.robot.cameras) + e.robot.padding_images] = e
+        given = [n for n in ("modality_config", "modality_config_path", "modality_path") if getattr(e, n)]
+        if windows and given:
+            raise InputError(
+                f"{given[0]} says what '{e.name}' is, and so does its recipe, by its columns: leave"
+                f" {given[0]} out, or the recipe."
+            )
+    if len(images) > 1:
+        (fewer, a), *_, (more, b) = sorted(images.items())
+        raise InputError(
+            f"A sample of '{a.name}' has {fewer} images and one of '{b.name}' {more}, and those of a"
+            f" batch have as many: give the recipe of '{a.name}' padding_images={more - fewer}."
+        )
+    if len(kinds) < 2: return
+    raise InputError(
+        f"'{kinds[True].name}' has a recipe that makes windows, as FluxVLA does, and"
+        f" '{kinds[False].name}' has none: give every entry such a recipe, or none."
+    )
 
 # %% ../../nbs/settings/20_mixtures.ipynb #44f499e5
 def _again(roots: list[str], folder: Path) -> bool:
@@ -270,6 +366,9 @@ def _whose_episodes(e: MixtureEntry) -> InputError:
     )
 
 
+_CALLED = dict(slot="embodiment_id")
+
+
 def _check_agreement(entries: Sequence[MixtureEntry], field: str):
     "`InputError` where two entries of one robot say different things."
     known = {}
@@ -278,8 +377,8 @@ def _check_agreement(entries: Sequence[MixtureEntry], field: str):
         ours, theirs = (getattr(x, field) for x in (e, first))
         if ours == theirs: continue
         raise InputError(
-            f"'{first.name}' and '{e.name}' are both of the robot '{e.tag}', with {field} {theirs}"
-            f" and {ours}: say the same in both, or give one of them another embodiment_tag."
+            f"'{first.name}' and '{e.name}' are both of the robot '{e.tag}', with"
+            f" {_CALLED.get(field, field)} {theirs} and {ours}: say the same in both, or give one of them another embodiment_tag."
         )
 
 # %% ../../nbs/settings/20_mixtures.ipynb #0cc7283c
@@ -293,6 +392,7 @@ class Root:
     train_episodes: list[int]  # positions in `dataset`
     val_episodes: list[int]  # held out, positions, too
     warnings: list[str] = field(default_factory=list)  # of the check-up, each once
+    windows: bool = False  # samples are windows, which every row has
     pads: bool = False  # steps whose history begins before the episode count, too
 
     @property
@@ -300,8 +400,9 @@ class Root:
 
     @property
     def samples(self) -> int:
-        "Steps of training episodes that have a whole chunk ahead."
-        lengths = (self.dataset.length(e) for e in self.train_episodes)
+        "Steps of training episodes that have a whole chunk ahead; as windows, all of their rows."
+        lengths = [self.dataset.length(e) for e in self.train_episodes]
+        if self.windows: return sum(lengths)
         return sum(len(usable_steps(n, self.modality_config, self.pads)) for n in lengths)
 
     def width(self, kind: str) -> int:  # state or action
@@ -325,7 +426,7 @@ def settle_slots(
     "`InputError` where a robot has no slot of its own in the model."
     size, owner = getattr(model_config, "max_num_embodiments", None), {}
     for e in entries:
-        if e.embodiment_id is not None: processor.embodiment_ids[e.tag] = e.embodiment_id
+        if e.slot is not None: processor.embodiment_ids[e.tag] = e.slot
         slot = processor.embodiment_ids.get(e.tag)
         if slot is None:
             known = ", ".join(sorted(processor.embodiment_ids))
@@ -345,16 +446,16 @@ def settle_slots(
                 f"'{other}' and '{e.tag}' are to have the same slot, {slot}, and would spoil each"
                 " other's weights: give one of them another embodiment_id."
             )
-        if e.embodiment_id is not None: _check_free(e, processor)
+        if e.slot is not None: _check_free(e, processor)
 
 
 def _check_free(e: MixtureEntry, processor):
     "`InputError` where the slot that an entry asks for is that of a robot which was trained."
     known, ids = getattr(processor, "statistics", {}), processor.embodiment_ids
-    taken = [t for t, slot in ids.items() if slot == e.embodiment_id and t != e.tag and t in known]
+    taken = [t for t, slot in ids.items() if slot == e.slot and t != e.tag and t in known]
     if not taken: return
     raise InputError(
-        f"'{e.name}' is to have the embodiment_id {e.embodiment_id}, which is that of '{taken[0]}', a"
+        f"'{e.name}' is to have the embodiment_id {e.slot}, which is that of '{taken[0]}', a"
         " robot that the base model knows: choose a free one."
     )
 
@@ -423,6 +524,11 @@ def robot_statistics(
     fingerprinted: bool = False,  # only shipped statistics with a current fingerprint are used
 ) -> dict:  # kind -> group -> entry -> (D,) or (H, D)
     "The statistics of a robot over all its data sets."
+    robot = roots[0].entry.robot
+    if getattr(robot, "statistics", None): return robot.statistics
+    if getattr(robot, "fluxvla_statistics", False):
+        datasets = [r.dataset for r in roots]
+        return statistics_of_roots(datasets, roots[0].modality_config, fluxvla_statistics=True)
     shipped = lambda r: r.entry.says("shipped_statistics", config)
     tag = lambda r: r.tag if fingerprinted else None
     parts = ((r.dataset, r.modality_config, shipped(r), tag(r)) for r in roots)

@@ -8,7 +8,7 @@ __all__ = ['Robot', 'ColumnRobot', 'GroupRobot', 'robot_to_json', 'robot_from_js
 
 # %% ../../nbs/settings/00_recipe.ipynb #89018013
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 
 from fastcore.basics import patch
 
@@ -25,7 +25,7 @@ class ColumnRobot:
     "A robot whose columns are read as FluxVLA reads them."
     cameras: tuple[str, ...]  # video columns, in the order in which the model sees them
     tag: str = "new_embodiment"  # value of the embodiment tag
-    embodiment_id: int | None = None  # row of the layers that each robot has of its own; None: the tag's
+    embodiment_id: int | None = None  # row of each robot's own layers; None: the tag's
     state_key: str = "observation.state"  # column
     action_key: str = "observation.state"  # column; that of the states: what follows them
     window_start: int = 1  # rows from now to the first action
@@ -44,7 +44,7 @@ class ColumnRobot:
     use_delta: bool = False  # actions are differences from row to row
     fluxvla: bool = False  # FluxVLA's own reading of tasks and differences
     fluxvla_statistics: bool = False  # FluxVLA's numbers, whose standard deviations are too small
-    statistics: dict | None = None  # state, action -> mean, std, min, max, q01, q99; None: the data's
+    statistics: dict | None = None  # by kind, group and entry; None: the data's
     rate: float | None = None  # actions in a second on the robot
 
     def __post_init__(self):
@@ -159,7 +159,8 @@ class Recipe:
         "The robot of a recipe that has one; `InputError` where there are several."
         if len(self.robots) == 1: return next(iter(self.robots.values()))
         names = ", ".join(self.robots)
-        raise InputError(f"The recipe '{self.name}' has {len(self.robots)} robots ({names}): say which.")
+        has = f"The recipe '{self.name}' has {len(self.robots)} robots ({names})"
+        raise InputError(f"{has}: say which.")
 
     @property
     def windows(self) -> bool:
@@ -187,7 +188,8 @@ def recipe_from_json(
         has = f"{place} has {key}: expected {', '.join(known)}"
         raise InputError(f"{has}.{did_you_mean(key, known)}")
     for key in ("name", "base", "robots"):
-        if key not in said: raise InputError(f"{place} has no {key}: a recipe needs name, base, robots.")
+        if key in said: continue
+        raise InputError(f"{place} has no {key}: a recipe needs name, base and robots.")
     robots = {n: robot_from_json(r, f"'{n}'") for n, r in said["robots"].items()}
     lists = {k: tuple(said[k]) for k in ("assumed", "notes") if k in said}
     settings = dict(said.get("settings", {}))

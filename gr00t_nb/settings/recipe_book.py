@@ -72,7 +72,9 @@ def _training(epochs: int, rate: float, warmup: float | None = None) -> dict:
     return _FULL | schedule | share | dict(max_epochs=epochs, learning_rate=rate)
 
 
-def _fluxvla(name: str, about: str, robot: ColumnRobot, settings: dict, source: str, **more) -> Recipe:
+def _fluxvla(
+    name: str, about: str, robot: ColumnRobot, settings: dict, source: str, **more
+) -> Recipe:
     entry = name.partition("-")[0]
     source = f"FluxVLA, configs/{source}.py"
     return Recipe(name, about, more.pop("base", _N1D5), {entry: robot}, settings, source, **more)
@@ -111,7 +113,9 @@ _BACKBONES = (
 )
 
 # %% ../../nbs/settings/03_recipe_book.ipynb #f0f4592a
-_TOWEL = ("cameras", "embodiment_id", "chunk", "max_len", "max_epochs", "learning_rate", "lr_scheduler")
+_TOWEL = (
+    "cameras", "embodiment_id", "chunk", "max_len", "max_epochs", "learning_rate", "lr_scheduler"
+)
 _FOUR = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
 _EAGLE = "gr00t/gr00t_eagle_3b_"
 _ALOHAS = (

@@ -178,6 +178,7 @@ def _data_seen(prepared: Prepared) -> dict:
         return dict(entries=[_entry_seen(own, prepared) for own in prepared.entries])
     root, = prepared.roots
     robot = dict(embodiment=root.tag, modality_config=_json_of(root.modality_config))
+    robot |= dict(recipe_robot=root.entry.recipe)
     return robot | _episodes_seen(root)
 
 
@@ -199,7 +200,9 @@ def _entry_seen(own: list[Root], prepared: Prepared) -> dict:
     )
 
 
-_GIVEN = ("shipped_statistics", "override_statistics", "exclude_episodes", "modality_path")
+_GIVEN = (
+    "shipped_statistics", "override_statistics", "exclude_episodes", "modality_path", "recipe"
+)
 
 
 def _modality_file(prepared: Prepared, root: Root) -> str:
@@ -285,6 +288,7 @@ _LONG = dict(
     train_episodes="the training episodes differ",
     lengths="their lengths differ",
     modality_config="the modality configuration differs",
+    recipe_robot="what the recipe says of the robot differs",
 )  # what is not written out
 
 

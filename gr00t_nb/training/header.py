@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from ..engine.hooks import Hooks
 from .plan import Plan, saving
+from ..settings.config import FinetuneConfig
 from ..settings.mixtures import mixture_table
 from .prepare import Prepared, entry_facts
 
@@ -74,6 +75,15 @@ def _machine(prepared: Prepared, args: TrainingArguments) -> str:
     return ", ".join(s for s in said if s)
 
 # %% ../../nbs/training/38_header.ipynb #9e83257e
+def _recipe_rows(config: FinetuneConfig) -> list[tuple[str, str]]:
+    "The recipe that a run follows, and what of a file it does not."
+    recipe = config.known_recipe
+    if not recipe: return []
+    changed = f" ({' '.join(config.cfg_options)})" if config.cfg_options else ""
+    said = f"{recipe.name}{changed}: {recipe.about}"
+    return [("recipe", said), *(("", note) for note in recipe.notes)]
+
+
 def run_header(
     prepared: Prepared,
     model: nn.Module,  # ready to train
@@ -86,6 +96,7 @@ def run_header(
     first, *more = _parts(prepared, model)
     tags = ", ".join(prepared.tags)
     rows = [
+        *_recipe_rows(config),
         ("model", f"{prepared.family.name} from {config.base_model_path}, as {tags}"),
         ("", first),
         *(("", line) for line in more),

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from ..checkup.checkup import check_dataset
 from ..checkup.problems import Problem, grouped, ranges
+from ..data.info import read_info
+from ..data.layouts_v3 import dataset_folder
 from ..data.lerobot import LeRobotDataset
 from ..data.steps import require_keys
 from ..data.video import check_ffmpeg
@@ -40,6 +42,7 @@ from ..settings.mixtures import EntryFacts, MixtureEntry, Root
 from ..settings.mixtures import require_together, robot_statistics, settle_slots
 from ..embodiments import MODALITY_CONFIGS, embodiment_value
 from ..robots import Robots
+from ..settings.recipe import ColumnRobot
 
 # %% ../../nbs/training/10_prepare.ipynb #3e6690b7
 def _exclude(episodes) -> str:  # part of a command line
@@ -177,19 +180,32 @@ class Prepared:
         return list(dict.fromkeys(told))
 
 # %% ../../nbs/training/10_prepare.ipynb #0fe07836
-def _load_processor(config: FinetuneConfig, base: Path, family: Family):
-    "The base model's processor, changed as the user and the family say."
+def _load_processor(
+    config: FinetuneConfig, base: Path, family: Family, entries: Sequence[MixtureEntry]
+):
+    "The base model's processor, changed as the user, the family and a recipe say."
     extra = config.extra_augmentation_config
     said = dict(
         random_rotation_angle=config.random_rotation_angle,
         color_jitter_params=config.color_jitter_params,
         extra_augmentation_config=None if extra is None else augmentation_dict(extra),
     )
-    changed = family.defaults.processor | {k: v for k, v in said.items() if v is not None}
-    if "state_dropout_prob" in changed: changed["state_dropout_prob"] = config.state_dropout_prob
+    said = {k: v for k, v in said.items() if v is not None}
+    changed = family.defaults.processor | said
     processor = family.load_processor(base, config.tokenizer_path, **changed)
+    robots = {e.tag: e.robot for e in entries if isinstance(e.robot, ColumnRobot)}
+    if robots: processor = _with_windows(processor, family, robots, said)
     processor.fast_resize = config.fast_resize
     return processor
+
+
+def _with_windows(processor, family: Family, robots: dict[str, ColumnRobot], said: dict):
+    "A processor of the same model that makes samples as FluxVLA does."
+    longest = lambda name: max(getattr(r, name) for r in robots.values())
+    sizes = dict(max_len=longest("max_len"), max_action_horizon=longest("chunk"))
+    made = family.window_processor(processor, **sizes, **said)
+    for tag, robot in robots.items(): made.set_robot(tag, robot.treatment())
+    return made
 
 # %% ../../nbs/training/10_prepare.ipynb #c4818841
 def _without_effect(robot: dict, processor) -> list[str]:
@@ -205,7 +221,14 @@ def _without_effect(robot: dict, processor) -> list[str]:
 def _opened(entry: MixtureEntry) -> list[LeRobotDataset]:
     "The data sets of an entry."
     left_out = dict(exclude_episodes=entry.exclude_episodes)
-    return [LeRobotDataset(root, entry.modality_path, **left_out) for root in entry.roots]
+    made = lambda root: entry.modality_path or _described(entry, dataset_folder(root))[0]
+    return [LeRobotDataset(root, made(root), **left_out) for root in entry.roots]
+
+
+def _described(entry: MixtureEntry, folder: Path) -> tuple[dict | None, dict | None]:
+    "What the columns of a data set are by the entry's recipe; None, None without one."
+    robot = entry.robot
+    return robot.described(read_info(folder), folder) if robot else (None, None)
 
 
 def _as_meant(entry: MixtureEntry, family: Family) -> MixtureEntry:
@@ -220,6 +243,8 @@ def _as_meant(entry: MixtureEntry, family: Family) -> MixtureEntry:
 def _robot(entry: MixtureEntry, processor, robots: Robots | None) -> dict:  # by modality
     "The modality configuration of an entry."
     if entry.modality_config: return check_modality_config(entry.modality_config, entry.name)
+    if entry.robot and not entry.modality_config_path:
+        return check_modality_config(_described(entry, dataset_folder(entry.roots[0]))[1], entry.name)
     from_file = entry.modality_config_path is not None
     return choose_modality_config(entry.tag, processor.modality_configs, from_file, robots)
 
@@ -242,8 +267,8 @@ def _roots(
     parts = [(list(range(len(ds))), []) for ds in datasets]
     fraction = entry.says("val_fraction", config)
     if fraction: parts = split_together(datasets, fraction, config.seed)
-    pads = getattr(processor, "pads_history", False)
-    return [Root(number, entry, ds, robot, *p, w, pads) for ds, p, w in zip(datasets, parts, told)]
+    how = hasattr(processor, "dataset_class"), getattr(processor, "pads_history", False)
+    return [Root(number, entry, ds, robot, *p, w, *how) for ds, p, w in zip(datasets, parts, told)]
 
 # %% ../../nbs/training/10_prepare.ipynb #3dc89982
 def _check_validation(prepared: Prepared):
@@ -302,8 +327,8 @@ def prepare_data(
     check_ffmpeg()
     opened = [_opened(e) for e in entries]
     base, family, config = choose_base(config)
-    processor = _load_processor(config, base, family)
     entries = [_as_meant(e, family) for e in entries]
+    processor = _load_processor(config, base, family, entries)
     settle_slots(entries, processor, family.read_config(base), family.robots)
     roots = []
     for number, (e, datasets) in enumerate(zip(entries, opened)):
