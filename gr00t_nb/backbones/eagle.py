@@ -319,7 +319,7 @@ class Eagle(nn.Module):
     def layers(self) -> nn.ModuleList: return self.language_model["model"].layers
 
     @property
-    def stacks(self) -> list[nn.Module]:  # what calls transformer blocks
+    def stacks(self) -> list[nn.Module]:  # that can be computed again in the backward pass
         return [self.vision_model["vision_model"], self.language_model["model"]]
 
     def check_config(self, config: dict): check_eagle_config(config)

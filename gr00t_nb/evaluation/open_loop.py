@@ -193,7 +193,7 @@ def _answered(
     rows = np.arange(max(0, len(actions) - max(0, first))) + first
     return actions[np.maximum(rows, 0)]
 
-
+# %% ../../nbs/evaluation/20_open_loop.ipynb #3f3faf5f
 def evaluate_episode(
     policy: Gr00tPolicy,  # who is asked
     dataset: LeRobotDataset,

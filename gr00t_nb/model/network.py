@@ -103,7 +103,7 @@ def prepare(
     # as officially numbers take the dtype of the first parameter: bfloat16 with a bfloat16 backbone
     moved = put(("state", "action", "noise", "time", "prev_actions"), self.dtype)
     moved |= put(("input_ids", "attention_mask", "action_mask", "state_dropout"))
-    moved |= put(("sample_weight", "rtc_delay"))
+    moved |= put(("sample_weight", "rtc_delay", "image_masks"))
     # one transfer for images of one size in a row
     stacks = [list(s) for _, s in groupby(images, key=lambda x: (x.shape[1:], x.dtype))]
     stacks = [s[0] if len(s) == 1 else torch.cat(s) for s in stacks]
@@ -131,7 +131,9 @@ def _no_slot(e: int, slots, rows: list[int] | None) -> InputError:
 @patch
 def see(self: Network, batch: dict) -> dict:
     "What the backbone makes of images and words."
-    return self.vlm(batch["input_ids"], batch["attention_mask"], batch["pixel_values"])
+    given = (batch[k] for k in ("input_ids", "attention_mask", "pixel_values"))
+    masks = (batch[k] for k in ("image_masks",) if k in batch)  # of backbones that know them
+    return self.vlm(*given, *masks)
 
 @patch
 def forward(self: Network, batch: dict) -> dict:

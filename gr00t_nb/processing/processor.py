@@ -8,7 +8,7 @@ __all__ = ['PROCESSOR_DEFAULTS', 'Gr00tProcessor']
 # %% ../../nbs/processing/50_processor.ipynb #24093bc9
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,8 @@ from .masks import augmentation_dict, mask_steps, masks_of, repaint_many
 from .processor_files import ProcessorFiles, as_json, processor_folder
 from .processor_files import read_modality_configs, read_processor
 from .processor_files import write_tokenizer
-from .prompts import IMAGE_TOKEN, PromptEncoder, chat_text, expand_images
-from .prompts import formalize, load_tokenizer
+from .prompts import IMAGE_TOKEN, PlainEncoder, PromptEncoder, chat_text
+from .prompts import expand_images, formalize, load_tokenizer, question_text
 from .state_action import StateActionProcessor
 
 # %% ../../nbs/processing/50_processor.ipynb #d969e047
@@ -62,7 +62,7 @@ class Gr00tProcessor:
     state_action_class = StateActionProcessor  # how numbers are scaled
     embodiment_table = EMBODIMENT_IDS  # the released model's slots, by tag value
     image_rules: dict = {}  # of `image_sizes`, beside the settings that a checkpoint holds
-    token_side = PIXELS_PER_SIDE  # of the square of an image that one token stands for
+    token_side: int | None = PIXELS_PER_SIDE  # of the square of an image that one token stands for
     image_token = IMAGE_TOKEN  # stands in a prompt for a token of the vision tower
     chat = staticmethod(chat_text)  # (sentence, images) -> prompt
     expand = staticmethod(expand_images)  # (prompt, tokens of each image) -> prompt with room
@@ -80,6 +80,7 @@ class Gr00tProcessor:
         **kwargs,  # settings of `PROCESSOR_DEFAULTS`; others are kept and saved again
     ):
         self.settings: dict = self.defaults | kwargs
+        if self.settings.get("prompt") == "question": self.chat, self.token_side = question_text, None
         extra = augmentation_dict(extra_augmentation_config)
         if extra: self.settings["extra_augmentation_config"] = extra
         self.mask_steps = mask_steps(extra)
@@ -110,8 +111,9 @@ def tokenizer(self: Gr00tProcessor) -> Qwen2TokenizerFast | None:
 
 @patch(set_prop=True)
 def tokenizer(self: Gr00tProcessor, tokenizer: Qwen2TokenizerFast | None):
-    encoder = lambda: PromptEncoder(tokenizer, image_token=self.image_token)
-    self.encoder = None if tokenizer is None else encoder()
+    plain = self.token_side is None  # images have no place among the words
+    encoder = PlainEncoder if plain else partial(PromptEncoder, image_token=self.image_token)
+    self.encoder = None if tokenizer is None else encoder(tokenizer)
 
 # %% ../../nbs/processing/50_processor.ipynb #d0f1dbbf
 @patch

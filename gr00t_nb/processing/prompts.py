@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_TOKEN', 'QWEN_TOKENS', 'QWEN_WORDS', 'GROOT_TOKENS', 'CHAT_TEMPLATE', 'formalize', 'chat_text', 'image_tokens',
            'expand_images', 'add_groot_tokens', 'train_tokenizer', 'tokenizer_folder', 'load_tokenizer',
-           'PromptEncoder']
+           'PromptEncoder', 'question_text', 'PlainEncoder']
 
 # %% ../../nbs/processing/40_prompts.ipynb #70aec0e8
 import json
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from cachetools import LRUCache
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-from transformers import Qwen2TokenizerFast
+from transformers import GemmaTokenizer, Qwen2TokenizerFast
 
 from ..errors import InputError
 from ..hub import hub_id, hub_snapshot
@@ -248,20 +248,31 @@ def load_tokenizer(
     path: str | Path,  # as in `tokenizer_folder`
     added: Sequence[str] = GROOT_TOKENS,  # a generation's own tokens
 ) -> Qwen2TokenizerFast:  # padding on the left
-    """Loads a tokenizer of the Qwen2/Qwen3 kind with the tokens of GR00T N1.6.
+    """Loads a tokenizer of the Qwen2/Qwen3 kind with the tokens of a GR00T, or Gemma's as it is.
 
     Never runs code from a folder or the hub; folders need no network. `InputError` where there is
     no tokenizer.
     """
     folder = tokenizer_folder(path)
-    tokenizer = Qwen2TokenizerFast.from_pretrained(
+    kind = GemmaTokenizer if _is_gemma(folder) else Qwen2TokenizerFast
+    tokenizer = kind.from_pretrained(
         str(folder), padding_side="left", local_files_only=True, trust_remote_code=False
     )
-    return add_groot_tokens(tokenizer, added)
+    return tokenizer if kind is GemmaTokenizer else add_groot_tokens(tokenizer, added)
+
+
+def _is_gemma(folder: Path) -> bool:
+    "Whether a tokenizer is PaliGemma's, which knows no tokens of GR00T and is asked in plain text."
+    file = folder / "tokenizer_config.json"
+    said = json.loads(file.read_text()) if file.exists() else {}
+    return str(said.get("tokenizer_class")).startswith("GemmaTokenizer")
+
 
 # %% ../../nbs/processing/40_prompts.ipynb #9d09aa97
 class PromptEncoder:
     "Turns prompts into padded ids; keeps those of the last `cache_size` prompts. Can be pickled."
+    framed = False  # with what the tokenizer puts around a text, such as Gemma's <bos>
+    side = "left"  # of the padding
 
     def __init__(self,
         tokenizer: Qwen2TokenizerFast,  # from `load_tokenizer` or `train_tokenizer`
@@ -276,23 +287,44 @@ class PromptEncoder:
             )
         self.tokenizer = tokenizer
         self.image_token_id: int = vocab[image_token]
+        self.pad_token_id: int = tokenizer.pad_token_id
         self._ids = LRUCache(cache_size)  # prompt -> ids
 
     def ids(self, text: str) -> np.ndarray:  # (N,) int64
         "Ids of one prompt, without padding."
         if (kept := self._ids.get(text)) is not None: return kept
         # one text at a time keeps the tokenizer's threads asleep, which makes forking safe
-        ids = np.asarray(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
-        self._ids[text] = ids
+        ids = self.tokenizer(text, add_special_tokens=self.framed).input_ids
+        self._ids[text] = ids = np.asarray(ids, dtype=np.int64)
         return ids
 
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:  # ids and mask, (B, N) int64
-        "Ids of a batch of prompts, padded on the left to the longest."
+        "Ids of a batch of prompts, padded to the longest."
         rows = [self.ids(t) for t in texts]
         longest = max(map(len, rows))
-        ids = np.full((len(rows), longest), self.tokenizer.pad_token_id, dtype=np.int64)
+        ids = np.full((len(rows), longest), self.pad_token_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
-            ids[i, longest - len(row):] = row
-            mask[i, longest - len(row):] = 1
+            start = longest - len(row) if self.side == "left" else 0
+            ids[i, start:start + len(row)] = row
+            mask[i, start:start + len(row)] = 1
         return dict(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+
+# %% ../../nbs/processing/40_prompts.ipynb #6b17c2b0
+def question_text(
+    sentence: str,  # the instruction
+    images: int = 0,  # of the sample: not in the text
+) -> str:
+    "What FluxVLA asks a language model; nothing in it stands for an image."
+    return f"In: What action should the robot take to {sentence}?\nOut:"
+
+
+class PlainEncoder(PromptEncoder):
+    "Turns plain text into ids, padded on the right."
+    framed, side = True, "right"
+    image_token_id = None
+    pad_token_id = 0
+
+    def __init__(self, tokenizer, cache_size: int = 4096):
+        self.tokenizer, self._ids = tokenizer, LRUCache(cache_size)
+

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from ..engine.hooks import Hooks
 from .plan import Plan, saving
 from ..settings.config import FinetuneConfig
-from ..settings.mixtures import mixture_table
+from ..settings.roots import mixture_table
 from .prepare import Prepared, entry_facts
 
 # %% ../../nbs/training/38_header.ipynb #5653b4f3

@@ -17,7 +17,8 @@ from ..checkpoints.base_models import tiny_family
 from ..files import write_text
 from ..hub import hub_id
 from ..settings.config import FinetuneConfig
-from ..settings.mixtures import MixtureEntry, mixture_table
+from ..settings.mixtures import MixtureEntry
+from ..settings.roots import mixture_table
 from .prepare import Prepared, Root, entry_facts
 
 # %% ../../nbs/training/15_model_card.ipynb #8e5bb01b

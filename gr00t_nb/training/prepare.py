@@ -38,11 +38,12 @@ from ..processing.masks import augmentation_dict, mask_steps
 from ..runs.run_folder import checkpoint_step
 from ..settings.checks import check_config, choose_modality_config, resolved
 from ..settings.config import FinetuneConfig
-from ..settings.mixtures import EntryFacts, MixtureEntry, Root
-from ..settings.mixtures import require_together, robot_statistics, settle_slots
+from ..settings.mixtures import MixtureEntry
+from ..settings.recipe import ColumnRobot
+from ..settings.roots import EntryFacts, Root, require_together, robot_statistics
+from ..settings.roots import settle_slots
 from ..embodiments import MODALITY_CONFIGS, embodiment_value
 from ..robots import Robots
-from ..settings.recipe import ColumnRobot
 
 # %% ../../nbs/training/10_prepare.ipynb #3e6690b7
 def _exclude(episodes) -> str:  # part of a command line
@@ -233,7 +234,7 @@ def _described(entry: MixtureEntry, folder: Path) -> tuple[dict | None, dict | N
 
 def _as_meant(entry: MixtureEntry, family: Family) -> MixtureEntry:
     "The entry with the tag that the model's generation means by its name."
-    value = embodiment_value(entry.embodiment_tag, family.robots)
+    value = embodiment_value(entry.embodiment_tag or entry.tag, family.robots)
     if value == entry.tag: return entry
     robot = entry.modality_config
     if entry.modality_config_path: robot = MODALITY_CONFIGS[entry.tag]  # the file's
@@ -267,8 +268,10 @@ def _roots(
     parts = [(list(range(len(ds))), []) for ds in datasets]
     fraction = entry.says("val_fraction", config)
     if fraction: parts = split_together(datasets, fraction, config.seed)
-    how = hasattr(processor, "dataset_class"), getattr(processor, "pads_history", False)
-    return [Root(number, entry, ds, robot, *p, w, *how) for ds, p, w in zip(datasets, parts, told)]
+    kept = getattr(processor, "pads_history", False), hasattr(processor, "dataset_class")
+    return [
+        Root(number, entry, ds, robot, *p, w, *kept) for ds, p, w in zip(datasets, parts, told)
+    ]
 
 # %% ../../nbs/training/10_prepare.ipynb #3dc89982
 def _check_validation(prepared: Prepared):
@@ -327,8 +330,8 @@ def prepare_data(
     check_ffmpeg()
     opened = [_opened(e) for e in entries]
     base, family, config = choose_base(config)
-    entries = [_as_meant(e, family) for e in entries]
     processor = _load_processor(config, base, family, entries)
+    entries = [_as_meant(e, family) for e in entries]
     settle_slots(entries, processor, family.read_config(base), family.robots)
     roots = []
     for number, (e, datasets) in enumerate(zip(entries, opened)):

@@ -27,7 +27,8 @@ from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 from gr00t_nb.runs.run_folder import newest_checkpoint
 from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
-from gr00t_nb.settings.mixtures import MixtureEntry, mixture_table
+from gr00t_nb.settings.mixtures import MixtureEntry
+from gr00t_nb.settings.roots import mixture_table
 from gr00t_nb.training.plan import plan_run
 from gr00t_nb.training.prepare import entry_facts, prepare_data, training_dataset
 

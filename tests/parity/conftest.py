@@ -21,8 +21,6 @@ OTHERS = dict(  # what a bundle holds of things that this kit does not do
     n1d7=(),
     n1d6=(),
     n1d5=(
-        "fluxvla/engine/lr_schedules.json",
-        "fluxvla/engine/metric",
         "fluxvla/engine/serving",
         "fluxvla/extra/robot_loop.json",
     ),
