@@ -27,7 +27,8 @@ from gr00t_nb.processing.batches import split_batch
 from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.robots import N1D7_ROBOTS
-from gr00t_nb.settings.mixtures import MixtureEntry, Root, settle_slots
+from gr00t_nb.settings.mixtures import MixtureEntry
+from gr00t_nb.settings.roots import Root, settle_slots
 
 ROOT = Path(__file__).resolve().parents[1]
 TAG, EPISODES = "new_embodiment", range(2)

@@ -20,7 +20,7 @@ from ..backbones.qwen2_5_vl import Qwen25VL, init_qwen25
 from .n1d5_config import PUBLIC_BACKBONES, Gr00tN1d5Config, is_public, read_public
 from ..files import read_json
 from ..model.action_head import ActionHead, init_action_head
-from ..model.checkpoints import Misfit, checkpoint_folder, load_weights, mapped_names
+from ..model.checkpoints import checkpoint_folder, load_weights, mapped_names
 from ..model.checkpoints import stored_tensors, weight_files
 from ..model.flow import whole_flow_time
 from ..model.layers import init_linear_layers
