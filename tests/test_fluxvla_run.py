@@ -91,7 +91,10 @@ def test_the_flags_of_a_schedule(tmp_path):
 
 @pytest.mark.parametrize("decay_vectors", [True, False])
 def test_weight_decay_on_matrices_alone(tmp_path, decay_vectors):
-    "Without gradients weight decay alone moves a weight: NVIDIA's recipe decays norms of the language model, FluxVLA's none."
+    """Without gradients weight decay alone moves a weight.
+
+    NVIDIA's recipe decays norms of the language model, FluxVLA's none.
+    """
     class Still(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
             for p in model.parameters():

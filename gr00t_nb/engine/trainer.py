@@ -23,8 +23,7 @@ from fastcore.basics import patch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import safe_globals
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import SCHEDULER_NAME, safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..errors import OTHER_ENDED, InputError, failed_within
@@ -37,7 +36,7 @@ from .collation import Collator
 from .faults import of_taken, unsound
 from .hooks import Hooks
 from ..processes.parallel import set_units, shard_on_cpus
-from ..optimizer.parameters import split_rates
+from ..optimizer.parameters import decaying, split_rates
 from ..optimizer.schedule import Schedule
 from ..processes.sharded import OPTIMIZER, load_optimizer, save_optimizer, whole_weights
 from .step_graph import StepGraphs
@@ -59,7 +58,6 @@ class Gr00tTrainer(Trainer):
         micro_batch_size: int | None = None,  # samples that are computed at once; None: the whole batch
         hooks: Hooks | None = None,  # what an idea changes
         schedule: Schedule | None = None,  # of the learning rate; None: that of `args`
-        decay_vectors: bool = True,  # False: weight decay on matrices alone
         **kwargs,  # of Trainer
     ):
         collator = Collator(processor, model.config, seed)
@@ -69,7 +67,7 @@ class Gr00tTrainer(Trainer):
         self.global_batch_size, self.start_step = global_batch_size, start_step
         self.companions, self.micro_batch_size = companions or [], micro_batch_size
         self.hooks, self.reached = hooks or Hooks(), set()  # names of hooks that have had an effect
-        self.schedule, self.decay_vectors = schedule, decay_vectors
+        self.schedule, self.decay_vectors = schedule, True  # False: weight decay on matrices alone
         self.graphs = None  # see `use_graphs`
         self.faults = self.averages = None  # a judge of steps, averages of the weights; see below
         self.to_log: dict[str, float] = {}  # numbers that go into the next line of the log
@@ -81,8 +79,7 @@ class Gr00tTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def get_decay_parameter_names(self, model) -> list[str]:
-        vectors = set() if self.decay_vectors else {n for n, p in model.named_parameters() if p.dim() < 2}
-        return [n for n in self.family.decayed(model) if n not in vectors]
+        return decaying(model, self.family.decayed(model), self.decay_vectors)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         "Nothing: the model that is given was loaded from that checkpoint."

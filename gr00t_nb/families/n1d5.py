@@ -27,6 +27,17 @@ from ..model.layers import init_linear_layers
 from ..model.network import Network
 from ..model.rtc import delay_shares
 
+# %% ../../nbs/families/50_n1d5.ipynb #b44a1423
+_BACKBONES = dict(  # by the name in a configuration: the network, and how it begins
+    eagle=(Eagle25, init_eagle25),
+    paligemma=(PaliGemma, init_paligemma),
+    qwen2_5_vl=(Qwen25VL, init_qwen25),
+)
+
+def _released_backbone(name: str) -> dict:
+    "The configuration of a backbone as it was released."
+    return official_eagle25_config() if name == "eagle" else PUBLIC_BACKBONES[name].released()
+
 # %% ../../nbs/families/50_n1d5.ipynb #0e62834a
 FLUXVLA_NAMES = {  # pieces of our and NVIDIA's names -> FluxVLA's
     "backbone.eagle_model.": "vlm_backbone.vlm.",
@@ -69,16 +80,6 @@ class Gr00tN1d5(Network):
     def _linear(self) -> nn.Module:
         width, wanted = self.vlm_config["text_config"]["hidden_size"], self.config.project_to_dim
         return nn.Identity() if wanted is None else nn.Linear(width, wanted)
-
-_BACKBONES = dict(  # by the name in a configuration: the network, and how it begins
-    eagle=(Eagle25, init_eagle25),
-    paligemma=(PaliGemma, init_paligemma),
-    qwen2_5_vl=(Qwen25VL, init_qwen25),
-)
-
-def _released_backbone(name: str) -> dict:
-    "The configuration of a backbone as it was released."
-    return official_eagle25_config() if name == "eagle" else PUBLIC_BACKBONES[name].released()
 
 # %% ../../nbs/families/50_n1d5.ipynb #618fdc61
 def _head(config: Gr00tN1d5Config) -> ActionHead:
@@ -170,12 +171,17 @@ def public_naming(
 
 # %% ../../nbs/families/50_n1d5.ipynb #c3136a66
 @patch(cls_method=True)
-def outline(cls: Gr00tN1d5, path: str | Path, *, vlm_config: dict | None = None, **options) -> Gr00tN1d5:
+def outline(
+    cls: Gr00tN1d5, path: str | Path, *, vlm_config: dict | None = None, **options
+) -> Gr00tN1d5:
     "The network of a checkpoint without its weights, of a public backbone's too: see `Network.outline`."
     values = read_json(checkpoint_folder(path) / "config.json")
     if vlm_config is None and is_public(values): vlm_config = read_public(values)
     return super(Gr00tN1d5, cls).outline(path, vlm_config=vlm_config, **options)
 
+
+
+# %% ../../nbs/families/50_n1d5.ipynb #cd2e274b
 @patch(cls_method=True)
 def from_pretrained(
     cls: Gr00tN1d5,

@@ -149,6 +149,8 @@ def _own(values: dict, part: type) -> dict:
     named = {f.name: _IN_FILE.get(f.name, f.name) for f in fields(part)}
     return {name: values[k] for name, k in named.items() if k in values}
 
+
+# %% ../../nbs/families/40_n1d5_config.ipynb #7f087d9e
 @patch(cls_method=True)
 def from_dict(
     cls: Gr00tN1d5Config,
@@ -226,6 +228,7 @@ def _widths(c: Gr00tN1d5Config, eagle_config: dict) -> list[tuple]:
         told.append((f"{product} vl_self_attention_cfg", heads(c.vl_self_attention_cfg or {})))
     return pairs + [("backbone_embedding_dim", seen, *t) for t in told]
 
+# %% ../../nbs/families/40_n1d5_config.ipynb #5498f2b6
 @patch
 def check(
     self: Gr00tN1d5Config,

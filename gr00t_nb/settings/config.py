@@ -209,20 +209,6 @@ class FinetuneConfig(
         raise InputError("--cfg-options changes a recipe: name one with --recipe, or leave it out.")
 
 
-# %% ../../nbs/settings/10_config.ipynb #c0cf659f
-@patch(as_prop=True)
-def schedule(self: FinetuneConfig) -> Schedule | None:
-    "How the learning rate goes, where it goes in a way that transformers does not have."
-    if self.lr_scheduler not in OWN_SCHEDULES: return None
-    peak = self.learning_rate or next(iter((self.lr_rates or {}).values()), 1.0)
-    return Schedule(
-        self.lr_scheduler,
-        self.warmup_ratio or 0.0,
-        every=self.lr_decay_steps,
-        factor=self.lr_decay_factor or 0.1,
-        shares={float(at): rate / peak for at, rate in (self.lr_rates or {}).items()},
-    )
-
 # %% ../../nbs/settings/10_config.ipynb #e48246d5
 def _as_words(said) -> str | list[str] | None:
     "Data sets as words; those of the robots of a recipe as 'aloha=my_episodes'."
@@ -243,6 +229,20 @@ def _as_text(entries: Sequence) -> str:  # of MixtureEntry
     names = [e.name for e in entries]
     twice = next(n for n in names if names.count(n) > 1)
     raise InputError(f"Two entries of the mixture are called '{twice}': give each its own name.")
+
+# %% ../../nbs/settings/10_config.ipynb #c0cf659f
+@patch(as_prop=True)
+def schedule(self: FinetuneConfig) -> Schedule | None:
+    "How the learning rate goes, where it goes in a way that transformers does not have."
+    if self.lr_scheduler not in OWN_SCHEDULES: return None
+    peak = self.learning_rate or next(iter((self.lr_rates or {}).values()), 1.0)
+    return Schedule(
+        self.lr_scheduler,
+        self.warmup_ratio or 0.0,
+        every=self.lr_decay_steps,
+        factor=self.lr_decay_factor or 0.1,
+        shares={float(at): rate / peak for at, rate in (self.lr_rates or {}).items()},
+    )
 
 # %% ../../nbs/settings/10_config.ipynb #570f5cd6
 @patch

@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..checkpoints.registry import training_record
 from ..families.family import Family
 from ..files import read_json, write_json, write_text
-from ..runs.run_folder import checkpoint_step, checkpoints, newest_checkpoint
+from ..runs.run_folder import checkpoint_step, named_checkpoint, newest_checkpoint
 from ..settings.config import FinetuneConfig
 from .model_card import write_model_card
 from .prepare import Prepared, Root
@@ -377,20 +377,6 @@ def _check_going_on(newest: Path, config: FinetuneConfig):
     if config.ema_decay: check_averages(newest)
     check_states(newest)
 
-# %% ../../nbs/training/20_experiment.ipynb #e2c3604e
-def _named_elsewhere(config: FinetuneConfig) -> Path | None:
-    "The checkpoint that `resume_from` names; `InputError` where there is none."
-    if config.resume_from is None: return None
-    place = Path(config.resume_from).expanduser()
-    own = checkpoint_step(place) is not None
-    found = next((c for c in checkpoints(place.parent) if c.name == place.name), None) if own else None
-    found = found or (None if own else newest_checkpoint(place))
-    if found: return found
-    raise InputError(
-        f"--resume-from is {config.resume_from}, and there is no whole checkpoint: expected a folder"
-        " checkpoint-N of a run, or the run's output folder, whose newest one is taken."
-    )
-
 # %% ../../nbs/training/20_experiment.ipynb #6a1939e0
 def find_resume(
     config: FinetuneConfig,  # with the family's values
@@ -402,7 +388,7 @@ def find_resume(
     `InputError` where it belongs to another run.
     """
     own = newest_checkpoint(config.output_dir)
-    newest = own or _named_elsewhere(config)
+    newest = own or named_checkpoint(config.resume_from)
     if newest is None: return None
     if not config.resume:
         raise InputError(

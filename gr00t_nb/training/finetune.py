@@ -185,8 +185,8 @@ def _trainer(
         micro_batch_size=config.micro_batch_size,
         hooks=hooks,
         schedule=config.schedule,
-        decay_vectors=config.decay_vectors,
     )
+    trainer.decay_vectors = config.decay_vectors
     if config.step_graph: trainer.use_graphs()
     callbacks = [*callbacks, *_quality(trainer, prepared, resume)]
     for callback in _watching(prepared, trainer, callbacks): trainer.add_callback(callback)

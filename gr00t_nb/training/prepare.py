@@ -249,7 +249,7 @@ def _robot(entry: MixtureEntry, processor, robots: Robots | None) -> dict:  # by
     from_file = entry.modality_config_path is not None
     return choose_modality_config(entry.tag, processor.modality_configs, from_file, robots)
 
-
+# %% ../../nbs/training/10_prepare.ipynb #1230dc2a
 def _roots(
     number: int,  # of the entry
     entry: MixtureEntry,
