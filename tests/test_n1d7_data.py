@@ -1,5 +1,8 @@
-"From files to batches of N1.7: direct, cached, in the official order, in workers; tags of other generations."
+"From files to batches of N1.7's processor, by every way; tags of other generations; what was fixed."
+import ast
 import itertools
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +27,8 @@ from gr00t_nb.processing.batches import split_batch
 from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 from gr00t_nb.processing.processor import Gr00tProcessor
 from gr00t_nb.robots import N1D7_ROBOTS
-from gr00t_nb.settings.mixtures import MixtureEntry, Root, settle_slots
+from gr00t_nb.settings.mixtures import MixtureEntry
+from gr00t_nb.settings.roots import Root, settle_slots
 
 ROOT = Path(__file__).resolve().parents[1]
 TAG, EPISODES = "new_embodiment", range(2)
@@ -165,3 +169,22 @@ def test_steps_of_a_plan_are_those_of_the_loader(ds, config, processor):
         root = Root(0, entry, ds, config, [0, 1], [], pads=pads)
         data = StepDataset([root.source], processor, pad=pads)
         assert root.samples == len(data)
+
+
+# ---------------------------------------------------------------- what was fixed elsewhere
+def test_every_fix_is_held_by_a_test_that_exists():
+    "The table of NVIDIA's fixes: each number once, each test and notebook there."
+    book = ROOT / "nbs/cosmos/30_fixes.ipynb"
+    text = "".join("".join(c["source"]) for c in json.loads(book.read_text())["cells"])
+    rows = [[x.strip() for x in line.split("|")[1:-1]] for line in text.splitlines() if line[:2] == "| "]
+    numbers = [int(n) for first, *_ in rows for n in re.findall(r"\d+", first)]
+    assert sorted(numbers) == list(range(1, 30))
+    held = [r[3] for r in rows if len(r) == 4 and r[0] != "fix"]
+    for place in held:
+        if link := re.fullmatch(r"\[.+\]\((.+\.ipynb)\)", place):
+            assert (book.parent / link[1]).exists(), place
+            continue
+        file, _, name = place.strip("`").partition("::")
+        functions = [n.name for n in ast.parse((ROOT / file).read_text()).body if hasattr(n, "name")]
+        assert name in functions, place
+    assert len(held) > 15

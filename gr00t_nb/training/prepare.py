@@ -193,7 +193,6 @@ def _load_processor(
     )
     said = {k: v for k, v in said.items() if v is not None}
     changed = family.defaults.processor | said
-    if "state_dropout_prob" in changed: changed["state_dropout_prob"] = config.state_dropout_prob
     processor = family.load_processor(base, config.tokenizer_path, **changed)
     robots = {e.tag: e.robot for e in entries if isinstance(e.robot, ColumnRobot)}
     if robots: processor = _with_windows(processor, family, robots, said)
