@@ -99,7 +99,7 @@ class OptimizerOptions:
     max_epochs: int | None = None  # instead: how often each sample is seen; saves at each end
     learning_rate: float | None = None  # peak of the schedule; none: the family's, such as 1e-4
     weight_decay: float | None = None  # AdamW's, on the parameters that the family names; none: the family's
-    decay_vectors: bool = True  # --no-decay-vectors: no weight decay on norms and other vectors, as FluxVLA's runs
+    decay_vectors: Switch = None  # --no-decay-vectors: no weight decay on norms and other vectors, as FluxVLA's runs
     warmup_ratio: float | None = None  # share of max_steps in which the learning rate rises; none: the family's
     lr_scheduler: str | None = None  # cosine, constant, step, or FluxVLA's (see --lr-rates); none: the family's
     adam_betas: tuple[float, float] | None = None  # AdamW's two decay rates, such as 0.9 0.999; none: the family's
@@ -144,7 +144,9 @@ class ValidationOptions:
     early_stopping_patience: int | None = None  # end after so many validations without a new least error; none: never
 
 # %% ../../nbs/settings/10_config.ipynb #8eba16f2
-_USUAL = dict(global_batch_size=64, dataloader_num_workers=2, seed=42)  # where nobody says another
+_USUAL = dict(  # where nobody says another
+    global_batch_size=64, dataloader_num_workers=2, seed=42, decay_vectors=True
+)
 
 
 def _fill(config):  # a FinetuneConfig
