@@ -19,7 +19,7 @@ from pathlib import Path
 from .errors import InputError, did_you_mean
 from .modality_configs import ActionConfig, ActionFormat, ActionRepresentation
 from .modality_configs import ActionType, ModalityConfig, check_modality_config
-from .robots import N1D7_ROBOTS, Robots, called_there, chunk_of
+from .tag_tables import N1D7_ROBOTS, Robots, called_there, chunk_of
 
 # offered here too: a file that says what a robot is needs this module alone, as with NVIDIA's code
 _all_ = ["ActionConfig", "ActionFormat", "ActionRepresentation", "ActionType", "ModalityConfig"]

@@ -26,7 +26,7 @@ from gr00t_nb.modality_configs import ActionConfig, ModalityConfig
 from gr00t_nb.processing.batches import split_batch
 from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 from gr00t_nb.processing.processor import Gr00tProcessor
-from gr00t_nb.robots import N1D7_ROBOTS
+from gr00t_nb.tag_tables import N1D7_ROBOTS
 from gr00t_nb.settings.mixtures import MixtureEntry
 from gr00t_nb.settings.roots import Root, settle_slots
 

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .patches import QWEN3_VL_PATCHES, pack_patches
 from .turns import IMAGE_PAD, expand_pads, load_turn_tokenizer, turn_text
 from ..processing.processor import PROCESSOR_DEFAULTS, Gr00tProcessor
-from ..robots import N1D7_ROBOTS
+from ..tag_tables import N1D7_ROBOTS
 
 # %% ../../nbs/cosmos/20_n1d7_processor.ipynb #5129f557
 N1D7_DEFAULTS = PROCESSOR_DEFAULTS | dict(

@@ -22,7 +22,7 @@ from ..model.flow import draw_flow
 from ..model.per_embodiment import train_embodiment_rows
 from ..processing.processor import Gr00tProcessor
 from ..processing.processor_files import processor_folder
-from ..robots import Robots
+from ..tag_tables import Robots
 
 # %% ../../nbs/families/00_family.ipynb #88e58c0c
 CAPABILITIES = dict(

@@ -18,7 +18,7 @@ from .n1d6_family import TINY_SENTENCES
 from .n1d7 import N1D7_PARTS, N1D7_UNDECAYED, Gr00tN1d7
 from .n1d7_config import Gr00tN1d7Config
 from ..files import write_json
-from ..robots import N1D7_ROBOTS
+from ..tag_tables import N1D7_ROBOTS
 
 # %% ../../nbs/families/90_n1d7_family.ipynb #3f1d04cc
 class Gr00tN1d7Family(Family):

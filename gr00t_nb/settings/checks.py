@@ -20,7 +20,7 @@ from ..optimizer.schedule import OWN_SCHEDULES, STEP, STEP_BASED
 from ..processing.masks import mask_steps
 from .config import FinetuneConfig, SampleOptions
 from .mixtures import MixtureEntry, check_entries, entries_of
-from ..robots import Robots
+from ..tag_tables import Robots
 
 # %% ../../nbs/settings/40_checks.ipynb #d138c35e
 _LORA = ("lora_rank", "lora_alpha", "lora_dropout")

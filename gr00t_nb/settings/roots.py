@@ -21,7 +21,7 @@ from ..families.family import Family
 from ..fluxvla.merged_statistics import statistics_of_roots
 from ..loading.order import DataSource
 from ..processing.embodiment_statistics import embodiment_statistics
-from ..robots import Robots
+from ..tag_tables import Robots
 from .config import FinetuneConfig
 from .mixtures import MixtureEntry
 

@@ -43,7 +43,7 @@ from ..settings.recipe import ColumnRobot
 from ..settings.roots import EntryFacts, Root, require_together, robot_statistics
 from ..settings.roots import settle_slots
 from ..embodiments import MODALITY_CONFIGS, embodiment_value
-from ..robots import Robots
+from ..tag_tables import Robots
 
 # %% ../../nbs/training/10_prepare.ipynb #3e6690b7
 def _exclude(episodes) -> str:  # part of a command line

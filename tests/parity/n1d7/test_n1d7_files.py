@@ -10,7 +10,7 @@ from gr00t_nb.checkpoints.official_files import read_initial_actions, read_offic
 from gr00t_nb.checkpoints.official_files import write_initial_actions
 from gr00t_nb.cosmos.n1d7_processor import N1D7_DEFAULTS, N1D7_FINE_TUNING, Gr00tN1d7Processor
 from gr00t_nb.modality_configs import ModalityConfig
-from gr00t_nb.robots import N1D7_ROBOTS
+from gr00t_nb.tag_tables import N1D7_ROBOTS
 from gr00t_nb.settings.config import FinetuneConfig
 
 

@@ -14,7 +14,7 @@ from gr00t_nb.data.steps import read_step
 from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.processing.statistics import dataset_statistics, relative_statistics
-from gr00t_nb.robots import N1D7_ROBOTS
+from gr00t_nb.tag_tables import N1D7_ROBOTS
 from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune
 from gr00t_nb.training.prepare import prepare_data, training_dataset

@@ -13,7 +13,7 @@ from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.processing.embodiment_statistics import FINGERPRINTS, embodiment_statistics
 from gr00t_nb.processing.embodiment_statistics import feature_fingerprint, relative_fingerprints
 from gr00t_nb.processing.statistics import dataset_statistics, relative_statistics
-from gr00t_nb.robots import N1D7_ROBOTS
+from gr00t_nb.tag_tables import N1D7_ROBOTS
 
 TAG = "robocasa_gr1_tabletop"
 
