@@ -18,10 +18,9 @@ import pytest
 OPENED = set()  # files and folders that tests asked for
 TEXTS = ("README.md", "SPEC.md")
 OTHERS = dict(  # what a bundle holds of things that this kit does not do
-    n1d7=("policy/wire",),
+    n1d7=(),
     n1d6=(),
     n1d5=(
-        "fluxvla/engine/serving",
         "fluxvla/extra/robot_loop.json",
     ),
 )
