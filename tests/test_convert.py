@@ -274,9 +274,8 @@ def test_a_broken_episode_is_made_again(tmp_path, damage):
     assert error(again.frames(1, "top", range(n)), picture(seed, n)) < 3
 
 
-@pytest.mark.parametrize("drop", ["action", "observations/qpos"])
-def test_missing_parts(tmp_path, drop):
-    record(tmp_path / "in/a.hdf5", 0, fps=10, task="go", drop=(drop,))
+def test_missing_parts(tmp_path):
+    record(tmp_path / "in/a.hdf5", 0, fps=10, task="go", drop=("observations/qpos",))
     with pytest.raises(InputError, match="expected ALOHA's layout") as e:
         from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
     assert str(tmp_path / "in/a.hdf5") in str(e.value)
@@ -298,7 +297,7 @@ def test_sentences_about_recordings(tmp_path):
         short = f["observations/images/top"][:5]
         del f["observations/images/top"]
         f["observations/images/top"] = short
-    with pytest.raises(InputError, match="has 5 frames, but action has 8 rows") as e:
+    with pytest.raises(InputError, match="has 5 frames, but observations/qpos has 8 rows") as e:
         read_hdf5(tmp_path / "in/a.hdf5", "go")
     assert str(tmp_path / "in/a.hdf5") in str(e.value)
     (tmp_path / "in/a.hdf5").write_bytes(b"no HDF5")
@@ -311,6 +310,108 @@ def test_recordings_that_differ(tmp_path):
     record(tmp_path / "in/b.hdf5", 1, fps=10, task="go", dims=7)
     with pytest.raises(InputError, match="Episode 1 differs from episode 0 in .*action"):
         from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
+
+
+# ------------------------------------------------------------------------ FluxVLA's recordings
+def of_fingers(values):
+    "Fourteen numbers of sixteen, row by row, as FluxVLA's documentation has it."
+    out = np.zeros((len(values), 14), values.dtype)
+    for i, v in enumerate(values):
+        out[i, 0:6], out[i, 7:13] = v[0:6], v[8:14]
+        out[i, 6], out[i, 13] = (v[6] - v[7]) * (0.1 / 0.07), (v[14] - v[15]) * (0.1 / 0.07)
+    return out
+
+
+def fluxvla(folder, numbers=3, n=12, dtype=np.float64, action=False, drop=()):
+    "Recordings with fingers, hands and depth, their pictures as JPEGs; the states of each."
+    h5py, cameras = pytest.importorskip("h5py"), ("cam_high", "cam_left_wrist", "cam_right_wrist")
+    folder.mkdir(parents=True, exist_ok=True)
+    states = []
+    for i in range(numbers):
+        rng = np.random.default_rng(i)
+        states.append(rng.normal(size=(n, 16)).astype(dtype))
+        with h5py.File(folder / f"episode_{i}.hdf5", "w") as f:
+            f["observations/qpos"] = states[-1]
+            if action: f["action"] = states[-1] + 1
+            if i not in drop: f["observations/eepose"] = rng.normal(size=(n, 14))
+            for c in cameras:
+                write_camera(f, f"observations/images/{c}", picture(i, n), "ragged")
+                f[f"observations/images_depth/{c}_depth"] = np.full((n, 4, 4), 900, np.uint16)
+    return states
+
+
+def mark(path, **ranges):
+    "Annotations: recording -> (first, one behind the last, label) of each range."
+    said = {
+        name: [dict(start_frame=a, end_frame=b, label=label) for a, b, label in those]
+        for name, those in ranges.items()
+    }
+    path.write_text(json.dumps(said))
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fingers_become_grippers_in_the_files_own_type(tmp_path, capsys, dtype):
+    states = fluxvla(tmp_path / "in", 2, n=20, dtype=dtype, action=True)
+    ds = from_hdf5(tmp_path / "in", tmp_path / "out", "fold", 30, progress=False)
+    for e, wrote in enumerate(states):
+        assert np.array_equal(ds.column(e, "observation.state"), of_fingers(wrote).astype(np.float32))
+        assert np.array_equal(ds.column(e, "action"), of_fingers(wrote + 1).astype(np.float32))
+        assert error(ds.frames(e, "cam_left_wrist", range(20)), picture(e, 20)) < 3
+    said = "left out: cam_high_depth, cam_left_wrist_depth, cam_right_wrist_depth; GR00T sees colours"
+    assert said in capsys.readouterr().out
+    assert not [k for k in ds.info["features"] if "depth" in k]
+    for column in ("observation.state", "action"):
+        names = ds.info["features"][column]["names"]
+        assert names[0] == "left_waist" and names[6::7] == ["left_gripper", "right_gripper"]
+    assert ds.info["features"]["observation.eepose"]["names"][7:9] == ["right_x", "right_y"]
+    assert not check_dataset(ds.path, progress=False).of("error")
+
+
+def test_tasks_of_frames(tmp_path, capsys):
+    "What is marked; the rest is as said. A recording that is all empty is no episode."
+    fluxvla(tmp_path / "in")
+    ranges = dict(
+        episode_0=[(2, 5, "static"), (8, 12, "place")],
+        episode_1=[(0, 12, "empty")],
+        episode_2=[(0, 3, "empty")],
+    )
+    told = dict(task="fold", fps=30, annotations=mark(tmp_path / "m.json", **ranges), progress=False)
+    ds = from_hdf5(tmp_path / "in", tmp_path / "out", **told)
+    assert [e.index for e in ds.episodes] == [0, 1] and "episode_1.hdf5" in capsys.readouterr().out
+    texts = [[ds.tasks[i] for i in np.ravel(ds.column(e, "task_index"))] for e in (0, 1)]
+    assert texts[0] == ["fold"] * 2 + ["static"] * 3 + ["fold"] * 3 + ["place"] * 4
+    assert texts[1] == ["empty"] * 3 + ["fold"] * 9
+    before = digest(ds.path / "data")
+    mark(tmp_path / "m.json", **ranges | dict(episode_2=[]))  # of one recording something else is said
+    again = from_hdf5(tmp_path / "in", tmp_path / "out", **told)
+    changed = {k for k, v in digest(ds.path / "data").items() if before[k] != v}
+    assert changed == {"chunk-000/episode_000001.parquet"}
+    assert {again.tasks[i] for i in np.ravel(again.column(1, "task_index"))} == {"fold"}
+
+
+def test_every_recording_is_asked_for_what_may_be_absent(tmp_path):
+    "FluxVLA asks the first one alone."
+    fluxvla(tmp_path / "in", drop=(2,))
+    told = dict(task="fold", fps=30, progress=False)
+    with pytest.raises(InputError, match="eepose is in 2 of 3 recordings and not in .*episode_2"):
+        from_hdf5(tmp_path / "in", tmp_path / "out", **told)
+    assert not (tmp_path / "out").exists()
+    ds = from_hdf5(tmp_path / "in", tmp_path / "out", **told, without=("observation.eepose",))
+    assert len(ds) == 3 and "observation.eepose" not in ds.info["features"]
+    with pytest.raises(InputError, match="observation.state: the recordings have .* to leave out"):
+        from_hdf5(tmp_path / "in", tmp_path / "o2", **told, without=("observation.state",))
+
+
+def test_the_command_line_takes_fluxvlas_word(tmp_path):
+    fluxvla(tmp_path / "in", 1)
+    marks = mark(tmp_path / "m.json", episode_0=[(0, 4, "static")])
+    words = ["--init-task", "fold", "--fps", "30", "--annotations", str(marks), "--no-progress"]
+    main(["hdf5", str(tmp_path / "in"), str(tmp_path / "out"), *words])
+    assert set(LeRobotDataset(tmp_path / "out").tasks.values()) == {"static", "fold"}
+    beyond = mark(tmp_path / "m.json", episode_0=[(0, 13, "static")])
+    with pytest.raises(InputError, match="has 12 frames, but 'static' is said of frames 0 to 12"):
+        from_hdf5(tmp_path / "in", tmp_path / "o2", "fold", 30, annotations=beyond, progress=False)
 
 
 def test_without_h5py(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from gr00t_nb.checkpoints.registry import family_of
 from gr00t_nb.checkpoints.base_models import resolve_base_model
+from gr00t_nb.conversion.writer import Recording, WriterV2
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.modality import save_modality
 from gr00t_nb.embodiments import register_modality_config
@@ -24,6 +25,7 @@ from gr00t_nb.fluxvla.pixels import FLUXVLA_MEAN, FLUXVLA_STD
 from gr00t_nb.fluxvla.window_samples import WindowDataset, fluxvla_robot
 from gr00t_nb.loading.order import DataSource
 from gr00t_nb.loading.samples import SampleError
+from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.training.finetune import finetune
 from runs import RUN
@@ -142,6 +144,26 @@ def test_robots_of_a_mixture_share_a_batch(arm, processor):
     assert all(float(own.abs().max()) <= 1 for r, own in zip(robots, pixels) if r == 0)
     processor.set_robot(OTHER, FluxvlaRobot(**said))
     with pytest.raises(InputError, match="padding_images"): processor.collate(data.__getitems__(range(8)))
+
+
+@pytest.mark.parametrize("language", ["task", "annotation.human.task_description"])
+def test_each_row_is_told_its_own_task(arm, processor, tmp_path, language):
+    "And not one of its episode, which may be that of a wait."
+    ds, config = arm
+    views = [f"observation.images.{v}" for v in ("front", "wrist")]
+    video = {c: ds.layout.frames(ds.episodes[0], c) for c in views}
+    state, n = ds.column(0, "observation.state"), ds.length(0)
+    tasks = ["static"] * 20 + ["lift it"] * 40 + ["put it down"] * (n - 60)
+    writer = WriterV2(tmp_path / "out", ds.fps)
+    writer.add(lambda: Recording({"observation.state": state}, video, tasks), "episode 0")
+    writer.finish(modality=ds.modality)
+    several = LeRobotDataset(tmp_path / "out")
+    own = config | dict(language=ModalityConfig([0], [language]))
+    data = samples_of(several, own, processor)
+    where = [w for w in data.where(range(60)) if w[2] != 19]
+    for (_, _, step), row in zip(where, data.read(np.array(where), [None] * len(where))):
+        assert row[language] == tasks[step]
+    assert {tasks[w[2]] for w in where} == {"lift it", "put it down"}
 
 
 def test_faults_name_the_episode(arm, processor):

@@ -14,6 +14,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from preloaded import python
 
@@ -149,6 +150,29 @@ def test_what_they_say(results):
     _, _, done = results["v3.0 without modality.json"]
     for name in (FIRST, ROBOT): assert "The action is joints (44)" in done[name].stdout
     assert "'joints': (1, 16, 44)" in done[FIRST].stdout
+
+
+def recordings(folder: Path, episodes: int = 4, rows: int = 30):
+    "Somebody's HDF5 files: fourteen joints, what was commanded, one camera, raw pictures."
+    h5py = pytest.importorskip("h5py")
+    folder.mkdir()
+    for i in range(episodes):
+        walk = np.random.default_rng(i).normal(size=(rows, 14)).cumsum(0)
+        with h5py.File(folder / f"{i}.h5", "w") as f:
+            f["action"], f["observations/qpos"] = walk + 0.1, walk
+            f["observations/images/top"] = np.full((rows, 48, 64, 3), 30 + i, np.uint8)
+    return folder
+
+
+def test_raw_recordings_of_ones_own(tmp_path):
+    "Other cameras and no marks; the files stay as they are."
+    folder = recordings(tmp_path / "mine")
+    before = state_of(folder)
+    mine = dict(DATASET=str(folder), STEPS=2, TASK="stir")
+    done = start("65_from_raw_recordings", tmp_path / "cache", **mine)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "4 episodes, 120 steps" in done.stdout and "row  0 (stir)" in done.stdout
+    assert state_of(folder) == before
 
 
 def test_one_cell_is_edited():

@@ -312,6 +312,16 @@ class Eagle(nn.Module):
         self.language_model = nn.ModuleDict({"model": LanguageModel(text, num_layers)})
         self.mlp1 = self.make_connector(vision["hidden_size"], text["hidden_size"])
 
+    @property
+    def eyes(self) -> list[nn.Module]: return [self.vision_model, self.mlp1]
+
+    @property
+    def layers(self) -> nn.ModuleList: return self.language_model["model"].layers
+
+    @property
+    def stacks(self) -> list[nn.Module]:  # that can be computed again in the backward pass
+        return [self.vision_model["vision_model"], self.language_model["model"]]
+
     def check_config(self, config: dict): check_eagle_config(config)
 
     def make_tower(self, vision: dict) -> nn.Module: return VisionTower(vision)

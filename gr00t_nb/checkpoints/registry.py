@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..families.family import CAPABILITIES, Family
-from ..families.n1d5_family import Gr00tN1d5Family
+from ..families.n1d5_family import Gr00tN1d5Family, PaliGemmaFamily, Qwen25VLFamily
 from ..families.n1d6_family import Gr00tN1d6Family
+from ..families.n1d7_family import Gr00tN1d7Family
 from ..files import read_json
 
 # %% ../../nbs/checkpoints/10_registry.ipynb #d0207c78
@@ -44,7 +45,11 @@ def unregister(model_type: str):
 
 # %% ../../nbs/checkpoints/10_registry.ipynb #e2739a28
 register(Gr00tN1d6Family())  # the first is what the word `tiny` means
-register(Gr00tN1d5Family());
+register(Gr00tN1d7Family())
+register(Gr00tN1d5Family())
+register(PaliGemmaFamily())
+register(Qwen25VLFamily());
+
 
 # %% ../../nbs/checkpoints/10_registry.ipynb #513b3527
 def family_of(

@@ -23,8 +23,7 @@ from fastcore.basics import patch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import safe_globals
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import SCHEDULER_NAME, safe_globals
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..errors import OTHER_ENDED, InputError, failed_within
@@ -37,8 +36,8 @@ from .collation import Collator
 from .faults import of_taken, unsound
 from .hooks import Hooks
 from ..processes.parallel import set_units, shard_on_cpus
-from ..optimizer.parameters import split_rates
-from ..optimizer.schedule import step_schedule
+from ..optimizer.parameters import decaying, split_rates
+from ..optimizer.schedule import Schedule
 from ..processes.sharded import OPTIMIZER, load_optimizer, save_optimizer, whole_weights
 from .step_graph import StepGraphs
 from .undisturbed import undisturbed
@@ -58,7 +57,7 @@ class Gr00tTrainer(Trainer):
         companions: list[Path] | None = None,  # files and folders that are copied into every checkpoint
         micro_batch_size: int | None = None,  # samples that are computed at once; None: the whole batch
         hooks: Hooks | None = None,  # what an idea changes
-        decay: tuple[int, float] | None = None,  # steps between falls of the rate, their factor
+        schedule: Schedule | None = None,  # of the learning rate; None: that of `args`
         **kwargs,  # of Trainer
     ):
         collator = Collator(processor, model.config, seed)
@@ -68,7 +67,7 @@ class Gr00tTrainer(Trainer):
         self.global_batch_size, self.start_step = global_batch_size, start_step
         self.companions, self.micro_batch_size = companions or [], micro_batch_size
         self.hooks, self.reached = hooks or Hooks(), set()  # names of hooks that have had an effect
-        self.decay = decay  # None: the schedule of `args`
+        self.schedule, self.decay_vectors = schedule, True  # False: weight decay on matrices alone
         self.graphs = None  # see `use_graphs`
         self.faults = self.averages = None  # a judge of steps, averages of the weights; see below
         self.to_log: dict[str, float] = {}  # numbers that go into the next line of the log
@@ -79,7 +78,8 @@ class Gr00tTrainer(Trainer):
         self.total_skipped = 0  # of all processes, when the last line was logged
         self.remove_callback(PrinterCallback)
 
-    def get_decay_parameter_names(self, model) -> list[str]: return self.family.decayed(model)
+    def get_decay_parameter_names(self, model) -> list[str]:
+        return decaying(model, self.family.decayed(model), self.decay_vectors)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         "Nothing: the model that is given was loaded from that checkpoint."
@@ -123,10 +123,9 @@ def create_optimizer(self: Gr00tTrainer, model=None) -> torch.optim.Optimizer:
 
 @patch
 def create_scheduler(self: Gr00tTrainer, num_training_steps: int, optimizer=None):
-    "The schedule of `args`, or one that falls in steps."
-    if self.lr_scheduler is None and self.decay is not None:
-        rises = self.args.get_warmup_steps(num_training_steps)
-        self.lr_scheduler = step_schedule(optimizer or self.optimizer, rises, *self.decay)
+    "The schedule of `args`, or one that transformers does not have."
+    if self.lr_scheduler is None and self.schedule is not None:
+        self.lr_scheduler = self.schedule.on(optimizer or self.optimizer, num_training_steps)
         self._created_lr_scheduler = True
     return Trainer.create_scheduler(self, num_training_steps, optimizer)
 

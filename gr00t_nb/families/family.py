@@ -19,8 +19,10 @@ from ..errors import InputError, did_you_mean
 from ..files import read_json
 from ..model.action_head import loss_weights
 from ..model.flow import draw_flow
+from ..model.per_embodiment import train_embodiment_rows
 from ..processing.processor import Gr00tProcessor
-from ..processing.prompts import load_tokenizer
+from ..processing.processor_files import processor_folder
+from ..robots import Robots
 
 # %% ../../nbs/families/00_family.ipynb #88e58c0c
 CAPABILITIES = dict(
@@ -100,6 +102,7 @@ class Family:
     frozen_by: dict[str, dict[str, bool | int]] = {}  # part with blocks -> the flags that freeze it; {}: none does
     flags: dict[str, bool | int]  # what trains: tune_... -> its value in fine-tuning
     embodiment_ids: dict[str, int]  # tag value -> row of the layers that each robot has of its own
+    robots: Robots | None = None  # what it calls robots; None: as N1.6
     tokenizer: str = "Qwen/Qwen3-1.7B"  # on the hub, for checkpoints that bring none
     files: tuple[str, ...]  # what a checkpoint holds beside its weights
     defaults: TrainingDefaults = TrainingDefaults()
@@ -170,8 +173,8 @@ def load_processor(
     **changes,  # settings to be replaced, such as color_jitter_params
 ):
     "The processor of a checkpoint, with its tokenizer; `InputError` where there is none."
-    if isinstance(tokenizer, (str, Path)): tokenizer = load_tokenizer(tokenizer)
     kind = self.processor_of(folder)
+    if isinstance(tokenizer, (str, Path)): tokenizer = kind.read_tokenizer(tokenizer)
     processor = kind.from_pretrained(folder, tokenizer=tokenizer, **changes)
     if processor.tokenizer is None:
         raise InputError(
@@ -276,7 +279,8 @@ def limits(
     folder: str | Path,  # checkpoint
 ) -> dict[str, int]:  # max_horizon, max_state_dim, max_action_dim: arguments of `propose_config`
     "What the model takes at most, as its processor says."
-    said = read_json(Path(folder) / "processor_config.json").get("processor_kwargs", {})
+    file = processor_folder(folder) / "processor_config.json"
+    said = read_json(file).get("processor_kwargs", {})
     names = dict(
         max_horizon="max_action_horizon",
         max_state_dim="max_state_dim",
@@ -284,7 +288,7 @@ def limits(
     )
     if missing := [n for n in names.values() if n not in said]:
         raise InputError(
-            f"The processor_config.json in {folder} does not say {', '.join(missing)}: restore the"
+            f"The processor_config.json in {file.parent} does not say {', '.join(missing)}: restore the"
             " file from the checkpoint it belongs to."
         )
     return {k: int(said[n]) for k, n in names.items()}
@@ -372,7 +376,10 @@ def save_outline(self: Family, folder: str | Path):
 def set_dropout(self: Family, model: nn.Module, p: float):
     "Set the strength of the action head's dropout, in the configuration too."
     self.require("dropout")
-    raise NotImplementedError
+    for part in ("diffusion_model_cfg", "vl_self_attention_cfg"):
+        if said := getattr(model.config, part, None): said["dropout"] = p
+    for module in model.action_head.modules():
+        if isinstance(module, nn.Dropout): module.p = p
 
 @patch
 def train_rows(
@@ -382,7 +389,7 @@ def train_rows(
 ) -> int:  # number of parameters that need no gradient any more
     "Let only these robots' rows train, of the layers that each robot has of its own."
     self.require("embodiment_rows")
-    raise NotImplementedError
+    return train_embodiment_rows(model, embodiment_ids)
 
 @patch
 def recompute(

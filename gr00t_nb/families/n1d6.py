@@ -6,7 +6,6 @@
 __all__ = ['TUNING', 'PARTS', 'Gr00tN1d6']
 
 # %% ../../nbs/families/20_n1d6.ipynb #163ade92
-import torch
 from fastcore.basics import patch
 from torch import nn
 
@@ -30,7 +29,7 @@ TUNING = (
 class Gr00tN1d6(Network):
     "GR00T N1.6: `forward(batch)` gives the loss, `get_action(batch)` an action chunk."
     config_class, tuning = Gr00tN1d6Config, TUNING
-    eagle_place = "config.json of Eagle-Block2A-2B-v2"
+    vlm_place = "config.json of Eagle-Block2A-2B-v2"
 
     def __init__(
         self,
@@ -39,16 +38,16 @@ class Gr00tN1d6(Network):
     ):
         super().__init__(config, eagle_config or official_eagle_config())
         self.backbone = nn.Module()
-        self.backbone.model = Eagle(self.eagle_config, config.select_layer)
+        self.backbone.model = Eagle(self.vlm_config, config.select_layer)
         self.action_head = ActionHead(config)
         if not next(self.parameters()).is_meta:
             init_eagle(self.backbone.model)
             init_action_head(self.action_head)
         self.set_trainable()
-        if config.load_bf16: self._backbone_to_bf16()
+        if config.load_bf16: self.backbone_to_bf16()
 
     @property
-    def eagle(self) -> Eagle: return self.backbone.model
+    def vlm(self) -> Eagle: return self.backbone.model
 
 # %% ../../nbs/families/20_n1d6.ipynb #63393d4e
 @patch
@@ -59,22 +58,8 @@ def set_trainable(
     "Set `requires_grad` of every parameter as the configuration says."
     Network.set_trainable(self, **flags)
     c, head = self.config, self.action_head
-    layers = self.eagle.language_model["model"].layers
-    for layer in layers[max(0, len(layers) - c.tune_top_llm_layers) :]:
-        layer.requires_grad_(True)  # even when the language model is frozen
-    self.eagle.vision_model["vision_model"].head.requires_grad_(False)
-    head.vlln.requires_grad_(c.tune_vlln)
+    self.vlm.vision_model["vision_model"].head.requires_grad_(False)
     if hasattr(head, "mask_token"): head.mask_token.requires_grad_(c.tune_projector)
-
-# %% ../../nbs/families/20_n1d6.ipynb #40c471f9
-@patch
-def _backbone_to_bf16(self: Gr00tN1d6):
-    "The backbone in bfloat16, what trains of it in float32 if the configuration says so."
-    self.backbone.to(torch.bfloat16)
-    if not self.config.backbone_trainable_params_fp32: return
-    for module in self.backbone.modules():
-        for name, p in module._parameters.items():
-            if p is not None and p.requires_grad: module._parameters[name] = nn.Parameter(p.float())
 
 # %% ../../nbs/families/20_n1d6.ipynb #fae1f98f
 PARTS = {

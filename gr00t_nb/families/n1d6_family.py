@@ -9,14 +9,12 @@ __all__ = ['TINY_SENTENCES', 'Gr00tN1d6Family']
 from pathlib import Path
 
 from fastcore.basics import patch
-from torch import nn
 
-from ..embodiments import EMBODIMENT_IDS
+from ..embodiments import EMBODIMENT_IDS, N1D6_ROBOTS
 from .family import Family, TrainingDefaults
 from .n1d6 import PARTS, Gr00tN1d6
 from .n1d6_config import Gr00tN1d6Config
 from ..files import write_json
-from ..model.per_embodiment import train_embodiment_rows
 from ..processing.processor import Gr00tProcessor
 from ..processing.prompts import train_tokenizer
 
@@ -45,7 +43,7 @@ class Gr00tN1d6Family(Family):
         tune_diffusion_model=True,
         tune_vlln=True,
     )
-    embodiment_ids = EMBODIMENT_IDS
+    embodiment_ids, robots = EMBODIMENT_IDS, N1D6_ROBOTS
     files = ("config.json", "processor_config.json", "statistics.json", "embodiment_id.json")
     defaults = TrainingDefaults(
         processor=dict(use_relative_action=True),
@@ -55,19 +53,6 @@ class Gr00tN1d6Family(Family):
         *("flow", "denoising", "state_dropout", "dropout", "embodiment_rows"),
         *("gradient_checkpointing", "widening", "rtc", "mixed_images"),
     })
-
-# %% ../../nbs/families/30_n1d6_family.ipynb #85907663
-@patch
-def set_dropout(self: Gr00tN1d6Family, model: nn.Module, p: float):
-    "Set the strength of the action head's dropout, in the configuration too."
-    model.config.diffusion_model_cfg["dropout"] = p
-    for module in model.action_head.modules():
-        if isinstance(module, nn.Dropout): module.p = p
-
-@patch
-def train_rows(self: Gr00tN1d6Family, model: nn.Module, embodiment_ids: list[int]) -> int:
-    "Let only these robots' rows train; gives the number of parameters that it saves."
-    return train_embodiment_rows(model, embodiment_ids)
 
 # %% ../../nbs/families/30_n1d6_family.ipynb #3c3caad7
 TINY_SENTENCES = [

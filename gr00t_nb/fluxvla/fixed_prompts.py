@@ -9,7 +9,7 @@ __all__ = ['fluxvla_prompt', 'check_prompt', 'fixed_ids', 'prompt_labels', 'parq
 import numpy as np
 
 from ..errors import InputError
-from ..processing.prompts import PromptEncoder, chat_text, expand_images
+from ..processing.prompts import PromptEncoder, chat_text, expand_images, question_text
 
 # %% ../../nbs/fluxvla/40_fixed_prompts.ipynb #4af659a0
 def fluxvla_prompt(
@@ -33,12 +33,14 @@ def check_prompt(
     length: int,  # tokens of a prompt
     max_len: int,
     task: str,  # for the message
+    images: bool = True,  # whether tokens of images are among them
 ):
     "`InputError` for a prompt that does not fit."
     if length <= max_len: return
+    lost, way = ("the tokens of an image", ", or fewer cameras") if images else ("its end", "")
     raise InputError(
-        f"The prompt of '{task}' has {length} tokens and max_len is {max_len}: the tokens of an image"
-        f" would be lost; give max_len={-(-length // 50) * 50}, or fewer cameras."
+        f"The prompt of '{task}' has {length} tokens and max_len is {max_len}: {lost} would be"
+        f" lost; give max_len={-(-length // 50) * 50}{way}."
     )
 
 
@@ -72,5 +74,4 @@ def parquet_prompt(
     newline: bool = False,  # at the end
 ) -> str:
     "The text of FluxVLA's `ParquetPrompter`."
-    asked = f"In: What action should the robot take to {task}?\nOut:" if conversation else task
-    return asked + "\n" * newline
+    return (question_text(task) if conversation else task) + "\n" * newline

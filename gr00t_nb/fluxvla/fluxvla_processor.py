@@ -139,10 +139,13 @@ _SETTINGS = dict(
     max_num_embodiments=32,  # rows of the model's table
 )
 
+
+# %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #8dec3d64
 class FluxvlaProcessor(Gr00tProcessor):
     "The data side of a GR00T N1.5 that is trained as FluxVLA does."
     state_action_class = FluxvlaStateAction
     dataset_class = WindowDataset  # what reads training samples for it, in place of `StepDataset`
+    wandb_project = "fluxvla"  # where such runs are logged, if nobody says another project
     embodiment_table = {}
     image_rules = dict(crop_first=True)
     token_side = 14
@@ -179,7 +182,8 @@ def around(cls: FluxvlaProcessor,
 ) -> FluxvlaProcessor:
     "A processor of FluxVLA's kind for the model of another processor; it knows no robot yet."
     names = "shortest_image_edge", "max_state_dim", "max_action_dim", "max_action_horizon"
-    kept = {n: base.settings[n] for n in names}
+    of_model = "prompt", "pixel_constants"  # where the model has its own
+    kept = {n: base.settings[n] for n in (*names, *of_model) if n in base.settings}
     ids = base.embodiment_ids | settings.pop("embodiment_ids", {})
     return cls({}, {}, ids, base.tokenizer, **kept | settings)
 
@@ -274,6 +278,8 @@ def many(
     if robot.sample_weight is not None: extra["sample_weight"] = float(robot.sample_weight)
     if robot.pixel_means is not None:
         extra["constants"] = pixel_constants(robot.pixel_means, robot.pixel_stds, images)
+    if robot.padding_images and self.token_side is None:  # such a model does not look at them
+        extra["image_mask"] = np.arange(images) < images - robot.padding_images
     for text in dict.fromkeys(s["text"] for s in samples): self._check_text(text, images)
     return [s | extra for s in samples]
 
@@ -282,14 +288,16 @@ def many(
 def _check_text(self: FluxvlaProcessor, text: str, images: int):
     "`InputError` for a prompt that is longer than max_len with its images."
     if self.encoder is None: return
-    tokens = (self.settings["shortest_image_edge"] // self.token_side) ** 2
-    ids = self.encoder.ids(expand_images(text, [tokens] * images))  # `collate` asks for them again
-    check_prompt(len(ids), self.settings["max_len"], _told(text))
+    said, side = _told(text), self.token_side
+    if side: text = expand_images(text, [(self.settings["shortest_image_edge"] // side) ** 2] * images)
+    ids = self.encoder.ids(text)  # `collate` asks for them again
+    check_prompt(len(ids), self.settings["max_len"], said, images=bool(side))
 
 
 def _told(text: str) -> str:
-    "The instruction in a prompt."
-    return text.split("<|im_end|>")[-2].rsplit(">", 1)[-1]
+    "The instruction in a prompt; a plain question is told whole."
+    turns = text.split("<|im_end|>")
+    return turns[-2].rsplit(">", 1)[-1] if len(turns) > 1 else text
 
 # %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #0943f5e2
 @patch
@@ -303,27 +311,34 @@ def collate(self: FluxvlaProcessor,
             f"The samples of a batch have {' and '.join(map(str, sorted(counts)))} images: give the"
             " robots with fewer cameras padding_images, so that all have the same number."
         )
-    extra = ("constants", "sample_weight")
+    extra = ("constants", "sample_weight", "image_mask")
     bare = [{k: v for k, v in s.items() if k not in extra} for s in samples]
     batch, max_len = Gr00tProcessor.collate(self, bare), self.settings["max_len"]
     lengths = batch["attention_mask"].sum(1)
     longest = int(lengths.argmax())
-    check_prompt(int(lengths[longest]), max_len, _told(samples[longest]["text"]))
-    batch = pad_prompts(batch, max_len, self.tokenizer.pad_token_id)
-    if any("constants" in s for s in samples): batch["pixel_values"] = [_float_pixels(samples)]
+    told = _told(samples[longest]["text"])
+    check_prompt(int(lengths[longest]), max_len, told, images=bool(self.token_side))
+    batch = pad_prompts(batch, max_len, self.encoder.pad_token_id, self.encoder.side)
+    if any("constants" in s for s in samples):
+        own = self.settings.get("pixel_constants", [[127.5] * 3] * 2)  # 0.5 and 0.5
+        batch["pixel_values"] = [_float_pixels(samples, np.float32([own]))]
+    if any("image_mask" in s for s in samples):
+        every = np.ones(counts.pop(), bool)
+        masks = [s.get("image_mask", every) for s in samples]
+        batch["image_masks"] = torch.from_numpy(np.stack(masks))
     if any("sample_weight" in s for s in samples):
         weights = [s.get("sample_weight", 1.0) for s in samples]
         batch["sample_weight"] = torch.tensor(weights, dtype=torch.float32)
     return batch
 
 
-_OWN = np.full((1, 2, 3), 127.5, np.float32)  # the checkpoint's constants, 0.5 and 0.5
-
-
-def _float_pixels(samples: Sequence[dict]) -> torch.Tensor:  # [n, 3, S, S]
+def _float_pixels(
+    samples: Sequence[dict],
+    own: np.ndarray,  # (1, 2, 3), the checkpoint's constants
+) -> torch.Tensor:  # [n, 3, S, S]
     "The images of a batch, normalised."
     images = np.stack([i for s in samples for i in s["images"]])
-    each = [s.get("constants", np.repeat(_OWN, len(s["images"]), 0)) for s in samples]
+    each = [s.get("constants", np.repeat(own, len(s["images"]), 0)) for s in samples]
     return torch.from_numpy(normalize_pixels(images, np.concatenate(each)))
 
 # %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #cfcc895f

@@ -37,16 +37,22 @@ def fluxvla_robot(
     whole = lambda c: dict(start=0, end=int(np.prod(features[c]["shape"])), original_key=c)
     views = {c.rsplit(".", 1)[-1]: dict(original_key=c) for c in cameras}
     modality = dict(
-        state=dict(proprio=whole(state_key)), action=dict(action=whole(action_key)), video=views
+        state=dict(proprio=whole(state_key)),
+        action=dict(action=whole(action_key)),
+        video=views,
+        annotation={_TASK: dict(original_key="task_index")},  # of the row, not of the episode
     )
     held = [ActionConfig("ABSOLUTE", state_key="proprio")] if action_key == state_key else None
     config = dict(
         video=ModalityConfig([0], list(views)),
         state=ModalityConfig([0], ["proprio"]),
         action=ModalityConfig(range(start, start + size), ["action"], action_configs=held),
-        language=ModalityConfig([0], ["task"]),
+        language=ModalityConfig([0], [f"annotation.{_TASK}"]),
     )
     return modality, config
+
+
+_TASK = "human.task_description"
 
 
 def _no_column(name: str, features: dict) -> str:
@@ -194,17 +200,19 @@ def read(self: WindowDataset,
             windows = read_windows(ds, episode, where[own, 2].tolist(), keys, rule, before)
         except InputError as e: raise SampleError(str(e)) from None
         for i, window in zip(own, windows): steps[i] |= window
-        if rule.fluxvla: self._told_by_place(steps, where, own)
+        self._tell_tasks(steps, where, own, rule.fluxvla)
     return steps
 
 
 @patch
-def _told_by_place(self: WindowDataset, steps: list[dict], where: np.ndarray, own: np.ndarray):
-    "The tasks of some steps of an episode as FluxVLA reads them."
-    s, episode = where[own[0], :2]
-    texts = row_texts(self.sources[s].dataset, episode, by_place=True)
-    for i in own:
-        if "task" in steps[i]: steps[i]["task"] = texts[where[i, 2]]
+def _tell_tasks(self: WindowDataset, steps: list[dict], where: np.ndarray, own, by_place: bool):
+    "What some steps of an episode are told: the row's task, never another one of the episode."
+    source, episode = self.sources[where[own[0], 0]], where[own[0], 1]
+    if source.dataset.prompt is not None: return  # one sentence for all
+    texts = row_texts(source.dataset, episode, by_place)
+    for key in source.config["language"].modality_keys:
+        if key != "task" and not by_place: continue  # a column of the table is the row's already
+        for i in own: steps[i][key] = texts[where[i, 2]]
 
 
 @patch

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..data.lerobot import LeRobotDataset
 from ..errors import InputError
 from ..files import cache_dir, fingerprint, replacing
-from ..processing.images import in_threads, prepare, prepared_side
+from ..processing.images import in_threads, prepare, prepared_side, scaling
 
 # %% ../../nbs/loading/00_frames.ipynb #8a24601d
 def frame_record(
@@ -42,8 +42,8 @@ class FrameCache:
     time of change, place in it) and of the settings that matter: a changed video or another image
     size is another file, and nothing can be out of date. Where the bound or the disk is reached, or
     cannot be written, no more files are made, and frames are decoded as without a cache. Where the
-    settings crop before they scale, frames are kept as they are decoded. `InputError` for images
-    scaled to a rectangle.
+    settings crop before they scale, or keep the shape, frames are kept as they are decoded.
+    `InputError` for images scaled to a rectangle.
     """
     keep_free = 2 * 2**30  # bytes of the disk that are left alone
 
@@ -54,7 +54,8 @@ class FrameCache:
         **settings,  # of `processing.images.image_sizes`
     ):
         side = prepared_side(**settings)
-        if side is None and not settings.get("crop_first"):
+        as_decoded = settings.get("crop_first") or not settings.get("boxed", True)
+        if side is None and not as_decoded:
             raise InputError(
                 "Images that are scaled to a rectangle cannot be cached: give a square"
                 " image_target_size, or train without a cache."
@@ -117,7 +118,7 @@ def path(self: FrameCache,
     "The file of an episode and a camera. `InputError` for a camera that does not exist."
     e, column = ds.episodes[episode], ds.column_of("video", view)
     place = ds.layout.rows(e) if stored_as_images(ds, view) else ds.layout.frames(e, column)
-    kind = "area" if self.settings.get("use_albumentations", True) else "bilinear"
+    kind = scaling(**self.settings)
     key = (  # 1: the version of this format
         f"1 {fingerprint([place.path.resolve()])} {column} {place.first} {ds.length(episode)}"
         f" {kind} {self.side}"

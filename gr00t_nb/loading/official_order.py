@@ -26,8 +26,9 @@ def shard_episodes(
     shard_size: int = 1024,  # steps that a shard should have
     episode_sampling_rate: float = 0.1,  # one over the pieces of an episode; drops nothing
     seed: int = 42,
+    filled_first: bool = False,  # N1.7: each shard begins with a piece of its own
 ) -> list[list[tuple[int, np.ndarray]]]:  # shards of pieces (episode position, its steps)
-    "How GR00T N1.6 distributes the steps of a data set over shards."
+    "How NVIDIA's loaders distribute the steps of a data set over shards."
     if not (0 < episode_sampling_rate <= 1 and shard_size >= 1):
         raise InputError(
             f"episode_sampling_rate is {episode_sampling_rate} and shard_size {shard_size}:"
@@ -38,22 +39,32 @@ def shard_episodes(
     if not sum(effective):
         found = f"None of {len(lengths)} episodes has the {horizon} steps of an action chunk"
         raise InputError(f"{found}: shorten the action horizon, or record longer ones.")
-    order, pieces = rng.permutation(len(lengths)), int(1 / episode_sampling_rate)
-    shards = [[] for _ in range(math.ceil(sum(effective) / shard_size))]
-    filled = np.zeros(len(shards), np.int64)
-    for episode in order:
+    pieces, cuts = [], int(1 / episode_sampling_rate)
+    for episode in rng.permutation(len(lengths)):
         steps = np.arange(effective[episode])
         rng.shuffle(steps)
-        for i in range(pieces):
-            s = int(filled.argmin())
-            shards[s].append((int(episode), steps[i::pieces]))
-            filled[s] += len(steps[i::pieces])
-    if not filled.all():
-        cut = f"{sum(effective)} steps in {len(lengths)} episodes of {pieces} pieces"
+        pieces += [(int(episode), steps[i::cuts]) for i in range(cuts)]
+    count = math.ceil(sum(effective) / shard_size)
+    if filled_first:
+        pieces = [p for p in pieces if len(p[1])]
+        count = min(count, len(pieces))
+    shards = _dealt(pieces, count, filled_first)
+    if not all(sum(len(steps) for _, steps in shard) for shard in shards):
+        cut = f"{sum(effective)} steps in {len(lengths)} episodes of {cuts} pieces"
         raise InputError(
             f"{cut} cannot fill {len(shards)} shards of {shard_size}: give a larger shard_size or a"
             " smaller episode_sampling_rate."
         )
+    return shards
+
+# %% ../../nbs/loading/30_official_order.ipynb #99f7e990
+def _dealt(pieces: list[tuple[int, np.ndarray]], count: int, filled_first: bool) -> list[list]:
+    "Pieces in `count` shards, each in the shortest; the first ones perhaps each in its own."
+    shards, filled = [[] for _ in range(count)], np.zeros(count, np.int64)
+    for k, (episode, steps) in enumerate(pieces):
+        s = k if filled_first and k < count else int(filled.argmin())
+        shards[s].append((episode, steps))
+        filled[s] += len(steps)
     return shards
 
 # %% ../../nbs/loading/30_official_order.ipynb #7243ac70
@@ -134,11 +145,14 @@ class OfficialStream(StepReader, IterableDataset):
         training: bool = True,  # handed to the processor
         cache: FrameCache | None = None,  # prepared frames on disk
         threads: int | None = None,  # as in `StepDataset`
+        wrap: bool = False,  # before an episode's first step its last ones, as in NVIDIA's
     ):
-        super().__init__(sources, processor, seed, training, True, cache, threads)
+        super().__init__(sources, processor, seed, training, not wrap, cache, threads)
+        self.wrap = wrap
         self.start_step, self.num_shards = int(start_step), num_shards_per_epoch
         self.rank, self.world_size = rank, world_size
-        cut = (shard_size, episode_sampling_rate, self.seed)
+        rule = getattr(processor, "filled_first", False)  # of a generation
+        cut = (shard_size, episode_sampling_rate, self.seed, rule)
         self.shards = [_shards_of(s, *cut) for s in self.sources]  # by source
         self.shard_lengths = [
             [sum(len(steps) for _, steps in shard) for shard in shards] for shards in self.shards
@@ -152,13 +166,14 @@ class OfficialStream(StepReader, IterableDataset):
 
 # %% ../../nbs/loading/30_official_order.ipynb #2a50b386
 def _shards_of(
-    source: DataSource, shard_size: int, rate: float, seed: int
+    source: DataSource, shard_size: int, rate: float, seed: int, filled_first: bool
 ) -> list[list[tuple[int, np.ndarray]]]:
     "`shard_episodes` of a source, with the positions that its episodes have in the data set."
     ds = source.dataset
     episodes = list(range(len(ds)) if source.episodes is None else source.episodes)
     lengths = [ds.episodes[e].length for e in episodes]
-    shards = shard_episodes(lengths, action_horizon(source.config), shard_size, rate, seed)
+    horizon = action_horizon(source.config)
+    shards = shard_episodes(lengths, horizon, shard_size, rate, seed, filled_first)
     return [[(episodes[e], steps) for e, steps in shard] for shard in shards]
 
 

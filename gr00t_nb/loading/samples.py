@@ -19,7 +19,7 @@ from ..data.steps import wanted_frames
 from ..errors import InputError, failed_within
 from .frames import FrameCache, stored_as_images
 from .order import DataSource, StepOrder
-from ..processing.images import in_threads, prepared_side
+from ..processing.images import in_threads, prepared_side, scaling
 
 # %% ../../nbs/loading/20_samples.ipynb #3a5d7f89
 class SampleError(InputError):
@@ -67,7 +67,7 @@ def _check_cache(cache: FrameCache | None, processor, unscaled: bool = False):
         silent = f"{type(processor).__name__} does not say how it scales images"
         raise InputError(f"A frame cache was given, but {silent}: train without a cache.")
     held, needed = (
-        ("area" if c.get("use_albumentations", True) else "bilinear", prepared_side(**c))
+        (scaling(**c), prepared_side(**c))
         for c in (cache.settings, ours)
     )
     if held != needed:
@@ -83,7 +83,7 @@ def _needs_masks(source: DataSource, processor) -> bool:
     uses = getattr(processor, "uses_masks", lambda embodiment: True)
     return "mask" in source.config and uses(source.embodiment)
 
-
+# %% ../../nbs/loading/20_samples.ipynb #181b6e58
 class StepReader:
     "Makes samples of steps: reads them, hands them to a processor. A base for loader data sets."
 
@@ -97,7 +97,8 @@ class StepReader:
         threads: int | None,  # for frames and images; None: the share of the cores, one in a loader process
     ):
         self.sources, self.processor, self.seed = list(sources), processor, int(seed)
-        self.training, self.pad, self.cache, self.threads = training, pad, cache, threads
+        self.training, self.cache, self.threads = training, cache, threads
+        self.pad, self.wrap = pad, False  # wrap: history before an episode is taken from its end
         self.change = None  # (image, rng) -> image like it, after the processor's own augmentation
         for s in self.sources: require_keys(s.dataset, s.config)
         self.masked = [training and _needs_masks(s, processor) for s in self.sources]
@@ -143,9 +144,9 @@ def read(self: StepReader,
         ds, config, own = self.sources[s].dataset, self.sources[s].config, where[slots, 2].tolist()
         with _naming(self.sources[s], episode):
             draw = [rngs[i] for i in slots]
-            read = read_numbers(ds, episode, own, config, self.pad, rngs=draw, finite=True)
+            read = read_numbers(ds, episode, own, config, self.pad, self.wrap, draw, finite=True)
             if "video" in config:
-                wanted, back = wanted_frames(ds, episode, own, config, self.pad)
+                wanted, back = wanted_frames(ds, episode, own, config, self.pad, self.wrap)
                 jobs += [(s, episode, v, wanted, back, read) for v in config["video"].modality_keys]
         for i, step in zip(slots, read): steps[i] = step
     def see(job):
@@ -178,7 +179,7 @@ def read_ahead(self: StepReader,
         ds, config = self.sources[s].dataset, self.sources[s].config
         if "video" not in config: continue
         with _naming(self.sources[s], episode):
-            wanted, _ = wanted_frames(ds, episode, where[slots, 2], config, self.pad)
+            wanted, _ = wanted_frames(ds, episode, where[slots, 2], config, self.pad, self.wrap)
         jobs += [(s, episode, view, wanted) for view in config["video"].modality_keys]
     def see(job):
         s, episode, view, wanted = job
@@ -262,11 +263,12 @@ class StepDataset(StepReader, Dataset):
         processor,  # called with (step, embodiment, training, rng), gives a sample; `collate` makes a batch
         seed: int = 42,  # of the order and of everything random in a sample
         training: bool = True,  # handed to the processor
-        pad: bool = False,  # repeat the first step where history begins before the episode
+        pad: bool | None = None,  # repeat the first step before it; None: as the processor says
         cache: FrameCache | None = None,  # prepared frames on disk; None: every frame is decoded
         threads: int | None = None,  # for frames and images; None: the share of the cores, one in a worker
         skip_broken: bool = False,  # go on with another step where one cannot be read
     ):
+        if pad is None: pad = getattr(processor, "pads_history", False)
         super().__init__(sources, processor, seed, training, pad, cache, threads)
         self.skip_broken, self.order = skip_broken, StepOrder(self.sources, seed, pad)
 

@@ -58,10 +58,14 @@ class ActionHead(nn.Module):
         future_tokens: int = 0,  # learned tokens between state and actions
         own_dims: int | None = None,  # numbers in a row that count in loss and answer; None: all
         delays: Sequence[float] = (),  # how often each delay comes, see `TrainingRTC`; (): none does
+        state_steps: int | None = None,  # that make one token together; None: a token for each step
+        mask_token: bool = True,  # a learned token stands for a hidden state; False: zeros
+        mask_padding: bool = False,  # the self-attention does not look at padding
     ):
         super().__init__()
         self.config, self.law, self.spare = config, law, spare
         self.own_dims, self.delays = own_dims, delays
+        self.state_steps, self.mask_padding = state_steps, mask_padding
         width, hidden = config.input_embedding_dim, config.hidden_size
         slots = config.max_num_embodiments
         self.model = DiT(
@@ -70,7 +74,8 @@ class ActionHead(nn.Module):
             **dict(cross_attention_dim=config.backbone_embedding_dim)
             | (dit or config.diffusion_model_cfg),
         )
-        self.state_encoder = CategorySpecificMLP(slots, config.max_state_dim, hidden, width)
+        felt = config.max_state_dim * (state_steps or 1)
+        self.state_encoder = CategorySpecificMLP(slots, felt, hidden, width)
         self.action_encoder = MultiEmbodimentActionEncoder(config.max_action_dim, width, slots)
         self.action_decoder = CategorySpecificMLP(slots, hidden, hidden, config.max_action_dim)
         self.vlln = nn.Identity()
@@ -78,14 +83,14 @@ class ActionHead(nn.Module):
         if vl_blocks: self.vl_self_attention = SelfAttentionStack(**vl_blocks)
         if future_tokens: self.future_tokens = nn.Embedding(future_tokens, width)
         if config.add_pos_embed: self.position_embedding = nn.Embedding(config.max_seq_len, width)
-        if config.state_dropout_prob > 0:
+        if config.state_dropout_prob > 0 and mask_token:
             self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
 
 # %% ../../nbs/model/30_action_head.ipynb #c93e11b9
 @patch
 def prepare_context(
     self: ActionHead,
-    backbone: dict,  # what `Eagle.forward` returned
+    backbone: dict,  # what `Network.see` returned
     state: Tensor,  # [B, T_s, max_state_dim]
     embodiment: Tensor | int,  # int64 [B] or one int
     ahead: bool = True,  # keys and values of all blocks at once, see `DiT.context`
@@ -93,14 +98,32 @@ def prepare_context(
     "The parts that stay the same over all flow times."
     # the backbone may be bfloat16 beside a float32 head; what follows is in the head's dtype
     features = self.vlln(backbone["backbone_features"].to(self.dtype))
-    if hasattr(self, "vl_self_attention"): features = self.vl_self_attention(features)
+    if hasattr(self, "vl_self_attention"):
+        looked_at = backbone["backbone_attention_mask"] if self.mask_padding else None
+        features = self.vl_self_attention(features, looked_at)
     context = self.model.context(
         features, backbone["backbone_attention_mask"], backbone["image_mask"], ahead
     )
-    return features, context, self.state_encoder(state.to(self.dtype), embodiment)
+    return features, context, self.state_encoder(self._felt(state.to(self.dtype)), embodiment)
+
+@patch
+def _felt(self: ActionHead, state: Tensor) -> Tensor:  # [B, T_s, S] -> alike, or [B, 1, T_s * S]
+    "The state as its encoder reads it."
+    if self.state_steps is None: return state
+    if state.shape[1] == self.state_steps: return state.flatten(1)[:, None]
+    raise InputError(
+        f"The state has {state.shape[1]} time steps, and the model reads {self.state_steps}"
+        " (state_history_length): give the robot's state that many delta_indices."
+    )
 
 @patch(as_prop=True)
 def dtype(self: ActionHead) -> torch.dtype: return self.model.proj_out_2.weight.dtype
+
+# %% ../../nbs/model/30_action_head.ipynb #fecd7b7c
+@patch(as_prop=True)
+def readers(self: ActionHead) -> list[nn.Module]:
+    "What stands between the backbone's features and the DiT."
+    return [p for p in (self.vlln, getattr(self, "vl_self_attention", None)) if p is not None]
 
 # %% ../../nbs/model/30_action_head.ipynb #13e1e68f
 @patch
@@ -144,7 +167,7 @@ def loss_weights(
 @patch
 def forward(
     self: ActionHead,
-    backbone: dict,  # what `Eagle.forward` returned
+    backbone: dict,  # what `Network.see` returned
     batch: dict,  # state, action, action_mask, embodiment_id; noise, time, state_dropout, rtc_delay: drawn if absent
 ) -> dict:  # loss, action_loss [B,H,D] and `counted` of it, action_mask, features and their makings
     "The flow-matching loss of a batch."
@@ -200,10 +223,12 @@ def _delay(self: ActionHead, batch: dict) -> Tensor | None:  # int64 [B]
 
 @patch
 def _hide_or_disturb(self: ActionHead, state: Tensor, dropped: Tensor | None) -> Tensor:
-    "State dropout, as officially in evaluation mode too; in training mode additive noise."
-    if (p := self.config.state_dropout_prob) > 0:
+    "State dropout, with a mask token in evaluation mode too; in training additive noise."
+    token = getattr(self, "mask_token", None)
+    if (p := self.config.state_dropout_prob) > 0 and (self.training or token is not None):
         if dropped is None: dropped = torch.rand(len(state), device=state.device) < p
-        state = torch.where(dropped.view(-1, 1, 1), self.mask_token.to(state.dtype), state)
+        instead = 0 if token is None else token.to(state.dtype)
+        state = torch.where(dropped.view(-1, 1, 1), instead, state)
     if self.training and (scale := self.config.state_additive_noise_scale) > 0:
         state = state + scale * torch.randn_like(state)
     return state
@@ -213,7 +238,7 @@ def _hide_or_disturb(self: ActionHead, state: Tensor, dropped: Tensor | None) ->
 @torch.no_grad()
 def get_action(
     self: ActionHead,
-    backbone: dict,  # what `Eagle.forward` returned
+    backbone: dict,  # what `Network.see` returned
     batch: dict,  # state and embodiment_id
     noise: Tensor | None = None,  # [B, H, max_action_dim] to start from; drawn if absent
     num_inference_timesteps: int | None = None,  # Euler steps; default the configuration's (4)
@@ -236,10 +261,10 @@ def get_action(
     if noise is None:
         shape = len(state), c.action_horizon, c.max_action_dim
         noise = torch.randn(shape, device=state.device, dtype=state.dtype)
-    steer, finish, clean = self._continuing(rtc, batch.get("prev_actions"), noise.to(state))
+    start, steer, finish, clean = self._continuing(rtc, batch.get("prev_actions"), noise.to(state))
     path = [] if keep_path else None
     velocity = lambda x, bucket: self.velocity(x, bucket, state, context, embodiment, clean)
-    action = euler(velocity, noise.to(state), steps, c.num_timestep_buckets, path, steer)
+    action = euler(velocity, start(noise.to(state)), steps, c.num_timestep_buckets, path, steer)
     own = lambda x: finish(x)[..., : self.own_dims]
     out = dict(action_pred=own(action), backbone_features=features, state_features=state)
     return out | dict(action_path=own(torch.stack(path))) if keep_path else out
@@ -256,12 +281,13 @@ def _out_of_inference_mode(self: ActionHead, backbone: dict, batch: dict, noise,
 @patch
 def _continuing(
     self: ActionHead, rtc: RTC | None, before: Tensor | None, noise: Tensor
-) -> tuple[Callable | None, Callable, int | None]:
-    "How the flow is steered, what is done with its points, and how many rows are clean."
+) -> tuple[Callable, Callable | None, Callable, int | None]:
+    "Where the flow starts, how it is steered, what its points become, how many rows are clean."
+    as_it_is = lambda x: x
     if (rtc is None) != (before is None): raise _half_told(rtc)
-    if rtc is None or rtc.prefix_len == 0: return None, lambda x: x, None
-    steer, finish = steering(rtc, before.to(noise), *noise.shape[1:])
-    return steer, finish, rtc.prefix_len if rtc.method == "prefix" else None
+    if rtc is None or rtc.alone: return as_it_is, None, as_it_is, None
+    clean = rtc.prefix_len if rtc.method == "prefix" else None
+    return *steering(rtc, before.to(noise), *noise.shape[1:]), clean
 
 def _half_told(rtc: RTC | None) -> InputError:
     given, missing = ("prev_actions", "rtc") if rtc is None else ("rtc", "prev_actions")

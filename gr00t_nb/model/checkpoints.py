@@ -196,8 +196,8 @@ def _complain(path: Path, missing: list, unknown: list, other_shape: list):
         if names: parts.append(f"{len(names)} {many} {what} ({some(names)})")
     if parts:
         raise Misfit(
-            f"The weights in {path} do not fit the model that its config.json (and"
-            f" eagle_config.json, if any) describes: {'; '.join(parts)}; use the configuration that"
+            f"The weights in {path} do not fit the model that its config.json (and its"
+            f" vision-language model's, if any) describes: {'; '.join(parts)}; use the configuration that"
             " belongs to these weights."
         )
 

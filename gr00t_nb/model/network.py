@@ -31,17 +31,18 @@ class Network(nn.Module):
     sizes = ("max_state_dim", "max_action_dim", "action_horizon")  # and with `widen` these
     narrows = False  # whether these may become smaller, too
     namings: tuple[dict[str, str], ...] = ()  # what its files may have instead of pieces of names
-    eagle_place: str  # where people find the released model's `eagle_config`, for errors
+    vlm_name, vlm_file = "Eagle", "eagle_config.json"  # of the vision-language model
+    vlm_place: str  # where people find the released model's `vlm_config`, for errors
     backbone: nn.Module
     action_head: ActionHead
 
-    def __init__(self, config, eagle_config: dict):
+    def __init__(self, config, vlm_config: dict):
         super().__init__()
-        self.config, self.eagle_config = config, eagle_config
-        config.check(eagle_config)
+        self.config, self.vlm_config = config, vlm_config
+        config.check(vlm_config)
 
     @property
-    def eagle(self) -> nn.Module: raise NotImplementedError  # the vision-language model
+    def vlm(self) -> nn.Module: raise NotImplementedError  # the vision-language model
 
     @property
     def device(self) -> torch.device: return next(self.parameters()).device
@@ -53,13 +54,14 @@ class Network(nn.Module):
 @patch
 def frozen_parts(self: Network) -> list[nn.Module]:
     "What a flag switches off as a whole."
-    c, eagle, head = self.config, self.eagle, self.action_head
-    parts = [] if c.tune_llm else [eagle.language_model]
-    if not c.tune_visual: parts += [eagle.vision_model, eagle.mlp1]
+    c, vlm, head = self.config, self.vlm, self.action_head
+    parts = [] if c.tune_llm else [vlm.language_model]
+    if not c.tune_visual: parts += vlm.eyes
     if not c.tune_projector:
         parts += [head.state_encoder, head.action_encoder, head.action_decoder]
         if c.add_pos_embed: parts.append(head.position_embedding)
     if not c.tune_diffusion_model: parts += [head.model]
+    if not getattr(c, "tune_vlln", True): parts += head.readers
     return parts
 
 @patch
@@ -71,6 +73,18 @@ def set_trainable(
     for name, value in flags.items(): setattr(self.config, name, value)
     self.requires_grad_(True)
     for part in self.frozen_parts(): part.requires_grad_(False)
+    layers, top = self.vlm.layers, getattr(self.config, "tune_top_llm_layers", 0)
+    for layer in layers[max(0, len(layers) - top) :]: layer.requires_grad_(True)  # frozen or not
+
+# %% ../../nbs/model/60_network.ipynb #7540d32b
+@patch
+def backbone_to_bf16(self: Network):
+    "The backbone in bfloat16, what trains of it in float32 if the configuration says so."
+    self.backbone.to(torch.bfloat16)
+    if not self.config.backbone_trainable_params_fp32: return
+    for module in self.backbone.modules():
+        for name, p in module._parameters.items():
+            if p is not None and p.requires_grad: module._parameters[name] = nn.Parameter(p.float())
 
 # %% ../../nbs/model/60_network.ipynb #f54cdc7b
 @patch
@@ -82,14 +96,14 @@ def prepare(
     images = batch["pixel_values"]
     if isinstance(images, Tensor): images = [images]
     if batch["input_ids"].device.type == "cpu":
-        self.eagle.check_images(batch["input_ids"], images)
+        self.vlm.check_images(batch["input_ids"], images)
     def put(keys, dtype=None):
         given = {k: batch[k] for k in keys if batch.get(k) is not None}
         return {k: v.to(self.device, dtype, non_blocking=True) for k, v in given.items()}
     # as officially numbers take the dtype of the first parameter: bfloat16 with a bfloat16 backbone
     moved = put(("state", "action", "noise", "time", "prev_actions"), self.dtype)
     moved |= put(("input_ids", "attention_mask", "action_mask", "state_dropout"))
-    moved |= put(("sample_weight", "rtc_delay"))
+    moved |= put(("sample_weight", "rtc_delay", "image_masks"))
     # one transfer for images of one size in a row
     stacks = [list(s) for _, s in groupby(images, key=lambda x: (x.shape[1:], x.dtype))]
     stacks = [s[0] if len(s) == 1 else torch.cat(s) for s in stacks]
@@ -117,7 +131,9 @@ def _no_slot(e: int, slots, rows: list[int] | None) -> InputError:
 @patch
 def see(self: Network, batch: dict) -> dict:
     "What the backbone makes of images and words."
-    return self.eagle(batch["input_ids"], batch["attention_mask"], batch["pixel_values"])
+    given = (batch[k] for k in ("input_ids", "attention_mask", "pixel_values"))
+    masks = (batch[k] for k in ("image_masks",) if k in batch)  # of backbones that know them
+    return self.vlm(*given, *masks)
 
 @patch
 def forward(self: Network, batch: dict) -> dict:
@@ -172,8 +188,8 @@ def _repeated(rows: dict, times: int) -> dict:
 @patch
 def gradient_checkpointing_enable(self: Network, on: bool = True):
     "Recompute the inside of every transformer block in the backward pass instead of keeping it."
-    eagle, head = self.eagle, self.action_head
-    parts = [eagle.vision_model["vision_model"], eagle.language_model["model"], head.model]
+    head = self.action_head
+    parts = [*self.vlm.stacks, head.model]
     if hasattr(head, "vl_self_attention"): parts.append(head.vl_self_attention)
     for part in parts: part.gradient_checkpointing = on
 
@@ -186,13 +202,13 @@ def gradient_checkpointing_disable(self: Network):
 def from_config(
     cls: Network,
     config,  # of `config_class`
-    eagle_config: dict | None = None,
+    vlm_config: dict | None = None,
     seed: int = 0,
 ) -> Network:
     "A model with random weights that depend on `seed` alone."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return cls(config, eagle_config)
+        return cls(config, vlm_config)
 
 # %% ../../nbs/model/60_network.ipynb #0cbb0efc
 @patch
@@ -206,7 +222,7 @@ def save_pretrained(
     state, mapping = self.stored_state(name_mapping), name_mapping or {}
     names = mapped_names(state, mapping)
     save_weights({names[n]: v for n, v in state.items()}, path, max_shard_size)
-    write_json(Path(path) / "eagle_config.json", self.eagle_config)
+    write_json(Path(path) / self.vlm_file, self.vlm_config)
     write_json(Path(path) / "config.json", self.config.to_dict())
 
 @patch
@@ -260,15 +276,15 @@ _TOKEN = "action_head.mask_token"
 _WIDENED = "state_encoder.layer1|action_encoder.W1|action_decoder.layer2"
 
 @contextmanager
-def _released_eagle_assumed(place: str, path: Path, given: dict | None):
-    "A refusal says that the 3B model's Eagle was assumed, where the checkpoint tells of none."
+def _released_vlm_assumed(kind: type[Network], path: Path, given: dict | None):
+    "A refusal says that the 3B model's was assumed, where the checkpoint tells of none."
     try: yield
     except Misfit as e:
-        if given is not None or (path / "eagle_config.json").exists(): raise
+        if given is not None or (path / kind.vlm_file).exists(): raise
         raise Misfit(
-            f"{e} There is no eagle_config.json in {path}, so the Eagle of the 3B model was"
+            f"{e} There is no {kind.vlm_file} in {path}, so the {kind.vlm_name} of the 3B model was"
             " assumed: if this checkpoint's is of another size, put its configuration there under"
-            f" that name (where it was trained it is {place})."
+            f" that name (where it was trained it is {kind.vlm_place})."
         ) from None
 
 # %% ../../nbs/model/60_network.ipynb #cefe9fdc
@@ -288,16 +304,16 @@ def outline(
     path: str | Path,  # a checkpoint folder: its configuration is read, its weights are not
     *,
     widen: bool = False,
-    eagle_config: dict | None = None,
+    vlm_config: dict | None = None,
     **changes,  # see `from_pretrained`
 ) -> Network:  # on the meta device, in the precision that the configuration asks for
     "The network of a checkpoint without its weights."
     path = checkpoint_folder(path)
     config = cls.changed_config(path, widen, changes)
-    with _released_eagle_assumed(cls.eagle_place, path, eagle_config):
-        if eagle_config is None and (path / "eagle_config.json").exists():
-            eagle_config = read_json(path / "eagle_config.json")
-        with torch.device("meta"): return cls(config, eagle_config)
+    with _released_vlm_assumed(cls, path, vlm_config):
+        if vlm_config is None and (path / cls.vlm_file).exists():
+            vlm_config = read_json(path / cls.vlm_file)
+        with torch.device("meta"): return cls(config, vlm_config)
 
 # %% ../../nbs/model/60_network.ipynb #e887512d
 @patch(cls_method=True)
@@ -308,20 +324,20 @@ def from_pretrained(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str | None = None,  # None: as stored; 'config': see below; or one for all
     widen: bool = False,  # allow other max_state_dim, max_action_dim, action_horizon
-    eagle_config: dict | None = None,  # default: eagle_config.json in the folder, else the official
+    vlm_config: dict | None = None,  # default: `vlm_file` in the folder, else the official
     name_mapping: dict[str, str] | None = None,  # piece of a name -> the file's; None: recognised
     **changes,  # names in `tuning`; with widen those in `sizes`, too
 ) -> Network:  # in evaluation mode
     """Load a checkpoint, official or our own, reading each tensor straight into its place.
 
     dtype='config' makes each part in the precision that the configuration asks for."""
-    model = cls.outline(path, widen=widen, eagle_config=eagle_config, **changes)
+    model = cls.outline(path, widen=widen, vlm_config=vlm_config, **changes)
     wanted = {n: p.dtype for n, p in model.named_parameters()}
     def kind(name, stored):
         if dtype is None: return stored
         return wanted[name] if dtype == "config" else dtype
     new = _Fresh(model.config, widen)
-    with _released_eagle_assumed(cls.eagle_place, checkpoint_folder(path), eagle_config):
+    with _released_vlm_assumed(cls, checkpoint_folder(path), vlm_config):
         load_weights(
             model,
             path,

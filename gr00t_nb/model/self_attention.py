@@ -15,7 +15,7 @@ from .layers import init_linear_layers, run_block
 
 # %% ../../nbs/model/15_self_attention.ipynb #5bca701a
 class SelfAttentionBlock(nn.Module):
-    "Pre-norm self-attention and feed-forward, without a mask."
+    "Pre-norm self-attention and feed-forward."
 
     def __init__(self, width: int, heads: int, dropout: float, final_dropout: bool):
         super().__init__()
@@ -25,9 +25,13 @@ class SelfAttentionBlock(nn.Module):
         self.ff = FeedForward(width, dropout, final_dropout)
         self.final_dropout = nn.Dropout(dropout if final_dropout else 0)
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, N, width] -> alike
+    def forward(
+        self,
+        x: Tensor,  # [B, N, width]
+        mask: Tensor | None = None,  # bool [B, 1, 1, N], False at tokens that are not looked at
+    ) -> Tensor:  # [B, N, width]
         h = self.norm1(x)
-        x = x + self.final_dropout(self.attn1(h, self.attn1.keys_values(h)))
+        x = x + self.final_dropout(self.attn1(h, self.attn1.keys_values(h), mask))
         return x + self.ff(self.norm3(x))
 
 # %% ../../nbs/model/15_self_attention.ipynb #9f6a5aa3
@@ -56,9 +60,14 @@ class SelfAttentionStack(nn.Module):
         )
         self.gradient_checkpointing = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,  # [B, N, width]
+        valid: Tensor | None = None,  # bool [B, N], False where nobody looks; None: everywhere
+    ) -> Tensor:  # [B, N, width]
         recompute = self.gradient_checkpointing and self.training
-        for block in self.transformer_blocks: x = run_block(block, x, recompute=recompute)
+        mask = None if valid is None else valid[:, None, None]
+        for block in self.transformer_blocks: x = run_block(block, x, mask, recompute=recompute)
         return x
 
 # %% ../../nbs/model/15_self_attention.ipynb #93595c3b

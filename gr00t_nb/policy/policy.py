@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from .graphs import ActionGraphs
 from ..modality_configs import ModalityConfig
-from ..embodiments import embodiment_value
+from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
 from ..checkpoints.registry import family_of
 from .preprocessing import check_preprocessing
@@ -90,7 +90,6 @@ class Gr00tPolicy:
         tokenizer_path: str | None = None,  # for official checkpoints, which hold no tokenizer
     ):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.tag = embodiment_value(embodiment_tag)
         self.strict, self.round_inputs = strict, round_inputs
         self.model_path = path = Path(model_path).expanduser()
         if not path.is_dir():
@@ -99,13 +98,16 @@ class Gr00tPolicy:
                 " output folder of a run."
             )
         self.family = family_of(path)
+        self.tag = embodiment_value(embodiment_tag, self.family.robots)
         self.processor = self.family.load_processor(path, tokenizer_path)
         check_preprocessing(path, self.processor)
         known = self.processor.modality_configs
         if self.tag not in known:
+            foreign = foreign_tag(self.tag, self.family.robots) if self.family.robots else ""
             raise InputError(
-                f"The checkpoint at {model_path} knows the embodiments {', '.join(known)}, not"
-                f" '{self.tag}': choose one of these, or fine-tune it for yours."
+                f"{foreign}{' ' * bool(foreign)}The checkpoint at {model_path} knows the"
+                f" embodiments {', '.join(known)}, not '{self.tag}': choose one of these, or"
+                " fine-tune it for yours."
             )
         self.modality_config: dict[str, ModalityConfig] = known[self.tag]
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
@@ -205,7 +207,7 @@ def predict(
     out, raw_states = self._sample(steps, noise, num_inference_timesteps, **continued)
     answer = out["action_pred"].float().cpu().numpy()
     actions = self.processor.decode_action(answer, self.tag, raw_states)
-    if rtc is not None and rtc.method == "prefix": _hold(actions, prev_actions, rtc.prefix_len)
+    if rtc is not None and rtc.method != "guidance": _hold(actions, prev_actions, rtc.prefix_len)
     return actions
 
 def _hold(actions: dict[str, np.ndarray], before: dict[str, np.ndarray], rows: int):
@@ -306,9 +308,9 @@ def around(
     "A policy of a model in memory; it rounds its inputs as a policy from a folder does."
     policy = cls.__new__(cls)
     policy.device = next(model.parameters()).device
-    policy.tag = embodiment_value(embodiment_tag)
     policy.strict = policy.round_inputs = True
     policy.family, policy.processor = family_of(model.config), processor
+    policy.tag = embodiment_value(embodiment_tag, policy.family.robots)
     policy.modality_config = processor.modality_configs[policy.tag]
     policy.model, policy.graphs = model, None
     return policy

@@ -6,7 +6,7 @@
 __all__ = ['stack_images', 'make_batch', 'pad_prompts', 'split_batch']
 
 # %% ../../nbs/processing/45_batches.ipynb #cb0b4fe6
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -47,9 +47,11 @@ def _block(run: Sequence[np.ndarray]) -> np.ndarray | None:  # (n, h, w, 3)
 
 # %% ../../nbs/processing/45_batches.ipynb #ca1f6bef
 @lru_cache(4096)
-def _expanded(text: str, sizes: tuple[tuple[int, int], ...], side: int) -> str:
+def _expanded(
+    text: str, sizes: tuple[tuple[int, int], ...], side: int, expand: Callable = expand_images
+) -> str:
     "A prompt with room for images of these sizes, (height, width) in pixels."
-    return expand_images(text, [image_tokens(*s, side) for s in sizes])
+    return expand(text, [image_tokens(*s, side) for s in sizes])
 
 # %% ../../nbs/processing/45_batches.ipynb #b8feb6bf
 def _number_keys(samples: Sequence[dict]) -> list[str]:
@@ -72,7 +74,8 @@ def _number_keys(samples: Sequence[dict]) -> list[str]:
 def make_batch(
     samples: Sequence[dict],  # images, text, state, embodiment_id; all with actions or none
     encoder: PromptEncoder,  # makes ids of prompts
-    token_side: int = PIXELS_PER_SIDE,  # of the square of an image that one token stands for
+    token_side: int | None = PIXELS_PER_SIDE,  # of an image's square for one token; None: not in prompts
+    expand: Callable = expand_images,  # (prompt, tokens of each image) -> prompt with room for them
 ) -> dict:  # of tensors
     """The samples as tensors: prompts padded on the left, images stacked, numbers stacked.
 
@@ -86,24 +89,36 @@ def make_batch(
     """
     names = _number_keys(samples)
     sizes = [tuple(i.shape[:2] for i in s["images"]) for s in samples]
-    texts = [_expanded(s["text"], own, token_side) for s, own in zip(samples, sizes)]
+    texts = [s["text"] for s in samples]
+    if token_side: texts = [_expanded(t, own, token_side, expand) for t, own in zip(texts, sizes)]
     batch = encoder(texts)
     batch["pixel_values"] = stack_images([i for s in samples for i in s["images"]])
     counts = [len(own) for own in sizes]
+    if len(set(counts)) > 1 and token_side is None: raise _uneven(counts)
     if len(set(counts)) > 1: batch["image_counts"] = torch.tensor(counts)
     for k in names: batch[k] = torch.from_numpy(np.stack([s[k] for s in samples]))
     batch["embodiment_id"] = torch.tensor([s["embodiment_id"] for s in samples], dtype=torch.int64)
     return batch
 
+
+def _uneven(counts: Sequence[int]) -> InputError:
+    return InputError(
+        f"The samples of a batch have {' and '.join(map(str, sorted(set(counts))))} images, and this"
+        " model reads as many of each: train robots with other cameras in runs of their own."
+    )
+
+
 # %% ../../nbs/processing/45_batches.ipynb #1cce16f3
 def pad_prompts(
-    batch: dict,  # input_ids and attention_mask [B, N] int64, padded on the left; all else is kept
+    batch: dict,  # input_ids and attention_mask [B, N] int64; all else is kept
     multiple: int,  # N becomes the next multiple of it
     pad_token_id: int,
+    side: str = "left",  # where it is added
 ) -> dict:  # a new one
-    "More padding on the left, which no token attends to."
+    "More padding, which no token attends to."
     more = -batch["input_ids"].shape[1] % multiple
-    wide = lambda name, value: F.pad(batch[name], (more, 0), value=value)
+    width = (more, 0) if side == "left" else (0, more)
+    wide = lambda name, value: F.pad(batch[name], width, value=value)
     masked = wide("attention_mask", 0)
     return batch | dict(input_ids=wide("input_ids", pad_token_id), attention_mask=masked)
 

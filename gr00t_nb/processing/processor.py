@@ -8,7 +8,7 @@ __all__ = ['PROCESSOR_DEFAULTS', 'Gr00tProcessor']
 # %% ../../nbs/processing/50_processor.ipynb #24093bc9
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,8 @@ from .masks import augmentation_dict, mask_steps, masks_of, repaint_many
 from .processor_files import ProcessorFiles, as_json, processor_folder
 from .processor_files import read_modality_configs, read_processor
 from .processor_files import write_tokenizer
-from .prompts import PromptEncoder, chat_text, formalize, load_tokenizer
+from .prompts import IMAGE_TOKEN, PlainEncoder, PromptEncoder, chat_text
+from .prompts import expand_images, formalize, load_tokenizer, question_text
 from .state_action import StateActionProcessor
 
 # %% ../../nbs/processing/50_processor.ipynb #d969e047
@@ -61,8 +62,12 @@ class Gr00tProcessor:
     state_action_class = StateActionProcessor  # how numbers are scaled
     embodiment_table = EMBODIMENT_IDS  # the released model's slots, by tag value
     image_rules: dict = {}  # of `image_sizes`, beside the settings that a checkpoint holds
-    token_side = PIXELS_PER_SIDE  # of the square of an image that one token stands for
+    token_side: int | None = PIXELS_PER_SIDE  # of the square of an image that one token stands for
+    image_token = IMAGE_TOKEN  # stands in a prompt for a token of the vision tower
     chat = staticmethod(chat_text)  # (sentence, images) -> prompt
+    expand = staticmethod(expand_images)  # (prompt, tokens of each image) -> prompt with room
+    read_tokenizer = staticmethod(load_tokenizer)  # folder or hub id -> tokenizer
+    defaults = PROCESSOR_DEFAULTS  # settings of NVIDIA's class
 
     @use_kwargs_dict(keep=True, **PROCESSOR_DEFAULTS)
     def __init__(self,
@@ -74,7 +79,8 @@ class Gr00tProcessor:
         extra_augmentation_config: str | dict | None = None,  # what training repaints by masks
         **kwargs,  # settings of `PROCESSOR_DEFAULTS`; others are kept and saved again
     ):
-        self.settings: dict = PROCESSOR_DEFAULTS | kwargs
+        self.settings: dict = self.defaults | kwargs
+        if self.settings.get("prompt") == "question": self.chat, self.token_side = question_text, None
         extra = augmentation_dict(extra_augmentation_config)
         if extra: self.settings["extra_augmentation_config"] = extra
         self.mask_steps = mask_steps(extra)
@@ -90,13 +96,6 @@ class Gr00tProcessor:
         draw_augmentation(np.random.default_rng(0), angle, jitter)  # this too
         self._remake()
 
-    @property
-    def tokenizer(self) -> Qwen2TokenizerFast | None: return self.encoder and self.encoder.tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Qwen2TokenizerFast | None):
-        self.encoder = PromptEncoder(tokenizer) if tokenizer is not None else None
-
 # %% ../../nbs/processing/50_processor.ipynb #55bf4edf
 @patch
 def _remake(self: Gr00tProcessor):
@@ -104,6 +103,17 @@ def _remake(self: Gr00tProcessor):
     switches = {k: self.settings[k] for k in _SCALE_SETTINGS}
     known = self.modality_configs, self.statistics
     self.state_action = self.state_action_class(*known, **switches)
+
+@patch(as_prop=True)
+def tokenizer(self: Gr00tProcessor) -> Qwen2TokenizerFast | None:
+    "What cuts prompts into tokens."
+    return self.encoder and self.encoder.tokenizer
+
+@patch(set_prop=True)
+def tokenizer(self: Gr00tProcessor, tokenizer: Qwen2TokenizerFast | None):
+    plain = self.token_side is None  # images have no place among the words
+    encoder = PlainEncoder if plain else partial(PromptEncoder, image_token=self.image_token)
+    self.encoder = None if tokenizer is None else encoder(tokenizer)
 
 # %% ../../nbs/processing/50_processor.ipynb #d0f1dbbf
 @patch
@@ -330,7 +340,7 @@ def collate(self: Gr00tProcessor,
             "The processor has no tokenizer: give one, tokenizer=load_tokenizer(path), or"
             " train_tokenizer(texts)."
         )
-    return make_batch(samples, self.encoder, self.token_side)
+    return make_batch(samples, self.encoder, self.token_side, self.expand)
 
 # %% ../../nbs/processing/50_processor.ipynb #c399b0c9
 @patch
@@ -385,7 +395,7 @@ def from_pretrained(cls: Gr00tProcessor,
     configs = read_modality_configs(settings.pop("modality_configs", files.modality_configs))
     if files.processor_class: settings.setdefault("processor_class", files.processor_class)
     if tokenizer is None and (folder / "tokenizer").is_dir():
-        tokenizer = load_tokenizer(folder / "tokenizer")
+        tokenizer = cls.read_tokenizer(folder / "tokenizer")
     return cls(configs, files.statistics, files.embodiment_ids, tokenizer, **settings)
 
 # %% ../../nbs/processing/50_processor.ipynb #df39a4e6

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_TOKEN', 'QWEN_TOKENS', 'QWEN_WORDS', 'GROOT_TOKENS', 'CHAT_TEMPLATE', 'formalize', 'chat_text', 'image_tokens',
-           'expand_images', 'add_groot_tokens', 'train_tokenizer', 'load_tokenizer', 'PromptEncoder']
+           'expand_images', 'add_groot_tokens', 'train_tokenizer', 'tokenizer_folder', 'load_tokenizer',
+           'PromptEncoder', 'question_text', 'PlainEncoder']
 
 # %% ../../nbs/processing/40_prompts.ipynb #70aec0e8
 import json
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from cachetools import LRUCache
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-from transformers import Qwen2TokenizerFast
+from transformers import GemmaTokenizer, Qwen2TokenizerFast
 
 from ..errors import InputError
 from ..hub import hub_id, hub_snapshot
@@ -128,22 +129,24 @@ CHAT_TEMPLATE = (
 # %% ../../nbs/processing/40_prompts.ipynb #5688f774
 def add_groot_tokens(
     tokenizer: Qwen2TokenizerFast,  # changed in place
+    added: Sequence[str] = GROOT_TOKENS,  # of a generation
 ) -> Qwen2TokenizerFast:  # the same
-    "Adds those of N1.6's eleven tokens that the tokenizer lacks, in order, as special tokens."
+    "Adds those of a generation's tokens that the tokenizer lacks, in order, as special tokens."
     known = tokenizer.get_vocab()
-    missing = [t for t in GROOT_TOKENS if t not in known]
+    missing = [t for t in added if t not in known]
     if missing:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": missing}, replace_extra_special_tokens=False
         )
     return tokenizer
 
-# %% ../../nbs/processing/40_prompts.ipynb #f8382a79
+# %% ../../nbs/processing/40_prompts.ipynb #0bb92793
 def _byte_bpe(
     texts: Iterable[str],  # what to learn merges from
     vocab_size: int,  # entries altogether, special tokens included
     added: Sequence[str],  # special tokens, after the merges
     words: Sequence[str] = (),  # added tokens that are not special
+    template: str = CHAT_TEMPLATE,  # of its chats
 ) -> Qwen2TokenizerFast:
     "A tokenizer with Qwen's normalization and word boundaries and its own merges."
     shell = Qwen2TokenizerFast().backend_tokenizer  # Qwen's rules around an empty vocabulary
@@ -170,13 +173,19 @@ def _byte_bpe(
     tokenizer.add_special_tokens(
         {"additional_special_tokens": list(added)}, replace_extra_special_tokens=False
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = template
     return tokenizer
 
 # %% ../../nbs/processing/40_prompts.ipynb #9ff09199
+_FRAME = "system\nYou are a helpful assistant.\nuser\n{}<image 1><image 2>\n"
+
+
 def train_tokenizer(
     texts: Iterable[str],  # instructions, as the model will see them (formalized)
-    vocab_size: int = 512,  # entries at most, 256 bytes and 37 added tokens among them
+    vocab_size: int = 512,  # entries at most, 256 bytes and the added tokens among them
+    added: Sequence[str] = GROOT_TOKENS,  # a generation's own tokens
+    template: str = CHAT_TEMPLATE,  # of its chats
+    frame: str = _FRAME,  # what its chats put around a sentence, which stands for {}
 ) -> Qwen2TokenizerFast:  # padding on the left, pad token <|endoftext|>
     """Learns a byte-level BPE tokenizer with the added tokens and chat template of GR00T N1.6.
 
@@ -184,7 +193,7 @@ def train_tokenizer(
     `save_pretrained(folder)` keeps it and `load_tokenizer(folder)` brings it back. `InputError`
     without texts, or for too small a vocabulary.
     """
-    least = 256 + len(QWEN_TOKENS) + len(QWEN_WORDS) + len(GROOT_TOKENS)
+    least = 256 + len(QWEN_TOKENS) + len(QWEN_WORDS) + len(added)
     if vocab_size < least:
         raise InputError(
             f"A vocabulary of {vocab_size} entries is too small: the bytes and the added tokens"
@@ -196,10 +205,8 @@ def train_tokenizer(
             "There are no texts to train a tokenizer from: give the instructions of a data set,"
             " list(ds.tasks.values())."
         )
-    # what the chat puts around each of them
-    frame = "system\nYou are a helpful assistant.\nuser\n{}<image 1><image 2>\n"
     framed = [frame.format(t) for t in texts]
-    return _byte_bpe(framed, vocab_size, QWEN_TOKENS + GROOT_TOKENS, QWEN_WORDS)
+    return _byte_bpe(framed, vocab_size, [*QWEN_TOKENS, *added], QWEN_WORDS, template)
 
 # %% ../../nbs/processing/40_prompts.ipynb #065955bb
 _TOKENIZER_FILES = [
@@ -219,14 +226,10 @@ def _lacks(folder: Path) -> str:
     return "" if needed else "tokenizer.json, or vocab.json and merges.txt"
 
 # %% ../../nbs/processing/40_prompts.ipynb #ee132b5d
-def load_tokenizer(
+def tokenizer_folder(
     path: str | Path,  # a folder, or a hub id such as "Qwen/Qwen3-1.7B"
-) -> Qwen2TokenizerFast:  # padding on the left
-    """Loads a tokenizer of the Qwen2/Qwen3 kind with the tokens of GR00T N1.6.
-
-    Never runs code from a folder or the hub; folders need no network. `InputError` where there is
-    no tokenizer.
-    """
+) -> Path:
+    "Where the files of a tokenizer lie, fetched from the hub if need be; `InputError` for none."
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if (found := hub_id(str(path))) is None:
@@ -238,44 +241,90 @@ def load_tokenizer(
         folder = hub_snapshot(repo, "tokenizer", _TOKENIZER_FILES, revision, _lacks)
     if missing := _lacks(folder):
         raise InputError(f"The folder {folder} holds no tokenizer: expected {missing}.")
-    tokenizer = Qwen2TokenizerFast.from_pretrained(
+    return folder
+
+
+def load_tokenizer(
+    path: str | Path,  # as in `tokenizer_folder`
+    added: Sequence[str] = GROOT_TOKENS,  # a generation's own tokens
+) -> Qwen2TokenizerFast:  # padding on the left
+    """Loads a tokenizer of the Qwen2/Qwen3 kind with the tokens of a GR00T, or Gemma's as it is.
+
+    Never runs code from a folder or the hub; folders need no network. `InputError` where there is
+    no tokenizer.
+    """
+    folder = tokenizer_folder(path)
+    kind = GemmaTokenizer if _is_gemma(folder) else Qwen2TokenizerFast
+    tokenizer = kind.from_pretrained(
         str(folder), padding_side="left", local_files_only=True, trust_remote_code=False
     )
-    return add_groot_tokens(tokenizer)
+    return tokenizer if kind is GemmaTokenizer else add_groot_tokens(tokenizer, added)
+
+
+def _is_gemma(folder: Path) -> bool:
+    "Whether a tokenizer is PaliGemma's, which knows no tokens of GR00T and is asked in plain text."
+    file = folder / "tokenizer_config.json"
+    said = json.loads(file.read_text()) if file.exists() else {}
+    return str(said.get("tokenizer_class")).startswith("GemmaTokenizer")
+
 
 # %% ../../nbs/processing/40_prompts.ipynb #9d09aa97
 class PromptEncoder:
     "Turns prompts into padded ids; keeps those of the last `cache_size` prompts. Can be pickled."
+    framed = False  # with what the tokenizer puts around a text, such as Gemma's <bos>
+    side = "left"  # of the padding
 
     def __init__(self,
         tokenizer: Qwen2TokenizerFast,  # from `load_tokenizer` or `train_tokenizer`
         cache_size: int = 4096,  # distinct prompts kept
+        image_token: str = IMAGE_TOKEN,  # whose embedding is replaced
     ):
         vocab = tokenizer.get_vocab()
-        if IMAGE_TOKEN not in vocab:
+        if image_token not in vocab:
             raise InputError(
-                f"The tokenizer has no {IMAGE_TOKEN}: load it with load_tokenizer, which adds the"
-                " tokens of GR00T N1.6."
+                f"The tokenizer has no {image_token}: load it with the load_tokenizer of the"
+                " model's generation, which adds its tokens."
             )
         self.tokenizer = tokenizer
-        self.image_token_id: int = vocab[IMAGE_TOKEN]
+        self.image_token_id: int = vocab[image_token]
+        self.pad_token_id: int = tokenizer.pad_token_id
         self._ids = LRUCache(cache_size)  # prompt -> ids
 
     def ids(self, text: str) -> np.ndarray:  # (N,) int64
         "Ids of one prompt, without padding."
         if (kept := self._ids.get(text)) is not None: return kept
         # one text at a time keeps the tokenizer's threads asleep, which makes forking safe
-        ids = np.asarray(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
-        self._ids[text] = ids
+        ids = self.tokenizer(text, add_special_tokens=self.framed).input_ids
+        self._ids[text] = ids = np.asarray(ids, dtype=np.int64)
         return ids
 
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:  # ids and mask, (B, N) int64
-        "Ids of a batch of prompts, padded on the left to the longest."
+        "Ids of a batch of prompts, padded to the longest."
         rows = [self.ids(t) for t in texts]
         longest = max(map(len, rows))
-        ids = np.full((len(rows), longest), self.tokenizer.pad_token_id, dtype=np.int64)
+        ids = np.full((len(rows), longest), self.pad_token_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
-            ids[i, longest - len(row):] = row
-            mask[i, longest - len(row):] = 1
+            start = longest - len(row) if self.side == "left" else 0
+            ids[i, start:start + len(row)] = row
+            mask[i, start:start + len(row)] = 1
         return dict(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+
+# %% ../../nbs/processing/40_prompts.ipynb #6b17c2b0
+def question_text(
+    sentence: str,  # the instruction
+    images: int = 0,  # of the sample: not in the text
+) -> str:
+    "What FluxVLA asks a language model; nothing in it stands for an image."
+    return f"In: What action should the robot take to {sentence}?\nOut:"
+
+
+class PlainEncoder(PromptEncoder):
+    "Turns plain text into ids, padded on the right."
+    framed, side = True, "right"
+    image_token_id = None
+    pad_token_id = 0
+
+    def __init__(self, tokenizer, cache_size: int = 4096):
+        self.tokenizer, self._ids = tokenizer, LRUCache(cache_size)
+

@@ -28,11 +28,12 @@ def _whole_lines(path: Path) -> list[dict]:
 
 
 def rows_until(
-    path: Path,  # a file to which a run appends rows that name their `step`
+    path: Path,  # a file to which a run appends rows that name their step
     step: int,  # the last one that counts
+    key: str = "step",  # what the rows call it
 ) -> list[dict]:
     "Its rows up to a step; what a run wrote later, that goes on from there, is cut off."
-    rows = [r for r in (_whole_lines(path) if path.exists() else []) if r["step"] <= step]
+    rows = [r for r in (_whole_lines(path) if path.exists() else []) if r[key] <= step]
     write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
     return rows
 

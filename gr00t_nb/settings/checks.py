@@ -16,9 +16,11 @@ from ..processes.parallel import WHOLE, check_parallel, engine_of
 from ..errors import InputError, did_you_mean
 from ..checkpoints.adapters import RANK, check_lora, frozen_flags, import_peft
 from ..families.family import Family
+from ..optimizer.schedule import OWN_SCHEDULES, STEP, STEP_BASED
 from ..processing.masks import mask_steps
 from .config import FinetuneConfig, SampleOptions
 from .mixtures import MixtureEntry, check_entries, entries_of
+from ..robots import Robots
 
 # %% ../../nbs/settings/40_checks.ipynb #d138c35e
 _LORA = ("lora_rank", "lora_alpha", "lora_dropout")
@@ -57,6 +59,14 @@ def _check_lora(config: FinetuneConfig):
             " --lora-parts, such as --lora-parts language DiT."
         )
 
+# %% ../../nbs/settings/40_checks.ipynb #49510466
+def _own_rates(config: FinetuneConfig) -> dict:  # empty but for a step-based run
+    "What a schedule that says its rates itself decides."
+    if config.lr_scheduler != STEP_BASED: return {}
+    first, *_ = config.lr_rates.values()
+    return dict(warmup_ratio=0.0, learning_rate=config.learning_rate or first)
+
+
 # %% ../../nbs/settings/40_checks.ipynb #a7928aac
 SWITCHES = ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model")
 FROM_DEFAULTS = (
@@ -94,6 +104,7 @@ def resolved(
     if again: family.require("gradient_checkpointing")
     values |= dict(recompute_parts=again or None)
     values |= dict(lr_scheduler=config.lr_scheduler or family.defaults.schedule)
+    values |= _own_rates(config)
     values |= dict(adam_betas=tuple(config.adam_betas or family.defaults.betas))
     dropout = _state_dropout(config, family)
     return replace(config, **flags, **values, **lora, state_dropout_prob=dropout)
@@ -248,8 +259,29 @@ def _check_quality(config: FinetuneConfig):
     if config.on_nonfinite not in ("stop", "skip"):
         raise InputError(f"on_nonfinite is {config.on_nonfinite!r}: expected 'stop' or 'skip'.")
 
+# %% ../../nbs/settings/40_checks.ipynb #749b4672
+def _check_rates(config: FinetuneConfig):
+    "Of a step-based run: shares of it, and the rate from each on."
+    rates = config.lr_rates
+    if not rates:
+        why = "lr_scheduler is step-based, but what are the rates?"
+        raise InputError(f"{why} Give --lr-rates 0 1e-4 0.5 5e-5, shares of the run and rates.")
+    try: shares = [float(at) for at in rates]
+    except ValueError: shares = []
+    good = shares and all(0 <= at < 1 for at in shares) and all(0 < r < math.inf for r in rates.values())
+    if not good or shares != sorted(set(shares)) or shares[0] != 0:
+        raise InputError(
+            f"lr_rates is {rates}: expected shares of the run, from 0 to below 1 and rising, of which"
+            " the first is 0, and a positive rate for each."
+        )
+    if config.warmup_ratio:
+        raise InputError(
+            f"warmup_ratio is {config.warmup_ratio}, but in a step-based schedule nothing rises but"
+            " by --lr-rates: leave it out."
+        )
+
 # %% ../../nbs/settings/40_checks.ipynb #99ae3f86
-SCHEDULES = ("cosine", "constant", "step")
+SCHEDULES = ("cosine", "constant", *OWN_SCHEDULES)
 
 
 def _check_schedule(config: FinetuneConfig):
@@ -260,9 +292,10 @@ def _check_schedule(config: FinetuneConfig):
         raise InputError(f"lr_scheduler is {kind!r}: expected {said}.{near}")
     if kind == "step" and config.lr_decay_steps is None:
         raise InputError("lr_scheduler is step, but when does the rate fall? Give --lr-decay-steps.")
-    for name in ("lr_decay_steps", "lr_decay_factor"):
-        if kind == "step" or getattr(config, name) is None: continue
-        raise InputError(f"{name} belongs to --lr-scheduler step: add that, or leave it out.")
+    for name, whose in (("lr_decay_steps", STEP), ("lr_decay_factor", STEP), ("lr_rates", STEP_BASED)):
+        if kind == whose or getattr(config, name) is None: continue
+        raise InputError(f"{name} belongs to --lr-scheduler {whose}: add that, or leave it out.")
+    if kind == STEP_BASED: _check_rates(config)
     if config.lr_decay_factor is not None and not 0 < config.lr_decay_factor < 1:
         found = f"lr_decay_factor is {config.lr_decay_factor}"
         raise InputError(f"{found}: expected a factor between 0 and 1.")
@@ -305,9 +338,11 @@ def choose_modality_config(
     tag: str,  # value of the embodiment tag
     in_checkpoint: dict,  # the base checkpoint's configurations, by tag
     from_file: bool = False,  # the user registered it with a file
+    robots: Robots | None = None,  # of the base model's generation
 ) -> dict:  # modality -> ModalityConfig
     "The modality configuration to train `tag` with; `InputError` where there is none."
     guessed = tag in _FILLS_A_GAP and not from_file
+    if robots and guessed and tag in robots.configs: return robots.configs[tag]
     if tag in in_checkpoint and (guessed or tag not in MODALITY_CONFIGS): return in_checkpoint[tag]
     if tag in MODALITY_CONFIGS: return MODALITY_CONFIGS[tag]
     known = ", ".join(sorted({*MODALITY_CONFIGS, *in_checkpoint}))

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from tyro.conf import DisallowNone, arg
 
 from ..errors import InputError, did_you_mean
+from ..optimizer.schedule import OWN_SCHEDULES, Schedule
 from .fluxvla_recipe import find_recipe
 from .recipe import Recipe, recipe_to_json
 from .recipe_book import RECIPES
@@ -52,6 +53,7 @@ class SampleOptions:
     shard_size: int = 1024  # steps in a shard; used by --sampling official
     episode_sampling_rate: float = 0.1  # 1 / pieces into which an episode is dealt out; used by --sampling official
     num_shards_per_epoch: int = 100000  # shards drawn for an epoch; used by --sampling official
+    wrap_history: bool = False  # before an episode's first step its last ones, as NVIDIA's; with --sampling official
     random_rotation_angle: int | None = None  # images are turned by up to so many degrees; none: as the checkpoint says
     color_jitter_params: dict[str, float] | None = None  # e.g. brightness 0.3 hue 0.08; none: as the checkpoint says
     extra_augmentation_config: str | None = None  # JSON, what masks repaint; none: as the checkpoint says; {}: nothing
@@ -67,7 +69,7 @@ class ModelOptions:
     tune_visual: Switch = None  # train the vision tower and the connector
     tune_projector: Switch = None  # train the state and action encoders and the action decoder
     tune_diffusion_model: Switch = None  # train the diffusion transformer
-    state_dropout_prob: float | None = None  # how often a learned token hides a sample's state; none: the family's
+    state_dropout_prob: float | None = None  # how often a sample's state is hidden; none: the family's
     dropout: float | None = None  # of the diffusion transformer; none: as the checkpoint says
     embodiment_rows_only: Switch = None  # of the per-robot layers train this robot's rows alone: less memory
     gradient_checkpointing: Switch = None  # recompute activations in the backward pass: less memory, more time
@@ -97,18 +99,21 @@ class OptimizerOptions:
     max_epochs: int | None = None  # instead: how often each sample is seen; saves at each end
     learning_rate: float | None = None  # peak of the schedule; none: the family's, such as 1e-4
     weight_decay: float | None = None  # AdamW's, on the parameters that the family names; none: the family's
+    decay_vectors: bool = True  # --no-decay-vectors: no weight decay on norms and other vectors, as FluxVLA's runs
     warmup_ratio: float | None = None  # share of max_steps in which the learning rate rises; none: the family's
-    lr_scheduler: str | None = None  # cosine, constant or step; none: the family's, cosine
+    lr_scheduler: str | None = None  # cosine, constant, step, or FluxVLA's (see --lr-rates); none: the family's
     adam_betas: tuple[float, float] | None = None  # AdamW's two decay rates, such as 0.9 0.999; none: the family's
     max_grad_norm: float | None = None  # longer gradients are scaled down to this norm; none: the family's, 1.0
     lr_decay_steps: int | None = None  # steps between two falls; used by --lr-scheduler step
     lr_decay_factor: float | None = None  # of a fall; used by --lr-scheduler step; none: 0.1
+    lr_rates: dict[str, float] | None = None  # share of the run and rate from there on; for --lr-scheduler step-based
     ema_decay: float | None = None  # averaged weights of what trains, such as 0.999, kept beside it; none: off
     on_nonfinite: Literal["stop", "skip"] = "stop"  # where loss or gradient is not a number; skip: leave the step out
     seed: int | None = None  # of everything random: order, augmentation, noise, dropout, new weights; none: 42
     hooks: str | None = None  # a Python file: another loss, images, what trains, rates
 
 
+# %% ../../nbs/settings/10_config.ipynb #9f37091e
 @dataclass
 class RunOptions:
     "What the run writes, and where it runs."
@@ -118,10 +123,12 @@ class RunOptions:
     save_only_model: bool = False  # no optimizer in checkpoints: no run goes on from them
     logging_steps: int = 10  # optimizer steps between lines of the log
     resume: bool = True  # go on from the newest checkpoint in output_dir; --no-resume refuses a folder that has one
+    resume_from: str | None = None  # where output_dir has none: go on from this one, of another folder of runs
     use_wandb: bool = False  # log to Weights & Biases too (WANDB_MODE=offline works); log.jsonl is always written
     use_tensorboard: bool = False  # write event files for TensorBoard too
+    fluxvla_log: bool = False  # write FluxVLA's record of the run too, in a file called after it
     profile: bool = False  # record three steps: trace.json.gz and profile.txt in output_dir
-    wandb_project: str | None = None  # project at Weights & Biases; none: the family's, such as finetune-gr00t-n1d6
+    wandb_project: str | None = None  # at Weights & Biases; none: WANDB_PROJECT, or finetune-gr00t-n1d6 and the like
     experiment_name: str | None = None  # what the run is called where it is logged; none: output_dir's last part
     num_gpus: int = 1  # processes of a --plan; those of a run are torchrun's, and must agree where both are given
     parallel: Literal["ddp", "fsdp2", "hsdp", "zero2", "zero3"] = "ddp"  # how processes share the model
@@ -201,10 +208,6 @@ class FinetuneConfig(
         if not self.cfg_options: return None
         raise InputError("--cfg-options changes a recipe: name one with --recipe, or leave it out.")
 
-    @property
-    def decay(self) -> tuple[int, float] | None:
-        "Steps between two falls of the learning rate and their factor, for the step schedule."
-        return (self.lr_decay_steps, self.lr_decay_factor or 0.1) if self.lr_decay_steps else None
 
 # %% ../../nbs/settings/10_config.ipynb #e48246d5
 def _as_words(said) -> str | list[str] | None:
@@ -226,6 +229,20 @@ def _as_text(entries: Sequence) -> str:  # of MixtureEntry
     names = [e.name for e in entries]
     twice = next(n for n in names if names.count(n) > 1)
     raise InputError(f"Two entries of the mixture are called '{twice}': give each its own name.")
+
+# %% ../../nbs/settings/10_config.ipynb #c0cf659f
+@patch(as_prop=True)
+def schedule(self: FinetuneConfig) -> Schedule | None:
+    "How the learning rate goes, where it goes in a way that transformers does not have."
+    if self.lr_scheduler not in OWN_SCHEDULES: return None
+    peak = self.learning_rate or next(iter((self.lr_rates or {}).values()), 1.0)
+    return Schedule(
+        self.lr_scheduler,
+        self.warmup_ratio or 0.0,
+        every=self.lr_decay_steps,
+        factor=self.lr_decay_factor or 0.1,
+        shares={float(at): rate / peak for at, rate in (self.lr_rates or {}).items()},
+    )
 
 # %% ../../nbs/settings/10_config.ipynb #570f5cd6
 @patch

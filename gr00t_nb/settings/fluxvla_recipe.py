@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import InputError, did_you_mean
 from ..fluxvla.config_file import read_config_file, read_options, with_options
 from ..files import read_json
+from ..optimizer.schedule import COSINE, STEP_BASED
 from .recipe import ColumnRobot, Recipe, recipe_from_json
 from .recipe_book import RECIPES
 
@@ -253,16 +254,20 @@ _RUNNER = dict(
     betas="adam_betas",
     enable_gradient_checkpointing="gradient_checkpointing",
 )
-_SCHEDULES = {"constant": "constant", "linear-warmup+cosine-decay": "cosine"}
+_SCHEDULES = ("constant", COSINE, STEP_BASED)  # FluxVLA's names are this kit's
+_RATES = "runner.lr_schedule."  # share of the run -> rate
 GPUS = 8  # that FluxVLA's results were trained on
 
 
 def _run(values: _Values) -> dict:  # fields of a run's configuration
     "What the file says of the optimizer and the run."
     values.one_of("runner.type", ["FSDPTrainRunner", "DDPTrainRunner"], "a training runner")
-    found = dict(adam_betas=(0.9, 0.999)) | _taken(values, "runner", _RUNNER)
+    found = dict(adam_betas=(0.9, 0.999), decay_vectors=False) | _taken(values, "runner", _RUNNER)
     kind = values.one_of("runner.lr_scheduler_type", list(_SCHEDULES), "a schedule")
-    found["lr_scheduler"] = _SCHEDULES[kind]
+    found["lr_scheduler"] = kind
+    if kind == STEP_BASED:
+        listed = [k for k in values.left if k.startswith(_RATES)]
+        found["lr_rates"] = {k.removeprefix(_RATES): float(values.take(k)) for k in listed}
     size = values.take("train_dataloader.per_device_batch_size", 8)
     why = _BATCH.format(size, size * GPUS)
     values.note("replaced", "train_dataloader.per_device_batch_size", why)
@@ -371,7 +376,6 @@ def fluxvla_config(recipe: Recipe) -> dict:  # as of `read_config_file`
             " it: use the flags, such as --max-steps 3000."
         )
     s, kinds = recipe.settings, {v: k for k, v in BACKBONE_TYPES.items()}
-    schedules = {v: k for k, v in _SCHEDULES.items()}
     runner = {theirs: s[ours] for theirs, ours in _RUNNER.items() if ours in s}
     wrapper = dict(seed=s["seed"]) if "seed" in s else {}
     loader = dict(
@@ -383,7 +387,7 @@ def fluxvla_config(recipe: Recipe) -> dict:  # as of `read_config_file`
     backbone = dict(type=kinds[recipe.backbone])
     frozen = dict(freeze_vlm_backbone=not s["tune_llm"])
     model = dict(type="LlavaVLA", vlm_backbone=backbone, vla_head=head) | frozen
-    how = dict(type="FSDPTrainRunner", lr_scheduler_type=schedules[s["lr_scheduler"]])
+    how = dict(type="FSDPTrainRunner", lr_scheduler_type=s["lr_scheduler"])
     return dict(model=model, train_dataloader=loader, runner=how | runner)
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from ..embodiments import MODALITY_CONFIGS
 from ..modality_configs import ActionConfig, ModalityConfig
+from ..optimizer.schedule import COSINE
 from .recipe import ColumnRobot, GroupRobot, Recipe
 
 # %% ../../nbs/settings/03_recipe_book.ipynb #e81e8454
@@ -58,6 +59,7 @@ _FULL = dict(
     dataloader_num_workers=4,
     adam_betas=(0.9, 0.999),
     weight_decay=0.0,
+    decay_vectors=False,
     max_grad_norm=1.0,
 )
 _N1D5, _QWEN, _PALIGEMMA = (
@@ -67,7 +69,7 @@ _N1D5, _QWEN, _PALIGEMMA = (
 
 def _training(epochs: int, rate: float, warmup: float | None = None) -> dict:
     "Settings of a run; with a warm-up the rate falls as a cosine, else it stays."
-    schedule = dict(lr_scheduler="constant" if warmup is None else "cosine")
+    schedule = dict(lr_scheduler="constant" if warmup is None else COSINE)
     share = dict(warmup_ratio=warmup or 0.0)
     return _FULL | schedule | share | dict(max_epochs=epochs, learning_rate=rate)
 

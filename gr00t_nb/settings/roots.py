@@ -15,11 +15,13 @@ from itertools import combinations
 from ..data.lerobot import LeRobotDataset
 from ..data.moments import merge_statistics
 from ..data.steps import usable_steps
+from ..embodiments import foreign_tag
 from ..errors import InputError
 from ..families.family import Family
 from ..fluxvla.merged_statistics import statistics_of_roots
 from ..loading.order import DataSource
 from ..processing.embodiment_statistics import embodiment_statistics
+from ..robots import Robots
 from .config import FinetuneConfig
 from .mixtures import MixtureEntry
 
@@ -34,6 +36,7 @@ class Root:
     train_episodes: list[int]  # positions in `dataset`
     val_episodes: list[int]  # held out, positions, too
     warnings: list[str] = field(default_factory=list)  # of the check-up, each once
+    pads: bool = False  # steps whose history begins before the episode count, too
     windows: bool = False  # samples are windows, which every row has
 
     @property
@@ -44,7 +47,7 @@ class Root:
         "Steps of training episodes that have a whole chunk ahead; as windows, all of their rows."
         lengths = [self.dataset.length(e) for e in self.train_episodes]
         if self.windows: return sum(lengths)
-        return sum(len(usable_steps(n, self.modality_config)) for n in lengths)
+        return sum(len(usable_steps(n, self.modality_config, self.pads)) for n in lengths)
 
     def width(self, kind: str) -> int:  # state or action
         "Numbers of all groups of a kind."
@@ -62,6 +65,7 @@ def settle_slots(
     entries: Sequence[MixtureEntry],
     processor,  # of the base model; learns the slots that entries ask for
     model_config,  # of the base model
+    robots: Robots | None = None,  # of its generation, for what a foreign tag is called there
 ):
     "`InputError` where a robot has no slot of its own in the model."
     size, owner = getattr(model_config, "max_num_embodiments", None), {}
@@ -70,8 +74,10 @@ def settle_slots(
         slot = processor.embodiment_ids.get(e.tag)
         if slot is None:
             known = ", ".join(sorted(processor.embodiment_ids))
+            foreign = foreign_tag(e.tag, robots) if robots else ""
             raise InputError(
-                f"The base model has no slot for '{e.tag}' (it has some for {known}): choose"
+                f"{foreign}{' ' * bool(foreign)}The base model has no slot for '{e.tag}' (it has some"
+                f" for {known}): choose"
                 " another tag, or give the robot a slot, embodiment_id in an entry of a --mixture."
             )
         if size is not None and slot >= size:
@@ -159,6 +165,7 @@ def _require_one_robot(a: Root, b: Root):
 def robot_statistics(
     roots: Sequence[Root],  # of one robot
     config: FinetuneConfig,  # of the run
+    fingerprinted: bool = False,  # only shipped statistics with a current fingerprint are used
 ) -> dict:  # kind -> group -> entry -> (D,) or (H, D)
     "The statistics of a robot over all its data sets."
     robot = roots[0].entry.robot
@@ -167,7 +174,9 @@ def robot_statistics(
         datasets = [r.dataset for r in roots]
         return statistics_of_roots(datasets, roots[0].modality_config, fluxvla_statistics=True)
     shipped = lambda r: r.entry.says("shipped_statistics", config)
-    found = [embodiment_statistics(r.dataset, r.modality_config, shipped(r)) for r in roots]
+    tag = lambda r: r.tag if fingerprinted else None
+    parts = ((r.dataset, r.modality_config, shipped(r), tag(r)) for r in roots)
+    found = [embodiment_statistics(*part) for part in parts]
     return found[0] if len(found) == 1 else merge_statistics(found, _shares(roots, config))
 
 

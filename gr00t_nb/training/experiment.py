@@ -7,6 +7,7 @@ __all__ = ['run_name', 'training_arguments', 'learning_rates', 'write_experiment
            'schedules']
 
 # %% ../../nbs/training/20_experiment.ipynb #81778d20
+import os
 from copy import copy
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from transformers import TrainingArguments, get_scheduler
 
 from ..engine.hooks import Hooks, hook_digests, hook_sources, other_hooks
 from ..optimizer.averages import check_averages
-from ..optimizer.schedule import step_schedule
+from ..optimizer.schedule import OWN_SCHEDULES, Schedule
 from ..processes.parallel import parallel_arguments
 from ..engine.states import can_go_on, check_states, processes_of
 from ..engine.validation import ended_early
@@ -27,7 +28,7 @@ from ..errors import InputError
 from ..checkpoints.registry import training_record
 from ..families.family import Family
 from ..files import read_json, write_json, write_text
-from ..runs.run_folder import checkpoint_step, newest_checkpoint
+from ..runs.run_folder import checkpoint_step, named_checkpoint, newest_checkpoint
 from ..settings.config import FinetuneConfig
 from .model_card import write_model_card
 from .prepare import Prepared, Root
@@ -39,8 +40,8 @@ _NO_TORCHAO = (
 )
 
 
-# transformers' name of what follows the warm-up; in steps the rate falls by the trainer's own
-_SCHEDULERS = dict(constant="constant_with_warmup", step="constant_with_warmup")
+# transformers' name of what follows the warm-up; what it does not have is the trainer's own
+_SCHEDULERS = dict.fromkeys(("constant", *OWN_SCHEDULES), "constant_with_warmup")
 
 
 def _recipe(config: FinetuneConfig, family: Family) -> dict:
@@ -105,14 +106,14 @@ def training_arguments(
 # %% ../../nbs/training/20_experiment.ipynb #e11faba1
 def learning_rates(
     args: TrainingArguments,  # see `training_arguments`
-    decay: tuple[int, float] | None = None,  # of the configuration
+    own: Schedule | None = None,  # of the configuration, where it has one
 ) -> np.ndarray:  # float64 (max_steps + 1,): of each step, and behind the last
     "The schedule of a run."
     steps = args.max_steps
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     kind, warmup = args.lr_scheduler_type, args.get_warmup_steps(steps)
     options = dict(scheduler_specific_kwargs=args.lr_scheduler_kwargs)
-    if decay: schedule = step_schedule(optimizer, warmup, *decay)
+    if own: schedule = own.on(optimizer, steps)
     else: schedule = get_scheduler(kind, optimizer, warmup, steps, **options)
     share, = schedule.lr_lambdas
     return args.learning_rate * np.array([share(step) for step in range(steps + 1)])
@@ -243,7 +244,8 @@ _LOG_IN = (
 
 def start_wandb(
     config: FinetuneConfig,
-    family: Family,  # names the project of a run that has none yet
+    family: Family,  # names the project where nobody else does
+    processor=None,  # of the run; one that makes FluxVLA's samples names FluxVLA's project
 ):
     "Starts, or takes up again, the run at Weights & Biases; on the first process alone."
     try: import wandb
@@ -254,7 +256,8 @@ def start_wandb(
     output_dir = Path(config.output_dir)
     record = output_dir / "wandb_config.json"
     known = read_json(record) if record.exists() else {}
-    project = config.wandb_project or family.defaults.wandb_project
+    usual = getattr(processor, "wandb_project", family.defaults.wandb_project)
+    project = config.wandb_project or os.environ.get("WANDB_PROJECT") or usual
     try:
         run = wandb.init(
             project=known.get("project", project),
@@ -278,7 +281,7 @@ _MAY_CHANGE = {
     "frame_cache", "check_data",
     "max_epochs",  # max_steps says it
     "hooks",  # their sources are compared
-    "use_tensorboard", "profile",
+    "use_tensorboard", "profile", "fluxvla_log", "resume_from",
     "base_model_path", "dataset_path", "modality_config_path", "modality_path", "tokenizer_path",
     "embodiment_tag", "val_episodes",
     "mixture", "entries",  # their entries are compared
@@ -307,11 +310,12 @@ def _differences(then: dict, now: dict) -> list[str]:  # a piece of a sentence f
     return [_LONG.get(k) or f"{k} was {then[k]}, now {now[k]}" for k in differ]
 
 # %% ../../nbs/training/20_experiment.ipynb #7be19a3d
-def _other_run(newest: Path, what: list[str]) -> str:
+def _other_run(newest: Path, what: list[str], elsewhere: bool = False) -> str:
     "The sentence about a folder of another run; `what` differs."
+    anew = "leave --resume-from out" if elsewhere else "another --output-dir"
     return (
         f"{newest} belongs to a run with other settings ({'; '.join(what)}): use the same ones"
-        f" to go on, or another --output-dir to start anew; to train what it has learned further"
+        f" to go on, or {anew} to start anew; to train what it has learned further"
         f" with these, add --base-model-path {newest} to that."
     )
 
@@ -379,12 +383,16 @@ def find_resume(
     prepared: Prepared,  # what the run is made of
     hooks: Hooks | None = None,  # what an idea changes
 ) -> Path | None:  # checkpoint to go on from
-    "The newest checkpoint of the output folder, or None; `InputError` where it belongs to another run."
-    newest = newest_checkpoint(config.output_dir)
+    """The newest checkpoint of the output folder, or the one of `resume_from`, or None.
+
+    `InputError` where it belongs to another run.
+    """
+    own = newest_checkpoint(config.output_dir)
+    newest = own or named_checkpoint(config.resume_from)
     if newest is None: return None
     if not config.resume:
         raise InputError(
-            f"{config.output_dir} holds {newest.name} already: choose another --output-dir, delete"
+            f"{newest.parent} holds {newest.name} already: choose another --output-dir, delete"
             " it, or leave out --no-resume to go on from it."
         )
     before = training_record(newest)
@@ -398,15 +406,18 @@ def find_resume(
     what += _other_mixture(before.get("entries", []), _data_seen(prepared).get("entries", []))
     if not what: what += _other_modality(newest, prepared)
     what += other_hooks(before.get("hook_digests", {}), hook_digests(hooks or Hooks()))
-    if what: raise InputError(_other_run(newest, what))
+    if what: raise InputError(_other_run(newest, what, own is None))
     _check_going_on(newest, config)
+    if own is None and checkpoint_step(newest) == config.max_steps:
+        raise InputError(
+            f"{newest} has all {config.max_steps} steps behind it: give --resume-from a run that was"
+            " stopped, or more --max-steps."
+        )
     return newest
 
 # %% ../../nbs/training/20_experiment.ipynb #01152152
 _NO_GRAPH = "--step-graph records nothing on a CPU: steps are computed as usual"
-_ALONE = (
-    "checkpoints hold the model alone (--save-only-model): a stopped run cannot be continued"
-)
+_ALONE = "checkpoints hold the model alone (--save-only-model): a stopped run cannot be continued"
 
 
 def beginning(
@@ -427,25 +438,25 @@ def beginning(
     place = f", in epoch {seen // epoch + 1}" if epoch else ""
     goes_on = f"goes on from {resume}: {done} of {args.max_steps} steps are done{place}; weights,"
     lines.append(f"{goes_on} optimizer, schedule and random states are as they were")
-    return [*lines, *_other_length(args, resume, config.decay), *_other_processes(args, resume)]
+    return [*lines, *_other_length(args, resume, config.schedule), *_other_processes(args, resume)]
 
 # %% ../../nbs/training/20_experiment.ipynb #729bfce2
 def schedules(
     args: TrainingArguments,  # of a run that goes on with another number of steps
     planned: int,  # max_steps until now
-    decay: tuple[int, float] | None = None,  # of the configuration
+    own: Schedule | None = None,  # of the configuration, where it has one
 ) -> tuple[np.ndarray, np.ndarray]:  # learning rates as they are, and as they were planned
     "The two schedules of a run that leaves one for the other, for `plot_schedule`."
     before = copy(args)  # new arguments would take the devices from a trainer that has them
     before.max_steps = planned
-    return learning_rates(args, decay), learning_rates(before, decay)
+    return learning_rates(args, own), learning_rates(before, own)
 
 
-def _other_length(args: TrainingArguments, resume: Path, decay: tuple | None) -> list[str]:
+def _other_length(args: TrainingArguments, resume: Path, own: Schedule | None) -> list[str]:
     "That the schedule is another one from now on."
     planned, done = training_record(resume)["config"]["max_steps"], checkpoint_step(resume)
     if planned == args.max_steps: return []
-    now, was = schedules(args, planned, decay)
+    now, was = schedules(args, planned, own)
     return [
         f"max_steps was {planned} and is {args.max_steps}: from step {done} on the learning rate is"
         f" that of a run of {args.max_steps} steps, {now[done]:.3g} where it was {was[done]:.3g}"

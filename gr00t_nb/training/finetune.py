@@ -39,6 +39,7 @@ from ..plots.curves import plot_loss
 from ..plots.validation import validated
 from ..processes.parallel import check_checkpoint
 from ..processes.together import Together
+from ..runs.fluxvla_log import FluxvlaLog
 from ..runs.gradients import GradientNorms
 from ..runs.lock import locked
 from ..runs.log import log_path
@@ -51,7 +52,8 @@ from ..runs.run_folder import write_final_manifest
 from ..runs.tensorboard import TensorBoardLog, check_tensorboard
 from ..settings.checks import check_config
 from ..settings.config import FinetuneConfig
-from .experiment import beginning, find_resume, start_wandb, training_arguments
+from .experiment import beginning, find_resume, run_name, start_wandb
+from .experiment import training_arguments
 from .experiment import write_experiment
 from .header import run_header
 from ..settings.official_flags import from_flags
@@ -182,8 +184,9 @@ def _trainer(
         companions=[output_dir / n for n in ("experiment_cfg", "wandb_config.json", "README.md")],
         micro_batch_size=config.micro_batch_size,
         hooks=hooks,
-        decay=config.decay,
+        schedule=config.schedule,
     )
+    trainer.decay_vectors = config.decay_vectors
     if config.step_graph: trainer.use_graphs()
     callbacks = [*callbacks, *_quality(trainer, prepared, resume)]
     for callback in _watching(prepared, trainer, callbacks): trainer.add_callback(callback)
@@ -201,9 +204,17 @@ def _watching(prepared: Prepared, trainer: Gr00tTrainer, callbacks: list) -> lis
     norms = GradientNorms(prepared.family.parts)
     watching = [*callbacks, HooksReached(trainer), norms, *([clock] if clock else []), log, *shown]
     if config.use_tensorboard: watching.append(TensorBoardLog(log.path))
+    if config.fluxvla_log: watching.append(_fluxvla_log(prepared, samples_per_step))
     if config.max_epochs: watching.append(SaveAt(ends_of_epochs(prepared)))
     if config.profile: watching.append(ProfileSteps(output_dir))
     return watching
+
+
+def _fluxvla_log(prepared: Prepared, samples_per_step: int) -> FluxvlaLog:
+    "FluxVLA's record of the run."
+    config, epoch = prepared.config, max(1, prepared.samples / samples_per_step)
+    told, batches = config.to_dict(), config.gradient_accumulation_steps
+    return FluxvlaLog(config.output_dir, run_name(config), told, epoch, batches)
 
 
 def _close_bars(trainer: Gr00tTrainer):
@@ -278,7 +289,8 @@ def _begun(self: _Run, stop: StopOnSignal) -> Gr00tTrainer:
     made_of = self.prepared, self.model, self.args, plan, self.hooks
     with suppress(BrokenPipeError):
         if first: print(run_header(*made_of), flush=True)
-    if first and config.use_wandb: start_wandb(config, self.prepared.family)
+    if first and config.use_wandb:
+        start_wandb(config, self.prepared.family, self.prepared.processor)
     watching = [*self.callbacks, *self.hooks.callbacks, stop]
     if plan: watching.append(MemoryCheck(plan.peak))
     trainer = _trainer(self.prepared, self.args, self.resume, self.model, watching, self.hooks)

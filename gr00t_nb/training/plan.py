@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 from transformers import TrainerCallback
 
+from ..optimizer.schedule import advised_epochs
 from ..processes.cards import Card, card_of, found_card
 from ..processes.parallel import divided, exchanged, engine_of, group_size, refused_by
 from ..errors import InputError
@@ -136,6 +137,7 @@ class Plan:
     data: list[str] = field(default_factory=list)  # lines about the entries of a mixture
     exchange: int = 0  # bytes that processes hold to exchange gradients, and to put shards together
     shards: int = 1  # parts into which the optimizer is divided
+    episodes: int = 0  # to train on
 
     @property
     def peak(self) -> int: return self.memory.peak + self.exchange  # bytes
@@ -199,10 +201,18 @@ def _verdict(self: Plan) -> str:
 
 # %% ../../nbs/training/37_plan.ipynb #adc17c33
 @patch
+def _advice(self: Plan) -> str:
+    "How many epochs others train as many episodes."
+    if not self.episodes: return ""
+    least, most = advised_epochs(self.episodes)
+    return f" (FluxVLA advises {least} to {most} for {self.episodes:,} episodes)"
+
+
+@patch
 def _time(self: Plan) -> str:
     config, epoch = self.config, max(1, self.samples / self.samples_per_step)
     epochs = f"{config.max_steps:,} steps are {config.max_steps / epoch:.1f} epochs"
-    steps = f"{epoch:,.0f} steps an epoch; {epochs}"
+    steps = f"{epoch:,.0f} steps an epoch; {epochs}{self._advice()}"
     if self.hours is None: return f"{steps}; a measured pace tells the time: --pace"
     if self.pace: return f"{steps}, {duration(3600 * self.hours)} at {self.pace:g} samples a second"
     return (
@@ -284,6 +294,7 @@ class _Case:
             saved + sum(memory.optimizer.values()), self.pace,
             data=mixture_table(entry_facts(self.prepared)) if config.mixture else [],
             exchange=exchanged(model, family, engine, world), shards=shards,
+            episodes=sum(len(r.train_episodes) for r in self.prepared.roots),
         )
 
     @cached_property

@@ -42,6 +42,8 @@ from ..settings.mixtures import MixtureEntry
 from ..settings.recipe import ColumnRobot
 from ..settings.roots import EntryFacts, Root, require_together, robot_statistics
 from ..settings.roots import settle_slots
+from ..embodiments import MODALITY_CONFIGS, embodiment_value
+from ..robots import Robots
 
 # %% ../../nbs/training/10_prepare.ipynb #3e6690b7
 def _exclude(episodes) -> str:  # part of a command line
@@ -191,6 +193,7 @@ def _load_processor(
     )
     said = {k: v for k, v in said.items() if v is not None}
     changed = family.defaults.processor | said
+    if "state_dropout_prob" in changed: changed["state_dropout_prob"] = config.state_dropout_prob
     processor = family.load_processor(base, config.tokenizer_path, **changed)
     robots = {e.tag: e.robot for e in entries if isinstance(e.robot, ColumnRobot)}
     if robots: processor = _with_windows(processor, family, robots, said)
@@ -230,24 +233,34 @@ def _described(entry: MixtureEntry, folder: Path) -> tuple[dict | None, dict | N
     return robot.described(read_info(folder), folder) if robot else (None, None)
 
 
-def _robot(entry: MixtureEntry, processor) -> dict:  # modality -> ModalityConfig
+def _as_meant(entry: MixtureEntry, family: Family) -> MixtureEntry:
+    "The entry with the tag that the model's generation means by its name."
+    value = embodiment_value(entry.embodiment_tag or entry.tag, family.robots)
+    if value == entry.tag: return entry
+    robot = entry.modality_config
+    if entry.modality_config_path: robot = MODALITY_CONFIGS[entry.tag]  # the file's
+    return replace(entry, embodiment_tag=value, modality_config=robot)
+
+
+def _robot(entry: MixtureEntry, processor, robots: Robots | None) -> dict:  # by modality
     "The modality configuration of an entry."
     if entry.modality_config: return check_modality_config(entry.modality_config, entry.name)
     if entry.robot and not entry.modality_config_path:
         return check_modality_config(_described(entry, dataset_folder(entry.roots[0]))[1], entry.name)
     from_file = entry.modality_config_path is not None
-    return choose_modality_config(entry.tag, processor.modality_configs, from_file)
+    return choose_modality_config(entry.tag, processor.modality_configs, from_file, robots)
 
-
+# %% ../../nbs/training/10_prepare.ipynb #1230dc2a
 def _roots(
     number: int,  # of the entry
     entry: MixtureEntry,
     datasets: Sequence[LeRobotDataset],
     config: FinetuneConfig,
     processor,
+    robots: Robots | None = None,  # of the model's generation
 ) -> list[Root]:
     "The data sets of an entry, checked and split."
-    robot, told = _robot(entry, processor), []
+    robot, told = _robot(entry, processor, robots), []
     for ds in datasets:
         require_keys(ds, robot)
         checked = config.check_data
@@ -256,9 +269,9 @@ def _roots(
     parts = [(list(range(len(ds))), []) for ds in datasets]
     fraction = entry.says("val_fraction", config)
     if fraction: parts = split_together(datasets, fraction, config.seed)
-    windows = hasattr(processor, "dataset_class")
+    kept = getattr(processor, "pads_history", False), hasattr(processor, "dataset_class")
     return [
-        Root(number, entry, ds, robot, *p, w, windows) for ds, p, w in zip(datasets, parts, told)
+        Root(number, entry, ds, robot, *p, w, *kept) for ds, p, w in zip(datasets, parts, told)
     ]
 
 # %% ../../nbs/training/10_prepare.ipynb #3dc89982
@@ -319,15 +332,17 @@ def prepare_data(
     opened = [_opened(e) for e in entries]
     base, family, config = choose_base(config)
     processor = _load_processor(config, base, family, entries)
-    settle_slots(entries, processor, family.read_config(base))
+    entries = [_as_meant(e, family) for e in entries]
+    settle_slots(entries, processor, family.read_config(base), family.robots)
     roots = []
     for number, (e, datasets) in enumerate(zip(entries, opened)):
-        roots += _roots(number, e, datasets, config, processor)
+        roots += _roots(number, e, datasets, config, processor, family.robots)
     require_together(roots, family)
     for tag in dict.fromkeys(r.tag for r in roots):
         own = [r for r in roots if r.tag == tag]
         override = own[0].entry.says("override_statistics", config)
-        robot, statistics = own[0].modality_config, robot_statistics(own, config)
+        strict = getattr(processor, "fingerprinted", False)
+        robot, statistics = own[0].modality_config, robot_statistics(own, config, strict)
         processor.set_embodiment(tag, robot, statistics, override=override)
     prepared = Prepared(config, base, family, processor, roots)
     _check_validation(prepared)
@@ -358,6 +373,7 @@ def training_dataset(
         int(os.environ.get("WORLD_SIZE", 1)),
         checkpoint_step(resume) or 0,  # officially a resumed run draws another order
         cache=cache,
+        wrap=config.wrap_history,
     )
 
 

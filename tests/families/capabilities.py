@@ -184,8 +184,9 @@ def mixed_images(family, folder, sample, tmp_path):
     "Samples with one and with two images share a batch, and each sees its own."
     processor, model = family.load_processor(folder), family.load_model(folder)
     alone = sample.robot | dict(video=ModalityConfig([0], ["front"]))
-    processor.set_embodiment("gr1", alone, processor.statistics[TAG])
-    rng, tags = np.random.default_rng(0), (TAG, "gr1", TAG)
+    other = next(t for t, row in processor.embodiment_ids.items() if row != processor.embodiment_ids[TAG])
+    processor.set_embodiment(other, alone, processor.statistics[TAG])
+    rng, tags = np.random.default_rng(0), (TAG, other, TAG)
     made = [processor(s, tag, True, rng) for s, tag in zip(sample.steps, tags)]
     def losses(samples):
         batch = processor.collate(samples)

@@ -7,7 +7,7 @@ from safetensors import safe_open
 ROOT = Path(__file__).resolve().parents[2]
 
 
-GENERATIONS = ("n1d6", "n1d5")  # folders of tests here, and of bundles in ../shared/reference
+GENERATIONS = ("n1d7", "n1d6", "n1d5")  # folders of tests here, and of bundles in ../shared/reference
 
 
 def reference_root(config, generation: str = "n1d6") -> Path:
@@ -18,12 +18,14 @@ def reference_root(config, generation: str = "n1d6") -> Path:
 
 def generation_of(root: Path) -> str:
     "Whose numbers a folder holds: a bundle of N1.5 has several tiny models, each in a folder of its own."
-    return "n1d5" if any(root.glob("tiny_model/*/config.json")) else "n1d6"
+    if any(root.glob("tiny_model/*/config.json")): return "n1d5"
+    config = root / "tiny_model/config.json"
+    return "n1d7" if config.exists() and "Gr00tN1d7" in config.read_text() else "n1d6"
 
 
-def json_of(config, name: str, default=None):
+def json_of(config, name: str, default=None, generation: str = "n1d6"):
     "A JSON file of the bundles, or `default` where it is absent: for use at collection time."
-    path = reference_root(config) / name
+    path = reference_root(config, generation) / name
     return json.loads(path.read_text()) if path.exists() else default
 
 

@@ -2,8 +2,8 @@
 repository.
 
 `pytest tests/parity --reference DIR`: a file of DIR tells of which generation its numbers are, and
-the tests in the folder of that name run. Without DIR all run, each on `../shared/reference/n1d6`
-or `n1d5` beside the checkout. Where there is no such folder every test skips with that reason;
+the tests in the folder of that name run. Without DIR all run, each on `../shared/reference/n1d6`,
+`n1d5` or `n1d7` beside the checkout. Where there is no such folder every test skips with that reason;
 where one file of a bundle is absent, only the test that needs it skips, and names the file. A DIR
 that is given must be whole: there a skip is a failure, and so is a file of it that no test opens
 when all of tests/parity runs.
@@ -18,10 +18,9 @@ import pytest
 OPENED = set()  # files and folders that tests asked for
 TEXTS = ("README.md", "SPEC.md")
 OTHERS = dict(  # what a bundle holds of things that this kit does not do
+    n1d7=(),
     n1d6=(),
     n1d5=(
-        "fluxvla/engine/lr_schedules.json",
-        "fluxvla/engine/metric",
         "fluxvla/engine/serving",
         "fluxvla/extra/robot_loop.json",
     ),

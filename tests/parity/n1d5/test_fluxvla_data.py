@@ -82,7 +82,8 @@ class Rows:
         s, e, t = self.places[index]
         ds, views = self.sets[s], self.config["video"].modality_keys
         seen = {f"video.{v}": ds.frames(e, v, [t]) for v in views}
-        numbers = {"state.proprio": ds.state(e)["proprio"][[t]], "task": row_texts(ds, e)[t]}
+        told = {self.config["language"].modality_keys[0]: row_texts(ds, e)[t]}
+        numbers = {"state.proprio": ds.state(e)["proprio"][[t]]} | told
         return seen | numbers | self.window(index, rule)
 
     def raw(self, index, column):
@@ -364,8 +365,9 @@ def check_sample(processor, rows, index, stored, facts, size, start):
     pixels = batch["pixel_values"][0].numpy()
     gap = np.abs(levels(pixels)[..., ::8, ::8] - levels(stored["images_sub8"]))
     assert gap.max() <= GREY and gap.mean() < 0.5
-    assert facts["task_description"] == step["task"]
-    assert facts["prompt"] == parquet_prompt(step["task"])
+    task = step[rows.config["language"].modality_keys[0]]
+    assert facts["task_description"] == task
+    assert facts["prompt"] == parquet_prompt(task)
     for column in {"timestamp", "observation.eepose"} & set(stored):
         close(np.ravel(rows.raw(index, column)), stored[column], column)
     back = processor.decode_action(sample["action"][None], "new_embodiment", {})["action"]
@@ -472,7 +474,8 @@ def test_private_inference(bundle, encoder):
         processor = FluxvlaProcessor({}, {}, ids, encoder.tokenizer, **kept)
         processor.set_embodiment("new_embodiment", config, statistics)
         views = config["video"].modality_keys
-        step = {f"video.{v}": f[None] for v, f in zip(views, frames)} | {"task": task}
+        step = {f"video.{v}": f[None] for v, f in zip(views, frames)}
+        step[config["language"].modality_keys[0]] = task
         batch = processor.collate([processor(step | {"state.proprio": qpos[None]}, "new_embodiment")])
         close(batch["state"][:, 0], theirs["states"], mode)
         pixels = batch["pixel_values"][0].numpy().reshape(1, 9, 224, 224)[..., ::8, ::8]

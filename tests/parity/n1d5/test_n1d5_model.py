@@ -164,7 +164,7 @@ def test_padding_moves_what_the_official_code_says(tiny, bundle):
 # ---------------------------------------------------------------- single modules
 def modules_of(model, io) -> dict:
     "By the bundle's name: what runs the module on its stored inputs, `take(name)` of them."
-    head, eagle = model.action_head, model.eagle
+    head, eagle = model.action_head, model.vlm
     tower, language, dit = eagle.vision_model["vision_model"], eagle.language_model["model"], head.model
     made = {
         "vision.embeddings": lambda x: tower.embed(centred(x)),
@@ -299,7 +299,7 @@ def test_trainable_sets(tiny):
         model.set_trainable(**flags_of(flags))
         trains = {n for n, p in model.named_parameters() if p.requires_grad}
         assert trains == set(names) - {LM_HEAD}, flags
-    tied = len(tiny.meta["tied_keys"]) and model.eagle.language_model["model"].embed_tokens.weight.numel()
+    tied = len(tiny.meta["tied_keys"]) and model.vlm.language_model["model"].embed_tokens.weight.numel()
     assert tiny.meta["n_params"] in (n := sum(p.numel() for p in model.parameters()), n + tied)
 
 

@@ -570,7 +570,7 @@ def test_compiled_action_head(tiny, bundle, request):
 def test_policy_checkpoint_loads(bundle):
     checkpoint = bundle("policy/checkpoint")
     eagle = json.loads(bundle("policy/eagle_config.json").read_text())
-    model = Gr00tN1d6.from_pretrained(checkpoint, eagle_config=eagle)
+    model = Gr00tN1d6.from_pretrained(checkpoint, vlm_config=eagle)
     stored = load_file(checkpoint / "model.safetensors")
     state = model.state_dict()
     assert set(state) == {k for k in stored if not k.endswith("lm_head.weight")}

@@ -165,7 +165,7 @@ def test_checkpoints_with_and_without_the_optional_tensors(bundle, tmp_path):
         (tmp_path / folder / "config.json").write_text(json.dumps(config["gr00t_config"] | changes))
         return tmp_path / folder
     load = lambda path, **kw: Gr00tN1d6.from_pretrained(
-        path, eagle_config=config["eagle_config"], **kw
+        path, vlm_config=config["eagle_config"], **kw
     )
     full, bare = write("full", weights, state_dropout_prob=0.25), write(
         "bare", base, state_dropout_prob=0.0
