@@ -123,16 +123,18 @@ def test_the_run_is_told_what_it_follows(bases, recordings, tmp_path, capsys):
     "In its header and record; it resumes with the same recipe only; open loop reads data as it did."
     recipe = RECIPES["ur3"]
     paths = recordings(recipe)
-    config = asked("ur3", paths, bases["ur3"], tmp_path, cfg_options=["runner.learning_rat=1"])
+    config = asked("ur3", paths, bases["ur3"], tmp_path, cfg_options=["runner.max_grad_norm=0.5"])
     run = finetune(config)
     said = capsys.readouterr().out
-    assert "recipe   ur3 (runner.learning_rat=1): Six joints and a gripper" in said
-    assert "ignored runner.learning_rat: it is not known here" in said
+    assert "recipe   ur3 (runner.max_grad_norm=0.5): Six joints and a gripper" in said
     record = json.loads((tmp_path / "experiment_cfg/finetune.json").read_text())
     assert record["config"]["recipe"] == "ur3"
     with pytest.raises(InputError, match="what the recipe says of the robot differs"):
         other = replace(recipe, robots=dict(ur3=replace(recipe.robot, norm_type="min_max")))
         finetune(replace(config, recipe=other, cfg_options=None, max_steps=4))
+    with pytest.raises(InputError, match="model was GR00T N1.5, now GR00T N1.5 with Qwen2.5-VL"):
+        other = replace(recipe, backbone="qwen2.5-vl")
+        finetune(replace(config, base_model_path=TINY[other.backbone], recipe=other, max_steps=4))
     assert finetune(replace(config, max_steps=4)).log[-1]["step"] == 4
     _, dataset, _ = AskingConfig(str(run.output_dir), next(iter(paths.values()))).open()
     assert "proprio" in dataset.modality["state"]
@@ -252,6 +254,12 @@ def test_settings_are_fields():
     "No recipe sets what a run does not have."
     known = {f.name for f in dataclasses.fields(FinetuneConfig)}
     for recipe in RECIPES.values(): assert recipe.settings.keys() <= known, recipe.name
+
+
+def test_another_backbone_is_refused(recordings):
+    recipe = RECIPES["libero-10-paligemma"]
+    with pytest.raises(InputError, match="is for a network with paligemma, and .* has eagle"):
+        prepare_data(asked(recipe.name, recordings(recipe), "tiny-n1.5", "out"))
 
 
 def test_another_generation_is_refused():

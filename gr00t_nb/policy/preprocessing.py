@@ -59,6 +59,8 @@ def check_preprocessing(
 ):
     "`InputError` where a checkpoint prepares observations otherwise than it was trained with."
     differ = differing_settings(model_path, processor) | differing_robots(model_path, processor)
+    then, now = training_record(model_path).get("processor_class"), type(processor).__name__
+    if then not in (None, now): differ = dict(processor_class=(then, now)) | differ
     if not differ: return
     sides = "; ".join(f"{k}: trained with {then}, now {now}" for k, (then, now) in differ.items())
     raise InputError(

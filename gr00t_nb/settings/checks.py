@@ -312,6 +312,8 @@ def check_config(
 ) -> list[MixtureEntry]:  # what it trains on
     "Refuses values that cannot work, in one sentence; registers modality configuration files."
     _check_numbers(config)
+    if config.resume_from and not config.resume:
+        raise InputError("--no-resume begins anew and --resume-from goes on: leave out one of them.")
     _check_processes(config, world_size)
     mask_steps(config.extra_augmentation_config)  # says what is wrong with it
     _recomputing(config)

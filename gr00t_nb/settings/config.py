@@ -18,7 +18,7 @@ from tyro.conf import DisallowNone, arg
 from ..errors import InputError, did_you_mean
 from ..optimizer.schedule import OWN_SCHEDULES, Schedule
 from .fluxvla_recipe import find_recipe
-from .recipe import Recipe, recipe_to_json
+from .recipe import Recipe, recipe_from_json, recipe_to_json
 from .recipe_book import RECIPES
 
 # %% ../../nbs/settings/10_config.ipynb #269858c3
@@ -151,6 +151,8 @@ _USUAL = dict(  # where nobody says another
 
 def _fill(config):  # a FinetuneConfig
     "Values of the recipe, and the usual ones, where the user said nothing."
+    if isinstance(config.recipe, Mapping): config.recipe = recipe_from_json(config.recipe)
+    if isinstance(config.cfg_options, str): config.cfg_options = [config.cfg_options]
     if isinstance(config.recipe, Recipe):
         known, text = RECIPES.get(config.recipe.name), json.dumps(recipe_to_json(config.recipe))
         config.recipe = config.recipe.name if known == config.recipe else text
@@ -163,8 +165,20 @@ def _fill(config):  # a FinetuneConfig
     how_long = config.max_steps is not None or config.max_epochs is not None
     for name, value in (_USUAL | settings).items():
         if not hasattr(config, name): raise _no_setting(config, recipe, name)
+        _check_kind(config, name, value)
         if how_long and name in ("max_steps", "max_epochs"): continue
         if getattr(config, name) is None: setattr(config, name, value)
+
+
+_NUMBERS = {int | None: int, float | None: (int, float)}  # of a field's type: what a value is
+
+
+def _check_kind(config, name: str, value):
+    "`InputError` for a value of a recipe that is no number where one is needed."
+    kind = _NUMBERS.get(next(f.type for f in fields(config) if f.name == name))
+    if kind is None or isinstance(value, kind) and not isinstance(value, bool): return
+    what = "a whole number" if kind is int else "a number"
+    raise InputError(f"The recipe sets {name} to {value!r}: expected {what}.")
 
 
 def _no_setting(config, recipe: Recipe, name: str) -> InputError:

@@ -75,7 +75,8 @@ def _base(values: _Values, backbone: str) -> str:
     key, usual = "model.pretrained_name_or_path", RECIPES[_BASES[backbone]].base
     said = values.take(key)
     if said and Path(said).exists(): return said
-    if said: values.note("replaced", key, f"{said} is not here; {usual}, or --base-model-path")
+    if said and said != usual:
+        values.note("replaced", key, f"{said} is not here; {usual}, or --base-model-path")
     return usual
 
 
@@ -416,9 +417,12 @@ def find_recipe(
 ) -> Recipe:
     "The recipe that is meant; `InputError` where there is none such."
     said, changes = str(said), read_options(options)
-    if said.lstrip().startswith("{"): recipe = recipe_from_json(json.loads(said))
+    if said.lstrip().startswith("{"): recipe = recipe_from_json(_parsed_text(said))
     elif said.endswith(".py"):
-        return recipe_of(with_options(read_config_file(said), changes), Path(said).stem, said)
+        config = read_config_file(said)
+        found = recipe_of(with_options(config, changes), Path(said).stem, said)
+        _check_options(found.notes, changes, _flat(config))
+        return found
     elif said.endswith(".json"): recipe = recipe_from_json(read_json(Path(said)), said)
     elif said in RECIPES: recipe = RECIPES[said]
     else:
@@ -429,12 +433,28 @@ def find_recipe(
         )
     return _changed(recipe, changes) if changes else recipe
 
+# %% ../../nbs/settings/06_fluxvla_recipe.ipynb #92248bf1
+def _parsed_text(said: str) -> dict:
+    try: return json.loads(said)
+    except ValueError as e:
+        raise InputError(f"The recipe is no JSON ({e}): give a name, a file, or an object.") from None
+
+
+def _check_options(notes: Sequence[str], changes: Mapping, known: Mapping):
+    "`InputError` for an option that changes nothing: it was typed a moment ago, so somebody waits for it."
+    told = [n.removeprefix("ignored ").removesuffix(f": {_UNKNOWN}") for n in notes if n.endswith(_UNKNOWN)]
+    for key in changes:
+        if not any(key in part.split(", ") for part in told): continue
+        near = did_you_mean(key, known)
+        raise InputError(f"--cfg-options sets {key}, which nothing reads: leave it out.{near}")
+
 
 def _changed(recipe: Recipe, changes: dict) -> Recipe:
     "A recipe with FluxVLA's options; what its words cannot say stays."
     before = recipe_of(fluxvla_config(recipe), recipe.name, "--cfg-options")
     after = recipe_of(with_options(fluxvla_config(recipe), changes), recipe.name, "--cfg-options")
     notes = tuple(n for n in after.notes if n not in before.notes)
+    _check_options(notes, changes, _flat(fluxvla_config(recipe)))
     robots = {}
     pairs = zip(before.robots.values(), after.robots.values())
     for (name, old), (was, now) in zip(recipe.robots.items(), pairs):

@@ -22,7 +22,8 @@ from ..modality_configs import ModalityConfig
 from ..processing.processor_files import as_json
 from .config import FinetuneConfig
 from .fluxvla_recipe import find_recipe
-from .recipe import ColumnRobot, Recipe, Robot, robot_from_json, robot_to_json
+from .recipe import ColumnRobot, Recipe, Robot, recipe_from_json
+from .recipe import robot_from_json, robot_to_json
 
 # %% ../../nbs/settings/20_mixtures.ipynb #98943611
 @dataclass
@@ -59,7 +60,9 @@ class MixtureEntry:
 def robot(self: MixtureEntry) -> Robot | None:
     "What its recipe says; `InputError` where there is none such."
     if self.recipe is None: return None
-    if isinstance(self.recipe, dict): return robot_from_json(self.recipe, f"'{self.name}'")
+    if isinstance(self.recipe, dict):
+        if "robots" in self.recipe: return recipe_from_json(self.recipe, f"'{self.name}'").robot
+        return robot_from_json(self.recipe, f"'{self.name}'")
     name, _, own = str(self.recipe).partition(":")
     known = find_recipe(name)
     if own in known.robots: return known.robots[own]
@@ -229,7 +232,10 @@ def _of_recipe(config: FinetuneConfig, said: dict) -> list[MixtureEntry]:
     "The entries of a recipe's robots, with the data sets that are given."
     recipe, paths = config.known_recipe, paths_of(config.dataset_path or [])
     owned = {name: [] for name in recipe.robots}
-    if len(owned) == 1: owned = {next(iter(owned)): paths or recipe.data.get(next(iter(owned)), [])}
+    if len(owned) == 1:
+        only, = owned
+        paths = [p.removeprefix(f"{only}=") for p in paths]
+        owned = {only: paths or recipe.data.get(only, [])}
     for path in paths if len(owned) > 1 else []:
         name, _, folder = path.partition("=")
         if name not in owned: raise _whose_data(recipe, path)
@@ -250,10 +256,10 @@ def _of_recipe(config: FinetuneConfig, said: dict) -> list[MixtureEntry]:
 
 
 def _whose_data(recipe: Recipe, path: str) -> InputError:
-    names = list(recipe.robots)
+    names, (said, _, folder) = list(recipe.robots), path.partition("=")
     return InputError(
         f"Whose data are {path}? The recipe '{recipe.name}' has the robots {', '.join(names)}: give"
-        f" each data set as robot=folder, such as {names[0]}={path}."
+        f" each data set as robot=folder, such as {names[0]}={folder or path}.{did_you_mean(said, names)}"
     )
 
 
@@ -325,7 +331,9 @@ def _check_robots(entries: Sequence[MixtureEntry]):
         (fewer, a), *_, (more, b) = sorted(images.items())
         raise InputError(
             f"A sample of '{a.name}' has {fewer} images and one of '{b.name}' {more}, and those of a"
-            f" batch have as many: give the recipe of '{a.name}' padding_images={more - fewer}."
+            f" batch have as many: write the recipe of '{a.name}' out in its entry, as"
+            " `python -m gr00t_nb.training.recipes NAME --json` prints it, and add"
+            f" padding_images={more - fewer} to its robot."
         )
     if len(kinds) < 2: return
     raise InputError(

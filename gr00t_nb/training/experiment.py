@@ -25,7 +25,7 @@ from ..processes.parallel import parallel_arguments
 from ..engine.states import can_go_on, check_states, processes_of
 from ..engine.validation import ended_early
 from ..errors import InputError
-from ..checkpoints.registry import training_record
+from ..checkpoints.registry import family_of, training_record
 from ..families.family import Family
 from ..files import read_json, write_json, write_text
 from ..runs.run_folder import checkpoint_step, named_checkpoint, newest_checkpoint
@@ -230,7 +230,8 @@ def write_experiment(
     for r in prepared.roots:
         write_json(folder / _modality_file(prepared, r), r.dataset.modality, indent=4)
     record = dict(config=config.to_dict()) | _data_seen(prepared)
-    record |= dict(hook_digests=_write_hooks(folder, hooks or Hooks()))
+    digests = _write_hooks(folder, hooks or Hooks())
+    record |= dict(hook_digests=digests, processor_class=type(processor).__name__)
     write_json(folder / "finetune.json", record | dict(checkup_warnings=prepared.warnings))
     write_model_card(config, prepared, model_config)
     return folder
@@ -383,10 +384,7 @@ def find_resume(
     prepared: Prepared,  # what the run is made of
     hooks: Hooks | None = None,  # what an idea changes
 ) -> Path | None:  # checkpoint to go on from
-    """The newest checkpoint of the output folder, or the one of `resume_from`, or None.
-
-    `InputError` where it belongs to another run.
-    """
+    "The newest checkpoint of the output folder, or `resume_from`'s; `InputError` for another run's."
     own = newest_checkpoint(config.output_dir)
     newest = own or named_checkpoint(config.resume_from)
     if newest is None: return None
@@ -402,7 +400,8 @@ def find_resume(
             " experiment_cfg/finetune.json): choose another --output-dir, and give it as"
             " --base-model-path instead."
         )
-    what = _differences(before, dict(config=config.to_dict()) | _data_seen(prepared))
+    then, now = (dict(model=f.name) for f in (family_of(newest), prepared.family))
+    what = _differences(before | then, dict(config=config.to_dict()) | _data_seen(prepared) | now)
     what += _other_mixture(before.get("entries", []), _data_seen(prepared).get("entries", []))
     if not what: what += _other_modality(newest, prepared)
     what += other_hooks(before.get("hook_digests", {}), hook_digests(hooks or Hooks()))

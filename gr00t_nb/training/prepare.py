@@ -195,9 +195,22 @@ def _load_processor(
     changed = family.defaults.processor | said
     processor = family.load_processor(base, config.tokenizer_path, **changed)
     robots = {e.tag: e.robot for e in entries if isinstance(e.robot, ColumnRobot)}
+    if robots and config.recipe: _check_backbone(config, family, base)
     if robots: processor = _with_windows(processor, family, robots, said)
     processor.fast_resize = config.fast_resize
     return processor
+
+
+def _check_backbone(config: FinetuneConfig, family: Family, base: Path):
+    "`InputError` where a recipe is for another network than the base model's."
+    recipe, has = config.known_recipe, getattr(family.read_config(base), "backbone", "eagle")
+    plain = lambda word: "".join(filter(str.isalnum, word))
+    if plain(has) == plain(recipe.backbone): return
+    raise InputError(
+        f"The recipe '{recipe.name}' is for a network with {recipe.backbone}, and the base model"
+        f" {config.base_model_path} has {has}: choose another --base-model-path, such as"
+        f" {recipe.base}, or another recipe."
+    )
 
 
 def _with_windows(processor, family: Family, robots: dict[str, ColumnRobot], said: dict):

@@ -41,6 +41,7 @@ def page_of(config: RecipesConfig) -> str:  # what is printed
     recipes = {n: find_recipe(n) for n in config.names} or RECIPES
     if config.json:
         said = {r.name: recipe_to_json(r) for r in recipes.values()}
+        if len(config.names) == 1: said, = said.values()  # a recipe, as --recipe FILE.json takes it
         return json.dumps(said, indent=1, ensure_ascii=False)
     lines = recipe_table(recipes)
     if any(r.assumed for r in recipes.values()): lines += ["", "* assumed: published nowhere"]
