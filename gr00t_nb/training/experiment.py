@@ -323,12 +323,11 @@ def _other_run(newest: Path, what: list[str], elsewhere: bool = False) -> str:
 
 def _other_modality(newest: Path, prepared: Prepared) -> list[str]:  # pieces of a sentence
     "That a run read other numbers under the same names."
-    what = []
     for r in prepared.roots:
         kept = newest / "experiment_cfg" / _modality_file(prepared, r)
-        if not kept.exists() or read_json(kept) == r.dataset.modality: continue
-        what.append(f"modality.json differs, and --modality-path {kept} is the run's")
-    return what[:1]
+        if kept.exists() and read_json(kept) != r.dataset.modality:
+            return [f"modality.json differs, and --modality-path {kept} is the run's"]
+    return []
 
 # %% ../../nbs/training/20_experiment.ipynb #32269595
 _OF_DATA = dict(train_episodes="training episodes", lengths="lengths of episodes")
@@ -400,7 +399,8 @@ def find_resume(
             " experiment_cfg/finetune.json): choose another --output-dir, and give it as"
             " --base-model-path instead."
         )
-    then, now = (dict(model=f.name) for f in (family_of(newest), prepared.family))
+    known = family_of(newest) if (newest / "config.json").exists() else prepared.family
+    then, now = (dict(model=f.name) for f in (known, prepared.family))
     what = _differences(before | then, dict(config=config.to_dict()) | _data_seen(prepared) | now)
     what += _other_mixture(before.get("entries", []), _data_seen(prepared).get("entries", []))
     if not what: what += _other_modality(newest, prepared)
