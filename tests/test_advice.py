@@ -50,7 +50,7 @@ def texts() -> list[tuple[str, str]]:  # file, text
 
 PLANNING = {"plan", "gpu", "pace"}  # of scripts/finetune.py, and no fields of a run
 FOREIGN = {"shm-size", "ipc", "index-url", "upgrade", "repo-type", "revision"}  # of docker, pip, hf
-FOREIGN |= {"cfg-options"}  # of FluxVLA
+FOREIGN |= {"init-task"}  # what FluxVLA calls --task of a conversion
 
 
 def flags() -> set[str]:
