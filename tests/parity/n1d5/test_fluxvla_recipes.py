@@ -8,7 +8,6 @@ from gr00t_nb.settings.fluxvla_recipe import BACKBONE_TYPES, fluxvla_config
 from gr00t_nb.settings.recipe_book import RECIPES
 from gr00t_nb.settings.recipe import Recipe
 
-SCHEDULES = {"constant": "constant", "linear-warmup+cosine-decay": "cosine"}
 PUBLIC = [n for n, r in RECIPES.items() if r.windows and len(r.robots) == 1 and "towel" not in n]
 
 
@@ -40,7 +39,7 @@ def test_values_are_the_public_ones(name, table):
         weight_decay=runner["weight_decay"],
         max_grad_norm=runner["max_grad_norm"],
         warmup_ratio=runner["warmup_ratio"],
-        lr_scheduler=SCHEDULES[runner["lr_scheduler_type"]],
+        lr_scheduler=runner["lr_scheduler_type"],
         dataloader_num_workers=public["workers"],
         global_batch_size=8 * public["per_device_batch_size"],
         tune_llm=not public["freeze"]["freeze_vlm_backbone"],
