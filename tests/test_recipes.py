@@ -109,7 +109,7 @@ BROKEN = {  # a value of a robot -> another, and what is said
 
 @pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.windows and len(r.robots) == 1])
 def test_one_wrong_value_is_refused(name, bases, recordings, tmp_path):
-    "Of each recipe; before the first step."
+    "Of each recipe; no checkpoint is written."
     recipe = RECIPES[name]
     paths = recordings(recipe)
     for field, (value, words) in BROKEN.items():
