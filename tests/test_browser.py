@@ -513,8 +513,18 @@ def test_a_tutorial_from_end_to_end(lab, opened):
     nb.shot("00_first_policy")
 
 
+def drawn_for_the_page(viewer):
+    "Until each figure is drawn for the width in which it stands: a narrower page is told to the kernel in steps."
+    sizes = "all => all.map(img => [img.naturalWidth, img.clientWidth]).filter(s => s[1] > 0)"
+    fits_in = lambda natural, shown: shown <= natural < shown + 50
+    figures = viewer.locator("img.gr00t-figure")
+    as_drawn = lambda: all(fits_in(*s) for s in figures.evaluate_all(sizes))
+    wait_until(viewer.page, as_drawn, "drawn for the width of the page", seconds=60)
+
+
 def places(viewer) -> list[tuple[int, int]]:
     "Where the controls of a viewer stand in it."
+    drawn_for_the_page(viewer)
     top, wanted = viewer.bounding_box(), "button, select, input[type=text], .noUi-base"
     boxes = [w.bounding_box() for w in viewer.locator(wanted).all() if w.is_visible()]
     return [(round(b["x"] - top["x"]), round(b["y"] - top["y"])) for b in boxes]
@@ -590,6 +600,7 @@ def at_900(nb: Notebook, viewer):
         labels_stand_beside(viewer)
         fits(nb.page.locator(".jp-RenderedHTML:has(table)").first)  # the check-up's
         nb.shot(f"40_episode_viewer-900-{theme.lower()}")
+    drawn_for_the_page(viewer)
     left, right = (arrow(side).bounding_box() for side in ("left", "right"))
     assert left["y"] == right["y"] and left["x"] < right["x"]
     assert left["width"] >= 36 <= right["width"]  # they are whole
