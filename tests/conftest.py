@@ -21,6 +21,8 @@ def pytest_addoption(parser):
     )
     every = "hold what the engine promises with every family, not with the first and the dummy alone"
     parser.addoption("--all-families", action="store_true", help=every)
+    each = "train every recipe, not one of each kind"
+    parser.addoption("--all-recipes", action="store_true", help=each)
 
 
 def pytest_collection_modifyitems(items):

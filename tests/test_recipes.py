@@ -71,7 +71,20 @@ def asked(recipe: Recipe, paths: dict, base: str, folder, **more) -> FinetuneCon
     return FinetuneConfig(base, recipe=recipe, check_data=False, **SHORT | place | more)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def kind(recipe: Recipe) -> tuple:
+    "What recipes may share that differ in names and numbers alone."
+    looks = lambda r: (len(r.cameras), r.norm_type, r.chunk) if recipe.windows else id(r)
+    return recipe.backbone, recipe.windows, *map(looks, recipe.robots.values())
+
+
+def pytest_generate_tests(metafunc):
+    "Of recipes of one kind the first is tried; all of them with --all-recipes."
+    if metafunc.function is not test_every_recipe_trains: return
+    first = {kind(RECIPES[n]): n for n in reversed(RECIPES)}
+    every = metafunc.config.getoption("--all-recipes")
+    metafunc.parametrize("name", list(RECIPES) if every else [*first.values()][::-1])
+
+
 def test_every_recipe_trains(name, bases, recordings, tmp_path):
     "On data with its robot's columns, cameras, rate and pauses; and the policy answers its chunk."
     recipe = RECIPES[name]
@@ -107,9 +120,9 @@ BROKEN = {  # a value of a robot -> another, and what is said
 }
 
 
-@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.windows and len(r.robots) == 1])
+@pytest.mark.parametrize("name", ["libero-10", "aloha", "libero-10-paligemma"])
 def test_one_wrong_value_is_refused(name, bases, recordings, tmp_path):
-    "Of each recipe; no checkpoint is written."
+    "Of recipes with other backbones and robots; no checkpoint is written."
     recipe = RECIPES[name]
     paths = recordings(recipe)
     for field, (value, words) in BROKEN.items():
