@@ -14,8 +14,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .dit import DiT, init_dit
-from .flow import euler, flow_time, interpolate, sample_flow_time
+from .dit import DiT, Moment, bucket_of, init_dit
+from .flow import euler, flow_buckets, flow_time, interpolate, sample_flow_time
 from .layers import sinusoid
 from .per_embodiment import CategorySpecificLinear, CategorySpecificMLP
 from .rtc import RTC, first_rows, steering
@@ -130,23 +130,23 @@ def readers(self: ActionHead) -> list[nn.Module]:
 def velocity(
     self: ActionHead,
     noisy: Tensor,  # [B, H, max_action_dim]
-    bucket: Tensor,  # int64 [B]
+    time: Tensor | Moment,  # int64 [B] buckets; or a moment of the DiT's
     state_tokens: Tensor,  # [B, T_s, width]
     context: list,  # from `prepare_context`
     embodiment: Tensor | int,
     clean: Tensor | int | None = None,  # int64 [B] or one for all: first rows that are at time 1
 ) -> Tensor:  # [B, H, max_action_dim]
     "One run of the network at one flow time."
-    horizon, times = noisy.shape[1], bucket
+    horizon, times = noisy.shape[1], bucket_of(time)
     if clean is not None:
         done = first_rows(clean, horizon, noisy.device)
-        times = torch.where(done, self.config.num_timestep_buckets, bucket[:, None])
+        times = torch.where(done, self.config.num_timestep_buckets, times[:, None])
     actions = self.action_encoder(noisy.to(self.dtype), times, embodiment)
     if self.config.add_pos_embed: actions = actions + self.position_embedding.weight[:horizon]
     parts = [state_tokens, actions]
     if hasattr(self, "future_tokens"):
         parts.insert(1, self.future_tokens.weight.expand(len(actions), -1, -1))
-    tokens = self.model(torch.cat(parts, 1), bucket, context)
+    tokens = self.model(torch.cat(parts, 1), time, context)
     return self.action_decoder(tokens, embodiment)[:, -horizon:]
 
 # %% ../../nbs/model/30_action_head.ipynb #4c0942bc
@@ -263,8 +263,10 @@ def get_action(
         noise = torch.randn(shape, device=state.device, dtype=state.dtype)
     start, steer, finish, clean = self._continuing(rtc, batch.get("prev_actions"), noise.to(state))
     path = [] if keep_path else None
-    velocity = lambda x, bucket: self.velocity(x, bucket, state, context, embodiment, clean)
-    action = euler(velocity, start(noise.to(state)), steps, c.num_timestep_buckets, path, steer)
+    velocity = lambda x, time: self.velocity(x, time, state, context, embodiment, clean)
+    moments = self.model.moments(flow_buckets(steps, c.num_timestep_buckets), len(state))
+    flow = steps, c.num_timestep_buckets, path, steer, moments
+    action = euler(velocity, start(noise.to(state)), *flow)
     own = lambda x: finish(x)[..., : self.own_dims]
     out = dict(action_pred=own(action), backbone_features=features, state_features=state)
     return out | dict(action_path=own(torch.stack(path))) if keep_path else out
