@@ -45,7 +45,13 @@ class AdaLayerNorm(nn.Module):
     def modulation(self, c: Tensor) -> Tensor:  # [B, width] -> [B, 2 width]
         return self.linear(F.silu(c))
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:  # [B, T, width], [B or 1, 2 width]
+    def forward(
+        self,
+        x: Tensor,  # [B, T, width]
+        c: Tensor | None,  # [B, width] the time vector
+        modulation: Tensor | None = None,  # [B or 1, 2 width] that was made ahead; None: of `c`
+    ) -> Tensor:  # [B, T, width]
+        if modulation is None: modulation = self.modulation(c)
         scale, shift = modulation[:, None].chunk(2, -1)
         return F.layer_norm(x, x.shape[-1:], eps=1e-5) * (1 + scale) + shift
 
@@ -121,9 +127,9 @@ class DiTBlock(nn.Module):
         c: Tensor | None,  # [B, width] the time vector; None beside `modulation`
         kv: tuple[Tensor, Tensor] | Tensor | None = None,  # or what to make them of; None: the tokens
         mask: Tensor | None = None,
-        modulation: Tensor | None = None,  # [1, 2 width] that was made ahead; None: of `c`
+        modulation: Tensor | None = None,  # see `AdaLayerNorm`
     ) -> Tensor:
-        h = self.norm1(x, self.norm1.modulation(c) if modulation is None else modulation)
+        h = self.norm1(x, c, modulation)
         if not isinstance(kv, tuple): kv = self.attn1.keys_values(h if kv is None else kv)
         h = self.attn1(h, kv, mask)
         x = x + (h if self.final_dropout is None else self.final_dropout(h))
