@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Ticket', 'FairQueue']
 
-# %% ../../nbs/serving/20_fair_queue.ipynb #c002570d
+# %% ../../nbs/serving/20_fair_queue.ipynb #c0022f89
 import threading
 import time
 from collections import OrderedDict, deque
@@ -27,7 +27,7 @@ class Ticket:
     source: int = -1  # the connection through which it came
     gone: bool = field(default=False, compare=False)  # nobody waits for it any more
 
-# %% ../../nbs/serving/20_fair_queue.ipynb #c005bb39
+# %% ../../nbs/serving/20_fair_queue.ipynb #c0056535
 class FairQueue:
     "Lines of clients that take turns. Any thread may put, one takes."
     def __init__(self,
@@ -59,7 +59,7 @@ class FairQueue:
             self._changed.notify()
         return ""
 
-# %% ../../nbs/serving/20_fair_queue.ipynb #c007f840
+# %% ../../nbs/serving/20_fair_queue.ipynb #c00786c7
 @patch
 def _pop(self: FairQueue) -> Ticket | None:
     "The next in turn, whatever has become of it."

@@ -30,7 +30,7 @@ def _stream(array: np.ndarray) -> bytes:  # .npy
 
 
 def _jpeg(frame: np.ndarray) -> bytes:  # uint8 (H, W, 3) RGB
-    return write_jpeg(frame, JPEG_QUALITY, exchanged=True)
+    return write_jpeg(frame, JPEG_QUALITY, exchanged=True, halved=True)
 
 
 def _picture(name: str, data: bytes, bounds: Bounds = BOUNDS) -> np.ndarray:  # uint8 (H, W, 3) RGB

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['jpeg_size', 'write_jpeg', 'read_jpeg', 'Jpeg', 'frames_of_message']
 
-# %% ../../nbs/serving/03_pictures.ipynb #c002e0a5
+# %% ../../nbs/serving/03_pictures.ipynb #c00239da
 import math
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError
 from .bounds import BOUNDS, Bounds
 
-# %% ../../nbs/serving/03_pictures.ipynb #c005da29
+# %% ../../nbs/serving/03_pictures.ipynb #c005e7b6
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers, ISO 10918-1 table B.1
 
 
@@ -33,7 +33,7 @@ def jpeg_size(
         at += (1 if marker == 0xFF else 2) + length
     raise ValueError("it is no JPEG picture")
 
-# %% ../../nbs/serving/03_pictures.ipynb #c0078837
+# %% ../../nbs/serving/03_pictures.ipynb #c007a40d
 def _opencv():
     try: import cv2
     except ImportError:
@@ -47,12 +47,15 @@ def _opencv():
 def write_jpeg(
     frame: np.ndarray,  # uint8 (H, W, 3) RGB
     quality: int = 95,  # 1 to 100
-    exchanged: bool = False,  # red for blue, as who takes RGB for BGR does
+    exchanged: bool = False,  # red for blue, as whoever takes RGB for BGR does
+    halved: bool = False,  # colours at half the resolution (4:2:0), as most JPEG pictures have them
 ) -> bytes:
     "A frame as a JPEG picture."
     cv2 = _opencv()
     frame = np.ascontiguousarray(frame if exchanged else frame[..., ::-1])
-    return cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    sampled = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420 if halved else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+    how = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampled]
+    return cv2.imencode(".jpg", frame, how)[1].tobytes()
 
 
 def read_jpeg(
@@ -70,7 +73,7 @@ def read_jpeg(
     if frame is None: raise ValueError("it is a broken JPEG picture")
     return frame if exchanged else np.ascontiguousarray(frame[..., ::-1])
 
-# %% ../../nbs/serving/03_pictures.ipynb #c016dedd
+# %% ../../nbs/serving/03_pictures.ipynb #c0167545
 @dataclass(frozen=True)
 class Jpeg:
     "Frames that are to travel as JPEG pictures."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_reach', 'open_envelope', 'PolicyServer', 'ServerConfig', 'main']
 
-# %% ../../nbs/serving/40_server.ipynb #c002ed58
+# %% ../../nbs/serving/40_server.ipynb #c002c93c
 import ipaddress
 import os
 import signal
@@ -30,7 +30,7 @@ from .fair_queue import FairQueue, Ticket
 from .figures import ServingFigures
 from .questions import try_once
 
-# %% ../../nbs/serving/40_server.ipynb #c005c58c
+# %% ../../nbs/serving/40_server.ipynb #c00531dd
 def _is_loopback(host: str) -> bool:
     try: return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError: return False
@@ -49,7 +49,7 @@ def check_reach(
             " `ssh -L 5555:127.0.0.1:5555`."
         )
 
-# %% ../../nbs/serving/40_server.ipynb #c00816a9
+# %% ../../nbs/serving/40_server.ipynb #c008eec1
 def open_envelope(
     frames: list[bytes],  # as a ROUTER socket receives them
 ) -> tuple[list[bytes], list[bytes]]:  # the envelope of the reply, the frames of the message
@@ -59,7 +59,7 @@ def open_envelope(
     empty = rest.index(b"") + 1
     return sender + rest[:empty], rest[empty:]
 
-# %% ../../nbs/serving/40_server.ipynb #c0129978
+# %% ../../nbs/serving/40_server.ipynb #c0120960
 class PolicyServer:
     "Answers questions to a policy over ZeroMQ, in a thread that listens and one that computes."
     def __init__(self,
@@ -94,7 +94,7 @@ class PolicyServer:
 
     def __exit__(self, *error): self.stop()
 
-# %% ../../nbs/serving/40_server.ipynb #c0149ae8
+# %% ../../nbs/serving/40_server.ipynb #c014e734
 @patch
 def _compute(self: PolicyServer, ready: threading.Event, failed: list):
     "The life of the policy's thread."
@@ -132,7 +132,7 @@ def _dropped(self: PolicyServer, ticket: Ticket, why: str):
         )
     self._done.send_multipart([*envelope, error_reply(text, request.dialect)])
 
-# %% ../../nbs/serving/40_server.ipynb #c0161b83
+# %% ../../nbs/serving/40_server.ipynb #c01633b8
 @patch
 def _listen(self: PolicyServer, router: zmq.Socket, done: zmq.Socket, left: zmq.Socket):
     "The life of the listening thread: until the policy's thread has ended."
@@ -175,7 +175,7 @@ def _receive(self: PolicyServer, router: zmq.Socket, left: zmq.Socket):
         except InputError as e: reply = self._refused(str(e), "protobuf" if message[0][:1] == b"\x01" else "stream")
     if reply is not None: router.send_multipart([*envelope, reply])
 
-# %% ../../nbs/serving/40_server.ipynb #c0180bd7
+# %% ../../nbs/serving/40_server.ipynb #c01880fc
 @patch
 def _refused(self: PolicyServer, text: str, dialect: str = "stream") -> bytes:
     self.figures.count("refused")
@@ -202,7 +202,7 @@ def health(self: PolicyServer) -> dict:  # plain numbers
     busy = None if since is None else round(self.clock() - since, 3)
     return self.figures.told() | dict(waiting=len(self.queue), busy_s=busy)
 
-# %% ../../nbs/serving/40_server.ipynb #c020e132
+# %% ../../nbs/serving/40_server.ipynb #c0206237
 @patch
 def start(self: PolicyServer) -> PolicyServer:  # itself
     "Tries the policy, opens the port and listens. `InputError` where the port is taken; what the policy raises."
@@ -251,7 +251,7 @@ def stop(self: PolicyServer,
     for thread in self._threads: thread.join(None if until is None else max(0, until - time.monotonic()))
     return not any(t.is_alive() for t in self._threads)
 
-# %% ../../nbs/serving/40_server.ipynb #c0313f9c
+# %% ../../nbs/serving/40_server.ipynb #c0311247
 @dataclass
 class ServerConfig:
     "Serve a policy to robots and simulators over the network (ZeroMQ)."
@@ -282,7 +282,7 @@ class ServerConfig:
         if self.accelerate: policy.accelerate()
         return Gr00tSimPolicyWrapper(policy) if self.use_sim_policy_wrapper else policy
 
-# %% ../../nbs/serving/40_server.ipynb #c0322375
+# %% ../../nbs/serving/40_server.ipynb #c0329c2c
 @patch
 def _recorded(self: ServerConfig) -> EpisodePolicy:
     if self.dataset_path is None:
@@ -322,6 +322,6 @@ def main(args: list[str] | None = None):
         for n, handler in before.items(): signal.signal(n, handler)
     print("stopped" if ended else "stopped, with an answer unfinished after 60 s", flush=True)
 
-# %% ../../nbs/serving/40_server.ipynb #c0390422
+# %% ../../nbs/serving/40_server.ipynb #c039e612
 #| eval: false
 if __name__ == "__main__" and "__file__" in globals(): main()  # a notebook has a __main__, too, but no file
