@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NoReply', 'PolicyClient']
 
-# %% ../../nbs/serving/30_client.ipynb #c002fb25
+# %% ../../nbs/serving/30_client.ipynb #c002bcb0
 import threading
 import time
 
@@ -17,7 +17,7 @@ from ..modality_configs import ModalityConfig
 from .pictures import Jpeg
 from .wire import DIALECTS, pack, unpack
 
-# %% ../../nbs/serving/30_client.ipynb #c005b491
+# %% ../../nbs/serving/30_client.ipynb #c00526d8
 class NoReply(InputError): "Nobody has answered in time."
 
 
@@ -57,7 +57,7 @@ class PolicyClient:
 
     def __exit__(self, *error): self.close()
 
-# %% ../../nbs/serving/30_client.ipynb #c006f926
+# %% ../../nbs/serving/30_client.ipynb #c0067057
 from fastcore.basics import patch
 
 
@@ -83,7 +83,7 @@ def _exchange(self: PolicyClient, frame: bytes, endpoint: str, timeout: float) -
         " it this port? A slow policy needs a longer timeout."
     )
 
-# %% ../../nbs/serving/30_client.ipynb #c010a591
+# %% ../../nbs/serving/30_client.ipynb #c0104dc6
 @patch
 def get_action(self: PolicyClient,
     observation: dict,  # as `Gr00tPolicy.get_action` takes it
@@ -118,7 +118,7 @@ def kill(self: PolicyClient):
     "Ends the server. This kit's server does it only for whoever has its token."
     self.call("kill")
 
-# %% ../../nbs/serving/30_client.ipynb #c013d849
+# %% ../../nbs/serving/30_client.ipynb #c01377d7
 @patch
 def _compressed(self: PolicyClient, observation: dict) -> dict:
     "The observation with its frames as JPEG pictures."

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Ticket', 'FairQueue']
 
-# %% ../../nbs/serving/20_fair_queue.ipynb #c0022f89
+# %% ../../nbs/serving/20_fair_queue.ipynb #c002eb4c
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastcore.basics import patch
@@ -25,9 +25,9 @@ class Ticket:
     size: int = 0  # bytes that it holds
     work: Any = None  # what is to be done
     source: int = -1  # the connection through which it came
-    gone: bool = field(default=False, compare=False)  # nobody waits for it any more
+    gone: bool = False  # nobody waits for it any more
 
-# %% ../../nbs/serving/20_fair_queue.ipynb #c0056535
+# %% ../../nbs/serving/20_fair_queue.ipynb #c0051144
 class FairQueue:
     "Lines of clients that take turns. Any thread may put, one takes."
     def __init__(self,
@@ -59,7 +59,7 @@ class FairQueue:
             self._changed.notify()
         return ""
 
-# %% ../../nbs/serving/20_fair_queue.ipynb #c00786c7
+# %% ../../nbs/serving/20_fair_queue.ipynb #c007a50d
 @patch
 def _pop(self: FairQueue) -> Ticket | None:
     "The next in turn, whatever has become of it."

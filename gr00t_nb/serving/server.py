@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_reach', 'open_envelope', 'PolicyServer', 'ServerConfig', 'main']
 
-# %% ../../nbs/serving/40_server.ipynb #c002c93c
+# %% ../../nbs/serving/40_server.ipynb #c0020c38
 import ipaddress
 import os
 import signal
@@ -30,7 +30,7 @@ from .fair_queue import FairQueue, Ticket
 from .figures import ServingFigures
 from .questions import try_once
 
-# %% ../../nbs/serving/40_server.ipynb #c00531dd
+# %% ../../nbs/serving/40_server.ipynb #c005c747
 def _is_loopback(host: str) -> bool:
     try: return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError: return False
@@ -49,7 +49,7 @@ def check_reach(
             " `ssh -L 5555:127.0.0.1:5555`."
         )
 
-# %% ../../nbs/serving/40_server.ipynb #c008eec1
+# %% ../../nbs/serving/40_server.ipynb #c0088290
 def open_envelope(
     frames: list[bytes],  # as a ROUTER socket receives them
 ) -> tuple[list[bytes], list[bytes]]:  # the envelope of the reply, the frames of the message
@@ -59,7 +59,7 @@ def open_envelope(
     empty = rest.index(b"") + 1
     return sender + rest[:empty], rest[empty:]
 
-# %% ../../nbs/serving/40_server.ipynb #c0120960
+# %% ../../nbs/serving/40_server.ipynb #c0121883
 class PolicyServer:
     "Answers questions to a policy over ZeroMQ, in a thread that listens and one that computes."
     def __init__(self,
@@ -85,6 +85,7 @@ class PolicyServer:
         self.tried: float | None = None  # seconds of the first answer, before the port was open
         self.ended = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._closed: set[int] = set()  # numbers of connections that are closed
 
     @property
     def address(self) -> str:
@@ -94,7 +95,7 @@ class PolicyServer:
 
     def __exit__(self, *error): self.stop()
 
-# %% ../../nbs/serving/40_server.ipynb #c014e734
+# %% ../../nbs/serving/40_server.ipynb #c0142cef
 @patch
 def _compute(self: PolicyServer, ready: threading.Event, failed: list):
     "The life of the policy's thread."
@@ -132,7 +133,7 @@ def _dropped(self: PolicyServer, ticket: Ticket, why: str):
         )
     self._done.send_multipart([*envelope, error_reply(text, request.dialect)])
 
-# %% ../../nbs/serving/40_server.ipynb #c01633b8
+# %% ../../nbs/serving/40_server.ipynb #c016ab8b
 @patch
 def _listen(self: PolicyServer, router: zmq.Socket, done: zmq.Socket, left: zmq.Socket):
     "The life of the listening thread: until the policy's thread has ended."
@@ -155,14 +156,19 @@ def _listen(self: PolicyServer, router: zmq.Socket, done: zmq.Socket, left: zmq.
 @patch
 def _let_go(self: PolicyServer, left: zmq.Socket):
     "Nobody waits for the questions of connections that are closed."
-    while left.poll(0): self.queue.leave(recv_monitor_message(left)["value"])
+    while left.poll(0):
+        event = recv_monitor_message(left)
+        if event["event"] == zmq.EVENT_ACCEPTED: self._closed.discard(event["value"])
+        else:
+            self._closed.add(event["value"])  # a number that a later connection may have again
+            self.queue.leave(event["value"])
 
 @patch
 def _receive(self: PolicyServer, router: zmq.Socket, left: zmq.Socket):
     "One message: answered, put into the queue, or refused."
     frames = router.recv_multipart(copy=False)
     source = frames[-1].get(zmq.SRCFD)
-    self._let_go(left)  # before it is known: the number of a closed connection is given again
+    self._let_go(left)
     size = sum(map(len, frames))
     if size > self.bounds.frame: envelope, message = open_envelope([f.bytes for f in frames if len(f) < 256])
     else: envelope, message = open_envelope([f.bytes for f in frames])
@@ -175,7 +181,7 @@ def _receive(self: PolicyServer, router: zmq.Socket, left: zmq.Socket):
         except InputError as e: reply = self._refused(str(e), "protobuf" if message[0][:1] == b"\x01" else "stream")
     if reply is not None: router.send_multipart([*envelope, reply])
 
-# %% ../../nbs/serving/40_server.ipynb #c01880fc
+# %% ../../nbs/serving/40_server.ipynb #c018ffb9
 @patch
 def _refused(self: PolicyServer, text: str, dialect: str = "stream") -> bytes:
     self.figures.count("refused")
@@ -191,7 +197,7 @@ def _handle(self: PolicyServer, envelope: list[bytes], frame: bytes, source: int
         if request.endpoint == "kill": self.queue.close()
         return self.endpoints.quick(request, self.health())
     due = now + min(self.late_after, request.timeout or self.late_after)
-    ticket = Ticket(envelope[0], now, due, len(frame), (envelope, request), source)
+    ticket = Ticket(envelope[0], now, due, len(frame), (envelope, request), source, source in self._closed)
     text = self.queue.put(ticket)
     return self._refused(text, request.dialect) if text else None
 
@@ -202,7 +208,7 @@ def health(self: PolicyServer) -> dict:  # plain numbers
     busy = None if since is None else round(self.clock() - since, 3)
     return self.figures.told() | dict(waiting=len(self.queue), busy_s=busy)
 
-# %% ../../nbs/serving/40_server.ipynb #c0206237
+# %% ../../nbs/serving/40_server.ipynb #c02093ed
 @patch
 def start(self: PolicyServer) -> PolicyServer:  # itself
     "Tries the policy, opens the port and listens. `InputError` where the port is taken; what the policy raises."
@@ -231,7 +237,7 @@ def _open(self: PolicyServer) -> tuple[zmq.Socket, zmq.Socket]:  # the port, and
     router.ipv6, router.linger = ":" in self.host, 0
     router.rcvhwm, router.maxmsgsize = 16, 2 * self.bounds.frame  # a client that sends more is slowed down, or cut off
     router.heartbeat_ivl, router.heartbeat_timeout = 2000, 10_000  # milliseconds; a cable that is cut tells nothing
-    left = router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    left = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
     try: router.bind(self.address.replace(":0", ":*") if self.port == 0 else self.address)
     except zmq.ZMQError as e:
         raise InputError(
@@ -251,7 +257,7 @@ def stop(self: PolicyServer,
     for thread in self._threads: thread.join(None if until is None else max(0, until - time.monotonic()))
     return not any(t.is_alive() for t in self._threads)
 
-# %% ../../nbs/serving/40_server.ipynb #c0311247
+# %% ../../nbs/serving/40_server.ipynb #c031014c
 @dataclass
 class ServerConfig:
     "Serve a policy to robots and simulators over the network (ZeroMQ)."
@@ -282,7 +288,7 @@ class ServerConfig:
         if self.accelerate: policy.accelerate()
         return Gr00tSimPolicyWrapper(policy) if self.use_sim_policy_wrapper else policy
 
-# %% ../../nbs/serving/40_server.ipynb #c0329c2c
+# %% ../../nbs/serving/40_server.ipynb #c0321e6b
 @patch
 def _recorded(self: ServerConfig) -> EpisodePolicy:
     if self.dataset_path is None:
@@ -322,6 +328,6 @@ def main(args: list[str] | None = None):
         for n, handler in before.items(): signal.signal(n, handler)
     print("stopped" if ended else "stopped, with an answer unfinished after 60 s", flush=True)
 
-# %% ../../nbs/serving/40_server.ipynb #c039e612
+# %% ../../nbs/serving/40_server.ipynb #c039490a
 #| eval: false
 if __name__ == "__main__" and "__file__" in globals(): main()  # a notebook has a __main__, too, but no file
