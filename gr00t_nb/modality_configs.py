@@ -7,8 +7,10 @@ __all__ = ['POSE_SIZES', 'ActionRepresentation', 'ActionType', 'ActionFormat', '
            'check_modality_config']
 
 # %% ../nbs/08_modality_configs.ipynb #58508fe6
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
+from numbers import Integral
 
 from .errors import InputError, did_you_mean
 
@@ -78,6 +80,8 @@ class ActionConfig:
                 f"An action config is {d!r}: expected an object with rep, such as"
                 ' {"rep": "RELATIVE"}, and where they are needed type, format and state_key.'
             )
+        if not isinstance(d.get("state_key"), str | None):
+            raise InputError(f"state_key is {d['state_key']!r}: expected the name of a state group.")
         return cls(**{k: d[k] for k in ("rep", "type", "format", "state_key") if k in d})
 
 # %% ../nbs/08_modality_configs.ipynb #fd985771
@@ -96,6 +100,15 @@ def _action_configs(configs: list, keys: list[str]) -> list[ActionConfig]:
         )
     return [_action_config(a) for a in configs]
 
+# %% ../nbs/08_modality_configs.ipynb #fab138b5
+def _listed(config, name: str, kind: type, such_as: str) -> list:
+    "A list among the values of a modality; `InputError` for what is none."
+    value = getattr(config, name)
+    listed = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+    values = list(value) if listed else []
+    if listed and all(isinstance(x, kind) for x in values): return values
+    raise InputError(f"{name} is {value!r}: expected a list such as {such_as}.")
+
 # %% ../nbs/08_modality_configs.ipynb #3741062e
 @dataclass
 class ModalityConfig:
@@ -108,14 +121,17 @@ class ModalityConfig:
     action_configs: list[ActionConfig] | None = None  # one for each key, for actions; None: absolute numbers
 
     def __post_init__(self):
-        self.delta_indices = [int(i) for i in self.delta_indices]
-        self.modality_keys = list(self.modality_keys)
+        self.delta_indices = [int(i) for i in _listed(self, "delta_indices", Integral, "[0]")]
+        self.modality_keys = _listed(self, "modality_keys", str, '["front"]')
+        for name in ("sin_cos_embedding_keys", "mean_std_embedding_keys"):
+            if getattr(self, name) is not None: _listed(self, name, str, '["arm"]')
         if not self.delta_indices:
             raise InputError(
                 "delta_indices is empty: a modality needs at least one step, [0] is now."
             )
         if self.action_configs is not None:
-            self.action_configs = _action_configs(self.action_configs, self.modality_keys)
+            configs = _listed(self, "action_configs", object, '[{"rep": "RELATIVE"}]')
+            self.action_configs = _action_configs(configs, self.modality_keys)
 
     def to_json(self) -> dict:  # enums by name, absent lists as null
         "The form in which it stands in `processor_config.json`."
@@ -124,6 +140,8 @@ class ModalityConfig:
 
     @classmethod
     def from_json(cls, d: dict) -> "ModalityConfig":
+        if not isinstance(d, dict):
+            raise InputError(f"A modality is {d!r}: expected an object with delta_indices and so on.")
         if missing := [k for k in ("delta_indices", "modality_keys") if k not in d]:
             raise InputError(
                 f"A modality lacks {' and '.join(missing)}: expected delta_indices, such as [0],"

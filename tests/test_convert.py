@@ -358,7 +358,9 @@ def test_fingers_become_grippers_in_the_files_own_type(tmp_path, capsys, dtype):
         assert np.array_equal(ds.column(e, "observation.state"), of_fingers(wrote).astype(np.float32))
         assert np.array_equal(ds.column(e, "action"), of_fingers(wrote + 1).astype(np.float32))
         assert error(ds.frames(e, "cam_left_wrist", range(20)), picture(e, 20)) < 3
-    said = "left out: cam_high_depth, cam_left_wrist_depth, cam_right_wrist_depth; GR00T sees colours"
+    place = "observations/images_depth/cam_"
+    depth = ", ".join(f"{place}{c}_depth" for c in ("high", "left_wrist", "right_wrist"))
+    said = f"left out: {depth}; GR00T sees colours"
     assert said in capsys.readouterr().out
     assert not [k for k in ds.info["features"] if "depth" in k]
     for column in ("observation.state", "action"):
@@ -562,3 +564,41 @@ def test_written_by_lerobot(pytestconfig, tmp_path):
             ds = LeRobotDataset(info.parents[1])
         back = to_v2(ds, tmp_path / info.parents[1].name, progress=False)
         same(ds, back, exact=shutil.which("ffmpeg") is not None)
+
+
+def test_what_lies_under_the_same_name_and_what_is_missing(tmp_path, capsys):
+    "Depth beside colours of one name, as a group or one array; columns of no use; no camera."
+    h5py = pytest.importorskip("h5py")
+    record(tmp_path / "in/a.hdf5", 0, fps=25, task="fold", drop=["action"])
+    with h5py.File(tmp_path / "in/a.hdf5", "a") as f:
+        f["observations/images_depth/top"] = np.zeros((8, 4, 4), np.uint16)
+        f["base_action"] = np.zeros((8, 2))
+        f["observations/tactile"] = np.zeros((8, 2), np.int32)
+    ds = from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
+    said = capsys.readouterr().out
+    assert "left out: observations/images_depth/top; GR00T sees colours, no depth" in said
+    assert "left out: base_action, observations/tactile; columns are" in said
+    assert list(ds.modality["video"]) == ["top"] and "no camera" not in said
+    with h5py.File(tmp_path / "in/a.hdf5", "a") as f:
+        del f["observations/images_depth"], f["observations/images"]
+        f["observations/images_depth"] = np.zeros((8, 4, 4), np.uint16)
+    from_hdf5(tmp_path / "in", tmp_path / "blind", progress=False)
+    said = capsys.readouterr().out
+    assert "left out: observations/images_depth; GR00T" in said and "no camera is in the data set" in said
+
+
+@pytest.mark.parametrize("rate", ["-3", "0", "nan", "inf"])
+def test_a_rate_that_is_none_is_a_sentence_of_the_command(tmp_path, capsys, rate):
+    record(tmp_path / "in/a.hdf5", 0, task="fold")
+    with pytest.raises(SystemExit) as end:
+        main(["hdf5", str(tmp_path / "in"), str(tmp_path / "out"), "--fps", rate])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: --fps is ") and "a number above 0." in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_given_rate_wins_over_one_that_cannot_be_read(tmp_path):
+    record(tmp_path / "in/a.hdf5", 0, task="fold", fps="fast")
+    with pytest.raises(InputError, match="fps is 'fast': expected frames a second"):
+        from_hdf5(tmp_path / "in", tmp_path / "out", progress=False)
+    assert from_hdf5(tmp_path / "in", tmp_path / "out", fps=12, progress=False).fps == 12

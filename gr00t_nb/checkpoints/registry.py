@@ -13,7 +13,7 @@ from ..families.family import CAPABILITIES, Family
 from ..families.n1d5_family import Gr00tN1d5Family, PaliGemmaFamily, Qwen25VLFamily
 from ..families.n1d6_family import Gr00tN1d6Family
 from ..families.n1d7_family import Gr00tN1d7Family
-from ..files import read_json
+from ..files import read_mapping
 
 # %% ../../nbs/checkpoints/10_registry.ipynb #d0207c78
 _FAMILIES: dict[str, Family] = {}  # by model_type, in the order in which they were registered
@@ -68,7 +68,7 @@ def family_of(
     )
 
 def _config_of(folder: Path) -> dict:
-    if (folder / "config.json").is_file(): return read_json(folder / "config.json")
+    if (folder / "config.json").is_file(): return read_mapping(folder / "config.json")
     raise no_checkpoint(folder)
 
 def no_checkpoint(
@@ -88,4 +88,4 @@ def training_record(
 ) -> dict:  # `config`, `val_episodes` and more; empty where the checkpoint has no record
     "How the checkpoint was trained, from its `experiment_cfg/finetune.json`."
     record = Path(model_path) / "experiment_cfg" / "finetune.json"
-    return read_json(record) if record.exists() else {}
+    return read_mapping(record) if record.exists() else {}

@@ -7,6 +7,7 @@ __all__ = ['ALOHA_JOINTS', 'ALOHA_HANDS', 'joined_fingers', 'read_hdf5', 'from_h
 
 # %% ../../nbs/conversion/20_aloha.ipynb #4a9d23ed
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -59,6 +60,12 @@ def _jpegs(rows, where: str, bgr: bool) -> np.ndarray:
                 f"{where}, row {i}, is no JPEG or PNG picture: expected one encoded picture per"
                 " row."
             )
+        if frames and picture.shape != frames[0].shape:
+            sizes = " and of row 0 ".join("{1}x{0}".format(*x.shape) for x in (picture, frames[0]))
+            raise InputError(
+                f"{where}: the picture of row {i} is {sizes}: expected one size in an episode; scale"
+                " them, or leave the recording out."
+            )
         frames.append(picture if bgr else picture[..., ::-1])
     return np.stack(frames)
 
@@ -102,29 +109,59 @@ def _numbers(f, path: Path) -> dict:
     for k, d in seen.items():
         vector = isinstance(d, h5py.Dataset) and d.ndim in (1, 2) and d.dtype.kind == "f"
         if k != "qpos" and vector: found[f"observation.{k}"] = d
-    length = len(seen["qpos"])
-    for d in found.values():
-        if d.dtype.kind not in "fiu" or d.ndim not in (1, 2):
-            raise InputError(f"{path}: {d.name} is {d.dtype} {d.shape}: expected numbers (L, D).")
-        if len(d) != length:
-            raise InputError(
-                f"{path}: {d.name} has {len(d)} rows, but observations/qpos has {length}:"
-                " expected one per step."
-            )
+    for d in found.values(): _check_rows(d, seen["qpos"], path)
     return found
 
 
+def _check_rows(d, qpos, path: Path):
+    "`InputError` unless a data set holds numbers, in as many rows as the joints'."
+    if d.dtype.kind not in "fiu" or d.ndim not in (1, 2) or 0 in d.shape[1:]:
+        raise InputError(f"{path}: {d.name} is {d.dtype} {d.shape}: expected numbers (L, D).")
+    if len(d) != len(qpos):
+        raise InputError(
+            f"{path}: {d.name} has {len(d)} rows, but observations/qpos has {len(qpos)}:"
+            " expected one per step."
+        )
+    if not len(d): raise InputError(f"{path}: observations/qpos has no rows: leave the file out.")
+
+# %% ../../nbs/conversion/20_aloha.ipynb #335a6c61
 def _camera_names(f, path: Path, length: int) -> list[str]:
     "The cameras of a file, each with a frame per step."
-    images = f["observations"].get("images")
-    names = sorted(images) if isinstance(images, _h5py().Group) else []
+    images, h5py = f["observations"].get("images"), _h5py()
+    if isinstance(images, h5py.Dataset):
+        raise InputError(
+            f"{path}: observations/images is {images.dtype} {images.shape}: expected a group with a"
+            " data set for each camera."
+        )
+    names = sorted(images or ())
     for c in names:
+        if not isinstance(images[c], h5py.Dataset) or not images[c].ndim:
+            what = "a group" if isinstance(images[c], h5py.Group) else "one value"
+            raise InputError(f"{path}: observations/images/{c} is {what}: expected a frame per step.")
         if len(images[c]) == length: continue
         raise InputError(
             f"{path}: observations/images/{c} has {len(images[c])} frames, but observations/qpos"
             f" has {length} rows: expected one per step."
         )
     return names
+
+# %% ../../nbs/conversion/20_aloha.ipynb #ec4cbc05
+def _rate(said, where: str) -> float:
+    "Frames a second; `InputError` for what is none."
+    said = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+    try: rate = float(np.asarray(said).reshape(()))
+    except (TypeError, ValueError): rate = math.nan
+    if 0 < rate < math.inf: return rate
+    more = "" if where.startswith("--") else ", or give them with --fps"
+    raise InputError(f"{where} is {said!r}: expected frames a second, a number above 0{more}.")
+
+
+def _rate_in(f, path: Path) -> float | None:
+    "Frames a second, where a file says them."
+    name = next((k for k in ("fps", "frequency", "hz") if k in f.attrs), None)
+    if name is None: return None
+    value = f.attrs[name]
+    return _rate(value.item() if getattr(value, "size", 0) == 1 else value, f"{path}: {name}")
 
 # %% ../../nbs/conversion/20_aloha.ipynb #8b480b42
 def _open_hdf5(path: Path):
@@ -155,7 +192,8 @@ def read_hdf5(
     robot_type: str = "aloha",  # of one that begins with aloha, 16 numbers become 14
     without: Sequence[str] = (),  # columns and cameras to leave out
     ranges: Sequence[FrameRange] = (),  # frames that have a task of their own
-) -> tuple[Recording, float | None]:  # the episode, and frames a second if the file says
+    fps: float | None = None,  # frames a second; None: what the file says
+) -> tuple[Recording, float | None]:  # the episode, and frames a second if they are known
     "Reads one recording; cameras later, when written. `InputError` names file and what is missing."
     path = Path(path)
     with _open_hdf5(path) as f:
@@ -164,7 +202,7 @@ def read_hdf5(
         columns = {k: _vector(d, k, robot_type) for k, d in numbers.items() if k not in without}
         names = [c for c in _camera_names(f, path, n) if _CAMERA + c not in without]
         task = task or _instruction(f)
-        fps = next((float(f.attrs[k]) for k in ("fps", "frequency", "hz") if k in f.attrs), None)
+        fps = fps or _rate_in(f, path)
     cameras = {_CAMERA + c: lambda c=c: _camera(path, c, bgr) for c in names}
     return Recording(columns, cameras, frame_tasks(n, task, ranges, str(path))), fps
 
@@ -200,17 +238,32 @@ def _natural(path: Path) -> list:
     "Sorts episode_2 before episode_10."
     return [(int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", str(path))]
 
+# %% ../../nbs/conversion/20_aloha.ipynb #3e5f7ae6
+_DEPTH = "observations/images_depth"
+
+
+def _unused(f, numbers: dict) -> list[str]:
+    "Where in a file something lies that becomes no column, no camera and no instruction."
+    found, kept = [], {d.name for d in numbers.values()}
+
+    def look(name, value):
+        if not isinstance(value, _h5py().Dataset) or value.name in kept: return
+        if not name.startswith("observations/images/") and name not in _TEXTS: found.append(name)
+
+    f.visititems(look)
+    return found
+
 # %% ../../nbs/conversion/20_aloha.ipynb #caee380e
 def _check_columns(files: list[Path], without: Sequence[str]) -> list[str]:
-    "Looks into every file; the depth cameras that are left out."
-    held, depth = {}, {}
+    "Looks into every file; what is in them, beside the columns, that is left out."
+    held, unused = {}, {}
     for path in files:
         with _open_hdf5(path) as f:
             numbers = _numbers(f, path)
             cameras = _camera_names(f, path, len(numbers["observation.state"]))
             for name in (*numbers, *(_CAMERA + c for c in cameras)):
                 held.setdefault(name, set()).add(path)
-            depth |= dict.fromkeys(f["observations"].get("images_depth") or ())
+            unused |= dict.fromkeys(_unused(f, numbers))
     for name in without:
         if name in held and name != "observation.state": continue
         known = [k for k in held if k != "observation.state"]
@@ -224,7 +277,7 @@ def _check_columns(files: list[Path], without: Sequence[str]) -> list[str]:
             f"{name} is in {len(having)} of {len(files)} recordings and not in {lacks}: expected"
             f" the same in all; leave it out of all with --without {name}, or convert them apart."
         )
-    return list(depth)
+    return list(unused)
 
 # %% ../../nbs/conversion/20_aloha.ipynb #cf2813f7
 def _described(writer: WriterV2) -> tuple[dict, dict]:
@@ -256,13 +309,22 @@ def _add_all(
     return empty
 
 
-def _left_out(depth: list[str], empty: list[Path]) -> list[str]:
-    "What recordings hold and the data set does not, a line for each kind."
-    lines = []
+def _left_out(unused: list[str], empty: list[Path], ds: LeRobotDataset) -> list[str]:
+    "What recordings hold and the data set does not, and what neither does, a line for each kind."
+    lines, depth = [], [k for k in unused if k.startswith(_DEPTH)]
+    others, names = [k for k in unused if k not in depth], ", ".join(p.name for p in empty)
     if depth: lines.append(f"left out: {', '.join(depth)}; GR00T sees colours, no depth")
-    names = ", ".join(p.name for p in empty)
+    if others: lines.append(f"left out: {', '.join(others)}; columns are action and the float"
+                            " vectors of observations")
     if empty: lines.append(f"left out: {names}; all frames are annotated as empty")
+    if not ds.modality["video"]: lines.append(_NO_CAMERA)
     return lines
+
+
+_NO_CAMERA = (
+    "no camera is in the data set, and GR00T learns from pictures: expected them in"
+    " observations/images/<camera>"
+)
 
 # %% ../../nbs/conversion/20_aloha.ipynb #9148c646
 def from_hdf5(
@@ -278,15 +340,16 @@ def from_hdf5(
 ) -> LeRobotDataset:
     "HDF5 recordings to a LeRobot 2.1 data set. An interrupted conversion goes on where it stopped."
     _h5py()
+    rate = None if fps is None else _rate(fps, "--fps")
     files = _recordings(source)
     check_apart(source, out)
-    depth = _check_columns(files, without)
+    unused = _check_columns(files, without)
     marked = dict.fromkeys(files, ())
     root = source.parent if source.is_file() else source
     if annotations: marked = read_annotations(annotations, files, root)
-    read = lambda path: read_hdf5(path, task, bgr, robot_type, without, marked[path])
-    rate = fps or read(files[0])[1]
-    if not rate:
+    read = lambda path: read_hdf5(path, task, bgr, robot_type, without, marked[path], rate)
+    if rate is None: rate = read(files[0])[1]
+    if rate is None:
         raise InputError(
             f"{files[0]} does not say how many frames it has a second: give them with --fps."
         )
@@ -295,5 +358,5 @@ def from_hdf5(
     empty = _add_all(writer, files, read, marked, progress)
     ds = writer.finish(*_described(writer))
     print(writer.summary(ds))
-    for line in _left_out(depth, empty): print(line)
+    for line in _left_out(unused, empty, ds): print(line)
     return ds

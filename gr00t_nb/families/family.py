@@ -16,12 +16,12 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..errors import InputError, did_you_mean
-from ..files import read_json
+from ..files import read_mapping
 from ..model.action_head import loss_weights
 from ..model.flow import draw_flow
 from ..model.per_embodiment import train_embodiment_rows
 from ..processing.processor import Gr00tProcessor
-from ..processing.processor_files import processor_folder
+from ..processing.processor_files import processor_folder, read_settings
 from ..tag_tables import Robots
 
 # %% ../../nbs/families/00_family.ipynb #88e58c0c
@@ -136,7 +136,7 @@ def read_config(
     source: str | Path | dict,  # checkpoint folder, or contents of a config.json
 ):  # the generation's configuration object, checked
     "The configuration of a checkpoint; `InputError` where it is another generation's."
-    values = source if isinstance(source, dict) else read_json(Path(source) / "config.json")
+    values = source if isinstance(source, dict) else read_mapping(Path(source) / "config.json")
     if (kind := values.get("model_type", self.model_type)) != self.model_type:
         raise InputError(
             f"The configuration is of a model of type {kind!r}; expected {self.model_type!r}, a"
@@ -280,7 +280,7 @@ def limits(
 ) -> dict[str, int]:  # max_horizon, max_state_dim, max_action_dim: arguments of `propose_config`
     "What the model takes at most, as its processor says."
     file = processor_folder(folder) / "processor_config.json"
-    said = read_json(file).get("processor_kwargs", {})
+    said = read_settings(file)
     names = dict(
         max_horizon="max_action_horizon",
         max_state_dim="max_state_dim",

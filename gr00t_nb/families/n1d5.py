@@ -18,7 +18,7 @@ from ..backbones.eagle25 import Eagle25, init_eagle25, official_eagle25_config
 from ..backbones.paligemma import PaliGemma, init_paligemma
 from ..backbones.qwen2_5_vl import Qwen25VL, init_qwen25
 from .n1d5_config import PUBLIC_BACKBONES, Gr00tN1d5Config, is_public, read_public
-from ..files import read_json
+from ..files import read_mapping
 from ..model.action_head import ActionHead, init_action_head
 from ..model.checkpoints import checkpoint_folder, load_weights, mapped_names
 from ..model.checkpoints import stored_tensors, weight_files
@@ -175,7 +175,7 @@ def outline(
     cls: Gr00tN1d5, path: str | Path, *, vlm_config: dict | None = None, **options
 ) -> Gr00tN1d5:
     "The network of a checkpoint without its weights, of a public backbone's too: see `Network.outline`."
-    values = read_json(checkpoint_folder(path) / "config.json")
+    values = read_mapping(checkpoint_folder(path) / "config.json")
     if vlm_config is None and is_public(values): vlm_config = read_public(values)
     return super(Gr00tN1d5, cls).outline(path, vlm_config=vlm_config, **options)
 
@@ -195,7 +195,7 @@ def from_pretrained(
 ) -> Gr00tN1d5:  # in evaluation mode
     "Load a checkpoint; or a public vision-language model, and put a new head behind it."
     given = dict(device=device, dtype=dtype, name_mapping=name_mapping)
-    if not is_public(read_json(checkpoint_folder(path) / "config.json")):
+    if not is_public(read_mapping(checkpoint_folder(path) / "config.json")):
         return super(Gr00tN1d5, cls).from_pretrained(path, **given, **options)
     model = cls.outline(path, **options)
     head = _new_head(model.config, seed)

@@ -21,14 +21,16 @@ from .family import Family, TrainingDefaults
 from .n1d5 import N1D5_PARTS, Gr00tN1d5
 from .n1d5_config import Gr00tN1d5Config, backbone_of, is_fluxvla, is_public
 from .n1d6_family import TINY_SENTENCES
-from ..files import read_json, write_json
+from ..files import read_json, read_mapping, write_json
 from ..fluxvla.fluxvla_processor import FluxvlaProcessor
 from ..model.action_head import loss_weights
 from ..model.flow import draw_flow as flow_draws
 from ..model.flow import whole_flow_time
 from ..model.rtc import delay_shares
 from ..processing.processor import Gr00tProcessor
-from ..processing.processor_files import as_json, processor_folder, read_modality_configs
+from ..processing.processor_files import as_json, checked_ids, checked_statistics
+from ..processing.processor_files import processor_folder, read_modality_configs
+from ..processing.processor_files import read_settings
 from ..processing.processor_files import write_tokenizer
 from ..processing.prompts import chat_text, load_tokenizer, train_tokenizer
 from ..processing.state_action import StateActionProcessor
@@ -75,7 +77,7 @@ def robots_of(
     file: str | Path,  # metadata.json
 ) -> dict[str, dict]:  # by tag value: statistics, modalities, embodiment_tag
     "What a checkpoint knows of robots; empty where there is no such file."
-    found = read_json(file) if Path(file).exists() else {}
+    found = read_mapping(file) if Path(file).exists() else {}
     for tag, entry in found.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("statistics"), dict):
             raise InputError(
@@ -150,15 +152,18 @@ def from_pretrained(cls: Gr00tN1d5Processor,
     "Loads the processor of a checkpoint of this kit, or makes one for NVIDIA's, which has statistics alone."
     folder = processor_folder(path)
     file, metadata = folder / "processor_config.json", robots_of(folder / METADATA)
-    settings = dict(read_json(file).get("processor_kwargs", {})) if file.exists() else {}
+    settings = read_settings(file) if file.exists() else {}
     settings |= overrides
+    ids = settings.pop("embodiment_ids", None)
+    if ids is not None: checked_ids(ids, f"embodiment_ids in {file}")
+    statistics = {tag: entry["statistics"] for tag, entry in metadata.items()}
     configs = read_modality_configs(settings.pop("modality_configs", {}), f"{file}: ")
     if tokenizer is None and (folder / "tokenizer").is_dir():
         tokenizer = load_tokenizer(folder / "tokenizer")
     return cls(
         configs,
-        {tag: entry["statistics"] for tag, entry in metadata.items()},
-        settings.pop("embodiment_ids", None),
+        checked_statistics(statistics, folder / METADATA),
+        ids,
         tokenizer,
         metadata=metadata,
         **settings,
@@ -243,7 +248,7 @@ def recognises(self: Gr00tN1d5Family, values: dict) -> bool:
 @patch
 def read_config(self: Gr00tN1d5Family, source: str | Path | dict) -> Gr00tN1d5Config:
     "The configuration of a checkpoint; `InputError` where it is another generation's."
-    values = source if isinstance(source, dict) else read_json(Path(source) / "config.json")
+    values = source if isinstance(source, dict) else read_mapping(Path(source) / "config.json")
     if self.recognises(values): return Gr00tN1d5Config.from_dict(values)
     return Family.read_config(self, values)
 
@@ -305,7 +310,7 @@ def save_outline(self: Gr00tN1d5Family, folder: str | Path):
 def processor_of(self: Gr00tN1d5Family, folder: str | Path) -> type:
     "The class of the processor that a checkpoint holds: N1.5's own, or FluxVLA's."
     file = processor_folder(folder) / "processor_config.json"
-    named = read_json(file).get("processor_class") if file.exists() else None
+    named = read_mapping(file).get("processor_class") if file.exists() else None
     known = FluxvlaProcessor, self.processor_class
     return next((c for c in known if c.__name__ == named), self.processor_class)
 

@@ -25,6 +25,7 @@ from .window_samples import WindowDataset
 from ..processing.batches import pad_prompts
 from ..processing.images import in_threads
 from ..processing.processor import Gr00tProcessor
+from ..processing.processor_files import require_object
 from ..processing.prompts import chat_text, expand_images
 from ..processing.state_action import StateActionProcessor
 
@@ -34,10 +35,19 @@ def _triples(x) -> bool:
     except (TypeError, ValueError): return False
 
 
+def _truths(x) -> bool: return isinstance(x, (list, tuple)) and all(y in (True, False) for y in x)
+
+
+_TRUTH = (lambda x: isinstance(x, bool), "true or false")
 _FITS = dict(
+    pad_value=(lambda x: isinstance(x, (int, float)), "a number"),
+    ori_action_dim=(lambda x: isinstance(x, int) and x > 0, "a whole number from 1"),
+    libero=_TRUTH,
+    use_delta=_TRUTH,
+    fluxvla=_TRUTH,
     sample_weight=(lambda x: isinstance(x, (int, float)) and x > 0, "a number above 0"),
     padding_images=(lambda x: isinstance(x, int) and x >= 0, "a number of images, from 0"),
-    norm_mask=(lambda x: {*x} <= {True, False}, "true or false for each number of the action"),
+    norm_mask=(_truths, "true or false for each number of the action"),
     pixel_means=(_triples, "three numbers for each image"),
     pixel_stds=(_triples, "three numbers for each image"),
 )  # of some fields whether a value is one, and what is expected
@@ -78,8 +88,10 @@ def fluxvla_robots(
 ) -> dict[str, FluxvlaRobot]:
     "What is said of each robot; `InputError` for a field that there is not."
     known, out = [f.name for f in fields(FluxvlaRobot)], {}
+    require_object(said, "robots", "an object with what is said of each robot")
     for tag, values in said.items():
         if isinstance(values, FluxvlaRobot): values = asdict(values)
+        require_object(values, f"The robot '{tag}'", "an object with its settings")
         for name in values:
             if name not in known:
                 near = did_you_mean(name, known)

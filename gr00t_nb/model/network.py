@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files import read_json, write_json
+from ..files import read_mapping, write_json
 from .action_head import ActionHead
 from .checkpoints import Misfit, checkpoint_folder, load_weights, mapped_names
 from .checkpoints import save_weights, stored_tensors, weight_files
@@ -238,7 +238,7 @@ def changed_config(
     changes: dict,  # None: as it is
 ):  # of `config_class`
     "The checkpoint's configuration with the changes that are allowed."
-    config = cls.config_class.from_dict(read_json(checkpoint_folder(path) / "config.json"))
+    config = cls.config_class.from_dict(read_mapping(checkpoint_folder(path) / "config.json"))
     for name, value in changes.items():
         if value is None: continue
         old = getattr(config, name, None)
@@ -312,7 +312,7 @@ def outline(
     config = cls.changed_config(path, widen, changes)
     with _released_vlm_assumed(cls, path, vlm_config):
         if vlm_config is None and (path / cls.vlm_file).exists():
-            vlm_config = read_json(path / cls.vlm_file)
+            vlm_config = read_mapping(path / cls.vlm_file)
         with torch.device("meta"): return cls(config, vlm_config)
 
 # %% ../../nbs/model/60_network.ipynb #e887512d

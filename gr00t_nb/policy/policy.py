@@ -76,6 +76,16 @@ def _is_language(texts, batch: int) -> bool:
     row = lambda t: isinstance(t, (list, tuple)) and len(t) == 1 and isinstance(t[0], str)
     return isinstance(texts, (list, tuple)) and len(texts) == batch and all(map(row, texts))
 
+# %% ../../nbs/policy/10_policy.ipynb #a1028f7a
+def _whole(config: dict[str, ModalityConfig], tag: str, place: Path) -> dict[str, ModalityConfig]:
+    "`InputError` where a robot lacks what every observation and answer has."
+    missing = [m for m in ("video", "state", "action", "language") if m not in config]
+    if not missing: return config
+    raise InputError(
+        f"The processor at {place} has no {' and no '.join(missing)} for '{tag}': a robot has video,"
+        " state, action and language; restore processor_config.json."
+    )
+
 # %% ../../nbs/policy/10_policy.ipynb #3e390f48
 class Gr00tPolicy:
     "A checkpoint that is asked for actions. Constructor and methods as in the official `Gr00tPolicy`."
@@ -109,7 +119,7 @@ class Gr00tPolicy:
                 f" embodiments {', '.join(known)}, not '{self.tag}': choose one of these, or"
                 " fine-tune it for yours."
             )
-        self.modality_config: dict[str, ModalityConfig] = known[self.tag]
+        self.modality_config: dict[str, ModalityConfig] = _whole(known[self.tag], self.tag, path)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.model = self.family.load_model(path, device=self.device, dtype=dtype).eval()
         self.graphs = None  # set by `accelerate`: answers that are replayed

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..checkpoints.registry import training_record
 from ..errors import InputError
-from ..files import read_json
+from ..files import read_mapping
 
 # %% ../../nbs/policy/08_preprocessing.ipynb #22ef60ad
 _OF_TRAINING = {
@@ -31,7 +31,7 @@ def differing_settings(
     folder = Path(model_path) / "experiment_cfg"
     file, settings = folder / "final_processor_config.json", getattr(processor, "settings", {})
     if not (file.exists() and (folder / "finetune.json").exists()): return {}  # not this kit's run
-    then = {k: _plain(v) for k, v in read_json(file).items()}
+    then = {k: _plain(v) for k, v in read_mapping(file).items()}
     now = {k: _plain(v) for k, v in settings.items() if k not in _OF_TRAINING}
     return {k: (then[k], v) for k, v in now.items() if k in then and then[k] != v}
 

@@ -24,9 +24,9 @@ from .batches import make_batch
 from .embodiment_statistics import largest_difference
 from .images import PIXELS_PER_SIDE, draw_augmentation, image_sizes, prepare, transform_many
 from .masks import augmentation_dict, mask_steps, masks_of, repaint_many
-from .processor_files import ProcessorFiles, as_json, processor_folder
-from .processor_files import read_modality_configs, read_processor
-from .processor_files import write_tokenizer
+from .processor_files import ProcessorFiles, as_json, checked_statistics
+from .processor_files import processor_folder, read_modality_configs
+from .processor_files import read_processor, write_tokenizer
 from .prompts import IMAGE_TOKEN, PlainEncoder, PromptEncoder, chat_text
 from .prompts import expand_images, formalize, load_tokenizer, question_text
 from .state_action import StateActionProcessor
@@ -412,7 +412,7 @@ def set_embodiment(self: Gr00tProcessor,
     """
     old_config, old = self.modality_configs.get(tag), self.statistics.get(tag)
     self._check_fit(tag, "action chunk", len(config["action"].delta_indices), "max_action_horizon")
-    new = as_json(statistics)
+    new = checked_statistics({tag: as_json(statistics)})[tag]
     stays = old is not None and not override
     if stays and (differs := largest_difference(old, new)):
         warnings.warn(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import InputError, did_you_mean
 from ..fluxvla.config_file import read_config_file, read_options, with_options
-from ..files import read_json
+from ..files import read_mapping
 from ..optimizer.schedule import COSINE, STEP_BASED
 from .recipe import ColumnRobot, Recipe, recipe_from_json
 from .recipe_book import RECIPES
@@ -423,7 +423,7 @@ def find_recipe(
         found = recipe_of(with_options(config, changes), Path(said).stem, said)
         _check_options(found.notes, changes, _flat(config))
         return found
-    elif said.endswith(".json"): recipe = recipe_from_json(read_json(Path(said)), said)
+    elif said.endswith(".json"): recipe = recipe_from_json(read_mapping(Path(said)), said)
     elif said in RECIPES: recipe = RECIPES[said]
     else:
         near = did_you_mean(said, RECIPES)

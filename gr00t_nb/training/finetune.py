@@ -52,9 +52,9 @@ from ..runs.run_folder import write_final_manifest
 from ..runs.tensorboard import TensorBoardLog, check_tensorboard
 from ..settings.checks import check_config
 from ..settings.config import FinetuneConfig
-from .experiment import beginning, find_resume, run_name, start_wandb
-from .experiment import training_arguments
+from .experiment import run_name, start_wandb, training_arguments
 from .experiment import write_experiment
+from .going_on import beginning, find_resume
 from .header import run_header
 from ..settings.official_flags import from_flags
 from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_run
