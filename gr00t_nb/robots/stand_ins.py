@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['joint_bars', 'StandIn', 'RecordedRobot']
 
-# %% ../../nbs/robots/05_stand_ins.ipynb #c002ba66
+# %% ../../nbs/robots/05_stand_ins.ipynb #c002b7b9
 import numpy as np
 
 from ..data.lerobot import LeRobotDataset
 from ..errors import InputError
-from .robot import Limits, Observation, SimulatedClock, WallClock, check_command
+from .robot import MotionLimits, Observation, SimulatedClock, WallClock, check_command
 
-# %% ../../nbs/robots/05_stand_ins.ipynb #c0050c13
+# %% ../../nbs/robots/05_stand_ins.ipynb #c005cd84
 def joint_bars(
     values: np.ndarray,  # (D,)
     height: int,  # pixels
@@ -29,7 +29,7 @@ def joint_bars(
         picture[edges[k] + 1 : edges[k + 1], low : high + 1] = colour
     return picture
 
-# %% ../../nbs/robots/05_stand_ins.ipynb #c008c44a
+# %% ../../nbs/robots/05_stand_ins.ipynb #c008def9
 class StandIn:
     "A robot of positions that follows its commands; its pictures show its joints."
 
@@ -39,7 +39,7 @@ class StandIn:
         views: tuple[str, ...] = ("front",),
         size: tuple[int, int] = (48, 64),  # height and width of the pictures
         follow: float = 0.5,  # share of the way to the target in a period
-        limits: Limits | None = None,
+        limits: MotionLimits | None = None,
         clock: WallClock | SimulatedClock | None = None,  # None: a simulated one
     ):
         self.action = groups or dict(arm=6, gripper=1)
@@ -69,7 +69,7 @@ class StandIn:
 
     def close(self): self.closed = True
 
-# %% ../../nbs/robots/05_stand_ins.ipynb #c012ecc6
+# %% ../../nbs/robots/05_stand_ins.ipynb #c012cee9
 class RecordedRobot:
     "An episode of a data set as a robot: it goes its recorded way, whatever it is told, and keeps what it was told."
 
@@ -77,7 +77,7 @@ class RecordedRobot:
         dataset: LeRobotDataset,
         episode: int = 0,  # position
         views: tuple[str, ...] | None = None,  # None: all cameras
-        limits: Limits | None = None,
+        limits: MotionLimits | None = None,
         clock: WallClock | SimulatedClock | None = None,  # None: a simulated one
     ):
         self.dataset, self.episode = dataset, episode
