@@ -137,4 +137,8 @@ def ros1_robot(
     patience: float = 5.0,  # seconds that drivers may take to connect, and cameras to send
 ) -> RosRobot:
     "A robot by ROS 1, whose drivers listen."
-    return RosRobot(settings, Ros1Transport(), patience=patience).connect()
+    robot = RosRobot(settings, Ros1Transport(), patience=patience)
+    try: return robot.connect()
+    except BaseException:
+        robot.transport.close()
+        raise

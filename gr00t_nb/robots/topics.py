@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..errors import InputError, did_you_mean
-from .robot import GroupLimits, Limits
+from .robot import GroupLimits, MotionLimits
 
 # %% ../../nbs/robots/35_topics.ipynb #c0054cc9
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class RosSettings:
     cameras: tuple[Camera, ...]
     readings: tuple[Reading, ...]
     commands: tuple[Command, ...]
-    limits: Limits | None = None  # of the action groups
+    limits: MotionLimits | None = None  # of the action groups
     prepare: dict[str, tuple[float, ...]] = field(default_factory=dict)  # action group -> where an episode begins
     prepare_step: float = 0.02  # units a period, on the way there
     snaps: tuple[Snap, ...] = ()
@@ -126,7 +126,7 @@ ALOHA_ROS = RosSettings(
     commands=tuple(
         Command(f"{s}_arm", f"/master/joint_{s}", 7, names=ARM_JOINTS) for s in ("left", "right")
     ),
-    limits=Limits(dict(left_arm=_ARM_LIMITS, right_arm=_ARM_LIMITS)),
+    limits=MotionLimits(dict(left_arm=_ARM_LIMITS, right_arm=_ARM_LIMITS)),
     prepare=dict(
         left_arm=(
             0.071799504, 2.253468252, -1.219353044, 1.487223108, -0.956227748, -0.603963612, 0.073
@@ -150,7 +150,7 @@ def with_base(
     top = np.array(velocity)
     # the number is a speed already, so what changes a second is an acceleration
     own = GroupLimits(-top, top, velocity=acceleration, acceleration=[np.inf] * 2, rest=[0.0, 0.0])
-    limits = settings.limits and Limits(settings.limits.groups | dict(base=own))
+    limits = settings.limits and MotionLimits(settings.limits.groups | dict(base=own))
     return replace(settings, commands=(*settings.commands, base), limits=limits)
 
 # %% ../../nbs/robots/35_topics.ipynb #c0202bd7
@@ -187,7 +187,7 @@ UR3_ROS = RosSettings(
         Command("arm", "/cmd/servoj", 6, names=UR_JOINTS),
         Command("gripper", "/cmd/gripper", 1, "std_msgs/Float32"),
     ),
-    limits=Limits(dict(
+    limits=MotionLimits(dict(
         arm=GroupLimits([-_TURN] * 6, [_TURN] * 6, velocity=[1.0] * 6, acceleration=[8.0] * 6),
         gripper=GroupLimits([0.0], [0.085], velocity=[0.15], acceleration=[3.0]),
     )),
@@ -201,7 +201,7 @@ def as_fluxvla(
     "The robot as FluxVLA drives it: without limits, pictures through JPEG, and with its prepare pose."
     prepare = settings.prepare
     if settings.name == "ur3": prepare = prepare | dict(arm=FLUXVLA_UR_POSE)
-    free = Limits({g: None for g in settings.action})
+    free = MotionLimits({g: None for g in settings.action})
     return replace(settings, prepare=prepare, limits=free, jpeg=True)
 
 
