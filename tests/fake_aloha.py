@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 
-from gr00t_nb.robots.ros1 import ros1_modules
+from gr00t_nb.ros.ros1 import ros1_modules
 
 HEIGHT, WIDTH, RATE = 480, 640, 30
 GREY = dict(f=60, l=120, r=180)  # each camera has its own shade, and a column that moves

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gr00t_nb.errors import InputError
-from gr00t_nb.robots.ros1 import Ros1Transport, ros1_modules, ros1_robot
-from gr00t_nb.robots.ros_messages import numbers_of, stamp_of
-from gr00t_nb.robots.topics import ALOHA_ROS, UR3_ROS
+from gr00t_nb.ros.ros1 import Ros1Transport, ros1_modules, ros1_robot
+from gr00t_nb.ros.messages import numbers_of, stamp_of
+from gr00t_nb.ros.topics import ALOHA_ROS, UR3_ROS
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60  # seconds, on a machine that does other things as well
