@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARM_JOINTS', 'ALOHA_ROS', 'UR_JOINTS', 'FLUXVLA_UR_POSE', 'UR3_ROS', 'ROS_ROBOTS', 'Camera', 'Reading', 'Command',
-           'Snap', 'RosSettings', 'snapped', 'with_base', 'within_half_a_turn', 'as_fluxvla']
+           'RosSettings', 'with_base', 'within_half_a_turn', 'as_fluxvla']
 
 # %% ../../nbs/ros/10_topics.ipynb #c0020f67
 from dataclasses import dataclass, field, replace
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..errors import InputError, did_you_mean
+from ..robots.fitting import Snap
 from ..robots.robot import GroupLimits, MotionLimits
 
 # %% ../../nbs/ros/10_topics.ipynb #c0054cc9
@@ -47,15 +48,6 @@ class Command:
     velocity: bool = False  # numbers are speeds: zero stops them
 
 # %% ../../nbs/ros/10_topics.ipynb #c0080427
-@dataclass(frozen=True)
-class Snap:
-    "A number of an action group that is replaced where it is below a threshold."
-    group: str
-    column: int
-    below: float
-    to: float
-
-
 @dataclass(frozen=True)
 class RosSettings:
     "A robot of ROS."
@@ -94,18 +86,6 @@ class RosSettings:
 
     @property
     def action(self) -> dict[str, int]: return {c.group: c.width for c in self.commands}
-
-# %% ../../nbs/ros/10_topics.ipynb #c0109201
-def snapped(
-    command: dict[str, np.ndarray],  # group -> numbers; the last axis is the group's
-    snaps: tuple[Snap, ...],
-) -> dict[str, np.ndarray]:
-    "The command with closed grippers fully closed. The given arrays stay as they are."
-    out = {g: np.array(v, np.float64) for g, v in command.items()}
-    for s in snaps:
-        column = out[s.group][..., s.column]
-        out[s.group][..., s.column] = np.where(column < s.below, s.to, column)
-    return out
 
 # %% ../../nbs/ros/10_topics.ipynb #c0146cf9
 ARM_JOINTS = tuple(f"joint{i}" for i in range(7))
@@ -188,7 +168,9 @@ UR3_ROS = RosSettings(
         Command("gripper", "/cmd/gripper", 1, "std_msgs/Float32"),
     ),
     limits=MotionLimits(dict(
-        arm=GroupLimits([-_TURN] * 6, [_TURN] * 6, velocity=[1.0] * 6, acceleration=[8.0] * 6),
+        arm=GroupLimits(
+            [-_TURN] * 5 + [-np.inf], [_TURN] * 5 + [np.inf], velocity=[1.0] * 6, acceleration=[8.0] * 6
+        ),
         gripper=GroupLimits([0.0], [0.085], velocity=[0.15], acceleration=[3.0]),
     )),
     prepare=dict(arm=within_half_a_turn(FLUXVLA_UR_POSE), gripper=(0.085,)),
