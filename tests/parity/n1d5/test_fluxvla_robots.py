@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gr00t_nb.fluxvla.numbers import unscale_numbers
-from gr00t_nb.robots.moving import move_to_pose
+from gr00t_nb.robots.moving import way_to_pose
 from gr00t_nb.robots.robot import SimulatedClock
 from gr00t_nb.ros.messages import numbers_of
 from gr00t_nb.ros.pairing import Mailbox
@@ -57,7 +57,7 @@ def without_rates(log: list) -> list: return [entry for entry in log if entry[0]
 
 
 def same(ours: list, theirs: list, within: float = 1e-12):
-    "Equal entries; a start that was read as a state has the precision of float32."
+    "Equal entries, numbers to the last bits; what a policy answers is float32."
     theirs = without_rates(theirs)
     assert [e[:2] for e in ours] == [e[:2] for e in theirs]
     for mine, its in zip(ours, theirs):
@@ -92,23 +92,28 @@ def test_messages_are_paired(told):
         assert {n: len(q) for n, q in box.queues.items()} == entry["left"]
 
 
+def carry_out(robot: RosRobot, recorder: Recorder, rows: dict):
+    "Commands one after another, a period each."
+    due = recorder.now()
+    for k in range(len(next(iter(rows.values())))):
+        robot.act({g: r[k] for g, r in rows.items()})
+        recorder.sleep_until(due := due + 1 / robot.rate)
+
+
 def test_step_wise_move(told):
     said, recorder = told["aloha_move_to_joints"], Recorder()
     robot = RosRobot(as_fluxvla(ALOHA_ROS), recorder, recorder)
-    pictures(recorder, ALOHA_ROS)
-    joints(recorder, ALOHA_ROS, left_arm=said["start_left"], right_arm=said["start_right"])
-    move_to_pose(robot, dict(left_arm=said["target_left"], right_arm=said["target_right"]), step=said["step"])
-    same(recorder.log, said["log"], within=1e-7)
-    assert len(recorder.waits) == 4 and np.allclose(recorder.waits, 1 / said["publish_rate"])
+    places = {k: {f"{s}_arm": np.array(said[f"{k}_{s}"]) for s in ("left", "right")} for k in ("start", "target")}
+    carry_out(robot, recorder, way_to_pose(places["start"], places["target"], said["step"]))
+    same(recorder.log, said["log"])
+    assert np.allclose(recorder.waits, 1 / said["publish_rate"])
 
 
 def test_a_chunk_with_the_base(told):
     said, recorder = told["aloha_execute_trajectory"], Recorder()
     robot = RosRobot(with_base(as_fluxvla(ALOHA_ROS)), recorder, recorder)
-    due = recorder.now()
-    for row in np.array(said["trajectory"]):
-        robot.act(dict(left_arm=row[:7], right_arm=row[7:14], base=row[14:]))
-        recorder.sleep_until(due := due + said["dt"])
+    rows = np.array(said["trajectory"])
+    carry_out(robot, recorder, dict(left_arm=rows[:, :7], right_arm=rows[:, 7:14], base=rows[:, 14:]))
     same(recorder.log, said["log"])
     assert said["log"][0] == ["rate", pytest.approx(1 / recorder.waits[0])]
 
