@@ -9,11 +9,12 @@ __all__ = ['PICTURES', 'JPEG_QUALITY', 'write_request', 'read_request', 'write_r
 import io
 from collections.abc import Iterator, Mapping
 
-import cv2
 import msgpack
 import numpy as np
 
 from ..errors import InputError
+from .bounds import BOUNDS, Bounds, npy_array, outline
+from .pictures import read_jpeg, write_jpeg
 
 # %% ../../nbs/serving/10_fluxvla_wire.ipynb #961b743e
 PICTURES = (
@@ -29,16 +30,12 @@ def _stream(array: np.ndarray) -> bytes:  # .npy
 
 
 def _jpeg(frame: np.ndarray) -> bytes:  # uint8 (H, W, 3) RGB
-    return cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    return write_jpeg(frame, JPEG_QUALITY, exchanged=True, halved=True)
 
 
-def _picture(name: str, data: bytes) -> np.ndarray:  # uint8 (H, W, 3) RGB
-    frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if frame is None: raise ValueError(f"'{name}' is no JPEG picture")
-    return frame
-
-
-def _array(data: bytes) -> np.ndarray: return np.load(io.BytesIO(data), allow_pickle=False)
+def _picture(name: str, data: bytes, bounds: Bounds = BOUNDS) -> np.ndarray:  # uint8 (H, W, 3) RGB
+    try: return read_jpeg(data, exchanged=True, bounds=bounds)
+    except ValueError as e: raise ValueError(f"'{name}': {e}") from None
 
 
 def _is_picture(name: str, value: np.ndarray) -> bool:
@@ -111,14 +108,17 @@ def _cannot(name: str, value) -> InputError:
 # %% ../../nbs/serving/10_fluxvla_wire.ipynb #66501fbb
 def read_request(
     frame: bytes,
+    bounds: Bounds = BOUNDS,  # what is beyond is refused before it is decoded
 ) -> tuple[str, dict, str]:  # endpoint, observation, unnorm_key; {} and '' where it asks for no action
     "A request of FluxVLA's client. `InputError` for bytes that are none."
     try:
-        if frame[:1] == b"\x01": return _of_protobuf(frame[1:])
-        said = msgpack.unpackb(frame, raw=False)
+        if len(frame) > bounds.frame: raise ValueError(f"it is longer than {bounds.frame} bytes")
+        if frame[:1] == b"\x01": return _of_protobuf(frame[1:], bounds)
+        said = _plain(frame, bounds)
         data = said.get("data") or {}
-        inner = msgpack.unpackb(data["obs_data"], raw=False) if "obs_data" in data else {}
-        return said["endpoint"], {n: _value(n, v) for n, v in inner.items()}, data.get("unnorm_key") or ""
+        inner = _plain(data["obs_data"], bounds) if "obs_data" in data else {}
+        found = {n: _value(n, v, bounds) for n, v in inner.items()}
+        return said["endpoint"], found, data.get("unnorm_key") or ""
     except Exception as e:
         raise InputError(
             f"A frame of {len(frame)} bytes is no request of FluxVLA's ({type(e).__name__}: {e}): expected"
@@ -126,14 +126,19 @@ def read_request(
         ) from None
 
 
-def _value(name: str, said):
+def _plain(frame: bytes, bounds: Bounds) -> dict:
+    outline(frame, bounds)
+    return msgpack.unpackb(frame, raw=False)
+
+
+def _value(name: str, said, bounds: Bounds):
     if isinstance(said, str): return said
-    if said.get("__jpeg__"): return _picture(name, said["data"])
-    if said.get("__ndarray__"): return _array(said["data"])
+    if said.get("__jpeg__"): return _picture(name, said["data"], bounds)
+    if said.get("__ndarray__"): return npy_array(said["data"], bounds)
     raise ValueError(f"'{name}' is neither picture, array nor text")
 
 
-def _of_protobuf(data: bytes) -> tuple[str, dict, str]:
+def _of_protobuf(data: bytes, bounds: Bounds) -> tuple[str, dict, str]:
     found, key = {}, ""
     for number, inner in _fields(data):
         if number == 2: key = inner.decode()
@@ -141,8 +146,9 @@ def _of_protobuf(data: bytes) -> tuple[str, dict, str]:
         for kind, entry in _fields(inner):
             own = dict(_fields(entry))
             name = own[1].decode()
-            read = {1: lambda d: _picture(name, d), 2: _array, 3: bytes.decode}[kind]
-            found[name] = read(own[2])
+            read = {1: lambda d: _picture(name, d, bounds), 2: lambda d: npy_array(d, bounds), 3: bytes.decode}
+            found[name] = read[kind](own[2])
+            if len(found) > 64: raise ValueError("more than 64 entries")
     return "predict_action", found, key
 
 # %% ../../nbs/serving/10_fluxvla_wire.ipynb #e5df4c03
@@ -167,8 +173,8 @@ def read_reply(frame: bytes) -> tuple[np.ndarray, float]:  # action, seconds
             own = dict(_fields(frame[1:]))
             said = dict(action_data=own.get(1), error=own.get(3, b"").decode())
             said["infer_time"] = float(np.frombuffer(own[2], np.float64)[0]) if 2 in own else 0.0
-        else: said = msgpack.unpackb(frame, raw=False)
-        if not said.get("error"): return _array(said["action_data"]), said["infer_time"]
+        else: said = _plain(frame, BOUNDS)
+        if not said.get("error"): return npy_array(said["action_data"]), said["infer_time"]
     except Exception as e:
         raise InputError(
             f"A frame of {len(frame)} bytes is no reply of FluxVLA's ({type(e).__name__}: {e}): is it a"

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from gr00t_nb.errors import InputError
+from gr00t_nb.modality_configs import ModalityConfig
+from gr00t_nb.serving.endpoints import Endpoints, read_head
 from gr00t_nb.serving.fluxvla_wire import PICTURES, JPEG_QUALITY
 from gr00t_nb.serving.fluxvla_wire import read_reply, read_request, write_reply, write_request
 
@@ -54,3 +56,35 @@ def test_replies(frames, protobuf):
 
 def test_cameras(frames):
     assert sorted(PICTURES) == frames["jpeg_keys"] and JPEG_QUALITY == frames["jpeg_quality"]
+
+
+class Answers:
+    "A policy of one camera and an arm of fourteen joints, that gives the recorded action."
+    action = state = None
+
+    def get_modality_config(self) -> dict:
+        return dict(
+            video=ModalityConfig([0], ["observation.images.cam_high"]),
+            state=ModalityConfig([0], ["arm"]),
+            action=ModalityConfig(range(5), ["arm"]),
+            language=ModalityConfig([0], ["task"]),
+        )
+
+    def get_action(self, observation, options=None):
+        self.state, self.said = observation["state"]["arm"], observation["language"]["task"]
+        return dict(arm=self.action), {}
+
+
+@pytest.mark.parametrize("protobuf", [True, False])
+@pytest.mark.parametrize("compress", [True, False])
+def test_the_server_answers_recorded_requests(frames, observation, protobuf, compress):
+    "In the form of the request; robot's state and sentence reach the policy, its action the robot."
+    kind = "protobuf" if protobuf else "msgpack"
+    policy = Answers()
+    policy.action = np.array(frames["action"], np.float32)
+    request = read_head(base64.b64decode(frames[f"request.{kind}.compress={compress}"]["base64"]))
+    reply, _, good = Endpoints(policy).answer(request)
+    found, _ = read_reply(reply)
+    assert good and (found == policy.action).all() and (reply[:1] == b"\x01") == protobuf
+    assert (policy.state[0, 0] == observation["qpos"].astype(np.float32)).all()
+    assert policy.said == [["pick up the cube"]]

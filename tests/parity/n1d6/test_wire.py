@@ -1,13 +1,18 @@
 "The server's messages, byte for byte."
+from pathlib import Path
+
 import numpy as np
 import pytest
 from bundles import reference_root
+from serving_rules import Recorded, client_of_n1d6, read_as, reply_to, same
 
 from gr00t_nb.modality_configs import ModalityConfig
+from gr00t_nb.serving.endpoints import Endpoints
 from gr00t_nb.serving.wire import pack, unpack
 
 
 def pytest_generate_tests(metafunc):
+    if "frame" not in metafunc.fixturenames: return
     files = sorted((reference_root(metafunc.config) / "policy" / "wire").glob("*.msgpack"))
     metafunc.parametrize(
         "frame",
@@ -29,3 +34,39 @@ def test_read_and_written(frame):
     marked = data.count(b"__ndarray_class__"), data.count(b"__ModalityConfig_class__")
     kinds = [type(x) for x in leaves(message)]
     assert (kinds.count(np.ndarray), kinds.count(ModalityConfig)) == marked
+
+
+@pytest.fixture(scope="module")
+def wire(bundle) -> Path: return bundle("policy/wire")
+
+
+REPLIES = dict(  # request -> the recorded reply
+    req_ping="rep_ping",
+    req_reset="rep_reset",
+    req_get_modality_config="rep_get_modality_config",
+    req_get_action="rep_get_action",
+    req_get_action_with_token="rep_get_action",
+)
+
+
+@pytest.mark.parametrize("asked", REPLIES)
+def test_recorded_requests_are_answered(wire, asked):
+    "By the client's own rules the reply is the recorded one; what it asked reaches the policy as it was sent."
+    policy, frame = Recorded(wire), (wire / f"{asked}.msgpack").read_bytes()
+    reply = reply_to(frame, Endpoints(policy, "secret" if "token" in asked else None))
+    recorded = (wire / f"{REPLIES[asked]}.msgpack").read_bytes()
+    assert same(read_as(client_of_n1d6, reply), read_as(client_of_n1d6, recorded))
+    if policy.asked:
+        sent = read_as(client_of_n1d6, frame)["data"]
+        assert same(list(policy.asked[0]), [sent["observation"], sent["options"]])
+
+
+def test_recorded_errors(wire):
+    "Whoever has no token, and an endpoint that there is not, get the recorded words; one who has it ends the server."
+    guarded = Endpoints(Recorded(wire), "secret")
+    recorded = lambda name: (wire / f"{name}.msgpack").read_bytes()
+    assert reply_to(recorded("req_get_action"), guarded) == recorded("rep_unauthorized")
+    assert reply_to(pack(dict(endpoint="foo")), Endpoints(Recorded(wire))) == recorded("rep_unknown_endpoint")
+    assert reply_to(recorded("req_kill"), guarded) == recorded("rep_unauthorized")
+    kill = pack(unpack(recorded("req_kill")) | dict(api_token="secret"))
+    assert reply_to(kill, guarded) == recorded("rep_kill")
