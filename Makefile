@@ -52,6 +52,14 @@ browser: # Chromium for tests/test_browser.py, which is skipped where there is n
 	   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || echo "note: Chromium could not be installed."; \
 	 else echo "note: without Chromium the browser test is skipped. To run it: sudo apt-get install -y chromium"; fi
 
+ROS := python3-rospy python3-rosmaster python3-roslaunch python3-sensor-msgs python3-std-msgs python3-geometry-msgs
+ros: # ROS 1 for tests/test_ros.py, which is skipped where there is none; `make test` does not ask for it
+	@command -v rosmaster >/dev/null || \
+	 if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	   echo "ROS is missing: installing it with apt-get, for the test of robots."; \
+	   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(ROS) >/dev/null; } || echo "note: ROS could not be installed."; \
+	 else echo "note: without ROS its test is skipped. To run it: sudo apt-get install -y --no-install-recommends $(ROS)"; fi
+
 test: setup browser ## every notebook, in a drawn order; tests of the package, its rules, and what is generated
 	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -60,5 +68,5 @@ clean: ## what can be made again: .venv, outputs, caches in the checkout
 	rm -rf .venv outputs _docs _proc build dist *.egg-info .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup export demo lab notebooks docs browser test clean
+.PHONY: help setup export demo lab notebooks docs browser ros test clean
 .DEFAULT_GOAL := help
