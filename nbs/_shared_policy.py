@@ -23,7 +23,7 @@ SHARED_FLAGS = (
     " --val-fraction 0.1 --global-batch-size 32 --max-steps 60 --learning-rate 1e-3"
     " --dataloader-num-workers 0 --frame-cache --save-steps 20 --logging-steps 5"
 )  # a minute and a quarter on two cores
-NOT_TRAINING = ("_modidx.py", "evaluation", "serving", "simulators", "viz")
+NOT_TRAINING = ("_modidx.py", "evaluation", "serving", "robots", "simulators", "rollout", "viz")
 
 
 def _finished(run: Path) -> bool:

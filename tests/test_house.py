@@ -19,7 +19,7 @@ BARE = set("torch transformers huggingface_hub safetensors numpy PIL cv2 fastcor
 BARE_FLOORS = ("model", "backbones", "families", "policy")
 LATER = (  # than families
     *("policy", "evaluation", "checkpoints", "runs", "processes", "optimizer", "engine", "settings"),
-    *("training", "serving", "simulators", "viz"),
+    *("training", "serving", "robots", "simulators", "rollout", "viz"),
 )
 TESTS = re.compile(r"\b(assert\w*|allclose|test_(eq|ne|close|is|fail|warns)|ExceptionExpected|raises)\b")
 

@@ -22,7 +22,7 @@ from ..modality_configs import ModalityConfig
 from ..processing.processor_files import as_json
 from .config import FinetuneConfig
 from .fluxvla_recipe import find_recipe
-from .recipe import ColumnRobot, Recipe, Robot, recipe_from_json
+from .recipe import ColumnRobot, Recipe, RobotOfRecipe, recipe_from_json
 from .recipe import robot_from_json, robot_to_json
 
 # %% ../../nbs/settings/20_mixtures.ipynb #98943611
@@ -57,7 +57,7 @@ class MixtureEntry:
 
 # %% ../../nbs/settings/20_mixtures.ipynb #c0e968d8
 @patch(as_prop=True)
-def robot(self: MixtureEntry) -> Robot | None:
+def robot(self: MixtureEntry) -> RobotOfRecipe | None:
     "What its recipe says; `InputError` where there is none such."
     if self.recipe is None: return None
     if isinstance(self.recipe, dict):
