@@ -24,13 +24,15 @@ from gr00t_nb.simulators.physics import load_mujoco, open_renderer, part_way, qu
 
 #: Of the pictures, pixels: an edge of 112 after the letterbox.
 HEIGHT, WIDTH = 84, 112
+#: First number of the seed of every practice scene: no data set and no evaluation has it.
+PRACTICE = 321
 #: Commands that belong to a moment.
 HORIZON = 16
 WORDS = (
     "put the {} cube in the bowl",
     "put the {} cube into the bowl",
     "place the {} cube in the bowl",
-    "pick up the {} cube and put it in the bowl",
+    "move the {} cube into the bowl",
 )
 
 
@@ -73,7 +75,7 @@ class Practice(CubeToBowl):
         for now, before in zip((m.vis.headlight.ambient, m.vis.headlight.diffuse), self.headlight):
             now[:] = before * rng.normal(1, 0.08)
         m.cam_fovy[:] = usual["cam_fovy"] * rng.normal(1, 0.005, m.ncam)
-        for i, (place, degrees) in enumerate(((0.005, 0.4), (0.0015, 0.4))):
+        for i, (place, degrees) in enumerate(((0.003, 0.2), (0.001, 0.2))):
             axis = rng.normal(size=3)
             turn = quaternion((axis / np.linalg.norm(axis), np.radians(rng.normal(0, degrees))))
             m.cam_pos[i] = usual["cam_pos"][i] + rng.normal(0, place, 3)

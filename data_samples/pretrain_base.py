@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from practice import CAMERAS, HEIGHT, HORIZON, WIDTH, WORDS, Practice, act, scene
+from practice import CAMERAS, HEIGHT, HORIZON, PRACTICE, WIDTH, WORDS, Practice, act, scene
 from torch import nn
 
 from gr00t_nb.backbones.eagle import eagle_config
@@ -90,8 +90,8 @@ def keep_acting(path: Path, size: int, seed: int, worker: int, workers: int):
     n = int(number.read_text()) if number.exists() else worker
     parent = os.getppid()
     while os.getppid() == parent:
-        if ring.written > ring.wanted: time.sleep(0.5); continue
-        ring.add(scene(sim, [seed, n]))
+        while ring.written > ring.wanted: time.sleep(0.5)
+        ring.add(scene(sim, [PRACTICE, seed, n]))
         n += workers
         number.write_text(str(n))
 
@@ -131,7 +131,7 @@ def make_model(seed: int) -> tuple[Gr00tN1d6, Gr00tProcessor]:
 def ranges(seed: int, scenes: int = 100) -> dict:
     "Statistics of scenes without pictures: as ends of a range what one number in 250 exceeds."
     sim = Practice()
-    acted = [a for i in range(scenes) if (a := act(sim, np.random.default_rng([seed, 1, i])))]
+    acted = [a for i in range(scenes) if (a := act(sim, np.random.default_rng([PRACTICE, seed, 1, i])))]
     state, chunks = (np.concatenate([getattr(a, k) for a in acted]) for k in ("state", "action"))
     state, chunks = state.reshape(-1, 7), chunks.reshape(-1, HORIZON, 7)
 
