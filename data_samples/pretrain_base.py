@@ -1,12 +1,18 @@
 """Pretrain a small GR00T N1.6 on practice scenes, to be fine-tuned on `cube_to_bowl`.
 
-    python data_samples/pretrain_base.py --out outputs/pretrain --steps 6000      # hours on two cores
+    python data_samples/pretrain_base.py --out outputs/pretrain      # an hour and a half on two idle cores
+    python data_samples/pretrain_base.py --out outputs/pretrain --ship gr00t_nb/pretrained/tiny-cubes
 
 A second process acts and draws scenes (`practice.py`) into a ring of moments in a file, while this
-one trains on what lies there. First the eyes alone: from the picture tokens and from the last word
-the places of things are read by linear maps that are thrown away later. Then the action head joins
-in. Each look of the backbone pays for several draws of noise and time. Weights are averaged (EMA),
-the rate rises, stays, and falls in the last quarter. Interrupted, the same command goes on.
+one trains on what lies there. First the backbone alone: from its features linear maps, which are
+thrown away later, read where things are and which cube is named. Then the action head joins in, and
+each look of the backbone pays for several draws of noise and time. Weights are averaged (EMA), the
+rate rises, stays, and falls in the last quarter. Interrupted, the same command goes on.
+
+The words are what such a small model learns last. Three things make it learn them: moments before a
+grasp are drawn four times as often, a quarter of all moments is shown with the sentence of the other
+cube (its place is then to be read, no action is learned), and every picture token has to know which
+colour was named.
 """
 import argparse
 import json
@@ -52,6 +58,13 @@ def put(file: Path, number: int):
     part.replace(file)
 
 
+def before_grasp(places: np.ndarray) -> np.ndarray:  # (n, 6, 3) -> bool (n,)
+    "Whether the named cube still lies on the table and the hand is not yet at it."
+    away = np.linalg.norm(places[:, 5], axis=1) > 0.06
+    to_bowl = np.linalg.norm(places[:, 0, :2] - places[:, 2, :2], axis=1)
+    return away & (places[:, 4, 2] < 0.5) & (to_bowl > 0.08)
+
+
 class Ring:
     "Moments in a file: new ones take the places of the oldest."
 
@@ -80,7 +93,11 @@ class Ring:
         put(self.count_file, at + len(moments))
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        return self.rows[np.sort(rng.integers(min(self.written, self.size), size=count))]
+        "Rows; those before a grasp, where the words matter, four times as often as others."
+        at = rng.integers(min(self.written, self.size), size=4 * count)
+        undecided = before_grasp(self.rows["places"][at])
+        keep = at[rng.random(len(at)) < np.where(undecided, 1.0, 0.25)]
+        return self.rows[np.sort(np.concatenate([keep, at])[:count])]
 
 
 def keep_acting(path: Path, size: int, seed: int, worker: int, workers: int):
@@ -90,7 +107,7 @@ def keep_acting(path: Path, size: int, seed: int, worker: int, workers: int):
     n = int(number.read_text()) if number.exists() else worker
     parent = os.getppid()
     while os.getppid() == parent:
-        while ring.written > ring.wanted: time.sleep(0.5)
+        while ring.written > ring.wanted and os.getppid() == parent: time.sleep(0.5)
         ring.add(scene(sim, [PRACTICE, seed, n]))
         n += workers
         number.write_text(str(n))
@@ -183,37 +200,74 @@ class Batches:
         )
 
 
+def cell_of(places: torch.Tensor) -> torch.Tensor:  # (n, 3) metres -> int64 (n,)
+    "The token of the front picture in which a place lies, as the usual camera sees it."
+    eye, target = torch.tensor([0.76, -0.07, 0.56]), torch.tensor([0.215, -0.046, 0.075])
+    z = F.normalize(eye - target, dim=0)
+    x = F.normalize(torch.linalg.cross(torch.tensor([0.0, 0, 1]), z), dim=0)
+    axes = torch.stack([x, torch.linalg.cross(z, x), z])
+    right, up, back = ((places - eye) @ axes.T).T
+    focal, cells = 0.5 * HEIGHT / np.tan(np.radians(18)), EDGE // 28
+    column, row = EDGE / 2 - focal * right / back, EDGE / 2 + focal * up / back
+    return (row // 28).long().clamp(0, cells - 1) * cells + (column // 28).long().clamp(0, cells - 1)
+
+
 class Reading(nn.Module):
     "Where things are, read by maps from the picture tokens and from the last word."
 
     def __init__(self, width: int, tokens: int):
         super().__init__()
         self.pictures = nn.Linear(width * tokens, 15)
+        self.colour = nn.Linear(width, 1)  # of the named cube, from every picture token
+        self.cell = nn.Linear(width, 1)  # whether the named cube is there, from tokens of the front picture
         self.word = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 18))
 
-    def forward(self, seen: dict, places: torch.Tensor, red_first: torch.Tensor) -> tuple:
-        x = seen["backbone_features"]
-        tokens = x[seen["image_mask"]].view(len(x), -1)
-        scale = torch.tensor([10.0] * 4 + [1.0] + [10.0])[:, None]
-        goal = (places - MIDDLE) * scale
+    def forward(
+        self,
+        seen: dict,  # what the backbone returned
+        places: torch.Tensor,  # (n, 6, 3), as in `Moment`
+        red: torch.Tensor,  # bool (n,): the red cube is named
+        other: torch.Tensor,  # bool (n,): see `told_otherwise`
+    ) -> tuple[torch.Tensor, dict]:
+        "The loss of all maps together, and medians in mm to be logged."
+        x, goal = seen["backbone_features"], (places - MIDDLE) * SCALE
+        tokens = x[seen["image_mask"]].view(len(x), -1, x.shape[-1])
         word = self.word(x[:, -1]).view(-1, 6, 3)
-        both = goal[:, :2]
-        both = torch.where(red_first[:, None, None], both, both.flip(1))
-        flat = torch.cat([both, goal[:, 2:4], goal[:, 5:6]], 1)
-        seen_all = self.pictures(tokens).view(-1, 5, 3)
-        by_word = F.smooth_l1_loss(word, goal, beta=0.05, reduction="none")
-        by_word = by_word * torch.tensor([1, 0, 1, 1, 0.3, 2.0])[:, None]
-        by_picture = F.smooth_l1_loss(seen_all[:, :4], flat[:, :4], beta=0.05)
-        with torch.no_grad():
-            mm = lambda a, b: 1000 * ((a - b)[:, :2].norm(dim=-1) / 10).median().item()
-            said = dict(word=mm(word[:, 0], goal[:, 0]), ahead=mm(word[:, 5], goal[:, 5]),
-                        picture=mm(seen_all[:, 0], flat[:, 0]), bowl=mm(word[:, 2], goal[:, 2]))
-        return by_word.mean() + by_picture, said
+        weight = torch.tensor([4, 0, 1, 1, 0.3, 4.0]).repeat(len(x), 1)
+        weight[other, 4] = 0  # nobody knows how that cube is turned
+        by_word = F.smooth_l1_loss(word, goal, beta=0.05, reduction="none") * weight[..., None]
+        cubes = torch.where(red[:, None, None], goal[:, :2], goal[:, :2].flip(1))
+        every = torch.cat([cubes, goal[:, 2:4], goal[:, :1]], 1)  # red, blue, bowl, grip, named
+        flat = self.pictures(tokens.flatten(1)).view(-1, 5, 3)
+        by_picture = F.smooth_l1_loss(flat, every, beta=0.05, reduction="none")
+        by_picture = by_picture * torch.tensor([1, 1, 1, 1, 4.0])[:, None]
+        colour = self.colour(tokens)[..., 0]
+        told = F.binary_cross_entropy_with_logits(colour, red.float()[:, None].expand_as(colour))
+        cell = self.cell(tokens[:, :tokens.shape[1] // 2])[..., 0]
+        found = F.cross_entropy(cell, cell_of(places[:, 0]))
+        early = torch.from_numpy(before_grasp(places.numpy())) | other
+        said = self.told(word.detach(), flat.detach(), goal, every, early) | dict(colour=told.item())
+        return by_word.mean() + by_picture.mean() + 0.2 * told + 0.1 * found, said
+
+    def told(self, word, flat, goal, every, early) -> dict[str, float]:
+        "Median errors in the plane, mm, of moments before a grasp (`late`: of the others), and confusion."
+        far = lambda a, b: 100 * (a - b)[:, :2].norm(dim=-1)
+        named, other = (far(word[early, 0], goal[early, k]) for k in (0, 1))
+        return dict(
+            word=named.median().item(),
+            late=far(word[~early, 0], goal[~early, 0]).median().item(),
+            confused=(other < named).float().mean().item(),
+            named=far(flat[early, 4], every[early, 4]).median().item(),
+            picture=far(flat[:, 0], every[:, 0]).median().item(),
+            bowl=far(word[:, 2], goal[:, 2]).median().item(),
+        )
 
 
+#: What is near to the mean of each row of `places`, and how it is scaled for `Reading`.
 MIDDLE = torch.tensor([
     [0.27, 0.02, 0.05], [0.27, 0.02, 0.05], [0.255, -0.215, 0.0], [0.25, -0.05, 0.1], [0, 0, 0], [0, 0, -0.05],
 ])
+SCALE = torch.tensor([10.0, 10, 10, 10, 1, 10])[:, None]
 
 
 def rate(step: int, steps: int, warmup: int = 200) -> float:
@@ -276,16 +330,28 @@ def repeated(seen: dict, times: int) -> dict:
     return {k: v.repeat(times, *[1] * (v.dim() - 1)) for k, v in seen.items()}
 
 
+def told_otherwise(rows: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:  # bool (n,)
+    "In some rows the sentence names the other cube: places are read of them, but no actions learned."
+    other = rng.random(len(rows)) < share
+    p = rows["places"][other]
+    p[:, [0, 1]] = p[:, [1, 0]]
+    p[:, 5] = p[:, 0] - p[:, 3]
+    rows["places"][other] = p
+    rows["sentence"][other] ^= 1
+    return other
+
+
 def losses(t: Trained, batch: dict, draws: int, with_actions: bool) -> tuple:
     "Of the reading maps and of the flow, for one batch."
-    places, red = batch["places"], batch["sentence"] % 2 == 0
+    places, red, other = batch["places"], batch["sentence"] % 2 == 0, batch["other"]
+    batch["action_mask"][other] = 0
     batch = t.model.prepare(batch)
     seen = t.model.see(batch)
-    read, said = t.reading(seen, places, red)
+    read, said = t.reading(seen, places, red, other)
     if not with_actions: return read, said
     own = {k: batch[k] for k in ("state", "action", "action_mask")}
     flow = t.model.action_head(repeated(seen, draws), repeated(own, draws) | dict(embodiment_id=t.slot))["loss"]
-    return flow + 0.3 * read, said | dict(flow=flow.item())
+    return flow + read, said | dict(flow=flow.item())
 
 
 def train(args):
@@ -304,7 +370,8 @@ def train(args):
     log, begin, sums = open(out / "log.jsonl", "a"), time.time(), {}
     for step in range(t.step, args.steps):
         rows = ring.draw(args.batch, rng)
-        batch = batches(rows) | dict(sentence=torch.from_numpy(rows["sentence"].copy()))
+        other = torch.from_numpy(told_otherwise(rows, args.otherwise, rng))
+        batch = batches(rows) | dict(sentence=torch.from_numpy(rows["sentence"].copy()), other=other)
         loss, said = losses(t, batch, args.draws, step >= args.eyes_first)
         loss.backward()
         t.update(args.steps)
@@ -317,6 +384,13 @@ def train(args):
             sums = {}
             want(t.step)
         if t.step % args.save == 0 or t.step == args.steps: t.save(out)
+
+
+def ship(out: Path, folder: Path):
+    "The averaged weights as a base checkpoint in bfloat16; what else lies in the folder stays."
+    family = families()[0]
+    model = family.load_model(out / "base", dtype=torch.bfloat16)
+    family.save(folder, model, family.load_processor(out / "base"))
 
 
 @command
@@ -333,9 +407,14 @@ def main():
     parser.add_argument("--first", type=int, default=8_000, help="moments to begin with")
     fresh = "new moments for each that is trained on: the rest is seen again"
     parser.add_argument("--fresh", type=float, default=0.5, help=fresh)
+    share = "of moments with the other cube's sentence: they teach the words"
+    parser.add_argument("--otherwise", type=float, default=0.25, help=share)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
     parser.add_argument("--save", type=int, default=200, help="steps between checkpoints")
-    train(parser.parse_args())
+    parser.add_argument("--ship", type=Path, help="write the run's model into this folder, and train nothing")
+    args = parser.parse_args()
+    if args.ship: ship(args.out, args.ship)
+    else: train(args)
 
 
 if __name__ == "__main__": main()
