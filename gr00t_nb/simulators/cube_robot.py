@@ -10,7 +10,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..errors import InputError
-from ..robots.robot import Observation, SimulatedClock, check_command
+from ..robots.robot import GroupLimits, MotionLimits, Observation, SimulatedClock, check_command
 from .arm_scene import CAMERAS, CUBE, CUBE_COLOURS, FPS
 from .cube_to_bowl import TASKS, CubeToBowl
 from .expert import plan_episode
@@ -19,11 +19,16 @@ from .expert import plan_episode
 #: First number of the seed of a scene that is evaluated; the evaluation's own seed and the episode follow.
 EVALUATION = 987_654
 _GROUPS = dict(single_arm=6, gripper=1)  # as in the data set's modality.json
+_TURN = np.radians([100, 100, 110, 120, 110, 150])
+_LIMITS = MotionLimits(dict(
+    single_arm=GroupLimits(-_TURN, _TURN, [6.0] * 6, [60.0] * 6),
+    gripper=GroupLimits([0.0], [1.0], [15.0], [250.0]),
+))
 
 
 class CubeRobot:
     "The six-joint arm at its table as a `Robot`. Call `reset` before anything else."
-    rate, limits = float(FPS), None
+    rate, limits = float(FPS), _LIMITS
     instructions = TASKS
 
     def __init__(self,
@@ -88,6 +93,10 @@ def outcome(self: CubeRobot) -> str:  # one of `OUTCOMES`
     if self.sim.succeeded(self.task): return OUTCOMES[0]
     if self.sim.in_bowl(CUBE_COLOURS[1 - self.task]): return OUTCOMES[1]
     return OUTCOMES[2] if any(self.lifted) else OUTCOMES[3]
+
+
+@patch(as_prop=True)
+def succeeded(self: CubeRobot) -> bool: return self.outcome() == OUTCOMES[0]
 
 
 @patch
