@@ -3,20 +3,19 @@
     python benchmarks/serving.py --json serving.json
 
 Server and client run in two processes of this machine and talk over loopback. The frames are noise. A policy
-that computes nothing shows the way alone; one that computes for 20 ms shows that the way stays what it
-is. The overhead is the client's median minus the median of the bare policy, asked by turns, so that a
-loaded machine slows both. Pings are sent while the policy computes for 200 ms at a time: arithmetic, as
+that computes nothing shows the way alone: of each question the time of the bare policy, asked just before,
+is taken off. Pings are sent while the policy computes for 200 ms at a time: arithmetic, as
 networks are, and pure Python, which shares the interpreter with the thread that listens.
 """
 import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,23 +31,23 @@ CAMERAS = {"one 256x256": [(256, 256)], "three 640x480": [(480, 640)] * 3}
 
 
 class Busy:
-    "Computes for so many seconds: arithmetic, which lets other threads run, or Python, which does not."
+    "Computes for as long as it is told: arithmetic, which lets other threads run, or Python, which does not."
 
-    def __init__(self, cameras: int, seconds: float = 0.0, kind: str = "arithmetic"):
-        self.cameras, self.seconds, self.kind = cameras, seconds, kind
-        self.matrix = np.ones((512, 512), np.float32)
+    def __init__(self): self.matrix = np.ones((512, 512), np.float32)
 
     def get_modality_config(self):
         return dict(
-            video=ModalityConfig([0], [f"camera_{k}" for k in range(self.cameras)]),
+            video=ModalityConfig([0], ["camera_0"]),
             state=ModalityConfig([0], ["arm"]),
             action=ModalityConfig(range(16), ["arm"]),
             language=ModalityConfig([0], ["task"]),
         )
 
     def get_action(self, observation, options=None):
-        until = time.perf_counter() + self.seconds
-        while time.perf_counter() < until: self.matrix @ self.matrix if self.kind == "arithmetic" else sum(range(1000))
+        options = options or {}
+        until = time.perf_counter() + options.get("seconds", 0)
+        while time.perf_counter() < until:
+            self.matrix @ self.matrix if options["kind"] == "arithmetic" else sum(range(1000))
         return dict(arm=np.repeat(observation["state"]["arm"], 16, 1)), {}
 
     def reset(self, options=None): return {}
@@ -64,26 +63,22 @@ def question(sizes) -> dict:
     )
 
 
-def serve(cameras: str, seconds: str, kind: str):
+def serve():
     "In the other process: until its input is closed."
-    with PolicyServer(Busy(int(cameras), float(seconds), kind), port=0) as server:
+    with PolicyServer(Busy(), port=0) as server:
         print(server.port, flush=True)
         sys.stdin.read()
 
 
-class Other:
-    "A server in a process of its own."
-
-    def __init__(self, *words):
-        command = [sys.executable, __file__, "--serve", *map(str, words)]
-        self.job = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.port = int(self.job.stdout.readline())
-
-    def __enter__(self): return self
-
-    def __exit__(self, *error):
-        self.job.stdin.close()
-        self.job.wait()
+@contextmanager
+def other_process():
+    "A server in a process of its own; gives its port."
+    command = [sys.executable, __file__, "--serve"]
+    job = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try: yield int(job.stdout.readline())
+    finally:
+        job.stdin.close()
+        job.wait()
 
 
 def milliseconds(act) -> float:
@@ -93,39 +88,39 @@ def milliseconds(act) -> float:
 
 
 def shares(ms: list[float]) -> dict:
-    return {f"p{s}": round(float(np.percentile(ms, s)), 3) for s in (50, 95, 99)}
+    kept = {f"p{s}": round(float(np.percentile(ms, s)), 3) for s in (50, 95, 99)}
+    return dict(least=round(min(ms), 3)) | kept | dict(most=round(max(ms), 3))
 
 
-def overhead(sizes, seconds: float, questions: int, dialect: str, jpeg: int | None = None) -> dict:
+def overhead(port: int, sizes, questions: int, dialect: str, jpeg: int | None) -> dict:
     "The way beside the bare policy, asked by turns."
-    bare, asked = Busy(len(sizes), seconds), question(sizes)
-    with Other(len(sizes), seconds, "arithmetic") as other, PolicyClient(port=other.port, dialect=dialect, jpeg=jpeg) as client:
+    bare, asked = Busy(), question(sizes)
+    with PolicyClient(port=port, dialect=dialect, jpeg=jpeg, timeout=60) as client:
         client.get_action(asked)
         pairs = [
             (milliseconds(lambda: bare.get_action(asked)), milliseconds(lambda: client.get_action(asked)))
             for _ in range(questions)
         ]
     alone, over = zip(*pairs)
-    extra = statistics.median(over) - statistics.median(alone)
-    return dict(bare=shares(alone), served=shares(over), overhead_p50=round(extra, 3))
+    return shares([b - a for a, b in pairs]) | dict(bare_p50=round(float(np.median(alone)), 3))
 
 
-def pings(kind: str, count: int) -> dict:
+def pings(port: int, kind: str, count: int) -> dict:
     "While the policy computes, one question after the other."
     asked, sent, over = question(CAMERAS["three 640x480"]), [], threading.Event()
-    with Other(3, 0.2, kind) as other, PolicyClient(port=other.port) as client:
-        def ask():
-            with PolicyClient(port=other.port, timeout=60) as slow:
-                while not over.is_set(): slow.get_action(asked)
-        asking = threading.Thread(target=ask)
-        asking.start()
+    def ask():
+        with PolicyClient(port=port, timeout=60) as slow:
+            while not over.is_set(): slow.get_action(asked, dict(seconds=0.2, kind=kind))
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with PolicyClient(port=port, timeout=60) as client:
         while client.health()["busy_s"] is None: pass
         for _ in range(count):
             sent.append(milliseconds(client.ping))
             time.sleep(0.005)
-        over.set()
-        asking.join()
-    return shares(sent) | dict(max=round(max(sent), 3))
+    over.set()
+    asking.join()
+    return shares(sent)
 
 
 def arguments() -> argparse.Namespace:
@@ -135,34 +130,38 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=300, help="for each row")
     parser.add_argument("--times", type=int, default=3, help="each row so often; the best is printed")
     parser.add_argument("--json", type=Path, help="file for the results")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def best(times: int, measure, *args, **named) -> dict:
+def best(times: int, measure, *args) -> dict:
     "Of several measurements the one with the least median."
-    found = [measure(*args, **named) for _ in range(times)]
-    return min(found, key=lambda f: f.get("overhead_p50", f.get("p50")))
+    return min((measure(*args) for _ in range(times)), key=lambda found: found["p50"])
+
+
+def show(name: str, row: dict):
+    figures = " | ".join(f"{row[k]:.2f}" for k in ("least", "p50", "p95", "p99", "most"))
+    print(f"| {name} | {figures} |", flush=True)
 
 
 def main():
     args = arguments()
-    if args.serve: return serve(*args.serve)
-    found = dict(overhead={}, ping={})
-    print("| cameras | policy | frames | bare p50, ms | served p50 | p95 | overhead p50 |\n|---|---|---|---|---|---|---|")
-    rows = [(c, s, d, None) for c in CAMERAS for s in (0.0, 0.02) for d in ("stream", "buffer")]
-    for cameras, seconds, dialect, jpeg in [*rows, *((c, 0.0, "stream", 95) for c in CAMERAS)]:
-        row = best(args.times, overhead, CAMERAS[cameras], seconds, args.questions, dialect, jpeg=jpeg)
-        frames, policy = "JPEG 95" if jpeg else f"arrays, {dialect}", f"{1000 * seconds:.0f} ms"
-        found["overhead"][f"{cameras}, {policy}, {frames}"] = row
-        figures = f"{row['bare']['p50']:.2f} | {row['served']['p50']:.2f} | {row['served']['p95']:.2f}"
-        print(f"| {cameras} | {policy} | {frames} | {figures} | {row['overhead_p50']:.2f} |", flush=True)
-    print("\n| the policy computes | ping p50, ms | p95 | p99 | slowest |\n|---|---|---|---|---|")
-    for kind in ("arithmetic", "Python"):
-        row = found["ping"][kind] = best(args.times, pings, kind, args.questions)
-        print(f"| {kind} | {' | '.join(f'{v:.2f}' for v in row.values())} |", flush=True)
-    machine = dict(cores=os.cpu_count(), processor=platform.processor() or platform.machine(), load=os.getloadavg())
-    if args.json: write_json(args.json, found | dict(machine=machine))
+    if args.serve: return serve()
+    found, head = dict(overhead={}, ping={}), "least | p50 | p95 | p99 | most |\n|---|---|---|---|---|---|"
+    with other_process() as port:
+        print(f"| overhead, ms | {head}")
+        for cameras, sizes in CAMERAS.items():
+            for dialect, jpeg in (("stream", None), ("buffer", None), ("stream", 95)):
+                name = f"{cameras}, {'JPEG 95' if jpeg else dialect}"
+                row = best(args.times, overhead, port, sizes, args.questions, dialect, jpeg)
+                found["overhead"][name] = row
+                show(name, row)
+        print(f"\n| ping while the policy computes, ms | {head}")
+        for kind in ("arithmetic", "Python"):
+            row = found["ping"][kind] = best(args.times, pings, port, kind, args.questions)
+            show(kind, row)
+    machine = dict(cores=os.cpu_count(), processor=platform.processor() or platform.machine())
+    if args.json: write_json(args.json, found | dict(machine=machine, load=os.getloadavg()))
 
 
 if __name__ == "__main__": main()
