@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOUNDS', 'Bounds', 'Outline', 'outline', 'plain_dtype', 'array_of', 'npy_array']
 
-# %% ../../nbs/serving/00_bounds.ipynb #c0025543
+# %% ../../nbs/serving/00_bounds.ipynb #c002a390
 import io
 import math
 import re
@@ -29,7 +29,7 @@ class Bounds:
 
 BOUNDS = Bounds()
 
-# %% ../../nbs/serving/00_bounds.ipynb #c005a470
+# %% ../../nbs/serving/00_bounds.ipynb #c0052a7f
 _WIDE = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | {0xCC + k: 2 ** (k % 4) for k in range(8)}
 _SIZED = {0xC4: ("bytes", 1), 0xC5: ("bytes", 2), 0xC6: ("bytes", 4)}
 _SIZED |= {0xD9: ("text", 1), 0xDA: ("text", 2), 0xDB: ("text", 4)}
@@ -37,19 +37,19 @@ _SIZED |= {0xDC: ("list", 2), 0xDD: ("list", 4), 0xDE: ("map", 2), 0xDF: ("map",
 _SHORT = ((0x80, "plain", 0), (0x90, "map", 15), (0xA0, "list", 15), (0xC0, "text", 31))
 
 
-def _token(frame: bytes, at: int) -> tuple[str, int, int]:  # kind, where its content begins, its size
+def _token(frame: bytes, at: int) -> tuple[str, int, int]:  # kind, start of its content, size
     first = frame[at]
     for end, kind, mask in _SHORT:
         if first < end: return kind, at + 1, first & mask
     if first >= 0xE0: return "plain", at + 1, 0
     if first in _WIDE: return "plain", at + 1, _WIDE[first]
-    if first not in _SIZED: raise ValueError(f"msgpack's type 0x{first:02x} is none of the protocol's")
+    if first not in _SIZED: raise ValueError(f"msgpack's type 0x{first:02x} is none of ours")
     kind, width = _SIZED[first]
     return kind, at + 1 + width, int.from_bytes(frame[at + 1 : at + 1 + width], "big")
 
-# %% ../../nbs/serving/00_bounds.ipynb #c0099989
+# %% ../../nbs/serving/00_bounds.ipynb #c0096172
 def _walk(frame: bytes, bounds: Bounds) -> Iterator[tuple[int, str, int, int, int]]:
-    "Each key and value: its level, its kind, where it, its content and what follows begin; `ValueError` beyond a bound."
+    "Each key and value: level, kind, where it, its content and what follows begin."
     left, at, count = [1], 0, 0
     while left:
         if not left[-1]:
@@ -69,7 +69,7 @@ def _walk(frame: bytes, bounds: Bounds) -> Iterator[tuple[int, str, int, int, in
         at = end
     if at < len(frame): raise ValueError(f"{len(frame) - at} bytes behind its end")
 
-# %% ../../nbs/serving/00_bounds.ipynb #c0142cc4
+# %% ../../nbs/serving/00_bounds.ipynb #c0140cec
 _MARKS = {
     ("text", b"__ndarray_class__"): "stream",
     ("text", b"__ModalityConfig_class__"): "stream",
@@ -82,7 +82,7 @@ _MARKS = {
 @dataclass(frozen=True)
 class Outline:
     "What is known of a message before it is decoded."
-    spans: dict[str, tuple[int, int]]  # of the map at the top: key -> where its value begins and ends
+    spans: dict[str, tuple[int, int]]  # of the top map: key -> begin and end of its value
     dialect: str | None  # 'stream' or 'buffer'; None: nothing in it tells
 
 
@@ -90,7 +90,7 @@ def outline(
     frame: bytes,
     bounds: Bounds = BOUNDS,
 ) -> Outline:
-    "Walks through a message and makes nothing of it. `ValueError` where it is cut, too large, or nested too deeply."
+    "Walks through a message and makes nothing of it. `ValueError` where it is cut, or beyond a bound."
     if len(frame) > bounds.frame: raise ValueError(f"it is longer than {bounds.frame} bytes")
     top, dialect = [], None
     for level, kind, at, start, end in _walk(frame, bounds):
@@ -102,7 +102,7 @@ def outline(
     spans = {name.decode(): (at, end) for (_, kind, name), (at, *_), end in pairs if kind == "text"}
     return Outline(spans, dialect)
 
-# %% ../../nbs/serving/00_bounds.ipynb #c018c790
+# %% ../../nbs/serving/00_bounds.ipynb #c0181bcc
 _PLAIN_DTYPE = re.compile(r"[<>|=]?[?biufcSU]\d{0,6}")
 
 
@@ -131,13 +131,13 @@ def array_of(
 ) -> np.ndarray:  # new and writable
     "An array of what it is said to be; `ValueError` where its bytes are not as many as that."
     whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**40 for n in shape)
-    if not whole or len(shape) > bounds.rank: raise ValueError(f"the shape {str(tuple(shape))[:80]}")
+    if not whole or len(shape) > bounds.rank: raise ValueError(f"the shape {str(shape)[:80]}")
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected: raise ValueError(f"{len(data)} bytes for an array of {expected}")
     if not expected: return np.zeros(shape, dtype)
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C").copy()
 
-# %% ../../nbs/serving/00_bounds.ipynb #c0221a38
+# %% ../../nbs/serving/00_bounds.ipynb #c0229b62
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -148,7 +148,7 @@ def npy_array(
     data: bytes,  # a .npy stream
     bounds: Bounds = BOUNDS,
 ) -> np.ndarray:  # new and writable
-    "The array of a `.npy` stream; `ValueError` for pickles and for streams that are longer or shorter than they say."
+    "The array of a `.npy` stream; `ValueError` for pickles, and where the length is not what it says."
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS: raise ValueError(f"version {version} of .npy")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Ticket', 'FairQueue']
 
-# %% ../../nbs/serving/20_fair_queue.ipynb #c002eb4c
+# %% ../../nbs/serving/20_fair_queue.ipynb #c00244a1
 import threading
 import time
 from collections import OrderedDict, deque
@@ -27,14 +27,14 @@ class Ticket:
     source: int = -1  # the connection through which it came
     gone: bool = False  # nobody waits for it any more
 
-# %% ../../nbs/serving/20_fair_queue.ipynb #c0051144
+# %% ../../nbs/serving/20_fair_queue.ipynb #c005127f
 class FairQueue:
     "Lines of clients that take turns. Any thread may put, one takes."
     def __init__(self,
         most: int = 64,  # tickets in all
         each: int = 4,  # tickets of one client
         most_bytes: int = 256 * 2**20,  # that all tickets hold together
-        dropped: Callable[[Ticket, str], None] = lambda ticket, why: None,  # told of each that is not taken: 'late', 'gone' or 'closed'
+        dropped: Callable[[Ticket, str], None] | None = None,  # told of each that is not taken
         clock: Callable[[], float] = time.monotonic,
     ):
         self.most, self.each, self.most_bytes = most, each, most_bytes
@@ -51,15 +51,16 @@ class FairQueue:
             own = len(self.lines.get(ticket.client, ()))
             if self.closed: return "The server is stopping and takes no more questions."
             if own >= self.each:
-                return f"You have {own} questions waiting, and more are not taken: wait for their replies."
+                return f"You have {own} questions waiting: wait for their replies."
             if len(self) >= self.most or self.held + ticket.size > self.most_bytes:
-                return f"The server is busy: {len(self)} questions wait ({self.held:,} bytes). Ask again later."
+                held = f"{len(self)} questions wait ({self.held:,} bytes)"
+                return f"The server is busy: {held}. Ask again later."
             self.lines.setdefault(ticket.client, deque()).append(ticket)
             self.held += ticket.size
             self._changed.notify()
         return ""
 
-# %% ../../nbs/serving/20_fair_queue.ipynb #c007a50d
+# %% ../../nbs/serving/20_fair_queue.ipynb #c0071199
 @patch
 def _pop(self: FairQueue) -> Ticket | None:
     "The next in turn, whatever has become of it."
@@ -84,7 +85,7 @@ def take(self: FairQueue,
             closed = self.closed
         why = "closed" if closed else "gone" if ticket.gone else "late"
         if not closed and not ticket.gone and self.clock() <= ticket.deadline: return ticket
-        self.dropped(ticket, why)
+        if self.dropped: self.dropped(ticket, why)
 
 @patch
 def leave(self: FairQueue,

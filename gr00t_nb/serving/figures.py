@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ServingFigures']
 
-# %% ../../nbs/serving/25_figures.ipynb #c002e37e
+# %% ../../nbs/serving/25_figures.ipynb #c0020d5c
 import threading
 import time
 from collections import Counter, deque
@@ -34,12 +34,13 @@ class ServingFigures:
             for name, seconds in parts.items():
                 self.durations.setdefault(name, deque(maxlen=self.kept)).append(seconds)
 
-    def told(self) -> dict:  # of plain numbers: uptime_s, counts, latency_ms by part with p50, p95, p99 and max
+    def told(self) -> dict:  # uptime_s, counts, latency_ms by part with p50, p95, p99, max
         "All of it, as a reply can hold it."
         with self._lock:
             counts = dict(self.counts)
             kept = {name: np.array(d) * 1000 for name, d in self.durations.items()}
         names = [f"p{s}" for s in self.SHARES]
-        shares = {k: dict(zip(names, np.percentile(ms, self.SHARES))) | dict(max=ms.max()) for k, ms in kept.items()}
-        latency = {part: {n: round(float(x), 3) for n, x in of.items()} for part, of in shares.items()}
-        return dict(uptime_s=round(self.clock() - self.started, 3), counts=counts, latency_ms=latency)
+        plain = lambda ms: [round(float(x), 3) for x in (*np.percentile(ms, self.SHARES), ms.max())]
+        latency = {part: dict(zip([*names, "max"], plain(ms))) for part, ms in kept.items()}
+        uptime = round(self.clock() - self.started, 3)
+        return dict(uptime_s=uptime, counts=counts, latency_ms=latency)

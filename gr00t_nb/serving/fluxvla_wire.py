@@ -105,6 +105,12 @@ def _cannot(name: str, value) -> InputError:
         " numbers, or text."
     )
 
+# %% ../../nbs/serving/10_fluxvla_wire.ipynb #59502df8
+def _plain(frame: bytes, bounds: Bounds) -> dict:
+    "A map whose bounds were looked at before it was decoded."
+    outline(frame, bounds)
+    return msgpack.unpackb(frame, raw=False)
+
 # %% ../../nbs/serving/10_fluxvla_wire.ipynb #66501fbb
 def read_request(
     frame: bytes,
@@ -126,11 +132,6 @@ def read_request(
         ) from None
 
 
-def _plain(frame: bytes, bounds: Bounds) -> dict:
-    outline(frame, bounds)
-    return msgpack.unpackb(frame, raw=False)
-
-
 def _value(name: str, said, bounds: Bounds):
     if isinstance(said, str): return said
     if said.get("__jpeg__"): return _picture(name, said["data"], bounds)
@@ -146,10 +147,15 @@ def _of_protobuf(data: bytes, bounds: Bounds) -> tuple[str, dict, str]:
         for kind, entry in _fields(inner):
             own = dict(_fields(entry))
             name = own[1].decode()
-            read = {1: lambda d: _picture(name, d, bounds), 2: lambda d: npy_array(d, bounds), 3: bytes.decode}
-            found[name] = read[kind](own[2])
+            found[name] = _entry(kind, name, own[2], bounds)
             if len(found) > 64: raise ValueError("more than 64 entries")
     return "predict_action", found, key
+
+
+def _entry(kind: int, name: str, data: bytes, bounds: Bounds):
+    if kind == 1: return _picture(name, data, bounds)
+    if kind == 2: return npy_array(data, bounds)
+    return {3: bytes.decode}[kind](data)
 
 # %% ../../nbs/serving/10_fluxvla_wire.ipynb #e5df4c03
 def write_reply(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['jpeg_size', 'write_jpeg', 'read_jpeg', 'Jpeg', 'frames_of_message']
 
-# %% ../../nbs/serving/03_pictures.ipynb #c00239da
+# %% ../../nbs/serving/03_pictures.ipynb #c002da2e
 import math
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError
 from .bounds import BOUNDS, Bounds
 
-# %% ../../nbs/serving/03_pictures.ipynb #c005e7b6
+# %% ../../nbs/serving/03_pictures.ipynb #c0055d2f
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers, ISO 10918-1 table B.1
 
 
@@ -33,7 +33,7 @@ def jpeg_size(
         at += (1 if marker == 0xFF else 2) + length
     raise ValueError("it is no JPEG picture")
 
-# %% ../../nbs/serving/03_pictures.ipynb #c007a40d
+# %% ../../nbs/serving/03_pictures.ipynb #c007d522
 def _opencv():
     try: import cv2
     except ImportError:
@@ -53,7 +53,7 @@ def write_jpeg(
     "A frame as a JPEG picture."
     cv2 = _opencv()
     frame = np.ascontiguousarray(frame if exchanged else frame[..., ::-1])
-    sampled = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420 if halved else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+    sampled = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{420 if halved else 444}")
     how = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampled]
     return cv2.imencode(".jpg", frame, how)[1].tobytes()
 
@@ -73,7 +73,7 @@ def read_jpeg(
     if frame is None: raise ValueError("it is a broken JPEG picture")
     return frame if exchanged else np.ascontiguousarray(frame[..., ::-1])
 
-# %% ../../nbs/serving/03_pictures.ipynb #c0167545
+# %% ../../nbs/serving/03_pictures.ipynb #c016dba4
 @dataclass(frozen=True)
 class Jpeg:
     "Frames that are to travel as JPEG pictures."
@@ -95,6 +95,7 @@ def frames_of_message(
     if not 3 <= len(shape) <= bounds.rank or shape[-1] != 3: raise ValueError(f"the shape {shape}")
     if len(data) != math.prod(shape[:-3]): raise ValueError(f"{len(data)} pictures for {shape}")
     for picture in data:
-        if jpeg_size(picture)[:2] != shape[-3:-1]: raise ValueError(f"a picture of another size than {shape}")
+        if jpeg_size(picture)[:2] != shape[-3:-1]:
+            raise ValueError(f"a picture of another size than {shape}")
     if math.prod(shape) > bounds.frame: raise ValueError(f"pictures of {math.prod(shape)} bytes")
     return np.stack([read_jpeg(p, bounds=bounds) for p in data]).reshape(shape)

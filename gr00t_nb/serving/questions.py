@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['example_question', 'try_once', 'FluxvlaNames']
 
-# %% ../../nbs/serving/32_questions.ipynb #c0020194
+# %% ../../nbs/serving/32_questions.ipynb #c00267a4
 from dataclasses import dataclass
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..errors import InputError
 from ..modality_configs import ModalityConfig
 from .fluxvla_wire import PICTURES
 
-# %% ../../nbs/serving/32_questions.ipynb #c005fe54
+# %% ../../nbs/serving/32_questions.ipynb #c005ea68
 def example_question(
     policy,  # anything with get_action
     side: int = 256,  # pixels of the grey pictures
@@ -44,7 +45,7 @@ def try_once(
     inner.reset()
     return True
 
-# %% ../../nbs/serving/32_questions.ipynb #c0090b34
+# %% ../../nbs/serving/32_questions.ipynb #c009a600
 @dataclass(frozen=True)
 class FluxvlaNames:
     "How the observations of FluxVLA's clients become a policy's, and its actions one array."
@@ -62,24 +63,24 @@ class FluxvlaNames:
         named = {v: views.get(v, v.rsplit(".", 1)[-1]) for v in config["video"].modality_keys}
         if wrong := [v for v, camera in named.items() if camera not in PICTURES and v not in views]:
             raise InputError(
-                f"The policy's view '{wrong[0]}' is no camera of FluxVLA's clients: say which it is, such as"
-                f" --fluxvla-views {wrong[0]} {PICTURES[0]}."
+                f"The policy's view '{wrong[0]}' is no camera of FluxVLA's clients: say which it is,"
+                f" such as --fluxvla-views {wrong[0]} {PICTURES[0]}."
             )
         if len(config["video"].delta_indices) != 1 or len(config["state"].delta_indices) != 1:
-            raise InputError("FluxVLA's clients send one moment, and this policy wants several: ask it in another dialect.")
+            raise InputError(
+                "FluxVLA's clients send one moment, and this policy wants several: ask it in another"
+                " dialect."
+            )
         groups, example = config["state"].modality_keys, example_question(policy)
         if example is None and len(groups) > 1:
             raise InputError(
-                f"The widths of the state groups {', '.join(groups)} are not known, into which qpos would have to be"
-                " cut: serve a checkpoint or a data set, or a policy with example_observation()."
+                f"qpos cannot be cut into {', '.join(groups)}, because their widths are not known: serve"
+                " a checkpoint or a data set, or a policy with example_observation()."
             )
         widths = {g: example["state"][g].shape[-1] for g in groups} if example else {groups[0]: -1}
         return cls(config, widths, named)
 
-# %% ../../nbs/serving/32_questions.ipynb #c01077dd
-from fastcore.basics import patch
-
-
+# %% ../../nbs/serving/32_questions.ipynb #c0113ced
 @patch
 def observation(self: FluxvlaNames,
     found: dict,  # name -> uint8 (H, W, 3), another array, or text
@@ -88,8 +89,8 @@ def observation(self: FluxvlaNames,
     needed = [*self.views.values(), "qpos", "task_description"]
     if missing := [n for n in needed if n not in found]:
         raise InputError(
-            f"The observation has {', '.join(found) or 'nothing'}, but not {', '.join(missing)}: expected"
-            f" {', '.join(needed)}."
+            f"The observation has {', '.join(found) or 'nothing'}, but not {', '.join(missing)}:"
+            f" expected {', '.join(needed)}."
         )
     row, state, at = np.asarray(found["qpos"], np.float32).reshape(1, 1, -1), {}, 0
     for group, width in self.widths.items():

@@ -85,7 +85,8 @@ def pack(
     both: bool = False,  # modality configurations with the markers of both dialects
 ) -> bytes:  # one frame
     "A message as bytes, in an official form."
-    return msgpack.packb(message, default=partial(_as_both, DIALECTS[dialect]) if both else DIALECTS[dialect])
+    of_dialect = DIALECTS[dialect]
+    return msgpack.packb(message, default=partial(_as_both, of_dialect) if both else of_dialect)
 
 
 def _as_both(dialect, obj):
@@ -97,7 +98,7 @@ def _as_both(dialect, obj):
 def dialect_of(
     frame: bytes,  # a request
 ) -> str:  # 'stream' or 'buffer': how a reply is to be written
-    "The dialect of whoever has sent a frame; 'stream' where nothing in it tells. `InputError` where it is no message."
+    "The dialect of whoever has sent a frame; 'stream' where nothing tells. `InputError` for no message."
     try: return outline(frame).dialect or "stream"
     except ValueError as e: raise no_message(frame, e) from None
 
