@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REASONS', 'guarded_step', 'Sent', 'Guard', 'plot_guarded', 'change_lines']
 
-# %% ../../nbs/robots/20_guard.ipynb #c00248e8
+# %% ../../nbs/robots/20_guard.ipynb #c002ede9
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..plots.style import COLOURS, legend, panels, styled
 from .limits import brake_speed
 from .robot import GroupLimits, MotionLimits, check_command
 
-# %% ../../nbs/robots/20_guard.ipynb #c005d3f6
+# %% ../../nbs/robots/20_guard.ipynb #c0054195
 REASONS = ("range", "velocity", "acceleration", "braking")
 
 
@@ -34,7 +34,7 @@ def _allowed(lim: GroupLimits, at, speed, share, dt) -> dict[str, tuple[np.ndarr
         ),
     )
 
-# %% ../../nbs/robots/20_guard.ipynb #c007d2c1
+# %% ../../nbs/robots/20_guard.ipynb #c00724c4
 def guarded_step(
     lim: GroupLimits,
     at: np.ndarray,  # (D,) what was sent last
@@ -61,7 +61,7 @@ def guarded_step(
     reason = np.where(exact, -1, 1 + np.argmin(tight, 0))
     return sent, np.where(asked != target, 0, reason)
 
-# %% ../../nbs/robots/20_guard.ipynb #c0127037
+# %% ../../nbs/robots/20_guard.ipynb #c012426d
 @dataclass
 class Sent:
     "One period: what was asked, what was sent, and why they differ."
@@ -99,7 +99,7 @@ class Guard:
         self.speed = {g: np.zeros(len(a)) for g, a in self.at.items()}
         self.before = dict(self.at)
 
-# %% ../../nbs/robots/20_guard.ipynb #c013c095
+# %% ../../nbs/robots/20_guard.ipynb #c0130fe8
 @patch
 def send(self: Guard,
     command: dict[str, np.ndarray],  # group -> numbers (D,)
@@ -116,6 +116,7 @@ def send(self: Guard,
             sent[g], reasons[g] = guarded_step(lim, *memory, target, self.dt, share)
             self.before[g] = np.clip(target, lim.low, lim.high)
         self.speed[g], self.at[g] = (sent[g] - self.at[g]) / self.dt, sent[g]
+        if share < 1: reasons[g] = np.full(len(target), -1)  # it was to be slow
         for k, name in enumerate(REASONS): self.counts[g][:, k] += reasons[g] == k
     self.periods += 1
     self.touched += any((r >= 0).any() for r in reasons.values())
@@ -137,7 +138,7 @@ def hold(self: Guard) -> Sent:
         self.speed[g], self.at[g], self.before[g] = (sent[g] - at) / self.dt, sent[g], sent[g]
     return Sent(sent, sent, {g: np.full(len(a), -1) for g, a in sent.items()})
 
-# %% ../../nbs/robots/20_guard.ipynb #c015848a
+# %% ../../nbs/robots/20_guard.ipynb #c015ced1
 @patch(as_prop=True)
 def standing(self: Guard) -> bool:
     "Whether everything that has limits stands, or is at its rest."
@@ -146,6 +147,13 @@ def standing(self: Guard) -> bool:
         if (np.abs(self.speed[g]) > 1e-9).any(): return False
         if lim.rest is not None and (np.abs(self.at[g] - lim.rest) > 1e-9).any(): return False
     return True
+
+
+@patch(as_prop=True)
+def moving(self: Guard) -> bool:
+    "Whether some joint moves so fast that a camera should notice."
+    least = lambda lim: 0.0 if lim is None else np.where(np.isinf(lim.velocity), 0, 0.02 * lim.velocity)
+    return any((np.abs(v) > least(self.limits.groups[g])).any() for g, v in self.speed.items())
 
 
 @patch
@@ -161,7 +169,7 @@ def near(self: Guard,
         if (way > seconds * lim.velocity).any(): return False
     return True
 
-# %% ../../nbs/robots/20_guard.ipynb #c020c435
+# %% ../../nbs/robots/20_guard.ipynb #c0203332
 @styled
 def plot_guarded(
     sent: list[Sent],

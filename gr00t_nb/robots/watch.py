@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WatchSettings', 'Watch', 'Heartbeat']
 
-# %% ../../nbs/robots/25_watch.ipynb #c002d4b6
+# %% ../../nbs/robots/25_watch.ipynb #c002326e
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,20 +15,21 @@ import numpy as np
 from ..errors import InputError
 from .robot import Observation, WallClock
 
-# %% ../../nbs/robots/25_watch.ipynb #c004f0e3
+# %% ../../nbs/robots/25_watch.ipynb #c0043440
 @dataclass(frozen=True)
 class WatchSettings:
     "How long each fault is borne, in seconds of the robot's clock; inf: for ever."
     max_age: float = 0.5  # of a picture or a state
     frozen_after: float = 1.0  # of motion, in which a camera, or all joints together, show nothing new
     late_after: float = 0.5  # without an action
+    answer_within: float = 60.0  # of an answer that the robot stands and waits for
     heartbeat: float = 2.0  # without a sign of life from the loop
 
     def __post_init__(self):
         for name, value in vars(self).items():
             if not value > 0: raise InputError(f"The watch's {name} is {value!r}: expected seconds above 0.")
 
-# %% ../../nbs/robots/25_watch.ipynb #c006e7f4
+# %% ../../nbs/robots/25_watch.ipynb #c006338a
 class Watch:
     "Is shown every observation, and says what is wrong with it."
 
@@ -70,7 +71,7 @@ class Watch:
         if (waited := now - self.late_since) < self.settings.late_after: return None
         return f"the policy is late: no action for {waited:.2f} s"
 
-# %% ../../nbs/robots/25_watch.ipynb #c012f9fc
+# %% ../../nbs/robots/25_watch.ipynb #c012b805
 class Heartbeat:
     "Calls `stop` where nobody has called `beat` for too long. Use it in a `with`; in simulated time it does nothing."
 

@@ -1,0 +1,324 @@
+"""From a policy to a moving robot: what the guard promises of whatever comes, and how an episode ends."""
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gr00t_nb.checkup.checkup import check_dataset
+from gr00t_nb.data.lerobot import LeRobotDataset
+from gr00t_nb.errors import InputError
+from gr00t_nb.evaluation.replay import ReplayPolicy
+from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
+from gr00t_nb.modality_configs import ModalityConfig
+from gr00t_nb.policy.chunks import Chunking, ChunkSchedule
+from gr00t_nb.robots.guard import Guard
+from gr00t_nb.robots.limits import propose_limits
+from gr00t_nb.robots.robot import GroupLimits, MotionLimits, Observation, WallClock
+from gr00t_nb.robots.stand_ins import RecordedRobot, StandIn
+from gr00t_nb.robots.watch import WatchSettings
+from gr00t_nb.rollout.loop import Control, run_episode
+from gr00t_nb.rollout.recorder import EpisodeRecorder
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "data_samples/cube_to_bowl"
+LIMITS = MotionLimits(dict(
+    arm=GroupLimits([-1.5] * 6, [1.5] * 6, [2, 3, 1, 2, 4, 2], [10, 20, 5, 40, 8, 12]),
+    gripper=GroupLimits([0], [1], [5], [50]),
+))
+PATIENT = WatchSettings(max_age=600, frozen_after=600, late_after=600, heartbeat=600)  # on a busy machine
+
+
+class Waves:
+    "Answers with rows of any kind: `rows(call)` gives (16, 6)."
+    def __init__(self, rows): self.rows, self.calls = rows, 0
+
+    def get_modality_config(self):
+        keys = ["arm", "gripper"]
+        kinds = dict(video=["front"], state=keys, language=["task"])
+        return {k: ModalityConfig([0], v) for k, v in kinds.items()} | dict(action=ModalityConfig(range(16), keys))
+
+    def get_action(self, question, options=None):
+        self.calls += 1
+        return dict(arm=self.rows(self.calls)[None], gripper=np.ones((1, 16, 1))), {}
+
+
+def calm(call): return 0.2 * np.sin((8 * call + np.arange(16)[:, None]) / 10 + np.zeros(6))
+
+
+def series(kind: str, rng, periods: int = 150) -> np.ndarray:  # (periods, 6)
+    "Commands of every bad kind."
+    if kind == "noise": return rng.normal(0, 10 ** rng.uniform(-2, 2), (periods, 6))
+    if kind == "steps": return np.repeat(rng.uniform(-4, 4, (periods // 10, 6)), 10, 0)
+    if kind == "runaway": return np.arange(periods)[:, None] * rng.uniform(-1, 1, 6)
+    if kind == "ends": return rng.choice([-1.5, 1.5], (periods, 6))
+    return 3 * np.sin(np.arange(periods)[:, None] * rng.uniform(0.05, 3, 6))
+
+
+def assert_within(sent: np.ndarray, start: np.ndarray, lim: GroupLimits, rate: float):
+    "Range, speed, acceleration; and from each step braking ends before the range does."
+    places = np.concatenate([start[None], sent])
+    speed = np.concatenate([np.zeros((1, places.shape[1])), np.diff(places, axis=0) * rate])
+    assert (places >= lim.low - 1e-9).all() and (places <= lim.high + 1e-9).all()
+    assert (np.abs(speed) <= lim.velocity + 1e-9).all()
+    assert (np.abs(np.diff(speed, axis=0)) * rate <= lim.acceleration + 1e-6).all()
+    left, at = np.abs(speed), places.copy()
+    while (left > 0).any():
+        left = np.maximum(left - lim.acceleration / rate, 0)
+        at += np.sign(speed) * left / rate
+    assert (at >= lim.low - 1e-9).all() and (at <= lim.high + 1e-9).all()
+
+
+# ---- the guard
+
+@pytest.mark.parametrize("kind", ["noise", "steps", "runaway", "ends", "sines"])
+@pytest.mark.parametrize("rate", [20.0, 100.0])
+def test_whatever_comes_the_limits_are_kept(kind, rate):
+    lim = LIMITS.groups["arm"]
+    for seed in range(12):
+        rng = np.random.default_rng([seed, int(rate)])
+        guard, start = Guard(LIMITS, rate, dict(arm=6, gripper=1)), rng.uniform(-1.5, 1.5, 6)
+        guard.begin(dict(arm=start, gripper=np.ones(1)))
+        asked = series(kind, rng)
+        sent = []
+        for k, row in enumerate(asked):
+            slow = rng.choice([1.0, 0.2]) if seed % 3 == 0 else 1.0
+            one = guard.hold() if seed % 4 == 1 and k % 17 > 12 else guard.send(dict(arm=row, gripper=[k % 2]), slow)
+            sent.append(one.sent["arm"])
+        assert_within(np.stack(sent), start, lim, rate)
+        assert guard.counts["arm"].sum() > 0  # there was something to do
+
+
+def test_a_joint_outside_of_its_range_only_comes_back():
+    guard = Guard(LIMITS, 20, dict(arm=6, gripper=1))
+    guard.begin(dict(arm=np.full(6, 2.0), gripper=np.zeros(1)))
+    places = [guard.send(dict(arm=[9] * 6, gripper=[0])).sent["arm"] for _ in range(60)]
+    assert (np.diff(places, axis=0) <= 1e-12).all() and np.allclose(places[-1], 1.5)
+
+
+def test_recorded_motion_is_not_touched():
+    sample = LeRobotDataset(SAMPLE)
+    limits = propose_limits(sample)
+    for e in (0, 7, 21, 39):
+        actions = sample.action(e)
+        guard = Guard(limits, sample.fps, {g: a.shape[1] for g, a in actions.items()})
+        guard.begin({g: s[0] for g, s in sample.state(e).items()})
+        for t in range(sample.length(e)): guard.send({g: a[t] for g, a in actions.items()})
+        assert guard.touched == 0
+
+
+# ---- the schedule
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_schedule_never_executes_the_past(seed):
+    "Whatever the delays: a row is executed at its own tick, of the newest answer that is there."
+    rng = np.random.default_rng(seed)
+    schedule, due = ChunkSchedule(Chunking(6, asynchronous=True), 16), None
+    for tick in range(300):
+        if schedule.question_due(tick):
+            schedule.question(tick)
+            due = tick + int(rng.integers(0, 14))
+        if due == tick: schedule.answer(tick, dict(arm=(schedule.pending + np.arange(16.0))[:, None]))
+        row = schedule.command(tick)
+        assert row is None or row["arm"][0] == tick
+
+
+# ---- how an episode ends
+
+def test_the_same_each_time():
+    def play():
+        robot = StandIn(rate=20, limits=LIMITS)
+        rows = lambda call: calm(call) + np.random.default_rng(call).normal(0, 0.3, (16, 6))
+        chunks = Chunking(8, asynchronous=True, first_delay=3)
+        result = run_episode(Waves(rows), robot, "wave", chunks=chunks, max_steps=80)
+        return np.stack([s["arm"] for s in robot.sent]), [c.begin for c in result.chunks]
+    first, again = play(), play()
+    assert np.array_equal(first[0], again[0]) and first[1] == again[1]
+    assert_within(first[0], np.zeros(6), LIMITS.groups["arm"], 20)
+
+
+@pytest.mark.parametrize("fault", ["nan", "shape", "missing", "late", "frozen", "stale", "refused", "gone"])
+def test_every_fault_leaves_it_standing(fault):
+    class Robot(StandIn):
+        def observe(self):
+            look = super().observe()
+            if len(self.sent) < 20: self.kept = look
+            if fault == "gone" and len(self.sent) >= 20: raise InputError("the camera was unplugged")
+            if fault == "frozen": return Observation(self.kept.video, look.state, look.stamps)
+            if fault == "stale": return Observation(look.video, look.state, self.kept.stamps)
+            return look
+
+    class Policy(Waves):
+        def get_action(self, question, options=None):
+            actions, info = super().get_action(question, options)
+            if self.calls < 4: return actions, info
+            if fault == "nan": actions["arm"][0, 3, 2] = np.nan
+            if fault == "shape": actions["arm"] = actions["arm"][..., :5]
+            if fault == "missing": del actions["arm"]
+            if fault == "refused": raise InputError("the observation is of another robot")
+            return actions, info
+
+    robot = Robot(rate=20, limits=LIMITS)
+    chunks = Chunking(8, asynchronous=fault == "late", first_delay=25 if fault == "late" else 1)
+    policy = Policy(lambda call: 3 * calm(call))
+    if fault == "missing":
+        with pytest.raises(KeyError): run_episode(policy, robot, "wave", chunks=chunks, max_steps=200)
+    else:
+        result = run_episode(policy, robot, "wave", chunks=chunks, max_steps=200)
+        words = dict(nan="finite", shape="shape", late="late", frozen="frozen", stale="s old",
+                     refused="another robot", gone="unplugged")
+        assert words[fault] in result.reason and not result.ended_well
+        assert result.guard.standing
+        assert_within(np.stack([s["arm"] for s in robot.sent]), np.zeros(6), LIMITS.groups["arm"], 20)
+    assert robot.stopped == 1 and 5 < len(robot.sent) < 150
+
+
+def test_the_slow_first_move():
+    robot = StandIn(rate=20, limits=LIMITS)
+    result = run_episode(Waves(lambda call: calm(call) + 1.2), robot, "wave", chunks=Chunking(8), max_steps=30)
+    first = [p for p in result.periods if p.kind == "approach"]
+    assert len(first) > 20 and result.count("policy") == 30
+    places = np.stack([p.done.sent["arm"] for p in first])
+    assert (np.abs(np.diff(places, axis=0)) * 20 <= 0.2 * LIMITS.groups["arm"].velocity + 1e-9).all()
+
+
+def test_a_pause_and_a_stop_from_elsewhere():
+    control, kinds = Control(), []
+    def press(period, look):
+        kinds.append(period.kind)
+        if len(kinds) == 20: control.pause()
+        if len(kinds) == 40: control.resume()
+        if len(kinds) == 60: control.stop("the button")
+    robot = StandIn(rate=20, limits=LIMITS)
+    result = run_episode(Waves(calm), robot, "wave", chunks=Chunking(8), max_steps=500, on_period=press, control=control)
+    assert result.reason == "the button" and result.count("paused") == 20
+    assert kinds[20:40] == ["paused"] * 20 and kinds[41] in ("policy", "approach")
+
+
+def test_a_loop_that_hangs_is_stopped_from_outside():
+    "The camera's driver blocks until somebody has called stop."
+    stopped = threading.Event()
+    class Hanging(StandIn):
+        def observe(self):
+            if len(self.sent) == 10: assert stopped.wait(120)
+            return super().observe()
+        def stop(self):
+            super().stop()
+            stopped.set()
+    robot = Hanging(rate=100, limits=LIMITS, clock=WallClock())
+    watch = WatchSettings(max_age=600, frozen_after=600, late_after=600, heartbeat=1.0)
+    result = run_episode(Waves(calm), robot, "wave", chunks=Chunking(8), watch=watch, max_steps=2000)
+    assert "silent" in result.reason and robot.stopped >= 1
+
+
+def test_a_policy_that_never_answers():
+    never = threading.Event()
+    class Silent(Waves):
+        def get_action(self, question, options=None):
+            if self.calls: never.wait(600)
+            return super().get_action(question, options)
+    robot = StandIn(rate=100, limits=LIMITS, clock=WallClock())
+    watch = WatchSettings(max_age=600, frozen_after=600, late_after=0.3, heartbeat=600)
+    chunks = Chunking(4, asynchronous=True, first_delay=1)
+    result = run_episode(Silent(calm), robot, "wave", chunks=chunks, watch=watch, max_steps=10**6)
+    never.set()
+    assert "the policy is late" in result.reason and result.guard.standing and robot.stopped == 1
+
+
+CHILD = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_rollout import *
+class Told(StandIn):
+    def stop(self):
+        super().stop()
+        moving = np.abs(self.sent[-1]["arm"] - self.sent[-2]["arm"]).max()
+        print("stopped", float(moving) < 1e-9, flush=True)
+robot = Told(rate=50, limits=LIMITS, clock=WallClock())
+print("begins", flush=True)
+def tell(period, look):
+    if len(robot.sent) == 40: print("moves", flush=True)
+result = run_episode(Waves(calm), robot, "wave", chunks=Chunking(8), watch=PATIENT, max_steps=10**6, on_period=tell)
+print(result.reason, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_it_standing(kind):
+    env = os.environ | dict(PYTHONPATH=str(ROOT))
+    code = CHILD.format(tests=str(ROOT / "tests"))
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        assert child.stdout.readline() == "begins\n" and child.stdout.readline() == "moves\n"
+        child.send_signal(kind)
+        said = child.communicate(timeout=300)[0].splitlines()
+    finally: child.kill()
+    assert said == ["stopped True", kind.name] and child.returncode == 0
+
+
+# ---- what is written down
+
+def test_a_recording_is_a_data_set(tmp_path):
+    "Every reader opens it; the guard's work and the chunks are in it; a second episode is appended."
+    sample = LeRobotDataset(SAMPLE)
+    load_modality_config(str(ROOT / "data_samples/cube_to_bowl_config.py"))
+    config = MODALITY_CONFIGS.pop("new_embodiment")
+
+    class Replay(ReplayPolicy):
+        def get_action(self, question, options=None):
+            step = {f"{m}.{k}": a[0] for m in ("video", "state") for k, a in question[m].items()}
+            step |= {k: texts[0][0] for k, texts in question["language"].items()}
+            return self.predict([step]), {}
+
+    limits = propose_limits(sample)
+    for e in (3, 4):
+        robot = RecordedRobot(sample, e)
+        if e == 3: record = EpisodeRecorder(tmp_path / "run", robot, horizon=16)
+        record.robot = robot
+        text = sample.tasks[int(sample.rows(e, ["task_index"])["task_index"][0])]
+        result = run_episode(Replay(sample, config), robot, text, chunks=Chunking(8), limits=limits,
+                             record=record, max_steps=len(robot))
+        assert result.reason == "step limit" and result.guard.touched == 0
+    made = LeRobotDataset(tmp_path / "run")
+    assert len(made) == 2 and check_dataset(made.path).of("error") == []
+    for e, origin in enumerate((3, 4)):
+        n = sample.length(origin)
+        for g, a in made.action(e).items(): assert np.allclose(a[:n], sample.action(origin)[g], atol=1e-6)
+        assert np.array_equal(made.state(e)["single_arm"][:n], sample.state(origin)["single_arm"])
+    row = made.rows(0, ["answered", "chunk", "chunk_begin", "tick"])
+    assert row["answered"].sum() == len(range(0, sample.length(3), 8)) and row["chunk"].shape[1] == 16 * 7
+    begin = int(row["chunk_begin"][20])
+    assert begin == 16 and np.allclose(row["chunk"][16].reshape(16, 7), np.concatenate(
+        [sample.action(3)[g][16:32] for g in ("single_arm", "gripper")], 1), atol=1e-5)
+
+
+# ---- closed loop in the simulator
+
+def test_three_episodes_in_the_simulator():
+    "The expert puts the named cube into the bowl, with pictures drawn and the guard on; a wrong word is told apart."
+    if importlib.util.find_spec("mujoco") is None: pytest.skip("mujoco (of the dev requirements) is not installed")
+    from gr00t_nb.rollout.evaluate import ScriptedPolicy
+    from gr00t_nb.simulators.cube_robot import CubeRobot
+
+    class Looking(ScriptedPolicy):
+        def get_modality_config(self):
+            return super().get_modality_config() | dict(video=ModalityConfig([0], ["front"]))
+        def get_action(self, question, options=None):
+            assert question["video"]["front"].std() > 5  # something is to be seen
+            return super().get_action(question, options)
+
+    robot = CubeRobot()
+    try: robot.sim.reset(0), robot.sim.render("front")
+    except InputError as e: pytest.skip(f"no OpenGL: {e}")
+    for episode, task, outcome in ((0, None, "named cube"), (1, None, "named cube"), (2, 1, "wrong cube")):
+        text = robot.reset(episode)
+        robot.views = ("front",)
+        policy = Looking(robot.expert_commands(task))
+        result = run_episode(policy, robot, text, max_steps=200)
+        assert (result.outcome, result.reason) == (outcome, "done") and result.guard.touched == 0
+    robot.close()
