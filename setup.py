@@ -23,6 +23,7 @@ setup(
         "lora": ["peft>=0.18"],
         "memory": ["torchao>=0.18"],
         "tensorboard": ["tensorboard>=2.19"],
+        "ur": ["ur_rtde>=1.6"],
         "wandb": ["wandb>=0.20"],
     },
     long_description=(

@@ -87,8 +87,8 @@ class UrRobot:
         if controller != self.told[0]: self.told = controller, now  # else the connection shows the past
         looks = {v: c.look() for v, c in self.cameras.items()}
         state = dict(arm=np.float32(self.receive.getActualQ()), gripper=np.float32([self.gripper.width()]))
-        stamps = {f"video.{v}": stamp for v, (_, stamp) in looks.items()}
-        stamps |= {"state.arm": self.told[1], "state.gripper": now}
+        stamps = {"state.arm": self.told[1], "state.gripper": now}
+        stamps |= {f"video.{v}": stamp for v, (_, stamp) in looks.items()}
         return Observation({v: picture for v, (picture, _) in looks.items()}, state, stamps)
 
 # %% ../../nbs/robots/40_ur.ipynb #c0114057

@@ -80,7 +80,7 @@ def prepare(self: Session,
     "Goes to the prepare pose, in steps. `InputError` where the robot has none."
     if self.pose is None:
         raise InputError("The robot has no prepare pose: give one, or the data set whose episodes begin there.")
-    way = way_to_pose(self._place(), self.pose, self.step)
+    way = way_to_pose(self._place(), self.pose, self._steps())
     goal, there = {g: rows[-1] for g, rows in way.items()}, []
 
     def note(period, look):
@@ -93,6 +93,15 @@ def prepare(self: Session,
     length = len(policy.get_modality_config()["action"].delta_indices)
     more = dict(max_steps=length, finished=arrived, on_period=note, control=control)
     return run_episode(policy, self.robot, "prepare pose", **self.shared, **more)
+
+
+@patch
+def _steps(self: Session) -> dict[str, float]:  # action group -> units a period
+    "As told, and no more than nine tenths of what the limits allow."
+    told = lambda g: self.step[g] if isinstance(self.step, Mapping) else self.step
+    limits = self.limits.groups if self.limits else {}
+    most = lambda g: 0.9 * limits[g].velocity.min() / self.robot.rate if limits.get(g) else np.inf
+    return {g: min(told(g), most(g)) for g in self.robot.action}
 
 
 @patch

@@ -45,8 +45,8 @@ def ros1_modules(
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     raise InputError(
         f"ROS 1 is not here: Python {version} finds no rospy. On Debian 12: sudo apt-get install -y"
-        f" --no-install-recommends {ROS1_PACKAGES}. Elsewhere use the machine of the robot for ROS, and"
-        " serve the policy to it (python -m gr00t_nb.serving.server)."
+        f" --no-install-recommends {ROS1_PACKAGES}. Elsewhere drive the robot where ROS is, with"
+        " gr00t_nb.rollout.remote, and serve the policy (python -m gr00t_nb.serving.server)."
     )
 
 # %% ../../nbs/ros/40_ros1.ipynb #c0083435

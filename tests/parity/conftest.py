@@ -20,9 +20,7 @@ TEXTS = ("README.md", "SPEC.md")
 OTHERS = dict(  # what a bundle holds of things that this kit does not do
     n1d7=(),
     n1d6=(),
-    n1d5=(
-        "fluxvla/extra/robot_loop.json",
-    ),
+    n1d5=(),
 )
 HERE = Path(__file__).parent
 

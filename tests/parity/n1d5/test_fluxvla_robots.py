@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 from gr00t_nb.fluxvla.numbers import unscale_numbers
+from gr00t_nb.modality_configs import ModalityConfig
+from gr00t_nb.policy.chunks import Chunking
+from gr00t_nb.robots.fitting import fit_policy, snapped
 from gr00t_nb.robots.moving import way_to_pose
 from gr00t_nb.robots.robot import SimulatedClock
+from gr00t_nb.robots.watch import WatchSettings
+from gr00t_nb.rollout.session import Session
 from gr00t_nb.ros.messages import numbers_of
 from gr00t_nb.ros.pairing import Mailbox
 from gr00t_nb.ros.ros_robot import LocalTransport, RosRobot
-from gr00t_nb.robots.fitting import snapped
 from gr00t_nb.ros.topics import ALOHA_ROS, FLUXVLA_UR_POSE, UR3_ROS, as_fluxvla, with_base
 
 
@@ -139,3 +143,111 @@ def test_order_of_a_ur(told):
     width = numbers_of(SimpleNamespace(data=0.04), gripper)
     assert [*q, *width] == np.float32(told["ur_qpos_from_joint_states_10_to_15_gripper_0.04"]).tolist()
     assert told["ur_observation_keys"] == ["qpos", "cam_high", "cam_left_wrist"]  # the wrist under another name
+
+
+class Raw:
+    "FluxVLA's fake model, and what its runner makes of the answer."
+
+    def __init__(self, episode: dict, names: dict):
+        self.rows, self.names, self.asked = denormalised(episode), names, []
+
+    def get_modality_config(self):
+        return dict(
+            video=ModalityConfig([0], self.names["video"]),
+            state=ModalityConfig([0], ["proprio"]),
+            action=ModalityConfig(range(1, 1 + len(self.rows)), ["action"]),
+            language=ModalityConfig([0], ["annotation.human.task_description"]),
+        )
+
+    def get_action(self, question, options=None):
+        look = question["video"] | question["state"]
+        self.asked.append({k: list(np.shape(v)[2:]) for k, v in look.items()} | dict(task_description=sentence(question)))
+        return dict(action=self.rows[None].astype(np.float32)), {}
+
+
+def sentence(question: dict) -> str: return question["language"]["annotation.human.task_description"][0][0]
+
+
+def session_of(settings, policy: Raw, recorder: Recorder, length: int | None = None) -> Session:
+    "As `rollout.run --fluxvla` puts it together; the drivers send at each wait."
+    robot = RosRobot(settings, recorder, recorder)
+
+    def drivers():
+        pictures(recorder, settings)
+        joints(recorder, settings, **{r.group: np.zeros(r.width) if r.width > 1 else 0.05 for r in settings.readings})
+
+    recorder.drivers = drivers
+    fitted = fit_policy(policy, robot, snaps=settings.snaps)
+    watch = WatchSettings(frozen_after=np.inf)
+    return Session(fitted, robot, chunks=Chunking(length), pose=settings.prepare, watch=watch)
+
+
+def published(log: list) -> list: return [e for e in log if e[0] == "publish"]
+
+
+@pytest.mark.parametrize("name, length, tasks", [
+    ("aloha_episode", None, {"1": "task one", "2": "task two"}),
+    ("aloha_episode_execute_horizon_10_unknown_task", 10, {"1": "task one"}),
+])
+def test_episodes_of_an_aloha(told, name, length, tasks):
+    "Keyboard to commands. FluxVLA waits twice where a chunk ends, for its own end and for a look; here once."
+    said, recorder = told[name], Recorder()
+    cameras = ["cam_high", "cam_left_wrist", "cam_right_wrist"]
+    policy = Raw(told["aloha_episode"], dict(video=cameras))
+    session = session_of(as_fluxvla(ALOHA_ROS), policy, recorder, length)
+    answers, prompts = iter(said["keyboard"]), []
+
+    def ask(prompt):
+        prompts.append(prompt)
+        return next(answers)
+
+    usual = "place it in the brown paper bag with right arm"
+    session.by_keyboard(tasks, usual, ask, max_steps=published_steps(said), as_fluxvla=True, say=lambda s: None)
+    assert prompts == said["prompts"] and said["end"] == "max_publish_step reached"
+    same(published(recorder.log), published(said["log"]), within=2e-7)
+    observed = [renamed(o, dict(qpos="proprio")) for o in said["observations_passed_to_dataset"]]
+    assert policy.asked == observed
+
+
+def published_steps(said: dict) -> int: return len(published(said["log"])) // 2
+
+
+def renamed(entry: dict, names: dict) -> dict: return {names.get(k, k): v for k, v in entry.items()}
+
+
+def test_episode_of_a_ur(told):
+    """FluxVLA's order, and its wrist camera under another name. To the prepare pose it sends one message,
+    `movej`; ours goes there in steps, and arrives at the same numbers."""
+    said, recorder = told["ur_episode"], Recorder()
+    policy = Raw(said, dict(video=["cam_high", "cam_wrist"]))
+    session = session_of(as_fluxvla(UR3_ROS), policy, recorder)
+    answers, prompts = iter(said["keyboard"]), []
+
+    def ask(prompt):
+        prompts.append(prompt)
+        if len(prompts) == 3: recorder.log.clear()  # what follows is the task
+        elif len(prompts) == 2: session.arrived = published(recorder.log)[-2:]
+        return next(answers)
+
+    session.by_keyboard({"1": "task one", "2": "task two"}, "usual", ask, said["action_chunk"], True, lambda s: None)
+    assert prompts == said["prompts"]
+    theirs = published(said["log"])
+    same(published(recorder.log), theirs[2:], within=2e-7)
+    (_, _, pose), (_, _, grip) = session.arrived
+    np.testing.assert_allclose(pose["position"], theirs[0][2]["position"], rtol=1e-12)
+    assert theirs[0][2]["position"] == list(FLUXVLA_UR_POSE) and grip == theirs[1][2]
+    names = dict(qpos="proprio", cam_left_wrist="cam_wrist")
+    assert policy.asked == [renamed(o, names) for o in said["observations_passed_to_dataset"]]
+
+
+def test_our_ur_keeps_its_limits(told):
+    "The same answers without FluxVLA's rules: a width stays within the gripper, a joint within its speed."
+    recorder = Recorder()
+    session = session_of(UR3_ROS, Raw(told["ur_episode"], dict(video=["cam_high", "cam_wrist"])), recorder)
+    session.round("task two", 8)
+    sent = published(recorder.log)
+    widths = [m["data"] for _, topic, m in sent if topic == "/cmd/gripper"]
+    arm = np.array([m["position"] for _, topic, m in sent if topic == "/cmd/servoj"])
+    assert min(widths) >= 0 and max(widths) <= 0.085
+    assert np.abs(np.diff(arm, axis=0)).max() <= 1 / 60 + 1e-9
+    assert min(m["data"] for _, t, m in published(told["ur_episode"]["log"]) if t == "/cmd/gripper") < -1
