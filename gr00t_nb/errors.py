@@ -96,12 +96,12 @@ def _of_system(e: OSError) -> str:
 # %% ../nbs/00_errors.ipynb #7f64fb98
 _SHM = (
     "The shared memory (/dev/shm) is too small for the batches of the loader processes: give the"
-    " container more (docker run --shm-size=8g, or --ipc=host), or load in the training process with"
-    " --dataloader-num-workers 0."
+    " container more (docker run --shm-size=8g, or --ipc=host), or load in the training process"
+    " with --dataloader-num-workers 0."
 )
 _WORKER = (
-    "A loader process has died ({}), most often because the memory was used up: use fewer of them, or 0,"
-    " which load in the training process, with --dataloader-num-workers."
+    "A loader process has died ({}), most often because the memory was used up: use fewer of"
+    " them, or 0, which load in the training process, with --dataloader-num-workers."
 )
 _GPU = (
     "The memory of the GPU is used up. End what else runs on it (nvidia-smi lists it), ask fewer"

@@ -83,7 +83,7 @@ def hub_snapshot(
     if not found or not optional or not missing.endswith(optional):
         raise _not_fetched(name, kind, missing, failure) from failure
     warnings.warn(
-        f"The {_KINDS[kind]} {name} lacks {missing}, here and as far as known on the hub: what needs"
-        " it will be refused."
+        f"The {_KINDS[kind]} {name} lacks {missing}, here and as far as known on the hub: what"
+        " needs it will be refused."
     )
     return found

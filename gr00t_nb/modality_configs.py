@@ -169,14 +169,15 @@ def _check_masks(config: dict[str, ModalityConfig], name: str) -> None:
     lacking = [k for k in video.modality_keys if k not in mask.modality_keys]
     if lacking:
         raise InputError(
-            f"'{name}' has masks of {', '.join(mask.modality_keys) or 'nothing'}, but none of the camera"
-            f" '{lacking[0]}': expected a mask key for each camera, with the camera's name."
-            f"{did_you_mean(lacking[0], mask.modality_keys)}"
+            f"'{name}' has masks of {', '.join(mask.modality_keys) or 'nothing'}, but none of the"
+            f" camera '{lacking[0]}': expected a mask key for each camera, with the camera's"
+            f" name.{did_you_mean(lacking[0], mask.modality_keys)}"
         )
     if mask.delta_indices != video.delta_indices:
         raise InputError(
-            f"'{name}' takes masks at steps {mask.delta_indices} and frames at {video.delta_indices}:"
-            " expected the same delta_indices for both, a mask for each frame."
+            f"'{name}' takes masks at steps {mask.delta_indices} and frames at"
+            f" {video.delta_indices}: expected the same delta_indices for both, a mask for each"
+            " frame."
         )
 
 # %% ../nbs/08_modality_configs.ipynb #d1ec5613

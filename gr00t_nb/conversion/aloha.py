@@ -63,8 +63,8 @@ def _jpegs(rows, where: str, bgr: bool) -> np.ndarray:
         if frames and picture.shape != frames[0].shape:
             sizes = " and of row 0 ".join("{1}x{0}".format(*x.shape) for x in (picture, frames[0]))
             raise InputError(
-                f"{where}: the picture of row {i} is {sizes}: expected one size in an episode; scale"
-                " them, or leave the recording out."
+                f"{where}: the picture of row {i} is {sizes}: expected one size in an episode;"
+                " scale them, or leave the recording out."
             )
         frames.append(picture if bgr else picture[..., ::-1])
     return np.stack(frames)

@@ -171,7 +171,8 @@ def _all_columns(self: WriterV2, i: int, first: int, r: Recording) -> dict:
     for name, values in r.columns.items():
         if len(values) == n: continue
         raise InputError(
-            f"Episode {i}: column '{name}' has {len(values)} rows, others {n}: expected one per step."
+            f"Episode {i}: column '{name}' has {len(values)} rows, others {n}: expected one per"
+            " step."
         )
     columns, steps = dict(r.columns), np.arange(n)
     if "task_index" not in columns:

@@ -120,8 +120,9 @@ def mask_file(
     usable = isinstance(pattern, str) and len(pattern) < 500 and "{episode_index" in pattern
     if not usable or re.search(r":\d{3}", pattern):  # a width of a billion digits could be filled in
         raise InputError(
-            f"{root / 'meta/info.json'} gives the mask_path {repr(pattern)[:80]}: expected a pattern"
-            f" of file names with {{episode_index}}, such as '{MASK_PATH}'; write where the masks lie."
+            f"{root / 'meta/info.json'} gives the mask_path {repr(pattern)[:80]}: expected a"
+            f" pattern of file names with {{episode_index}}, such as '{MASK_PATH}'; write where the"
+            " masks lie."
         )
     numbers = dict(episode_index=episode.index, episode_chunk=0)
     numbers["episode_chunk"] = episode.index // (size if is_whole(size) and size > 0 else 1000)
@@ -241,8 +242,9 @@ def check_frames(
         )
     if last >= held:
         raise InputError(
-            f"Its frames {place.first} to {last} run over the end of {place.path}, which holds {held}"
-            " frames: the offsets in meta/episodes do not fit the video; restore both from one source."
+            f"Its frames {place.first} to {last} run over the end of {place.path}, which holds"
+            f" {held} frames: the offsets in meta/episodes do not fit the video; restore both from"
+            " one source."
         )
     if 0 < claimed[0] and held < claimed[1]: raise InputError(moved_offsets(place, claimed, held))
     if len(indices) and not (0 <= indices.min() and indices.max() < e.length):
@@ -260,7 +262,8 @@ def moved_offsets(
     return (
         f"The episodes in {place.path} claim frames {claimed[0]} to {claimed[1] - 1}, but it holds"
         f" {frames}, from 0 on: the offsets of all of them are moved, and each would show other"
-        " moments; restore the metadata, or leave all episodes of this video out with exclude_episodes."
+        " moments; restore the metadata, or leave all episodes of this video out with"
+        " exclude_episodes."
     )
 
 # %% ../../nbs/data/05_layouts.ipynb #47dfaaee

@@ -278,8 +278,8 @@ def _with_last(
     if not short.any() or (short != good).any(): return count
     if len(_overlaps(files, first, np.where(good, count + 1, 0))): return count
     self.notes.append(
-        f"to_timestamp of '{key}' is the time of the last frame, not its end: each episode was given"
-        " one frame more"
+        f"to_timestamp of '{key}' is the time of the last frame, not its end: each episode was"
+        " given one frame more"
     )
     return count + short
 

@@ -288,9 +288,9 @@ def tell_proposal(path: Path, modality: dict):
     "Warns that a proposal is used, shows it, and says how to keep or replace it."
     lines = "".join(f'\n  "{kind}": {json.dumps(entries)}' for kind, entries in modality.items())
     warn(
-        f"{path} has no meta/modality.json, which names the parts of its vectors. It is read with this"
-        f" proposal, derived from info.json:{lines}\n{_not_found(modality)}Look it over. save_modality(ds,"
-        f" 'modality.json') makes it a file that you can change: {_GIVE}."
+        f"{path} has no meta/modality.json, which names the parts of its vectors. It is read with"
+        f" this proposal, derived from info.json:{lines}\n{_not_found(modality)}Look it over."
+        f" save_modality(ds, 'modality.json') makes it a file that you can change: {_GIVE}."
     )
 
 

@@ -127,8 +127,8 @@ def _pose_format(
 
 # %% ../../nbs/data/50_proposal.ipynb #5dad39f2
 _UNCERTAIN = (
-    "it seems to hold a rotation, which cannot be subtracted number by number, in a form that is not"
-    " certain (a pose is 9 numbers, position and 6-D rotation, or has 'rotvec' in its name)"
+    "it seems to hold a rotation, which cannot be subtracted number by number, in a form that is"
+    " not certain (a pose is 9 numbers, position and 6-D rotation, or has 'rotvec' in its name)"
 )
 
 
@@ -166,8 +166,8 @@ def _action_config(
     if not relative < recorded:
         return absolute, (
             f"{group} is ABSOLUTE: the commands do not follow the state (they vary by"
-            f" {recorded:.2g}, their difference to it by {relative:.2g}); they may be velocities, or"
-            " differences already."
+            f" {recorded:.2g}, their difference to it by {relative:.2g}); they may be velocities,"
+            " or differences already."
         )
     why = f"seen from the state the commands vary by {relative:.2g}, as recorded by {recorded:.2g}"
     if pose is None:

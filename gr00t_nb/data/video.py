@@ -27,16 +27,16 @@ from ..files import check_readable, replacing
 # %% ../../nbs/data/00_video.ipynb #f224bea3
 _PACKAGE = "the Python package torchcodec is not installed: run `pip install torchcodec`."
 _CUDA = (
-    "torchcodec does not find {}: a wheel made for CUDA needs it; run `pip install torchcodec --index-url"
-    " https://download.pytorch.org/whl/cpu`, or install that library."
+    "torchcodec does not find {}: a wheel made for CUDA needs it; run `pip install torchcodec"
+    " --index-url https://download.pytorch.org/whl/cpu`, or install that library."
 )
 _TORCH = (
-    "torchcodec was built for another version of torch: run `pip install --upgrade torch torchcodec`"
-    " so that both fit."
+    "torchcodec was built for another version of torch: run `pip install --upgrade torch"
+    " torchcodec` so that both fit."
 )
 _FFMPEG = (
-    "torchcodec does not find FFmpeg's libraries ({}): run `apt-get install ffmpeg` (Debian, Ubuntu),"
-    " `conda install -c conda-forge ffmpeg` or `brew install ffmpeg`, versions 4 to 8."
+    "torchcodec does not find FFmpeg's libraries ({}): run `apt-get install ffmpeg` (Debian,"
+    " Ubuntu), `conda install -c conda-forge ffmpeg` or `brew install ffmpeg`, versions 4 to 8."
 )
 
 # %% ../../nbs/data/00_video.ipynb #f85d45b2
@@ -138,8 +138,9 @@ def hidden_head(
     except Exception: return ""  # a damaged frame, which is told when it is asked for
     if late * (m.average_fps or 1) < 0.5: return ""
     return (
-        f"its head was cut off without encoding it again: an edit list hides {(stored or shown) - shown}"
-        f" frames, and the first key frame that is left comes {late:.3g} s after the beginning"
+        "its head was cut off without encoding it again: an edit list hides"
+        f" {(stored or shown) - shown} frames, and the first key frame that is left comes"
+        f" {late:.3g} s after the beginning"
     )
 
 # %% ../../nbs/data/00_video.ipynb #e2d91b1e
@@ -156,8 +157,9 @@ def _open(path, size: int):
     except Exception as e:
         check_readable(path)
         raise InputError(
-            f"The video file {path} ({size:,} bytes) cannot be opened ({ffmpeg_reason(e, path)}): it is"
-            " truncated or no video; restore it, or leave its episode out with exclude_episodes."
+            f"The video file {path} ({size:,} bytes) cannot be opened ({ffmpeg_reason(e, path)}):"
+            " it is truncated or no video; restore it, or leave its episode out with"
+            " exclude_episodes."
         ) from None
     if hidden := hidden_head(decoder):
         again = "write it again with `ffmpeg -i OLD -c:v libx264 -g 2 -bf 0 NEW`"

@@ -212,8 +212,8 @@ class HooksReached(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if not self.done and (lost := self._lost()):
             raise InputError(
-                f"hooks.{lost[0]} was given and had no effect in the first step, so the run would be"
-                " the usual one: leave it out, or use another hook."
+                f"hooks.{lost[0]} was given and had no effect in the first step, so the run would"
+                " be the usual one: leave it out, or use another hook."
             )
         self.done = True
 

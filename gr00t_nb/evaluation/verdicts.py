@@ -77,7 +77,8 @@ def _baseline_findings(p: Probes, limits: Limits) -> list[Finding]:
     words = dict(problem="no better than", warning="perhaps no better than", good="better than")
     text = f"The policy is {words[severity]} {BASELINES[best]}: its error is {r:.0%} of that."
     advice = (
-        f"{_LONGER}, or on more data; look at the loss, the statistics and the action configuration."
+        f"{_LONGER}, or on more data; look at the loss, the statistics and the action"
+        " configuration."
     )
     out = [_finding(severity, "baseline", text, r, advice)]
     return out if severity == "problem" else out + _group_findings(p)
@@ -138,7 +139,8 @@ _INPUT_ADVICE = dict(
     ),
     prompt=(
         "Record the tasks with the same scene, so that only the sentence tells them apart; train"
-        " the language part (--tune-llm); balance the tasks. If the scene tells the task, it is harmless."
+        " the language part (--tune-llm); balance the tasks. If the scene tells the task, it is"
+        " harmless."
     ),
 )
 _INPUT_GRADES = dict(  # by kind: where it is ignored, and where it is hardly used
@@ -214,7 +216,8 @@ def _smoothness_findings(p: Probes, limits: Limits) -> list[Finding]:
             f" to step as the recorded ones{'' if severity == 'good' else ': they tremble'}."
         )
         advice = (
-            f"{_LONGER}; take the mean of several answers; smooth the chunk before it goes to the robot."
+            f"{_LONGER}; take the mean of several answers; smooth the chunk before it goes to the"
+            " robot."
         )
         out.append(_finding(severity, "tremble", text, inside, advice))
     if np.isfinite(jumps.value):
@@ -224,7 +227,8 @@ def _smoothness_findings(p: Probes, limits: Limits) -> list[Finding]:
             f" recorded change from step to step{'' if severity == 'good' else ': expect jerks'}."
         )
         advice = (
-            f"{_LONGER}; blend overlapping chunks; ask more often; look at how the error grows along a chunk."
+            f"{_LONGER}; blend overlapping chunks; ask more often; look at how the error grows"
+            " along a chunk."
         )
         out.append(_finding(severity, "seams", text, jumps, advice))
     return out

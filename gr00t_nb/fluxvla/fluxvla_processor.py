@@ -171,8 +171,8 @@ class FluxvlaProcessor(Gr00tProcessor):
         for name in ("random_rotation_angle", "color_jitter_params", "extra_augmentation_config"):
             if self.settings.get(name):
                 raise InputError(
-                    f"{name} is {self.settings[name]!r}: samples of FluxVLA are not augmented; leave it"
-                    " out, or train with the checkpoint's own processor."
+                    f"{name} is {self.settings[name]!r}: samples of FluxVLA are not augmented;"
+                    " leave it out, or train with the checkpoint's own processor."
                 )
         rows = self.settings["max_num_embodiments"]
         for tag, row in self.embodiment_ids.items():

@@ -193,6 +193,6 @@ def _check_entries(file: Path, key: str, entries):
     sizes = {len(v) for v in entries.values() if isinstance(v, list)} if usable else set()
     if len(sizes) == 1: return
     raise InputError(
-        f"{file}: '{key}' is no statistics: expected mean, std, min and max, lists of one length, and"
-        " q01 and q99 of it or null; restore the file from the run it belongs to."
+        f"{file}: '{key}' is no statistics: expected mean, std, min and max, lists of one length,"
+        " and q01 and q99 of it or null; restore the file from the run it belongs to."
     )

@@ -47,8 +47,9 @@ def pixel_constants(
             raise InputError(f"The {name} hold {list(triples)}: expected triples of red, green and blue.")
         if len(triples) not in (1, images):
             raise InputError(
-                f"There are {len(triples)} {name} for {images} images of a sample: give one triple for"
-                " each, in the order of the cameras and with those that pad, or a single one for all."
+                f"There are {len(triples)} {name} for {images} images of a sample: give one triple"
+                " for each, in the order of the cameras and with those that pad, or a single one"
+                " for all."
             )
     both = [np.broadcast_to(np.asarray(t, np.float32), (images, 3)) for t in (means, stds)]
     return np.stack(both, 1)

@@ -137,8 +137,8 @@ def _good_rows(source: DataSource, by_place: bool) -> np.ndarray:  # int64 (n, 2
         found.append(np.stack([np.full(len(steps), e), steps], 1))
     if sum(map(len, found)): return np.concatenate(found)
     raise InputError(
-        f"{ds.path} has no row to train on in {len(episodes)} episodes: a row needs a next one whose"
-        " task is neither 'static' nor 'empty'; record longer episodes, or label fewer rows."
+        f"{ds.path} has no row to train on in {len(episodes)} episodes: a row needs a next one"
+        " whose task is neither 'static' nor 'empty'; record longer episodes, or label fewer rows."
     )
 
 

@@ -58,8 +58,8 @@ def _check_cache(cache: FrameCache | None, processor, unscaled: bool = False):
     if cache is None: return
     if unscaled:
         raise InputError(
-            "A frame cache holds frames that were scaled, and the augmentation by masks repaints them"
-            " before that: train without --frame-cache, or switch the augmentation off"
+            "A frame cache holds frames that were scaled, and the augmentation by masks repaints"
+            " them before that: train without --frame-cache, or switch the augmentation off"
             " (--extra-augmentation-config '{}')."
         )
     ours = getattr(processor, "image_settings", None)

@@ -156,7 +156,8 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         why = str(e).strip().splitlines()[0][:80] if str(e).strip() else type(e).__name__
         raise InputError(
             f"{file} cannot be read as bare weights ({why}): it is a Python pickle, which can run"
-            " code when it is opened. Save model.state_dict() alone, as safetensors or with torch.save."
+            " code when it is opened. Save model.state_dict() alone, as safetensors or with"
+            " torch.save."
         ) from None
     if isinstance(held, dict) and isinstance(held.get("model"), dict): held = held["model"]
     if isinstance(held, dict) and held and all(isinstance(t, Tensor) for t in held.values()):
@@ -197,8 +198,8 @@ def _complain(path: Path, missing: list, unknown: list, other_shape: list):
     if parts:
         raise Misfit(
             f"The weights in {path} do not fit the model that its config.json (and its"
-            f" vision-language model's, if any) describes: {'; '.join(parts)}; use the configuration that"
-            " belongs to these weights."
+            f" vision-language model's, if any) describes: {'; '.join(parts)}; use the"
+            " configuration that belongs to these weights."
         )
 
 # %% ../../nbs/model/35_checkpoints.ipynb #3f77f51d
@@ -214,13 +215,13 @@ def mapped_names(
         if stored is not None: made = [m for m in made if m in stored] or made[:1]
         if len(made) > 1:
             raise Misfit(
-                f"The name mapping meets two tensors for {name}, {made[0]} and {made[1]}: give longer"
-                " pieces of the names, so that one remains."
+                f"The name mapping meets two tensors for {name}, {made[0]} and {made[1]}: give"
+                " longer pieces of the names, so that one remains."
             )
         if (other := taken.setdefault(made[0], name)) != name:
             raise Misfit(
-                f"The name mapping leads both {other} and {name} to {made[0]}: give it another piece"
-                " for each of them."
+                f"The name mapping leads both {other} and {name} to {made[0]}: give it another"
+                " piece for each of them."
             )
         out[name] = made[0]
     return out

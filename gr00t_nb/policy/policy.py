@@ -82,8 +82,8 @@ def _whole(config: dict[str, ModalityConfig], tag: str, place: Path) -> dict[str
     missing = [m for m in ("video", "state", "action", "language") if m not in config]
     if not missing: return config
     raise InputError(
-        f"The processor at {place} has no {' and no '.join(missing)} for '{tag}': a robot has video,"
-        " state, action and language; restore processor_config.json."
+        f"The processor at {place} has no {' and no '.join(missing)} for '{tag}': a robot has"
+        " video, state, action and language; restore processor_config.json."
     )
 
 # %% ../../nbs/policy/10_policy.ipynb #3e390f48

@@ -64,15 +64,15 @@ def group_size(
 def _check_group(engine: str, world_size: int, shard_group: int | None):
     if engine != "hsdp" and shard_group is not None:
         raise InputError(
-            f"shard_group is {shard_group}, and only --parallel hsdp has groups: leave --shard-group"
-            " out."
+            f"shard_group is {shard_group}, and only --parallel hsdp has groups: leave"
+            " --shard-group out."
         )
     size = group_size(engine, world_size, shard_group)
     if engine == "hsdp" and (size < 2 or world_size % size):
         fit = [n for n in range(2, world_size + 1) if world_size % n == 0]
         raise InputError(
-            f"A group of --parallel hsdp has {size} process{'es' * (size != 1)}, and {world_size} are"
-            f" running: expected {' or '.join(map(str, fit))} with --shard-group."
+            f"A group of --parallel hsdp has {size} process{'es' * (size != 1)}, and {world_size}"
+            f" are running: expected {' or '.join(map(str, fit))} with --shard-group."
         )
 
 # %% ../../nbs/processes/10_parallel.ipynb #f1a228bb
@@ -109,8 +109,8 @@ def check_parallel(
     if engine != "ddp" and world_size == 1:
         raise InputError(
             f"--parallel {engine} divides the model among processes, and one is running: start"
-            " several with torchrun --nproc_per_node=N (or, for a --plan, say --num-gpus N), or leave"
-            " --parallel out."
+            " several with torchrun --nproc_per_node=N (or, for a --plan, say --num-gpus N), or"
+            " leave --parallel out."
         )
     _check_group(engine, world_size, shard_group)
     if engine.startswith("zero") and find_spec("deepspeed") is None:
@@ -234,7 +234,7 @@ def check_checkpoint(
     kept = any((Path(checkpoint) / name).exists() for name in ("optimizer.pt", "optimizer"))
     other = "go on with --parallel fsdp2, or " if kept else ""
     raise InputError(
-        f"A run with DeepSpeed cannot go on from {checkpoint}: its optimizer would be a pickle, which"
-        f" this kit neither writes nor opens. To train that checkpoint further, {other}give it as"
-        " --base-model-path of a new run, with another --output-dir."
+        f"A run with DeepSpeed cannot go on from {checkpoint}: its optimizer would be a pickle,"
+        f" which this kit neither writes nor opens. To train that checkpoint further, {other}give"
+        " it as --base-model-path of a new run, with another --output-dir."
     )

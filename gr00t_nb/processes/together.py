@@ -44,8 +44,8 @@ class Together:
         if "imed out" not in why: return InputError(OTHER_ENDED)
         waited = duration(self.patience.total_seconds())
         return InputError(
-            f"Process {dist.get_rank()} has waited {waited} for another one to finish {what}: see what"
-            " the others say, end them, and start again."
+            f"Process {dist.get_rank()} has waited {waited} for another one to finish {what}: see"
+            " what the others say, end them, and start again."
         )
 
 # %% ../../nbs/processes/00_together.ipynb #91c006f9

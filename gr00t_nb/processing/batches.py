@@ -103,8 +103,8 @@ def make_batch(
 
 def _uneven(counts: Sequence[int]) -> InputError:
     return InputError(
-        f"The samples of a batch have {' and '.join(map(str, sorted(set(counts))))} images, and this"
-        " model reads as many of each: train robots with other cameras in runs of their own."
+        f"The samples of a batch have {' and '.join(map(str, sorted(set(counts))))} images, and"
+        " this model reads as many of each: train robots with other cameras in runs of their own."
     )
 
 

@@ -167,9 +167,9 @@ def masks_of(
             )
         if mask.shape != pictures.shape[:3]:
             raise InputError(
-                f"mask.{view} of '{name}' has the shape {mask.shape} and its frames {pictures.shape[:3]}:"
-                " expected a mask for each frame, of its height and width; write the masks in the"
-                " size of the video."
+                f"mask.{view} of '{name}' has the shape {mask.shape} and its frames"
+                f" {pictures.shape[:3]}: expected a mask for each frame, of its height and width;"
+                " write the masks in the size of the video."
             )
     return [m[t] for t in range(len(next(iter(masks.values()), ()))) for m in masks.values()]
 

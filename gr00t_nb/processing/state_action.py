@@ -105,8 +105,8 @@ def config_of(self: StateActionProcessor,
     known = self.modality_configs
     if embodiment not in known:
         raise InputError(
-            f"The processor has no modality configuration for the embodiment '{embodiment}': it knows"
-            f" {', '.join(known) or 'none'}.{did_you_mean(embodiment, known)}"
+            f"The processor has no modality configuration for the embodiment '{embodiment}': it"
+            f" knows {', '.join(known) or 'none'}.{did_you_mean(embodiment, known)}"
         )
     if modality not in known[embodiment]:
         raise InputError(

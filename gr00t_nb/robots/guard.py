@@ -92,8 +92,8 @@ class Guard:
             if now is None and lim is None: now = np.zeros(width)
             if now is None:
                 raise InputError(
-                    f"The robot has no state '{g}' of {width} numbers, and the limits of that action have no"
-                    " `rest`: without one of them nobody knows where it begins."
+                    f"The robot has no state '{g}' of {width} numbers, and the limits of that"
+                    " action have no `rest`: without one of them nobody knows where it begins."
                 )
             self.at[g] = np.array(now, np.float64)
         self.speed = {g: np.zeros(len(a)) for g, a in self.at.items()}

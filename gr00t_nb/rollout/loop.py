@@ -110,8 +110,8 @@ def __str__(self: EpisodeResult):
     touched = sum(any((r >= 0).any() for r in p.done.reasons.values()) for p in self.periods)
     lines = [
         f"{self.instruction}: {self.outcome or self.reason}",
-        f"  {self.seconds:.1f} s, {len(self.periods)} periods, {len(self.chunks)} chunks, {touched} periods"
-        " changed by the guard",
+        f"  {self.seconds:.1f} s, {len(self.periods)} periods, {len(self.chunks)} chunks,"
+        f" {touched} periods changed by the guard",
     ]
     if kinds: lines.append("  of these " + ", ".join(f"{n} {k}" for k, n in kinds.items()))
     return "\n".join([*lines, *("  " + line for line in change_lines(self.guard))])
@@ -265,8 +265,8 @@ def _guarded_limits(limits: MotionLimits | None, robot: Robot) -> MotionLimits:
     limits = limits or robot.limits
     if limits is None:
         raise InputError(
-            "Neither the robot nor the call has limits: give limits, such as those that propose_limits(dataset)"
-            " proposes; groups that may do anything are named with None."
+            "Neither the robot nor the call has limits: give limits, such as those that"
+            " propose_limits(dataset) proposes; groups that may do anything are named with None."
         )
     limits.check(robot.action)
     return limits

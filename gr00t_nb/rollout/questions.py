@@ -27,13 +27,14 @@ def check_match(
         for name in wanted:
             if name in names: continue
             raise InputError(
-                f"The policy's {kind} has '{name}', but the robot's are {', '.join(names) or 'none'}: name the"
-                f" robot's parts as the policy knows them.{did_you_mean(name, names)}"
+                f"The policy's {kind} has '{name}', but the robot's are"
+                f" {', '.join(names) or 'none'}: name the robot's parts as the policy knows"
+                f" them.{did_you_mean(name, names)}"
             )
     if unasked := [g for g in robot.action if g not in config["action"].modality_keys]:
         raise InputError(
-            f"The robot is moved by '{unasked[0]}', which the policy does not answer: leave it out of the"
-            " robot's action groups, or take another checkpoint."
+            f"The robot is moved by '{unasked[0]}', which the policy does not answer: leave it out"
+            " of the robot's action groups, or take another checkpoint."
         )
 
 # %% ../../nbs/rollout/00_questions.ipynb #c0085275

@@ -72,8 +72,8 @@ def named_checkpoint(
     else: found = next((c for c in checkpoints(place.parent) if c.name == place.name), None)
     if found: return found
     raise InputError(
-        f"--resume-from is {said}, and there is no whole checkpoint: expected a folder checkpoint-N of"
-        " a run, or the run's output folder, whose newest one is taken."
+        f"--resume-from is {said}, and there is no whole checkpoint: expected a folder"
+        " checkpoint-N of a run, or the run's output folder, whose newest one is taken."
     )
 
 # %% ../../nbs/runs/20_run_folder.ipynb #2a12d4bf

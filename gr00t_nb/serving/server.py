@@ -45,9 +45,9 @@ def check_reach(
         raise InputError("The token is empty: give a secret, such as `openssl rand -hex 16` makes one.")
     if token is None and not _is_loopback(host):
         raise InputError(
-            f"At {host} other machines can reach the server, and whoever reaches it moves the robot:"
-            " give a --token (or GR00T_NB_TOKEN), which clients have to know, or listen at 127.0.0.1 and"
-            " let them come through `ssh -L 5555:127.0.0.1:5555`."
+            f"At {host} other machines can reach the server, and whoever reaches it moves the"
+            " robot: give a --token (or GR00T_NB_TOKEN), which clients have to know, or listen at"
+            " 127.0.0.1 and let them come through `ssh -L 5555:127.0.0.1:5555`."
         )
 
 # %% ../../nbs/serving/40_server.ipynb #c00840f7
@@ -130,8 +130,8 @@ def _dropped(self: PolicyServer, ticket: Ticket, why: str):
     text = "The server is stopping, and has not begun with your question."
     if why == "late":
         text = (
-            f"Your question waited for {waited:.1f} s and came too late: the policy is slower than it is"
-            " asked, or others ask, too. `health` tells how long answers take."
+            f"Your question waited for {waited:.1f} s and came too late: the policy is slower than"
+            " it is asked, or others ask, too. `health` tells how long answers take."
         )
     self._done.send_multipart([*envelope, error_reply(text, request.dialect)])
 
@@ -247,8 +247,8 @@ def _open(self: PolicyServer) -> tuple[zmq.Socket, zmq.Socket]:  # the port; wha
     try: router.bind(self.address.replace(":0", ":*") if self.port == 0 else self.address)
     except zmq.ZMQError as e:
         raise InputError(
-            f"The server cannot listen at {self.address} ({e.strerror}): is another one running there?"
-            " Choose another --port, or a --host that is an address of this machine."
+            f"The server cannot listen at {self.address} ({e.strerror}): is another one running"
+            " there? Choose another --port, or a --host that is an address of this machine."
         ) from None
     self.port = int(router.last_endpoint.rsplit(b":", 1)[1])
     return router, left
@@ -299,15 +299,15 @@ class ServerConfig:
 def _recorded(self: ServerConfig) -> EpisodePolicy:
     if self.dataset_path is None:
         raise InputError(
-            "There is nothing to serve: give --model-path, a checkpoint folder, or --dataset-path, whose"
-            " recorded actions are the answers."
+            "There is nothing to serve: give --model-path, a checkpoint folder, or"
+            " --dataset-path, whose recorded actions are the answers."
         )
     if self.modality_config_path: load_modality_config(self.modality_config_path)
     tag = embodiment_value(self.embodiment_tag)
     if tag not in MODALITY_CONFIGS:
         raise InputError(
-            f"Nothing is known of the robot {self.embodiment_tag}: give --modality-config-path, a .py"
-            " file that registers its modality configuration."
+            f"Nothing is known of the robot {self.embodiment_tag}: give --modality-config-path, a"
+            " .py file that registers its modality configuration."
         )
     dataset, horizon = LeRobotDataset(self.dataset_path), self.execution_horizon
     return EpisodePolicy(dataset, MODALITY_CONFIGS[tag], horizon, self.episode)
