@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REASONS', 'guarded_step', 'Sent', 'Guard', 'plot_guarded', 'change_lines']
 
-# %% ../../nbs/robots/20_guard.ipynb #c002ede9
+# %% ../../nbs/robots/20_guard.ipynb #c0020d01
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..plots.style import COLOURS, legend, panels, styled
 from .limits import brake_speed
 from .robot import GroupLimits, MotionLimits, check_command
 
-# %% ../../nbs/robots/20_guard.ipynb #c0054195
+# %% ../../nbs/robots/20_guard.ipynb #c005a2d8
 REASONS = ("range", "velocity", "acceleration", "braking")
 
 
@@ -34,7 +34,7 @@ def _allowed(lim: GroupLimits, at, speed, share, dt) -> dict[str, tuple[np.ndarr
         ),
     )
 
-# %% ../../nbs/robots/20_guard.ipynb #c00724c4
+# %% ../../nbs/robots/20_guard.ipynb #c0074ca1
 def guarded_step(
     lim: GroupLimits,
     at: np.ndarray,  # (D,) what was sent last
@@ -61,7 +61,7 @@ def guarded_step(
     reason = np.where(exact, -1, 1 + np.argmin(tight, 0))
     return sent, np.where(asked != target, 0, reason)
 
-# %% ../../nbs/robots/20_guard.ipynb #c012426d
+# %% ../../nbs/robots/20_guard.ipynb #c0126e12
 @dataclass
 class Sent:
     "One period: what was asked, what was sent, and why they differ."
@@ -92,14 +92,14 @@ class Guard:
             if now is None and lim is None: now = np.zeros(width)
             if now is None:
                 raise InputError(
-                    f"The robot has no state '{g}' of {width} numbers, and the limits of that"
-                    " action have no `rest`: without one of them nobody knows where it begins."
+                    f"The robot has no state '{g}' of {width} numbers, and the limits of that action have no"
+                    " `rest`: without one of them nobody knows where it begins."
                 )
             self.at[g] = np.array(now, np.float64)
         self.speed = {g: np.zeros(len(a)) for g, a in self.at.items()}
         self.before = dict(self.at)
 
-# %% ../../nbs/robots/20_guard.ipynb #c0130fe8
+# %% ../../nbs/robots/20_guard.ipynb #c01309aa
 @patch
 def send(self: Guard,
     command: dict[str, np.ndarray],  # group -> numbers (D,)
@@ -138,7 +138,7 @@ def hold(self: Guard) -> Sent:
         self.speed[g], self.at[g], self.before[g] = (sent[g] - at) / self.dt, sent[g], sent[g]
     return Sent(sent, sent, {g: np.full(len(a), -1) for g, a in sent.items()})
 
-# %% ../../nbs/robots/20_guard.ipynb #c015ced1
+# %% ../../nbs/robots/20_guard.ipynb #c0153c14
 @patch(as_prop=True)
 def standing(self: Guard) -> bool:
     "Whether everything that has limits stands, or is at its rest."
@@ -169,7 +169,7 @@ def near(self: Guard,
         if (way > seconds * lim.velocity).any(): return False
     return True
 
-# %% ../../nbs/robots/20_guard.ipynb #c0203332
+# %% ../../nbs/robots/20_guard.ipynb #c0204a14
 @styled
 def plot_guarded(
     sent: list[Sent],
@@ -210,3 +210,41 @@ def change_lines(
             why = ", ".join(f"{name} {n}" for name, n in zip(REASONS, counts[d]) if n)
             lines.append(f"{names[g][d] if names else f'{g} {d}'}: {why}")
     return lines
+
+# %% ../../nbs/robots/20_guard.ipynb #c012426d
+@dataclass
+class Sent:
+    "One period: what was asked, what was sent, and why they differ."
+    asked: dict[str, np.ndarray]  # group -> float64 (D,)
+    sent: dict[str, np.ndarray]  # group -> float64 (D,)
+    reasons: dict[str, np.ndarray]  # group -> int (D,), a place in `REASONS`, or -1
+
+
+class Guard:
+    "Stands between policy and robot. `begin` first, then `send` once a period."
+
+    def __init__(self,
+        limits: MotionLimits,
+        rate: float,  # commands a second
+        action: dict[str, int],  # group -> width
+    ):
+        limits.check(action)
+        self.limits, self.dt, self.action = limits, 1 / rate, dict(action)
+        self.counts = {g: np.zeros((d, len(REASONS)), int) for g, d in action.items()}
+        self.periods = self.touched = 0
+        self.at: dict[str, np.ndarray] = {}
+
+    def begin(self, state: dict[str, np.ndarray]):  # group -> (D,)
+        "The robot stands in this state."
+        for g, width in self.action.items():
+            lim, now = self.limits.groups[g], state.get(g)
+            if now is None or len(now) != width: now = lim and lim.rest
+            if now is None and lim is None: now = np.zeros(width)
+            if now is None:
+                raise InputError(
+                    f"The robot has no state '{g}' of {width} numbers, and the limits of that"
+                    " action have no `rest`: without one of them nobody knows where it begins."
+                )
+            self.at[g] = np.array(now, np.float64)
+        self.speed = {g: np.zeros(len(a)) for g, a in self.at.items()}
+        self.before = dict(self.at)

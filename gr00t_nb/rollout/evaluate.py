@@ -6,7 +6,7 @@
 __all__ = ['SIMULATORS', 'wilson_interval', 'simulator_of', 'EpisodeScore', 'ScriptedPolicy', 'score_script', 'ClosedLoopConfig',
            'closed_loop_episode', 'ClosedLoopResult', 'evaluate_closed_loop', 'main']
 
-# %% ../../nbs/rollout/40_evaluate.ipynb #c002b1a0
+# %% ../../nbs/rollout/40_evaluate.ipynb #c0021685
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from ..policy.policy import Gr00tPolicy
 from .loop import EpisodeResult, run_episode
 from ..simulators.cube_robot import CubeRobot
 
-# %% ../../nbs/rollout/40_evaluate.ipynb #c00594b8
+# %% ../../nbs/rollout/40_evaluate.ipynb #c00542cf
 def wilson_interval(
     successes: int,
     trials: int,
@@ -44,7 +44,7 @@ def wilson_interval(
     low, high = (middle - half) / (1 + more), (middle + half) / (1 + more)
     return max(float(low), 0.0), min(float(high), 1.0)
 
-# %% ../../nbs/rollout/40_evaluate.ipynb #c008fa6f
+# %% ../../nbs/rollout/40_evaluate.ipynb #c0085fc0
 #: Simulators by name: made without arguments; beside a `Robot` they have `reset(episode, seed)`,
 #: which gives the instruction, `outcome()`, `finished()`, `instructions` and `expert_commands()`.
 SIMULATORS: dict[str, Callable] = {"cube_to_bowl": CubeRobot}
@@ -53,7 +53,8 @@ SIMULATORS: dict[str, Callable] = {"cube_to_bowl": CubeRobot}
 def simulator_of(name: str) -> Callable:
     "`InputError` where there is none of that name."
     if name in SIMULATORS: return SIMULATORS[name]
-    raise InputError(f"There is no simulator '{name}': expected {' or '.join(SIMULATORS)}.{did_you_mean(name, SIMULATORS)}")
+    known = " or ".join(SIMULATORS)
+    raise InputError(f"There is no simulator '{name}': expected {known}.{did_you_mean(name, SIMULATORS)}")
 
 
 @dataclass
@@ -77,7 +78,7 @@ class EpisodeScore:
             round(result.seconds, 3), len(result.chunks), len(result.periods), changed,
         )
 
-# %% ../../nbs/rollout/40_evaluate.ipynb #c011de85
+# %% ../../nbs/rollout/40_evaluate.ipynb #c011bb69
 class ScriptedPolicy:
     "Answers with the next rows of a list of commands."
 
@@ -120,7 +121,7 @@ def score_script(
     robot.close()
     return scores
 
-# %% ../../nbs/rollout/40_evaluate.ipynb #c014cd26
+# %% ../../nbs/rollout/40_evaluate.ipynb #c0142f84
 @dataclass
 class ClosedLoopConfig:
     "Let a checkpoint act in a simulator, and count."
@@ -160,7 +161,7 @@ class ClosedLoopConfig:
     @property
     def folder(self) -> Path: return Path(self.output_dir or Path(self.model_path) / "closed_loop")
 
-# %% ../../nbs/rollout/40_evaluate.ipynb #c0153d30
+# %% ../../nbs/rollout/40_evaluate.ipynb #c015e569
 def _policy_of(config: ClosedLoopConfig) -> Gr00tPolicy:
     places = dict(device=config.device, tokenizer_path=config.tokenizer_path)
     policy = Gr00tPolicy(config.embodiment_tag, config.model_path, **places)
@@ -189,7 +190,7 @@ def closed_loop_episode(
     if not frames: raise InputError(f"Episode {episode} ended before it began: {result.reason}")
     return EpisodeScore.of(episode, result, robot.succeeded), np.stack(frames)
 
-# %% ../../nbs/rollout/40_evaluate.ipynb #c0209e17
+# %% ../../nbs/rollout/40_evaluate.ipynb #c0206f8f
 @dataclass
 class ClosedLoopResult:
     "Scores of a policy, and of its yardsticks."
@@ -227,7 +228,7 @@ def _summary(scores: list[EpisodeScore]) -> dict:
         changed=float(np.sum([s.changed for s in scores]) / max(np.sum([s.periods for s in scores]), 1)),
     )
 
-
+# %% ../../nbs/rollout/40_evaluate.ipynb #c0214c26
 @patch
 def __str__(self: ClosedLoopResult):
     lines = [f"{'':32}             success      named of decided seconds  chunks  changed"]
@@ -247,7 +248,7 @@ def _line(name: str, s: dict) -> str:
     seconds = "      -" if s["seconds_to_success"] is None else f"{s['seconds_to_success']:7.1f}"
     return f"{name[:32]:32} {won} {named} {seconds} {s['chunks']:7.1f} {s['changed']:8.1%}"
 
-# %% ../../nbs/rollout/40_evaluate.ipynb #c023c668
+# %% ../../nbs/rollout/40_evaluate.ipynb #c0245659
 _here = None  # policy and robot of a process
 
 
@@ -284,7 +285,7 @@ def _played(config: ClosedLoopConfig):
         if before is None: os.environ.pop("OMP_NUM_THREADS")
         else: os.environ["OMP_NUM_THREADS"] = before
 
-# %% ../../nbs/rollout/40_evaluate.ipynb #c024e612
+# %% ../../nbs/rollout/40_evaluate.ipynb #c0254a51
 def evaluate_closed_loop(
     config: ClosedLoopConfig,
     progress: bool = True,
@@ -320,6 +321,6 @@ def main(args: list[str] | None = None):
     result = evaluate_closed_loop(config)
     print(f"{config.episodes} episodes of {config.simulator}, seed {config.seed}, in {config.folder}\n\n{result}")
 
-# %% ../../nbs/rollout/40_evaluate.ipynb #c026659a
+# %% ../../nbs/rollout/40_evaluate.ipynb #c0284090
 #| eval: false
 if __name__ == "__main__" and "__file__" in globals(): main()  # a notebook has a __main__, too, but no file

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SLOW', 'Control', 'stop_on_signals', 'Period', 'EpisodeResult', 'Episode', 'run_episode']
 
-# %% ../../nbs/rollout/20_loop.ipynb #c00207d0
+# %% ../../nbs/rollout/20_loop.ipynb #c0028b26
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,13 +18,13 @@ from fastcore.basics import patch
 from ..errors import InputError
 from ..policy.chunks import Chunk, ChunkSchedule, Chunking
 from ..policy.continuing import check_continuation, continuation_options
-from ..robots.guard import REASONS, Guard, Sent, change_lines, plot_guarded
+from ..robots.guard import Guard, Sent, change_lines, plot_guarded
 from ..robots.robot import MotionLimits, Observation, Robot, check_seen
 from ..robots.watch import Heartbeat, Watch, WatchSettings
 from .questions import History, asker_for, check_match
 from .recorder import EpisodeRecorder
 
-# %% ../../nbs/rollout/20_loop.ipynb #c0053adf
+# %% ../../nbs/rollout/20_loop.ipynb #c005bd12
 class Control:
     "Notes for a running loop. Safe from any thread and from a signal handler."
 
@@ -39,7 +39,7 @@ class Control:
 
 @contextmanager
 def stop_on_signals(control: Control) -> Iterator[Control]:
-    "While it lasts, Ctrl-C and SIGTERM leave a note; a second one interrupts at once. Elsewhere than in the main thread it does nothing."
+    "While it lasts, Ctrl-C and SIGTERM leave a note, a second one interrupts; in another thread it does nothing."
     def note(number, frame):
         if control.reason is not None: raise KeyboardInterrupt
         control.stop(signal.Signals(number).name)
@@ -50,7 +50,7 @@ def stop_on_signals(control: Control) -> Iterator[Control]:
     finally:
         for k, handler in before.items(): signal.signal(k, handler)
 
-# %% ../../nbs/rollout/20_loop.ipynb #c0089683
+# %% ../../nbs/rollout/20_loop.ipynb #c0080528
 @dataclass
 class Period:
     "One period of the loop."
@@ -87,7 +87,7 @@ class EpisodeResult:
     def delays(self) -> list[int]:  # ticks that each answer took
         return [c.arrived - c.begin for c in self.chunks]
 
-# %% ../../nbs/rollout/20_loop.ipynb #c009570f
+# %% ../../nbs/rollout/20_loop.ipynb #c009faa9
 @patch
 def on_time(self: EpisodeResult, share: float = 0.1) -> float:
     "The share of periods that are as long as they should be, within a share of that."
@@ -110,13 +110,13 @@ def __str__(self: EpisodeResult):
     touched = sum(any((r >= 0).any() for r in p.done.reasons.values()) for p in self.periods)
     lines = [
         f"{self.instruction}: {self.outcome or self.reason}",
-        f"  {self.seconds:.1f} s, {len(self.periods)} periods, {len(self.chunks)} chunks,"
-        f" {touched} periods changed by the guard",
+        f"  {self.seconds:.1f} s, {len(self.periods)} periods, {len(self.chunks)} chunks, {touched} periods"
+        " changed by the guard",
     ]
     if kinds: lines.append("  of these " + ", ".join(f"{n} {k}" for k, n in kinds.items()))
     return "\n".join([*lines, *("  " + line for line in change_lines(self.guard))])
 
-# %% ../../nbs/rollout/20_loop.ipynb #c0113230
+# %% ../../nbs/rollout/20_loop.ipynb #c01432bd
 class Episode:
     "An episode under way. `run_episode` makes one and runs it."
 
@@ -143,7 +143,7 @@ class Episode:
 
     def end(self, reason: str): self.result.reason = self.result.reason or reason
 
-# %% ../../nbs/rollout/20_loop.ipynb #c0139387
+# %% ../../nbs/rollout/20_loop.ipynb #c017076b
 @patch
 def _wait(self: Episode):
     "Until the next period is due, and no sooner than 0.9 of one after the last."
@@ -187,7 +187,7 @@ def _ask(self: Episode, look: Observation) -> Chunk | None:  # an answer that ar
     self.first = False
     return chunk
 
-# %% ../../nbs/rollout/20_loop.ipynb #c0150010
+# %% ../../nbs/rollout/20_loop.ipynb #c020bcf4
 @patch
 def _choose(self: Episode) -> tuple[Sent, str]:  # what is sent, and the kind of the period
     "What is to be done in this period."
@@ -223,7 +223,7 @@ def _restart(self: Episode):
 
 SLOW = 0.2  # of the speed limits, on the way to where the first chunk begins
 
-# %% ../../nbs/rollout/20_loop.ipynb #c0163194
+# %% ../../nbs/rollout/20_loop.ipynb #c0237107
 @patch
 def _move(self: Episode, done: Sent, kind: str, look: Observation, answer: Chunk | None):
     "Sends what the guard lets through, and keeps what happened."
@@ -260,6 +260,95 @@ def stand(self: Episode):
         self._move(self.guard.hold(), "stopping", self.look, None)  # as it was last seen
         self._wait()
 
+# %% ../../nbs/rollout/20_loop.ipynb #c0266d6f
+def _guarded_limits(limits: MotionLimits | None, robot: Robot) -> MotionLimits:
+    limits = limits or robot.limits
+    if limits is None:
+        raise InputError(
+            "Neither the robot nor the call has limits: give limits, such as those that propose_limits(dataset)"
+            " proposes; groups that may do anything are named with None."
+        )
+    limits.check(robot.action)
+    return limits
+
+
+@patch
+def run(self: Episode) -> EpisodeResult:
+    "Period after period, until there is a reason to end."
+    try:
+        with Heartbeat(self.robot.stop, self.watch.settings.heartbeat, self.clock) as pulse:
+            while not self.result.reason:
+                pulse.beat()
+                try: self.period()
+                except InputError as e: self.end(str(e))
+                if pulse.silent: self.end("the loop was silent for too long, and the robot was stopped")
+            if not pulse.silent: self.stand()
+    finally:
+        if not self.dry: self.robot.stop()
+        self.asker.close()
+        if self.record: self.record.end()
+    outcome = getattr(self.robot, "outcome", None)
+    self.result.outcome = outcome() if outcome else None
+    return self.result
+
+# %% ../../nbs/rollout/20_loop.ipynb #c0278557
+def run_episode(
+    policy,  # a `Gr00tPolicy`, a client of a server, or anything with `get_action` and `get_modality_config`
+    robot: Robot,
+    instruction: str,
+    *,
+    chunks: Chunking = Chunking(),
+    limits: MotionLimits | None = None,  # None: the robot's own
+    watch: WatchSettings = WatchSettings(),
+    max_steps: int = 500,  # periods in which the policy moves the robot
+    record: EpisodeRecorder | None = None,
+    dry_run: bool = False,  # the robot is looked at, and not moved
+    options: Callable[[int], dict] = lambda tick: {},  # of a question, by its tick, such as its noise
+    finished: Callable[[], bool] | None = None,  # is asked each period; None: the robot's own `finished`, if it has one
+    on_period: Callable[[Period, Observation], None] = lambda period, look: None,
+    control: Control | None = None,  # to stop and pause it from elsewhere
+) -> EpisodeResult:
+    "One episode. `InputError` before anything moves where policy, robot and limits do not fit."
+    if max_steps < 1: raise InputError(f"max_steps is {max_steps}: expected at least 1.")
+    own = getattr(robot, "finished", lambda: False)
+    if hasattr(policy, "reset"): policy.reset()
+    if record: record.begin(instruction)
+    with stop_on_signals(control or Control()) as control:
+        return Episode(
+            policy, robot, instruction, chunks=chunks, limits=_guarded_limits(limits, robot), watch=watch,
+            max_steps=max_steps, record=record, dry_run=dry_run, options=options, finished=finished or own,
+            on_period=on_period, control=control,
+        ).run()
+
+# %% ../../nbs/rollout/20_loop.ipynb #c009570f
+@patch
+def on_time(self: EpisodeResult, share: float = 0.1) -> float:
+    "The share of periods that are as long as they should be, within a share of that."
+    lengths = np.diff([p.time for p in self.periods])
+    if not len(lengths): return float("nan")
+    return float((np.abs(lengths * self.rate - 1) <= share).mean())
+
+
+@patch
+def plot(self: EpisodeResult, names: dict[str, list[str]] | None = None):
+    "What was asked and what was sent, a panel for each joint."
+    if not self.periods: raise InputError("The episode has no period: there is nothing to draw.")
+    title = f"{self.instruction}: {self.outcome or self.reason}"
+    return plot_guarded([p.done for p in self.periods], self.rate, self.guard.limits, names, title)
+
+
+@patch
+def __str__(self: EpisodeResult):
+    kinds = {k: n for k in ("approach", "waiting", "late", "paused", "stopping") if (n := self.count(k))}
+    touched = sum(any((r >= 0).any() for r in p.done.reasons.values()) for p in self.periods)
+    lines = [
+        f"{self.instruction}: {self.outcome or self.reason}",
+        f"  {self.seconds:.1f} s, {len(self.periods)} periods, {len(self.chunks)} chunks,"
+        f" {touched} periods changed by the guard",
+    ]
+    if kinds: lines.append("  of these " + ", ".join(f"{n} {k}" for k, n in kinds.items()))
+    return "\n".join([*lines, *("  " + line for line in change_lines(self.guard))])
+
 # %% ../../nbs/rollout/20_loop.ipynb #c018509d
 def _guarded_limits(limits: MotionLimits | None, robot: Robot) -> MotionLimits:
     limits = limits or robot.limits
@@ -290,32 +379,3 @@ def run(self: Episode) -> EpisodeResult:
     outcome = getattr(self.robot, "outcome", None)
     self.result.outcome = outcome() if outcome else None
     return self.result
-
-# %% ../../nbs/rollout/20_loop.ipynb #c0195f46
-def run_episode(
-    policy,  # a `Gr00tPolicy`, a client of a server, or anything with `get_action` and `get_modality_config`
-    robot: Robot,
-    instruction: str,
-    *,
-    chunks: Chunking = Chunking(),
-    limits: MotionLimits | None = None,  # None: the robot's own
-    watch: WatchSettings = WatchSettings(),
-    max_steps: int = 500,  # periods in which the policy moves the robot
-    record: EpisodeRecorder | None = None,
-    dry_run: bool = False,  # the robot is looked at, and not moved
-    options: Callable[[int], dict] = lambda tick: {},  # of a question, by its tick, such as its noise
-    finished: Callable[[], bool] | None = None,  # is asked each period; None: the robot's own `finished`, if it has one
-    on_period: Callable[[Period, Observation], None] = lambda period, look: None,
-    control: Control | None = None,  # to stop and pause it from elsewhere
-) -> EpisodeResult:
-    "One episode. `InputError` before anything moves where policy, robot and limits do not fit."
-    if max_steps < 1: raise InputError(f"max_steps is {max_steps}: expected at least 1.")
-    own = getattr(robot, "finished", lambda: False)
-    if hasattr(policy, "reset"): policy.reset()
-    if record: record.begin(instruction)
-    with stop_on_signals(control or Control()) as control:
-        return Episode(
-            policy, robot, instruction, chunks=chunks, limits=_guarded_limits(limits, robot), watch=watch,
-            max_steps=max_steps, record=record, dry_run=dry_run, options=options, finished=finished or own,
-            on_period=on_period, control=control,
-        ).run()

@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['check_match', 'History', 'PromptAsker', 'ThreadAsker', 'asker_for']
 
-# %% ../../nbs/rollout/00_questions.ipynb #c002b400
+# %% ../../nbs/rollout/00_questions.ipynb #c002514d
 import threading
 
 import numpy as np
-from fastcore.basics import patch
 
 from ..errors import InputError, did_you_mean
 from ..modality_configs import ModalityConfig
 from ..robots.robot import Observation, Robot
 
-# %% ../../nbs/rollout/00_questions.ipynb #c0052725
+# %% ../../nbs/rollout/00_questions.ipynb #c005b3c1
 def check_match(
     config: dict[str, ModalityConfig],  # the policy's
     robot: Robot,
@@ -27,17 +26,16 @@ def check_match(
         for name in wanted:
             if name in names: continue
             raise InputError(
-                f"The policy's {kind} has '{name}', but the robot's are"
-                f" {', '.join(names) or 'none'}: name the robot's parts as the policy knows"
-                f" them.{did_you_mean(name, names)}"
+                f"The policy's {kind} has '{name}', but the robot's are {', '.join(names) or 'none'}: name the"
+                f" robot's parts as the policy knows them.{did_you_mean(name, names)}"
             )
     if unasked := [g for g in robot.action if g not in config["action"].modality_keys]:
         raise InputError(
-            f"The robot is moved by '{unasked[0]}', which the policy does not answer: leave it out"
-            " of the robot's action groups, or take another checkpoint."
+            f"The robot is moved by '{unasked[0]}', which the policy does not answer: leave it out of the"
+            " robot's action groups, or take another checkpoint."
         )
 
-# %% ../../nbs/rollout/00_questions.ipynb #c0085275
+# %% ../../nbs/rollout/00_questions.ipynb #c0088563
 class History:
     "The last looks at a robot, and the question that a policy is asked of them."
 
@@ -60,7 +58,7 @@ class History:
             out[kind] = {k: np.stack([part(i, k) for i in steps])[None] for k in keys}
         return out | dict(language={k: [[instruction]] for k in self.config["language"].modality_keys})
 
-# %% ../../nbs/rollout/00_questions.ipynb #c0114ce1
+# %% ../../nbs/rollout/00_questions.ipynb #c01141ac
 def _actions(answer: tuple) -> dict[str, np.ndarray]:
     "The chunk (H, D) of each group, of the first row of an answer."
     return {g: np.asarray(a)[0] for g, a in answer[0].items()}
@@ -84,7 +82,7 @@ class PromptAsker:
 
     def close(self): pass
 
-# %% ../../nbs/rollout/00_questions.ipynb #c014813b
+# %% ../../nbs/rollout/00_questions.ipynb #c01409a1
 class ThreadAsker:
     "Asks in a thread of its own; whoever waits looks for the answer now and then."
 
@@ -123,3 +121,25 @@ def asker_for(
 ):  # with `ask`, `answer` and `close`
     "The way to ask that fits the robot's clock."
     return PromptAsker(policy, delay) if robot.clock.simulated else ThreadAsker(policy)
+
+# %% ../../nbs/rollout/00_questions.ipynb #c0052725
+def check_match(
+    config: dict[str, ModalityConfig],  # the policy's
+    robot: Robot,
+):
+    "`InputError` where policy and robot do not go together."
+    has = dict(video=robot.views, state=robot.state, action=robot.action)
+    for kind, names in has.items():
+        wanted = config[kind].modality_keys if kind in config else []
+        for name in wanted:
+            if name in names: continue
+            raise InputError(
+                f"The policy's {kind} has '{name}', but the robot's are"
+                f" {', '.join(names) or 'none'}: name the robot's parts as the policy knows"
+                f" them.{did_you_mean(name, names)}"
+            )
+    if unasked := [g for g in robot.action if g not in config["action"].modality_keys]:
+        raise InputError(
+            f"The robot is moved by '{unasked[0]}', which the policy does not answer: leave it out"
+            " of the robot's action groups, or take another checkpoint."
+        )
