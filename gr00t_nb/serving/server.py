@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_reach', 'open_envelope', 'PolicyServer', 'ServerConfig', 'main']
 
-# %% ../../nbs/serving/40_server.ipynb #c0021b21
+# %% ../../nbs/serving/40_server.ipynb #c00264ee
 import ipaddress
 import os
 import signal
@@ -30,7 +30,7 @@ from .fair_queue import FairQueue, Ticket
 from .figures import ServingFigures
 from .questions import try_once
 
-# %% ../../nbs/serving/40_server.ipynb #c005060a
+# %% ../../nbs/serving/40_server.ipynb #c00525a1
 def _is_loopback(host: str) -> bool:
     try: return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError: return False
@@ -50,7 +50,7 @@ def check_reach(
             " let them come through `ssh -L 5555:127.0.0.1:5555`."
         )
 
-# %% ../../nbs/serving/40_server.ipynb #c00840f7
+# %% ../../nbs/serving/40_server.ipynb #c008f427
 def open_envelope(
     frames: list[bytes],  # as a ROUTER socket receives them
 ) -> tuple[list[bytes], list[bytes]]:  # the envelope of the reply, the frames of the message
@@ -60,7 +60,7 @@ def open_envelope(
     empty = rest.index(b"") + 1
     return sender + rest[:empty], rest[empty:]
 
-# %% ../../nbs/serving/40_server.ipynb #c012e3d4
+# %% ../../nbs/serving/40_server.ipynb #c0124714
 class PolicyServer:
     "Answers questions to a policy over ZeroMQ, in a thread that listens and one that computes."
     def __init__(self,
@@ -81,7 +81,8 @@ class PolicyServer:
         self.host, self.port = "127.0.0.1" if host == "localhost" else host, port
         self.late_after, self.bounds, self.clock = late_after, bounds, clock
         self.figures = ServingFigures(clock=clock)
-        self.queue = FairQueue(most, each, dropped=self._dropped, clock=clock)
+        dropped = lambda ticket, why: self._dropped(ticket, why)
+        self.queue = FairQueue(most, each, dropped=dropped, clock=clock)
         self.busy_since: float | None = None  # when the question began that the policy is at
         self.tried: float | None = None  # seconds of the first answer, before the port was open
         self.ended = threading.Event()
@@ -97,7 +98,7 @@ class PolicyServer:
 
     def __exit__(self, *error): self.stop()
 
-# %% ../../nbs/serving/40_server.ipynb #c015772a
+# %% ../../nbs/serving/40_server.ipynb #c0154592
 @patch
 def _compute(self: PolicyServer, ready: threading.Event, failed: list):
     "The life of the policy's thread."
@@ -135,7 +136,7 @@ def _dropped(self: PolicyServer, ticket: Ticket, why: str):
         )
     self._done.send_multipart([*envelope, error_reply(text, request.dialect)])
 
-# %% ../../nbs/serving/40_server.ipynb #c017619f
+# %% ../../nbs/serving/40_server.ipynb #c0173d91
 @patch
 def _listen(self: PolicyServer, router: zmq.Socket, done: zmq.Socket, left: zmq.Socket):
     "The life of the listening thread: until the policy's thread has ended."
@@ -165,7 +166,7 @@ def _let_go(self: PolicyServer, left: zmq.Socket):
             self._closed.add(event["value"])  # a number that a later connection may have again
             self.queue.leave(event["value"])
 
-# %% ../../nbs/serving/40_server.ipynb #c0193616
+# %% ../../nbs/serving/40_server.ipynb #c01909da
 @patch
 def _receive(self: PolicyServer, router: zmq.Socket, left: zmq.Socket):
     "One message: answered, put into the queue, or refused."
@@ -209,7 +210,7 @@ def health(self: PolicyServer) -> dict:  # plain numbers
     busy = None if since is None else round(self.clock() - since, 3)
     return self.figures.told() | dict(waiting=len(self.queue), busy_s=busy)
 
-# %% ../../nbs/serving/40_server.ipynb #c0249cb7
+# %% ../../nbs/serving/40_server.ipynb #c024ad0e
 @patch
 def start(self: PolicyServer) -> PolicyServer:  # itself
     "Tries the policy, opens the port, listens. `InputError` where it is taken; what the policy raises."
@@ -234,7 +235,7 @@ def _thread(name: str, life, *args) -> threading.Thread:  # started
     thread.start()
     return thread
 
-# %% ../../nbs/serving/40_server.ipynb #c025bf21
+# %% ../../nbs/serving/40_server.ipynb #c025069a
 @patch
 def _open(self: PolicyServer) -> tuple[zmq.Socket, zmq.Socket]:  # the port; what tells of connections
     router = self._context.socket(zmq.ROUTER)
@@ -264,7 +265,7 @@ def stop(self: PolicyServer,
     for thread in self._threads: thread.join(left())
     return not any(t.is_alive() for t in self._threads)
 
-# %% ../../nbs/serving/40_server.ipynb #c0368fd0
+# %% ../../nbs/serving/40_server.ipynb #c03649bd
 @dataclass
 class ServerConfig:
     "Serve a policy to robots and simulators over the network (ZeroMQ)."
@@ -294,7 +295,7 @@ class ServerConfig:
         if self.accelerate: policy.accelerate()
         return Gr00tSimPolicyWrapper(policy) if self.use_sim_policy_wrapper else policy
 
-# %% ../../nbs/serving/40_server.ipynb #c0371877
+# %% ../../nbs/serving/40_server.ipynb #c0372894
 @patch
 def _recorded(self: ServerConfig) -> EpisodePolicy:
     if self.dataset_path is None:
@@ -336,6 +337,6 @@ def main(args: list[str] | None = None):
         for n, handler in before.items(): signal.signal(n, handler)
     print("stopped" if ended else "stopped, with an answer unfinished after 60 s", flush=True)
 
-# %% ../../nbs/serving/40_server.ipynb #c04400a1
+# %% ../../nbs/serving/40_server.ipynb #c044f74e
 #| eval: false
 if __name__ == "__main__" and "__file__" in globals(): main()  # a notebook has a __main__, too, but no file
