@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_reach', 'open_envelope', 'PolicyServer', 'ServerConfig', 'main']
 
-# %% ../../nbs/serving/40_server.ipynb #c0021b21
+# %% ../../nbs/serving/40_server.ipynb #c00264ee
 import ipaddress
 import os
 import signal
@@ -30,7 +30,7 @@ from .fair_queue import FairQueue, Ticket
 from .figures import ServingFigures
 from .questions import try_once
 
-# %% ../../nbs/serving/40_server.ipynb #c005060a
+# %% ../../nbs/serving/40_server.ipynb #c00525a1
 def _is_loopback(host: str) -> bool:
     try: return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError: return False
@@ -45,12 +45,12 @@ def check_reach(
         raise InputError("The token is empty: give a secret, such as `openssl rand -hex 16` makes one.")
     if token is None and not _is_loopback(host):
         raise InputError(
-            f"At {host} other machines can reach the server, and whoever reaches it moves the"
-            " robot: give a --token (or GR00T_NB_TOKEN), which clients have to know, or listen at"
-            " 127.0.0.1 and let them come through `ssh -L 5555:127.0.0.1:5555`."
+            f"At {host} other machines can reach the server, and whoever reaches it moves the robot:"
+            " give a --token (or GR00T_NB_TOKEN), which clients have to know, or listen at 127.0.0.1 and"
+            " let them come through `ssh -L 5555:127.0.0.1:5555`."
         )
 
-# %% ../../nbs/serving/40_server.ipynb #c00840f7
+# %% ../../nbs/serving/40_server.ipynb #c008f427
 def open_envelope(
     frames: list[bytes],  # as a ROUTER socket receives them
 ) -> tuple[list[bytes], list[bytes]]:  # the envelope of the reply, the frames of the message
@@ -60,7 +60,7 @@ def open_envelope(
     empty = rest.index(b"") + 1
     return sender + rest[:empty], rest[empty:]
 
-# %% ../../nbs/serving/40_server.ipynb #c012e3d4
+# %% ../../nbs/serving/40_server.ipynb #c0124714
 class PolicyServer:
     "Answers questions to a policy over ZeroMQ, in a thread that listens and one that computes."
     def __init__(self,
@@ -81,7 +81,8 @@ class PolicyServer:
         self.host, self.port = "127.0.0.1" if host == "localhost" else host, port
         self.late_after, self.bounds, self.clock = late_after, bounds, clock
         self.figures = ServingFigures(clock=clock)
-        self.queue = FairQueue(most, each, dropped=self._dropped, clock=clock)
+        dropped = lambda ticket, why: self._dropped(ticket, why)
+        self.queue = FairQueue(most, each, dropped=dropped, clock=clock)
         self.busy_since: float | None = None  # when the question began that the policy is at
         self.tried: float | None = None  # seconds of the first answer, before the port was open
         self.ended = threading.Event()
@@ -97,7 +98,7 @@ class PolicyServer:
 
     def __exit__(self, *error): self.stop()
 
-# %% ../../nbs/serving/40_server.ipynb #c015772a
+# %% ../../nbs/serving/40_server.ipynb #c0154592
 @patch
 def _compute(self: PolicyServer, ready: threading.Event, failed: list):
     "The life of the policy's thread."
@@ -130,12 +131,12 @@ def _dropped(self: PolicyServer, ticket: Ticket, why: str):
     text = "The server is stopping, and has not begun with your question."
     if why == "late":
         text = (
-            f"Your question waited for {waited:.1f} s and came too late: the policy is slower than"
-            " it is asked, or others ask, too. `health` tells how long answers take."
+            f"Your question waited for {waited:.1f} s and came too late: the policy is slower than it is"
+            " asked, or others ask, too. `health` tells how long answers take."
         )
     self._done.send_multipart([*envelope, error_reply(text, request.dialect)])
 
-# %% ../../nbs/serving/40_server.ipynb #c017619f
+# %% ../../nbs/serving/40_server.ipynb #c0173d91
 @patch
 def _listen(self: PolicyServer, router: zmq.Socket, done: zmq.Socket, left: zmq.Socket):
     "The life of the listening thread: until the policy's thread has ended."
@@ -165,7 +166,7 @@ def _let_go(self: PolicyServer, left: zmq.Socket):
             self._closed.add(event["value"])  # a number that a later connection may have again
             self.queue.leave(event["value"])
 
-# %% ../../nbs/serving/40_server.ipynb #c0193616
+# %% ../../nbs/serving/40_server.ipynb #c01909da
 @patch
 def _receive(self: PolicyServer, router: zmq.Socket, left: zmq.Socket):
     "One message: answered, put into the queue, or refused."
@@ -209,7 +210,7 @@ def health(self: PolicyServer) -> dict:  # plain numbers
     busy = None if since is None else round(self.clock() - since, 3)
     return self.figures.told() | dict(waiting=len(self.queue), busy_s=busy)
 
-# %% ../../nbs/serving/40_server.ipynb #c0249cb7
+# %% ../../nbs/serving/40_server.ipynb #c024ad0e
 @patch
 def start(self: PolicyServer) -> PolicyServer:  # itself
     "Tries the policy, opens the port, listens. `InputError` where it is taken; what the policy raises."
@@ -233,6 +234,170 @@ def _thread(name: str, life, *args) -> threading.Thread:  # started
     thread = threading.Thread(target=life, args=args, name=name, daemon=True)
     thread.start()
     return thread
+
+# %% ../../nbs/serving/40_server.ipynb #c025069a
+@patch
+def _open(self: PolicyServer) -> tuple[zmq.Socket, zmq.Socket]:  # the port; what tells of connections
+    router = self._context.socket(zmq.ROUTER)
+    router.ipv6, router.linger = ":" in self.host, 0
+    router.rcvhwm = 16  # messages; a client that sends more is slowed down
+    router.maxmsgsize = 2 * self.bounds.frame  # bytes; one that sends more is cut off
+    # milliseconds: a cable that is cut tells nothing
+    router.heartbeat_ivl, router.heartbeat_timeout = 2000, 10_000
+    left = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+    try: router.bind(self.address.replace(":0", ":*") if self.port == 0 else self.address)
+    except zmq.ZMQError as e:
+        raise InputError(
+            f"The server cannot listen at {self.address} ({e.strerror}): is another one running there?"
+            " Choose another --port, or a --host that is an address of this machine."
+        ) from None
+    self.port = int(router.last_endpoint.rsplit(b":", 1)[1])
+    return router, left
+
+@patch
+def stop(self: PolicyServer,
+    timeout: float | None = None,  # seconds to wait for the answer under way; None: until it is there
+) -> bool:  # whether both threads have ended
+    "Takes no more questions, refuses those that wait, finishes the one that is being computed."
+    self.queue.close()
+    until = None if timeout is None else time.monotonic() + timeout
+    left = lambda: None if until is None else max(0, until - time.monotonic())
+    for thread in self._threads: thread.join(left())
+    return not any(t.is_alive() for t in self._threads)
+
+# %% ../../nbs/serving/40_server.ipynb #c03649bd
+@dataclass
+class ServerConfig:
+    "Serve a policy to robots and simulators over the network (ZeroMQ)."
+    model_path: str | None = None  # checkpoint folder; none: dataset_path's recorded actions are served
+    embodiment_tag: str = "NEW_EMBODIMENT"  # which robot it is, by name
+    host: str = "127.0.0.1"  # where to listen; beyond this machine only with a token
+    port: int = 5555
+    token: str | None = None  # what clients have to know; none: the environment's GR00T_NB_TOKEN
+    device: str | None = None  # torch device; none: a GPU if there is one
+    tokenizer_path: str | None = None  # for checkpoints that hold no tokenizer
+    denoising_steps: int | None = None  # Euler steps of an answer; none: the checkpoint's
+    accelerate: bool = False  # replay answers from recordings, on a GPU
+    use_sim_policy_wrapper: bool = False  # flat keys, as simulators have them
+    late_after: float = 15.0  # seconds after which a question that still waits is dropped
+    fluxvla_views: dict[str, str] = field(default_factory=dict)  # view, FluxVLA's camera, ...
+    dataset_path: str | None = None  # folder of a LeRobot data set
+    modality_config_path: str | None = None  # a .py file that registers the data set's robot
+    execution_horizon: int | None = None  # steps from an answer to the next; none: the whole chunk
+    episode: int = 0  # where the recorded answers begin, by position
+
+    def policy(self):
+        "What is served."
+        if self.model_path is None: return self._recorded()
+        how = dict(device=self.device, tokenizer_path=self.tokenizer_path)
+        policy = Gr00tPolicy(self.embodiment_tag, self.model_path, **how)
+        if self.denoising_steps: policy.num_inference_timesteps = self.denoising_steps
+        if self.accelerate: policy.accelerate()
+        return Gr00tSimPolicyWrapper(policy) if self.use_sim_policy_wrapper else policy
+
+# %% ../../nbs/serving/40_server.ipynb #c0372894
+@patch
+def _recorded(self: ServerConfig) -> EpisodePolicy:
+    if self.dataset_path is None:
+        raise InputError(
+            "There is nothing to serve: give --model-path, a checkpoint folder, or --dataset-path, whose"
+            " recorded actions are the answers."
+        )
+    if self.modality_config_path: load_modality_config(self.modality_config_path)
+    tag = embodiment_value(self.embodiment_tag)
+    if tag not in MODALITY_CONFIGS:
+        raise InputError(
+            f"Nothing is known of the robot {self.embodiment_tag}: give --modality-config-path, a .py"
+            " file that registers its modality configuration."
+        )
+    dataset, horizon = LeRobotDataset(self.dataset_path), self.execution_horizon
+    return EpisodePolicy(dataset, MODALITY_CONFIGS[tag], horizon, self.episode)
+
+
+@command
+def main(args: list[str] | None = None):
+    "`python -m gr00t_nb.serving.server --model-path ... --embodiment-tag ...`"
+    import tyro
+    c = tyro.cli(ServerConfig, args=args, prog="python -m gr00t_nb.serving.server")
+    token = c.token if c.token is not None else os.environ.get("GR00T_NB_TOKEN")
+    check_reach(c.host, token)
+    options = dict(token=token, late_after=c.late_after, fluxvla_views=c.fluxvla_views)
+    server = PolicyServer(c.policy(), c.host, c.port, **options)
+    def interrupt(number, frame): raise KeyboardInterrupt
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.start()
+        name, tried = Path(c.model_path or c.dataset_path).name, server.tried
+        first = "" if tried is None else f"; its first answer took {tried:.2f} s"
+        print(f"{name} is served at {server.address}{first}", flush=True)
+        server.ended.wait()
+    except KeyboardInterrupt: print("stopping: the answer under way is finished", file=sys.stderr)
+    finally:
+        ended = not server._threads or server.stop(timeout=60)
+        for n, handler in before.items(): signal.signal(n, handler)
+    print("stopped" if ended else "stopped, with an answer unfinished after 60 s", flush=True)
+
+# %% ../../nbs/serving/40_server.ipynb #c044f74e
+#| eval: false
+if __name__ == "__main__" and "__file__" in globals(): main()  # a notebook has a __main__, too, but no file
+
+# %% ../../nbs/serving/40_server.ipynb #c005060a
+def _is_loopback(host: str) -> bool:
+    try: return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError: return False
+
+
+def check_reach(
+    host: str,  # where the server is to listen
+    token: str | None,
+):
+    "`InputError` where others could reach a server that has no token."
+    if token == "":
+        raise InputError("The token is empty: give a secret, such as `openssl rand -hex 16` makes one.")
+    if token is None and not _is_loopback(host):
+        raise InputError(
+            f"At {host} other machines can reach the server, and whoever reaches it moves the"
+            " robot: give a --token (or GR00T_NB_TOKEN), which clients have to know, or listen at"
+            " 127.0.0.1 and let them come through `ssh -L 5555:127.0.0.1:5555`."
+        )
+
+# %% ../../nbs/serving/40_server.ipynb #c015772a
+@patch
+def _compute(self: PolicyServer, ready: threading.Event, failed: list):
+    "The life of the policy's thread."
+    try:
+        start = time.perf_counter()
+        if try_once(self.endpoints.policy): self.tried = time.perf_counter() - start
+    except BaseException as e: failed.append(e)
+    ready.set()
+    if failed: return
+    with self._context.socket(zmq.PUSH) as self._done:
+        self._done.connect("inproc://done")
+        while (ticket := self.queue.take()) is not None:
+            envelope, request = ticket.work
+            self.busy_since = begun = self.clock()
+            reply, seconds, good = self.endpoints.answer(request)
+            self.busy_since, ended = None, self.clock()
+            self.figures.count(request.endpoint if good else "failed")
+            parts = dict(policy=seconds) if good and request.endpoint != "reset" else {}
+            self.figures.took(waiting=begun - ticket.arrived, total=ended - ticket.arrived, **parts)
+            self._done.send_multipart([*envelope, reply])
+        self._done.send(b"end")
+
+@patch
+def _dropped(self: PolicyServer, ticket: Ticket, why: str):
+    "A question that is not computed: the queue calls it in the policy's thread."
+    self.figures.count(why)
+    if why == "gone": return
+    envelope, request = ticket.work
+    waited = self.clock() - ticket.arrived
+    text = "The server is stopping, and has not begun with your question."
+    if why == "late":
+        text = (
+            f"Your question waited for {waited:.1f} s and came too late: the policy is slower than"
+            " it is asked, or others ask, too. `health` tells how long answers take."
+        )
+    self._done.send_multipart([*envelope, error_reply(text, request.dialect)])
 
 # %% ../../nbs/serving/40_server.ipynb #c025bf21
 @patch
@@ -263,36 +428,6 @@ def stop(self: PolicyServer,
     left = lambda: None if until is None else max(0, until - time.monotonic())
     for thread in self._threads: thread.join(left())
     return not any(t.is_alive() for t in self._threads)
-
-# %% ../../nbs/serving/40_server.ipynb #c0368fd0
-@dataclass
-class ServerConfig:
-    "Serve a policy to robots and simulators over the network (ZeroMQ)."
-    model_path: str | None = None  # checkpoint folder; none: dataset_path's recorded actions are served
-    embodiment_tag: str = "NEW_EMBODIMENT"  # which robot it is, by name
-    host: str = "127.0.0.1"  # where to listen; beyond this machine only with a token
-    port: int = 5555
-    token: str | None = None  # what clients have to know; none: the environment's GR00T_NB_TOKEN
-    device: str | None = None  # torch device; none: a GPU if there is one
-    tokenizer_path: str | None = None  # for checkpoints that hold no tokenizer
-    denoising_steps: int | None = None  # Euler steps of an answer; none: the checkpoint's
-    accelerate: bool = False  # replay answers from recordings, on a GPU
-    use_sim_policy_wrapper: bool = False  # flat keys, as simulators have them
-    late_after: float = 15.0  # seconds after which a question that still waits is dropped
-    fluxvla_views: dict[str, str] = field(default_factory=dict)  # view, FluxVLA's camera, ...
-    dataset_path: str | None = None  # folder of a LeRobot data set
-    modality_config_path: str | None = None  # a .py file that registers the data set's robot
-    execution_horizon: int | None = None  # steps from an answer to the next; none: the whole chunk
-    episode: int = 0  # where the recorded answers begin, by position
-
-    def policy(self):
-        "What is served."
-        if self.model_path is None: return self._recorded()
-        how = dict(device=self.device, tokenizer_path=self.tokenizer_path)
-        policy = Gr00tPolicy(self.embodiment_tag, self.model_path, **how)
-        if self.denoising_steps: policy.num_inference_timesteps = self.denoising_steps
-        if self.accelerate: policy.accelerate()
-        return Gr00tSimPolicyWrapper(policy) if self.use_sim_policy_wrapper else policy
 
 # %% ../../nbs/serving/40_server.ipynb #c0371877
 @patch
@@ -335,7 +470,3 @@ def main(args: list[str] | None = None):
         ended = not server._threads or server.stop(timeout=60)
         for n, handler in before.items(): signal.signal(n, handler)
     print("stopped" if ended else "stopped, with an answer unfinished after 60 s", flush=True)
-
-# %% ../../nbs/serving/40_server.ipynb #c04400a1
-#| eval: false
-if __name__ == "__main__" and "__file__" in globals(): main()  # a notebook has a __main__, too, but no file
