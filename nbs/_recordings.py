@@ -12,7 +12,7 @@ import numpy as np
 
 from gr00t_nb.conversion.writer import Recording, WriterV2
 from gr00t_nb.data.lerobot import LeRobotDataset
-from gr00t_nb.settings.recipe import ColumnRobot, Robot
+from gr00t_nb.settings.recipe import ColumnRobot, RobotOfRecipe
 
 ROWS = 44  # of an episode: longer than the longest chunk
 
@@ -49,7 +49,7 @@ def columns_of(robot: Robot) -> tuple[dict[str, int], dict | None]:  # column ->
     return sizes, modality
 
 
-def recorded(folder: Path, robot: Robot, episodes: int = 3, rows: int = ROWS) -> LeRobotDataset:
+def recorded(folder: Path, robot: RobotOfRecipe, episodes: int = 3, rows: int = ROWS) -> LeRobotDataset:
     "A data set of a robot; where FluxVLA knows pauses, an episode has one."
     columns, modality = columns_of(robot)
     columnwise = isinstance(robot, ColumnRobot)

@@ -54,7 +54,8 @@ def master(tmp_path_factory):
     except InputError as e: missing(str(e))
     with socket.create_server(("127.0.0.1", 0)) as s: port = s.getsockname()[1]
     home = tmp_path_factory.mktemp("ros")
-    told = dict(ROS_MASTER_URI=f"http://127.0.0.1:{port}", ROS_IP="127.0.0.1", ROS_HOME=str(home), ROS_LOG_DIR=str(home))
+    told = dict(ROS_MASTER_URI=f"http://127.0.0.1:{port}", ROS_IP="127.0.0.1")
+    told |= dict(ROS_HOME=str(home), ROS_LOG_DIR=str(home))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in told.items(): patch.setenv(name, value)
         process = subprocess.Popen(
@@ -150,8 +151,8 @@ def test_what_is_wrong_is_said(aloha):
         first, *others = ALOHA_ROS.cameras
         return replace(ALOHA_ROS, cameras=(replace(first, **change), *others))
     for change, words in [
-        (dict(topic="/camera_f/color/image"), "Nobody publishes /camera_f/color/image. Did you mean '/camera_f/color/image_raw'"),
-        (dict(kind="sensor_msgs/CompressedImage"), "is sensor_msgs/Image, the configuration says sensor_msgs/CompressedImage"),
+        (dict(topic="/camera_f/color/image"), "Did you mean '/camera_f/color/image_raw'"),
+        (dict(kind="sensor_msgs/CompressedImage"), "the configuration says sensor_msgs/CompressedImage"),
     ]:
         robot = ros1_robot(with_camera(**change), patience=PATIENCE)
         robot.patience = 1.0

@@ -61,6 +61,8 @@ def spread_out(
     return out
 
 
+
+# %% ../../nbs/robots/32_fitting.ipynb #295f30d7
 def _wide(group: str, values: np.ndarray, pieces: list) -> InputError:
     made = ", ".join(f"{r} ({s.stop - s.start})" for r, s in pieces)
     said = f"The policy's '{group}' has {np.shape(values)[-1]} numbers, the robot takes them as {made}"

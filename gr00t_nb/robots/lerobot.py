@@ -20,7 +20,7 @@ SO100_GROUPS = dict(
     gripper=("gripper",),
 )
 
-
+# %% ../../nbs/robots/44_lerobot.ipynb #a8c8e19f
 class LerobotRobot:
     "A connected robot of lerobot as a `Robot`."
 

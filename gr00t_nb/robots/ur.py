@@ -26,7 +26,8 @@ class RobotiqGripper:
         try: self.line = socket.create_connection((host, port), timeout=timeout)
         except OSError as e:
             said = f"No gripper answers at {host}:{port} ({e.strerror or e})"
-            raise InputError(f"{said}: is Robotiq's URCap installed and the gripper activated?") from None
+            to_do = "is Robotiq's URCap installed and the gripper activated?"
+            raise InputError(f"{said}: {to_do}") from None
 
     def ask(self, words: str) -> str:
         "One line there, one line back."
@@ -52,7 +53,8 @@ def ur_interfaces(host: str) -> SimpleNamespace:
         )
     except RuntimeError as e:
         said = f"No UR answers at {host} ({e})"
-        raise InputError(f"{said}: is it switched on, in remote control, and reachable from here?") from None
+        to_do = "is it switched on, in remote control, and reachable from here?"
+        raise InputError(f"{said}: {to_do}") from None
 
 
 _TURN = 2 * np.pi
@@ -61,7 +63,7 @@ UR_LIMITS = MotionLimits(dict(
     gripper=GroupLimits([0.0], [0.085], velocity=[0.15], acceleration=[3.0]),
 ))
 
-
+# %% ../../nbs/robots/40_ur.ipynb #f48ae782
 class UrRobot:
     "An arm of Universal Robots with a gripper, and cameras beside it: a `Robot`."
     state = action = dict(arm=6, gripper=1)
@@ -86,10 +88,12 @@ class UrRobot:
         controller, now = self.receive.getTimestamp(), self.clock.now()
         if controller != self.told[0]: self.told = controller, now  # else the connection shows the past
         looks = {v: c.look() for v, c in self.cameras.items()}
-        state = dict(arm=np.float32(self.receive.getActualQ()), gripper=np.float32([self.gripper.width()]))
+        arm, grip = self.receive.getActualQ(), [self.gripper.width()]
+        state = dict(arm=np.float32(arm), gripper=np.float32(grip))
         stamps = {"state.arm": self.told[1], "state.gripper": now}
         stamps |= {f"video.{v}": stamp for v, (_, stamp) in looks.items()}
-        return Observation({v: picture for v, (picture, _) in looks.items()}, state, stamps)
+        video = {v: picture for v, (picture, _) in looks.items()}
+        return Observation(video, state, stamps)
 
 # %% ../../nbs/robots/40_ur.ipynb #c0114057
 @patch
@@ -112,7 +116,8 @@ def act(self: UrRobot, command: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _stopped(kind: str) -> InputError:
-    return InputError(f"The arm is in {kind} stop: look at it, release the stop on the teach pendant, and start again.")
+    to_do = "look at it, release the stop on the teach pendant, and start again"
+    return InputError(f"The arm is in {kind} stop: {to_do}.")
 
 
 @patch

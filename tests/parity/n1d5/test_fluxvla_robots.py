@@ -74,13 +74,15 @@ def same(ours: list, theirs: list, within: float = 1e-12):
 def joints(recorder: Recorder, settings, **positions):
     "What the arms' drivers send."
     for r in settings.readings:
-        if r.group in positions: recorder.heard[r.topic][0](SimpleNamespace(position=positions[r.group], data=positions[r.group]))
+        now = positions.get(r.group)
+        if now is not None: recorder.heard[r.topic][0](SimpleNamespace(position=now, data=now))
 
 
 def pictures(recorder: Recorder, settings):
     for c in settings.cameras:
         data = np.zeros((8, 10, 3), np.uint8)
-        recorder.heard[c.topic][0](SimpleNamespace(height=8, width=10, step=30, encoding="rgb8", data=data.tobytes()))
+        picture = dict(height=8, width=10, step=30, encoding="rgb8", data=data.tobytes())
+        recorder.heard[c.topic][0](SimpleNamespace(**picture))
 
 
 def test_messages_are_paired(told):
@@ -161,7 +163,8 @@ class Raw:
 
     def get_action(self, question, options=None):
         look = question["video"] | question["state"]
-        self.asked.append({k: list(np.shape(v)[2:]) for k, v in look.items()} | dict(task_description=sentence(question)))
+        shapes = {k: list(np.shape(v)[2:]) for k, v in look.items()}
+        self.asked.append(shapes | dict(task_description=sentence(question)))
         return dict(action=self.rows[None].astype(np.float32)), {}
 
 
@@ -174,7 +177,8 @@ def session_of(settings, policy: Raw, recorder: Recorder, length: int | None = N
 
     def drivers():
         pictures(recorder, settings)
-        joints(recorder, settings, **{r.group: np.zeros(r.width) if r.width > 1 else 0.05 for r in settings.readings})
+        still = {r.group: np.zeros(r.width) if r.width > 1 else 0.05 for r in settings.readings}
+        joints(recorder, settings, **still)
 
     recorder.drivers = drivers
     fitted = fit_policy(policy, robot, snaps=settings.snaps)
@@ -229,7 +233,8 @@ def test_episode_of_a_ur(told):
         elif len(prompts) == 2: session.arrived = published(recorder.log)[-2:]
         return next(answers)
 
-    session.by_keyboard({"1": "task one", "2": "task two"}, "usual", ask, said["action_chunk"], True, lambda s: None)
+    tasks = {"1": "task one", "2": "task two"}
+    session.by_keyboard(tasks, "usual", ask, said["action_chunk"], True, lambda s: None)
     assert prompts == said["prompts"]
     theirs = published(said["log"])
     same(published(recorder.log), theirs[2:], within=2e-7)
