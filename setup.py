@@ -15,6 +15,7 @@ setup(
     author=cfg["author"],
     license="Apache-2.0",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
+    package_data={cfg["lib_path"]: ["pretrained/*/*", "pretrained/*/*/*"]},  # small models with weights
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={
