@@ -8,7 +8,6 @@ is taken off. Pings are sent while the policy computes for 200 ms at a time: ari
 networks are, and pure Python, which shares the interpreter with the thread that listens.
 """
 import argparse
-import json
 import os
 import platform
 import subprocess

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Ticket', 'FairQueue']
 
-# %% ../../nbs/serving/20_fair_queue.ipynb #c00244a1
+# %% ../../nbs/serving/20_fair_queue.ipynb #c002d950
 import threading
 import time
 from collections import OrderedDict, deque
@@ -27,7 +27,7 @@ class Ticket:
     source: int = -1  # the connection through which it came
     gone: bool = False  # nobody waits for it any more
 
-# %% ../../nbs/serving/20_fair_queue.ipynb #c005127f
+# %% ../../nbs/serving/20_fair_queue.ipynb #c005f0fd
 class FairQueue:
     "Lines of clients that take turns. Any thread may put, one takes."
     def __init__(self,
@@ -60,7 +60,7 @@ class FairQueue:
             self._changed.notify()
         return ""
 
-# %% ../../nbs/serving/20_fair_queue.ipynb #c0071199
+# %% ../../nbs/serving/20_fair_queue.ipynb #c007d121
 @patch
 def _pop(self: FairQueue) -> Ticket | None:
     "The next in turn, whatever has become of it."
