@@ -16,6 +16,12 @@ setup: $(STAMP) ## .venv with everything, FFmpeg's libraries; costs nothing the 
 	   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends ffmpeg >/dev/null; \
 	 else echo "error: FFmpeg's libraries (4 to 8) are missing, and without them no video can be read. Run: sudo apt-get install -y ffmpeg" >&2; exit 1; fi
 
+	@ldconfig -p 2>/dev/null | grep -q 'libEGL\.so' || \
+	 if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	   echo "EGL is missing: installing it with apt-get, for the simulator's pictures."; \
+	   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libegl1 libgl1-mesa-dri >/dev/null; \
+	 else echo "note: without EGL the simulator draws no pictures. To see it: sudo apt-get install -y libegl1 libgl1-mesa-dri"; fi
+
 $(STAMP): constraints.txt settings.ini setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --no-compile -c constraints.txt torch torchcodec
