@@ -24,7 +24,7 @@ def _allowed(lim: GroupLimits, at, speed, share, dt) -> dict[str, tuple[np.ndarr
     "The lowest and highest speed (D,) of the next period, by reason."
     change = lim.acceleration * dt
     fast = np.maximum(share * lim.velocity, np.abs(speed) - change)
-    room = lambda x: np.maximum(x, 0)  # a joint that is outside of its range must not go further out
+    room = lambda x: np.maximum(x, 0)  # outside, it must not go further out
     return dict(
         velocity=(-fast, fast),
         acceleration=(speed - change, speed + change),
@@ -43,7 +43,7 @@ def guarded_step(
     asked: np.ndarray,  # (D,)
     dt: float,  # seconds of a period
     share: float = 1.0,  # of the speed limit
-) -> tuple[np.ndarray, np.ndarray]:  # what is sent (D,), and by which of `REASONS` it was changed (D,); -1 by none
+) -> tuple[np.ndarray, np.ndarray]:  # sent (D,), and the place of the reason (D,), -1: none
     "The nearest to what is asked that keeps the limits."
     target = np.clip(asked, lim.low, lim.high)
     allowed = _allowed(lim, at, speed, share, dt)
@@ -105,8 +105,9 @@ def send(self: Guard,
     command: dict[str, np.ndarray],  # group -> numbers (D,)
     share: float = 1.0,  # of the speed limits
 ) -> Sent:
-    "What may be sent of a command. `InputError` for a missing group, a wrong width, NaN or infinity."
-    if not self.at: raise InputError("The guard does not know where the robot is: call begin first.")
+    "What may be sent of a command. `InputError` for what is no command."
+    if not self.at:
+        raise InputError("The guard does not know where the robot is: call begin first.")
     asked, sent, reasons = check_command(command, self.action), {}, {}
     for g, target in asked.items():
         lim = self.limits.groups[g]
@@ -125,7 +126,7 @@ def send(self: Guard,
 
 @patch
 def hold(self: Guard) -> Sent:
-    "One period of coming to a stand: every joint brakes as hard as it may, a speed goes to its rest."
+    "One period of coming to a stand: joints brake as hard as they may, a speed goes to its rest."
     sent = {}
     for g, at in self.at.items():
         lim, speed = self.limits.groups[g], self.speed[g]

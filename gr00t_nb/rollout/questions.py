@@ -48,7 +48,8 @@ class History:
 
     def question(self, instruction: str) -> dict:  # nested arrays of one row, for `get_action`
         "Video uint8 (1, T, H, W, 3), state float32 (1, T, D), the instruction for each language key."
-        if not self.looks: raise InputError("The robot has not been looked at: add an observation first.")
+        if not self.looks:
+            raise InputError("The robot has not been looked at: add an observation first.")
         out = {}
         for kind in ("video", "state"):
             if kind not in self.config: continue

@@ -40,7 +40,7 @@ def recording_modality(robot: Robot) -> dict:
 
 # %% ../../nbs/rollout/10_recorder.ipynb #c008ee8c
 class EpisodeRecorder:
-    "Writes the episodes of a robot to a new folder, one after the other. After each of them it is a whole data set."
+    "Writes the episodes of a robot to a new folder; after each of them it is a whole data set."
 
     def __init__(self,
         folder: str | Path,  # that does not exist
@@ -50,7 +50,7 @@ class EpisodeRecorder:
     ):
         self.folder, self.robot, self.horizon = Path(folder), robot, horizon
         if self.folder.exists() and any(self.folder.iterdir()):
-            raise InputError(f"{folder} is not empty: give a folder that does not exist for the recording.")
+            raise InputError(f"{folder} is not empty: give a folder that does not exist.")
         self.writer = WriterV2(self.folder, robot.rate, robot_type=type(robot).__name__)
         self.names, self.episodes, self.dataset = names or {}, 0, None
         self.begin("")
