@@ -32,7 +32,7 @@ def seen(rows: int, seed: int) -> np.ndarray:  # uint8 (rows, 48, 64, 3)
     return frames
 
 
-def columns_of(robot: Robot) -> tuple[dict[str, int], dict | None]:  # column -> width, modality.json
+def columns_of(robot: RobotOfRecipe) -> tuple[dict[str, int], dict | None]:  # column -> width, modality.json
     "Which columns a robot's recordings have."
     if isinstance(robot, ColumnRobot):
         return {robot.state_key: robot.state_dim, robot.action_key: robot.action_dim}, None
