@@ -122,25 +122,3 @@ def asker_for(
 ):  # with `ask`, `answer` and `close`
     "The way to ask that fits the robot's clock."
     return PromptAsker(policy, delay) if robot.clock.simulated else ThreadAsker(policy)
-
-# %% ../../nbs/rollout/00_questions.ipynb #c0052725
-def check_match(
-    config: dict[str, ModalityConfig],  # the policy's
-    robot: Robot,
-):
-    "`InputError` where policy and robot do not go together."
-    has = dict(video=robot.views, state=robot.state, action=robot.action)
-    for kind, names in has.items():
-        wanted = config[kind].modality_keys if kind in config else []
-        for name in wanted:
-            if name in names: continue
-            raise InputError(
-                f"The policy's {kind} has '{name}', but the robot's are"
-                f" {', '.join(names) or 'none'}: name the robot's parts as the policy knows"
-                f" them.{did_you_mean(name, names)}"
-            )
-    if unasked := [g for g in robot.action if g not in config["action"].modality_keys]:
-        raise InputError(
-            f"The robot is moved by '{unasked[0]}', which the policy does not answer: leave it out"
-            " of the robot's action groups, or take another checkpoint."
-        )
