@@ -27,9 +27,16 @@ for number in "$gpus" "$nodes" "$node" "$port"; do
         exit 2
     fi
 done
+gpus=$((10#$gpus)) nodes=$((10#$nodes)) node=$((10#$node)) port=$((10#$port))  # 08 is eight, and no octal number
 if (( node >= nodes )); then
     echo "error: this is node $node of $nodes: expected 0 to $((nodes - 1)); WORLD_SIZE and MLP_WORKER_NUM count nodes," \
         "RANK and MLP_ROLE_INDEX say which one this is." >&2
+    exit 2
+fi
+
+if ! command -v torchrun > /dev/null; then
+    echo "error: there is no program torchrun: it comes with torch; activate the environment that this kit is" \
+        "installed in, such as with 'source .venv/bin/activate', on every node." >&2
     exit 2
 fi
 

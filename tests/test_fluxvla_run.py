@@ -4,6 +4,7 @@ by its variables, several nodes.
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -152,7 +153,8 @@ OWN = dict(NPROC_PER_NODE="2", WORLD_SIZE="3", RANK="1", MASTER_ADDR="first", MA
     (MLP, ["8", "4", "2", "10.0.0.1", "29400"]),
     (MLP | OWN, ["2", "3", "1", "first", "1234"]),
     (MLP | dict(NPROC_PER_NODE="6"), ["6", "4", "2", "10.0.0.1", "29400"]),
-], ids=["alone", "MLP", "both", "one of them"])
+    (OWN | dict(NPROC_PER_NODE="08", WORLD_SIZE="010", RANK="08"), ["8", "10", "8", "first", "1234"]),
+], ids=["alone", "MLP", "both", "one of them", "leading zeros"])
 def test_nodes_know_each_other(tmp_path, variables, expected):
     done = nodes(tmp_path, "--max-steps", "3", "--dataset-path", "a b", **variables)
     assert done.returncode == 0, done.stderr
@@ -171,6 +173,16 @@ def test_nodes_that_do_not_fit(tmp_path, variables, said):
     done = nodes(tmp_path, **variables)
     assert done.returncode == 2 and done.stderr.startswith(said) and not done.stdout
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_machine_without_torchrun_is_told_so(tmp_path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("bash", "dirname", "env"): (programs / name).symlink_to(shutil.which(name))
+    done = subprocess.run(
+        [str(ROOT / "scripts/several_nodes.sh")], capture_output=True, text=True, env=dict(PATH=str(programs))
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: there is no program torchrun: it comes")
 
 
 def test_one_node_trains(tmp_path):

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ..data.modality import groups_of
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..families.family import Family
 from .registry import families, family_of, no_checkpoint
 from ..files import cache_dir
@@ -81,9 +81,11 @@ def resolve_base_model(
         wanted = _FILES if weights else [f for f in _FILES if "safetensors" not in f]
         path = hub_snapshot(found[0], "model", wanted, revision=found[1], lacks=lacks)
     if not path.is_dir():
+        tiny = [f.tiny_name for f in families()]
         raise InputError(
             f"There is no base model at {name}: give a checkpoint folder, a hub id such as"
-            " nvidia/GR00T-N1.6-3B, or 'tiny', with --base-model-path."
+            f" nvidia/GR00T-N1.6-3B, or one of 'tiny', {', '.join(tiny)}, with --base-model-path."
+            f"{did_you_mean(str(name), tiny)}"
         )
     if (path / "config.json").is_file(): return path
     raise no_checkpoint(path)

@@ -36,6 +36,7 @@ CAPABILITIES = dict(
     padding_matters="An answer depends on how far its prompt is padded, so on its neighbours.",
     rtc="An answer can continue the chunk before, whose first rows are being executed.",
     mixed_images="Samples of one batch may have different numbers of images.",
+    mask_padding="What reads the features can be kept from looking at padding (mask_padding=True).",
 )
 
 # %% ../../nbs/families/00_family.ipynb #25e7d707

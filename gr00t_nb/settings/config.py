@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['Switch', 'DataOptions', 'SampleOptions', 'ModelOptions', 'AdapterOptions', 'OptimizerOptions', 'RunOptions',
-           'ValidationOptions', 'FinetuneConfig']
+           'ValidationOptions', 'FinetuneConfig', 'at_home']
 
 # %% ../../nbs/settings/10_config.ipynb #2389154d
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Annotated, Literal
 
 from fastcore.basics import patch
 from tyro.conf import DisallowNone, arg
 
+from ..checkpoints.registry import families
 from ..errors import InputError, did_you_mean
 from ..optimizer.schedule import OWN_SCHEDULES, Schedule
 from .fluxvla_recipe import find_recipe
@@ -23,19 +25,23 @@ from .recipe_book import RECIPES
 
 # %% ../../nbs/settings/10_config.ipynb #269858c3
 Switch = Annotated[bool | None, DisallowNone]  # --name or --no-name; neither: None, the family's value
+_TINY = ", ".join(f.tiny_name for f in families())
+_Base = Annotated[str | None, arg(help=(
+    f"a folder, a hub id such as nvidia/GR00T-N1.6-3B, or a small model for CPUs: 'tiny', {_TINY}"
+))]
 _Paths = Annotated[str | list[str] | None, arg(metavar="PATH [PATH ...]")]
 
 
 @dataclass
 class DataOptions:
     "Where the run begins, and what it learns from."
-    base_model_path: str | None = None  # a folder, a hub id such as nvidia/GR00T-N1.6-3B, or 'tiny', for CPUs
+    base_model_path: _Base = None  # a folder, a hub id, or a small model for CPUs
     dataset_path: _Paths = None  # LeRobot data sets of one robot: folders, or hub ids
     embodiment_tag: str | None = None  # the robot: GR1, LIBERO_PANDA, ...; yours: NEW_EMBODIMENT
     modality_config_path: str | None = None  # a Python file that registers the robot's modality configuration
     modality_path: str | None = None  # a modality.json in place of the data set's own, or where it has none
     mixture: str | None = None  # several robots: a YAML file, in place of the four above
-    recipe: str | None = None  # how a known robot is read and trained, such as aloha; or a file, FluxVLA's .py too
+    recipe: str | None = None  # how a known robot is read and trained, such as aloha; or a file: .json, FluxVLA's .py
     cfg_options: list[str] | None = None  # changes of a recipe in FluxVLA's words, such as runner.max_epochs=50
     tokenizer_path: str | None = None  # folder or hub id of the tokenizer, where the checkpoint brings none
     check_data: bool = True  # run the check-up first (once for each state of the files); refuse a data set with errors
@@ -69,6 +75,9 @@ class ModelOptions:
     tune_visual: Switch = None  # train the vision tower and the connector
     tune_projector: Switch = None  # train the state and action encoders and the action decoder
     tune_diffusion_model: Switch = None  # train the diffusion transformer
+    tune_vlln: Switch = None  # train what reads the features before the transformer; none: as the checkpoint says
+    tune_top_llm_layers: int | None = None  # train so many of the last language layers; none: as the checkpoint says
+    mask_padding: Switch = None  # what reads the features ignores padding; none: as the checkpoint says
     state_dropout_prob: float | None = None  # how often a sample's state is hidden; none: the family's
     dropout: float | None = None  # of the diffusion transformer; none: as the checkpoint says
     embodiment_rows_only: Switch = None  # of the per-robot layers train this robot's rows alone: less memory
@@ -101,7 +110,7 @@ class OptimizerOptions:
     weight_decay: float | None = None  # AdamW's, on the parameters that the family names; none: the family's
     decay_vectors: Switch = None  # --no-decay-vectors: no weight decay on norms and other vectors, as FluxVLA's runs
     warmup_ratio: float | None = None  # share of max_steps in which the learning rate rises; none: the family's
-    lr_scheduler: str | None = None  # cosine, constant, step, or FluxVLA's (see --lr-rates); none: the family's
+    lr_scheduler: str | None = None  # cosine, constant, step, step-based, linear-warmup+cosine-decay; none: family's
     adam_betas: tuple[float, float] | None = None  # AdamW's two decay rates, such as 0.9 0.999; none: the family's
     max_grad_norm: float | None = None  # longer gradients are scaled down to this norm; none: the family's, 1.0
     lr_decay_steps: int | None = None  # steps between two falls; used by --lr-scheduler step
@@ -126,7 +135,7 @@ class RunOptions:
     resume_from: str | None = None  # where output_dir has none: go on from this one, of another folder of runs
     use_wandb: bool = False  # log to Weights & Biases too (WANDB_MODE=offline works); log.jsonl is always written
     use_tensorboard: bool = False  # write event files for TensorBoard too
-    fluxvla_log: bool = False  # write FluxVLA's record of the run too, in a file called after it
+    fluxvla_log: bool = False  # write FluxVLA's record of the run too: run-metrics.jsonl, and a .jsonl called after it
     profile: bool = False  # record three steps: trace.json.gz and profile.txt in output_dir
     wandb_project: str | None = None  # at Weights & Biases; none: WANDB_PROJECT, or finetune-gr00t-n1d6 and the like
     experiment_name: str | None = None  # what the run is called where it is logged; none: output_dir's last part
@@ -170,14 +179,19 @@ def _fill(config):  # a FinetuneConfig
         if getattr(config, name) is None: setattr(config, name, value)
 
 
-_NUMBERS = {int | None: int, float | None: (int, float)}  # of a field's type: what a value is
+_WHOLE, _NUMBER, _TEXT = (int, "a whole number"), ((int, float), "a number"), (str, "a text")
+_TRUTH = (bool, "true or false")
+_KINDS = {int: _WHOLE, int | None: _WHOLE, float: _NUMBER, float | None: _NUMBER, str | None: _TEXT}
+_KINDS |= {str: _TEXT, bool: _TRUTH, bool | None: _TRUTH, Switch: _TRUTH}
+_KINDS |= {dict[str, float] | None: (Mapping, "names with a number each")}
+_KINDS |= {list[str] | None: ((list, tuple), "a list")}  # of a field's type: what a value is
 
 
 def _check_kind(config, name: str, value):
-    "`InputError` for a value of a recipe that is no number where one is needed."
-    kind = _NUMBERS.get(next(f.type for f in fields(config) if f.name == name))
-    if kind is None or isinstance(value, kind) and not isinstance(value, bool): return
-    what = "a whole number" if kind is int else "a number"
+    "`InputError` for a value of a recipe that is of another kind than its field."
+    kind, what = _KINDS.get(next(f.type for f in fields(config) if f.name == name), (object, ""))
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)): return
+    if kind is object: return
     raise InputError(f"The recipe sets {name} to {value!r}: expected {what}.")
 
 
@@ -215,6 +229,8 @@ class FinetuneConfig(
         if isinstance(mixture, (list, tuple)): self.mixture = _as_text(mixture)
         self.dataset_path = _as_words(self.dataset_path)
         if self.adam_betas is not None: self.adam_betas = tuple(self.adam_betas)
+        for name in _PLACES:  # a shell knows ~, a notebook and a file do not
+            if str(getattr(self, name)).startswith("~"): setattr(self, name, at_home(getattr(self, name)))
         _fill(self)
 
     @property
@@ -226,6 +242,17 @@ class FinetuneConfig(
 
 
 # %% ../../nbs/settings/10_config.ipynb #e48246d5
+_PLACES = (
+    "base_model_path", "modality_config_path", "modality_path", "mixture", "recipe", "tokenizer_path",
+    "hooks", "output_dir", "resume_from",
+)  # fields that are, or may be, paths
+
+
+def at_home(path: str) -> str:
+    "A path whose ~ is the home of whoever runs."
+    return str(Path(path).expanduser())
+
+
 def _as_words(said) -> str | list[str] | None:
     "Data sets as words; those of the robots of a recipe as 'aloha=my_episodes'."
     if isinstance(said, Mapping):

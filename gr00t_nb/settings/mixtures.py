@@ -20,7 +20,7 @@ from ..embodiments import embodiment_value
 from ..errors import InputError, did_you_mean
 from ..modality_configs import ModalityConfig
 from ..processing.processor_files import as_json
-from .config import FinetuneConfig
+from .config import FinetuneConfig, at_home
 from .fluxvla_recipe import find_recipe
 from .recipe import ColumnRobot, Recipe, Robot, recipe_from_json
 from .recipe import robot_from_json, robot_to_json
@@ -42,6 +42,11 @@ class MixtureEntry:
     val_fraction: float | None = None  # share of the episodes that is held out; none: the run's
     shipped_statistics: bool | None = None  # normalize by meta/stats.json; none: the run's
     override_statistics: bool | None = None  # instead of the checkpoint's; none: the run's
+
+    def __post_init__(self):
+        for name in ("modality_config_path", "modality_path", "recipe"):
+            value = getattr(self, name)
+            if isinstance(value, (str, Path)) and str(value)[:1] == "~": setattr(self, name, at_home(value))
 
     @property
     def roots(self) -> list[str]: return paths_of(self.dataset_path)
@@ -87,10 +92,15 @@ def paths_of(
     dataset_path: str | Sequence[str],  # one data set, or several; also as N1.7's 'A:B'
 ) -> list[str]:
     "The data sets that are meant."
-    if not isinstance(dataset_path, (str, Path)): return [str(p) for p in dataset_path]
-    parts = str(dataset_path).split(":")
-    whole = len(parts) == 1 or not all(parts) or Path(dataset_path).exists()
-    return [str(dataset_path)] if whole else parts
+    if not isinstance(dataset_path, (str, Path)): return [at_home(str(p)) for p in dataset_path]
+    said = str(dataset_path)
+    if Path(said).exists() or ":" not in said: return [at_home(said)]
+    parts = said.split(":")
+    if all(p.strip() for p in parts): return [at_home(p) for p in parts]
+    raise InputError(
+        f"The data sets '{said}' have an empty part: expected a folder before and behind each ':', as"
+        " in A:B; give several data sets as --dataset-path A B."
+    )
 
 # %% ../../nbs/settings/20_mixtures.ipynb #0199f173
 class _Strict(yaml.SafeLoader):
@@ -239,7 +249,7 @@ def _of_recipe(config: FinetuneConfig, said: dict) -> list[MixtureEntry]:
     for path in paths if len(owned) > 1 else []:
         name, _, folder = path.partition("=")
         if name not in owned: raise _whose_data(recipe, path)
-        owned[name].append(folder)
+        owned[name].append(at_home(folder))
     for name, own in owned.items():
         if not own: raise _no_data(recipe, name)
     if len(owned) > 1 and (extra := said.keys() - {"dataset_path"}):

@@ -18,7 +18,8 @@ from transformers import TrainingArguments, get_scheduler
 from ..engine.hooks import Hooks, hook_digests, hook_sources
 from ..optimizer.schedule import OWN_SCHEDULES, Schedule
 from ..processes.parallel import parallel_arguments
-from ..errors import InputError
+from ..errors import InputError, warn
+from ..checkpoints.official_files import read_initial_actions, write_initial_actions
 from ..families.family import Family
 from ..files import read_json, write_json, write_text
 from ..settings.config import FinetuneConfig
@@ -204,6 +205,19 @@ def modality_file(prepared: Prepared, root: Root) -> str:
     return f"modality-{place}.json" if len(prepared.roots) > 1 else "modality.json"
 
 # %% ../../nbs/training/20_experiment.ipynb #a018f6a4
+def _write_first_actions(folder: Path, prepared: Prepared):
+    "The first actions that data sets bring along, in one file, as NVIDIA's runs keep them."
+    files = [r.dataset.path / "meta" / _FIRST_ACTIONS for r in prepared.roots]
+    kept = []
+    for file in filter(Path.is_file, files):
+        try: kept += read_initial_actions(file)
+        except InputError as e: warn(f"{e} They are left out of what the run records.")
+    if kept: write_initial_actions(folder / _FIRST_ACTIONS, kept)
+
+
+_FIRST_ACTIONS = "initial_actions.npz"
+
+
 def write_experiment(
     config: FinetuneConfig,  # with the family's values
     prepared: Prepared,  # what the run is made of
@@ -221,6 +235,7 @@ def write_experiment(
     write_json(folder / "dataset_statistics.json", processor.statistics, indent=4)
     for r in prepared.roots:
         write_json(folder / modality_file(prepared, r), r.dataset.modality, indent=4)
+    _write_first_actions(folder, prepared)
     record = dict(config=config.to_dict()) | data_seen(prepared)
     digests = _write_hooks(folder, hooks or Hooks())
     record |= dict(hook_digests=digests, processor_class=type(processor).__name__)

@@ -23,7 +23,7 @@ from transformers import TrainingArguments, set_seed
 # %% ../../nbs/training/40_finetune.ipynb #c17af57b
 from ..checkpoints.manifest import write_manifest
 from ..engine.faults import FAULTS, Faults
-from ..engine.hooks import Hooks, HooksReached, read_hooks
+from ..engine.hooks import Hooks, HooksReached, of_callback, read_hooks
 from ..engine.states import can_go_on
 from ..engine.stopping import REQUEUE, StopOnSignal
 from ..engine.trainer import Gr00tTrainer
@@ -370,7 +370,7 @@ def finetune(
     except KeyboardInterrupt:
         raise Stopped(f"Stopped at once. {_kept(config.output_dir)}") from None
     except Exception as e:
-        sentence = sentence_of(e)
+        sentence = sentence_of(of_callback(e, hooks))
         if sentence is None or run is None and isinstance(e, InputError): raise
         again = getattr(e, "again", "in the same way")
         left = _kept(config.output_dir, again) if run else ""

@@ -47,10 +47,19 @@ def _length(prepared: Prepared) -> str:
     per_step = config.global_batch_size * config.gradient_accumulation_steps
     epoch = max(1, prepared.samples) / per_step
     steps = f"{config.max_steps:,} of {per_step} samples; an epoch has {epoch:,.0f}"
-    falls = f" / {config.lr_decay_steps}" if config.lr_decay_steps else ""
-    rate = f"learning rate {config.learning_rate:g}, {config.lr_scheduler}{falls}"
-    epochs = config.max_epochs or f"{config.max_steps / epoch:.2g}"
-    return f"{steps}, so {epochs} epochs; {rate}"
+    count = str(config.max_epochs or f"{config.max_steps / epoch:.2g}")
+    epochs = f"{count} epoch{'s' * (count != '1')}"
+    return f"{steps}, so {epochs}; learning rate {_rate(config)}"
+
+
+def _rate(config: FinetuneConfig) -> str:
+    "How the learning rate goes."
+    if not config.lr_rates:
+        falls = f" / {config.lr_decay_steps}" if config.lr_decay_steps else ""
+        return f"{config.learning_rate:g}, {config.lr_scheduler}{falls}"
+    pairs = [(float(at), rate) for at, rate in config.lr_rates.items()]
+    later = "".join(f", from {at:.3g} of the run on {rate:g}" for at, rate in pairs[1:])
+    return f"{pairs[0][1]:g}{later}, {config.lr_scheduler}"
 
 
 def _data(prepared: Prepared) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ from ..model.memory import KERNELS, StepMemory, adamw_bytes, step_memory
 from ..plots.stacks import plot_stacks
 from ..processing.batches import split_batch
 from ..runs.log import duration
-from ..settings.checks import LEVERS, SWITCHES, tune_flags
+from ..settings.checks import LEVERS, SWITCHES, checkpoint_flags, tune_flags
 from ..settings.config import FinetuneConfig
 from ..settings.mixtures import entries_of
 from ..settings.recipe import ColumnRobot
@@ -50,6 +50,7 @@ def model_changes(
 ) -> dict:  # of `load_model` and `outline`
     "What a run changes of the checkpoint's configuration."
     changes = tune_flags(config, family) | frozen_flags(family, config.lora_parts or [])
+    changes |= checkpoint_flags(config, family)
     if "state_dropout" in family.capabilities:
         changes["state_dropout_prob"] = config.state_dropout_prob
     return changes | recipe_sizes(config)
@@ -208,11 +209,16 @@ def _advice(self: Plan) -> str:
     return f" (FluxVLA advises {least} to {most} for {self.episodes:,} episodes)"
 
 
+def _some(count: int, what: str) -> str: return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 @patch
 def _time(self: Plan) -> str:
     config, epoch = self.config, max(1, self.samples / self.samples_per_step)
-    epochs = f"{config.max_steps:,} steps are {config.max_steps / epoch:.1f} epochs"
-    steps = f"{epoch:,.0f} steps an epoch; {epochs}{self._advice()}"
+    count = _some(config.max_steps, "step")
+    epochs = f"{count} are {config.max_steps / epoch:.1f} epochs"
+    if config.max_epochs: epochs = f"{_some(config.max_epochs, 'epoch')}, so {count}"
+    steps = f"{_some(round(epoch), 'step')} an epoch; {epochs}{self._advice()}"
     if self.hours is None: return f"{steps}; a measured pace tells the time: --pace"
     if self.pace: return f"{steps}, {duration(3600 * self.hours)} at {self.pace:g} samples a second"
     return (

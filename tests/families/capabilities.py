@@ -128,9 +128,9 @@ def widening(family, folder, sample, tmp_path):
     assert family.chunk_shape(wide.config) == (horizon, width + 8)
 
 
-def _moved_by_padding(family, folder, sample) -> float:
+def _moved_by_padding(family, folder, sample, **changes) -> float:
     "How far an answer moves when a longer prompt stands beside it in the batch, in its own scale."
-    model, processor = family.load_model(folder), family.load_processor(folder)
+    model, processor = family.load_model(folder, **changes), family.load_processor(folder)
     key = sample.robot["language"].modality_keys[0]
     long = sample.steps[1] | {key: " ".join([sample.steps[1][key]] * 5)}
     noise = torch.randn(2, *family.chunk_shape(model.config))
@@ -149,6 +149,13 @@ def padding_matters(family, folder, sample, tmp_path):
 def padding_does_not_matter(family, folder, sample, tmp_path):
     "What holds for a family that does not declare `padding_matters`."
     assert _moved_by_padding(family, folder, sample) < 1e-4
+
+
+def mask_padding(family, folder, sample, tmp_path):
+    "With the switch an answer no longer depends on the prompts beside it; and the file remembers it."
+    assert _moved_by_padding(family, folder, sample, mask_padding=True) < 1e-4
+    family.load_model(folder, mask_padding=True).save_pretrained(tmp_path / "masked")
+    assert family.load_model(tmp_path / "masked").config.mask_padding
 
 
 def _continued(policy, steps, before, noise, **how):
@@ -212,5 +219,6 @@ TESTS = dict(
     widening=widening,
     padding_matters=padding_matters,
     rtc=rtc,
+    mask_padding=mask_padding,
     mixed_images=mixed_images,
 )

@@ -11,6 +11,7 @@ from dummy import DUMMY
 
 from gr00t_nb.data.steps import read_steps
 from gr00t_nb.errors import InputError
+from gr00t_nb.evaluation.diagnostics import diagnose
 from gr00t_nb.evaluation.open_loop import evaluate_open_loop
 from gr00t_nb.evaluation.predictions import Predictions
 from gr00t_nb.checkpoints.base_models import base_limits, tiny_base, tiny_family
@@ -18,6 +19,7 @@ from gr00t_nb.families.family import CAPABILITIES
 from gr00t_nb.checkpoints.registry import families, family_of
 from gr00t_nb.plots.style import save_figure
 from gr00t_nb.viz.prediction_figures import plot_prediction
+from gr00t_nb.viz.prediction_viewer import PredictionViewer
 
 HERE = Path(__file__).resolve().parent
 
@@ -199,6 +201,25 @@ def test_viewers(policy, sample, tmp_path):
     predictions = Predictions(policy, sample.data, samples=2)
     figure = plot_prediction(predictions, episode=0, step=20, strip=False)
     assert save_figure(figure, tmp_path / "prediction.png").stat().st_size > 20_000
+
+
+def test_the_prediction_viewer_asks(policy, sample):
+    "Its fan, its survey of an episode and another step: what a user touches."
+    if "denoising" not in policy.family.capabilities: pytest.skip("the viewer shows Euler steps")
+    shown = PredictionViewer({"it": policy}, sample.data, episode=0, step=20, samples=2, survey=False)
+    try:
+        assert shown.predictions.width == 7 and shown.prompt.value
+        drawn = [len(a.get_lines()) for a in shown._fan.fan.axes]
+        assert len(drawn) == len(shown.chosen) and min(drawn) > 0
+        list(shown.predictions.survey(0, stride=60))
+        assert np.isfinite(shown.predictions.errors("it", 0)).any()
+    finally: shown.cameras.store.close()
+
+
+def test_the_diagnosis_is_made(policy, sample):
+    d = diagnose(policy, sample.data, [0], steps=40, questions=2, draws=2, progress=False)
+    assert {f.kind for f in d.findings()} >= {"cameras", "prompt"} and np.isfinite(d.open_loop.mse)
+    assert len(d.plot().axes) > 3
 
 
 # ---------------------------------------------------------------- capabilities
