@@ -96,6 +96,29 @@ def episodes_to_ask(
     left_out = _training_of(model_path, dataset.path).get("exclude_episodes") or []
     return [i for i, e in enumerate(dataset.episodes) if e.index not in left_out]
 
+# %% ../../nbs/evaluation/10_asking.ipynb #bd775640
+def trained_among(
+    model_path: str | Path,  # checkpoint folder
+    dataset: LeRobotDataset,
+    episodes: Sequence[int],  # positions in it
+) -> list[int]:  # those that the checkpoint was trained on, as far as it knows
+    "Which episodes a policy may remember."
+    known = _training_of(model_path, dataset.path)
+    place = known.get("path") or known.get("config", {}).get("dataset_path")
+    if not isinstance(place, str) or Path(place).resolve().name != dataset.path.resolve().name: return []
+    seen = {*known.get("train_episodes", ())}
+    return [e for e in episodes if 0 <= e < len(dataset) and dataset.positions[e] in seen]
+
+
+def _remembers(seen: Sequence[int], asked: Sequence[int]) -> str:
+    "What is said of answers along episodes that were trained on."
+    count = "All" if len(seen) == len(asked) else f"{len(seen)}"
+    return (
+        f"{count} of the {len(asked)} episodes that are asked about were trained on: errors say what"
+        " the policy remembers, and not what it will do on new ones; hold some out of training with"
+        " --val-fraction 0.1."
+    )
+
 # %% ../../nbs/evaluation/10_asking.ipynb #76ea45f5
 def place_of_pictures(
     model_path: str | Path,  # checkpoint folder

@@ -85,7 +85,7 @@ def tune_flags(
     family.check_flags(name for name, value in said.items() if value is not None)
     return {name: value for name, value in said.items() if name in family.flags}
 
-
+# %% ../../nbs/settings/40_checks.ipynb #a1e7f8df
 def checkpoint_flags(
     config: FinetuneConfig,
     family: Family,  # of the base model
@@ -96,7 +96,7 @@ def checkpoint_flags(
     if "mask_padding" in said: family.require("mask_padding")
     return said
 
-
+# %% ../../nbs/settings/40_checks.ipynb #6e4684dc
 def resolved(
     config: FinetuneConfig,  # what the user asked for
     family: Family,  # of the base model

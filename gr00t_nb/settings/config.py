@@ -41,7 +41,7 @@ class DataOptions:
     modality_config_path: str | None = None  # a Python file that registers the robot's modality configuration
     modality_path: str | None = None  # a modality.json in place of the data set's own, or where it has none
     mixture: str | None = None  # several robots: a YAML file, in place of the four above
-    recipe: str | None = None  # how a known robot is read and trained, such as aloha; or a file: .json, or FluxVLA's .py
+    recipe: str | None = None  # how a known robot is read and trained, such as aloha; or a file: .json, FluxVLA's .py
     cfg_options: list[str] | None = None  # changes of a recipe in FluxVLA's words, such as runner.max_epochs=50
     tokenizer_path: str | None = None  # folder or hub id of the tokenizer, where the checkpoint brings none
     check_data: bool = True  # run the check-up first (once for each state of the files); refuse a data set with errors
@@ -110,7 +110,7 @@ class OptimizerOptions:
     weight_decay: float | None = None  # AdamW's, on the parameters that the family names; none: the family's
     decay_vectors: Switch = None  # --no-decay-vectors: no weight decay on norms and other vectors, as FluxVLA's runs
     warmup_ratio: float | None = None  # share of max_steps in which the learning rate rises; none: the family's
-    lr_scheduler: str | None = None  # cosine, constant, step, step-based, linear-warmup+cosine-decay; none: the family's
+    lr_scheduler: str | None = None  # cosine, constant, step, step-based, linear-warmup+cosine-decay; none: family's
     adam_betas: tuple[float, float] | None = None  # AdamW's two decay rates, such as 0.9 0.999; none: the family's
     max_grad_norm: float | None = None  # longer gradients are scaled down to this norm; none: the family's, 1.0
     lr_decay_steps: int | None = None  # steps between two falls; used by --lr-scheduler step
@@ -120,7 +120,6 @@ class OptimizerOptions:
     on_nonfinite: Literal["stop", "skip"] = "stop"  # where loss or gradient is not a number; skip: leave the step out
     seed: int | None = None  # of everything random: order, augmentation, noise, dropout, new weights; none: 42
     hooks: str | None = None  # a Python file: another loss, images, what trains, rates
-
 
 # %% ../../nbs/settings/10_config.ipynb #9f37091e
 @dataclass
