@@ -28,7 +28,7 @@ from ..robots.stand_ins import RecordedRobot
 from ..robots.ur import RobotiqGripper, UrRobot, ur_interfaces
 from ..robots.watch import WatchSettings
 from .keyboard import numbered_tasks
-from .loop import EpisodeResult
+from .loop import RolloutResult
 from .recorder import EpisodeRecorder
 from .session import Session
 from ..ros.ros1 import ros1_robot
@@ -201,7 +201,7 @@ def numbered(self: RemoteConfig) -> dict[str, str]:
 
 
 @patch
-def carry_out(self: RemoteConfig, session: Session, ask: Callable[[str], str] = input) -> list[EpisodeResult]:
+def carry_out(self: RemoteConfig, session: Session, ask: Callable[[str], str] = input) -> list[RolloutResult]:
     "One instruction, or rounds by keyboard; pictures of them."
     if self.instruction is None:
         tasks = self.numbered()

@@ -18,7 +18,7 @@ from ..robots.robot import MotionLimits
 from ..robots.moving import way_to_pose
 from ..robots.watch import WatchSettings
 from .keyboard import Dialogue
-from .loop import Control, EpisodeResult, run_episode
+from .loop import Control, RolloutResult, run_episode
 from .recorder import EpisodeRecorder
 
 # %% ../../nbs/rollout/52_session.ipynb #c005d9dd
@@ -63,7 +63,7 @@ class Session:
         steps: int,  # periods in which the policy moves the robot, at most
         on_period: Callable = lambda period, look: None,
         control: Control | None = None,
-    ) -> EpisodeResult:
+    ) -> RolloutResult:
         "Carries out a task."
         more = dict(record=self.record, on_period=on_period, control=control)
         return run_episode(
@@ -76,7 +76,7 @@ def prepare(self: Session,
     on_period: Callable = lambda period, look: None,
     control: Control | None = None,
     seconds: float = 30.0,  # behind the last step, for a guard that is slower
-) -> EpisodeResult:
+) -> RolloutResult:
     "Goes to the prepare pose, in steps. `InputError` where the robot has none."
     if self.pose is None:
         raise InputError("The robot has no prepare pose: give one, or the data set whose episodes begin there.")
@@ -120,7 +120,7 @@ def by_keyboard(self: Session,
     max_steps: int = 10_000,
     as_fluxvla: bool = False,  # the dialogue's rules
     say: Callable[[str], None] = print,
-) -> list[EpisodeResult]:
+) -> list[RolloutResult]:
     "Rounds until nobody asks any more."
     dialogue, results = Dialogue(tasks, fallback, self.chunk, max_steps, as_fluxvla, say), []
     interrupted = lambda: bool(results) and results[-1].reason in ("SIGINT", "SIGTERM")
