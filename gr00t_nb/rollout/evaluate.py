@@ -8,11 +8,12 @@ __all__ = ['SIMULATORS', 'wilson_interval', 'simulator_of', 'RolloutScore', 'Scr
 
 # %% ../../nbs/rollout/40_evaluate.ipynb #c0021685
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -255,8 +256,13 @@ _here = None  # policy and robot of a process
 
 
 def _begin(config: ClosedLoopConfig):
-    "The policy and the world of this process."
+    "The policy and the world of this process, which ends with the one that began it."
     global _here
+    if (parent := parent_process()) is not None:
+        def follow():
+            parent.join()
+            os._exit(1)
+        threading.Thread(target=follow, daemon=True).start()
     _here = _policy_of(config), simulator_of(config.simulator)()
 
 
