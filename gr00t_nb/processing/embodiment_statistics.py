@@ -103,8 +103,8 @@ def relative_fingerprints(
 
 # %% ../../nbs/processing/15_embodiment_statistics.ipynb #0e9b3121
 _USED = (
-    "The file is used; unless a checkpoint was trained with it, have the statistics computed from"
-    " the data with --no-shipped-statistics (in Python shipped_statistics=False), or remove it."
+    "The file is used; unless a checkpoint was trained with it, have the statistics computed from the"
+    " data with --no-shipped-statistics (in Python shipped_statistics=False), or remove it."
 )
 
 
@@ -133,10 +133,9 @@ def _misfits(
         for d in np.flatnonzero(wrong)[:1]:
             names = dict(enumerate(dimension_names(ds.info["features"].get(c, {}))))
             said.append(
-                f"{ds.path / 'meta/stats.json'} does not fit the data in {wrong.sum()} of"
-                f" {len(wrong)} dimensions of '{c}': {names.get(d, f'dimension {d}')} goes from"
-                f" {x[:, d].min():.3g} to {x[:, d].max():.3g}, the file says {low[d]:.3g} to"
-                f" {high[d]:.3g}. {_USED}"
+                f"{ds.path / 'meta/stats.json'} does not fit the data in {wrong.sum()} of {len(wrong)}"
+                f" dimensions of '{c}': {names.get(d, f'dimension {d}')} goes from {x[:, d].min():.3g} to"
+                f" {x[:, d].max():.3g}, the file says {low[d]:.3g} to {high[d]:.3g}. {_USED}"
             )
     return said
 
