@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-DEMO := --base-model-path tiny --dataset-path data_samples/cube_to_bowl --embodiment-tag NEW_EMBODIMENT --modality-config-path data_samples/cube_to_bowl_config.py
+DEMO := --base-model-path tiny-cubes --dataset-path data_samples/cube_to_bowl --embodiment-tag NEW_EMBODIMENT --modality-config-path data_samples/cube_to_bowl_config.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE  # threads that wait sleep instead of spinning: loader and trainer share the cores
 
@@ -26,10 +26,11 @@ $(STAMP): constraints.txt settings.ini setup.py
 export: $(STAMP) ## notebooks -> package, script, README
 	$(BIN)/python export.py
 
-demo: setup ## fine-tune a small GR00T N1.6 on the sample and see it predict, on a CPU
-	$(BIN)/python scripts/finetune.py $(DEMO) --tune-llm --tune-visual --val-fraction 0.1 --global-batch-size 32 --max-steps 600 --learning-rate 1e-3 \
-	    --dataloader-num-workers 0 --frame-cache --save-steps 300 --logging-steps 25 --output-dir outputs/demo
+demo: setup ## fine-tune a small GR00T N1.6 on the sample, see it predict and act, on a CPU
+	$(BIN)/python scripts/finetune.py $(DEMO) --tune-llm --tune-visual --val-fraction 0.1 --global-batch-size 32 --max-steps 200 --learning-rate 1e-4 \
+	    --dataloader-num-workers 0 --frame-cache --save-steps 100 --logging-steps 25 --output-dir outputs/demo
 	$(BIN)/python -m gr00t_nb.evaluation.open_loop --model-path outputs/demo --dataset-path data_samples/cube_to_bowl --embodiment-tag NEW_EMBODIMENT --require-better
+	$(BIN)/python -m gr00t_nb.rollout.evaluate --model-path outputs/demo --episodes 30 --processes 2
 
 lab: setup ## JupyterLab on the first notebook
 	$(BIN)/jupyter lab --ip 127.0.0.1 nbs/index.ipynb
