@@ -36,11 +36,11 @@ class Chunk:
 @dataclass(frozen=True)
 class Chunking:
     "How chunks become actions."
-    execution_length: int | None = None  # rows s of a chunk until the next question; None: all, or what a delay leaves
+    execution_length: int | None = None  # rows s until the next question; None: as many as can be
     asynchronous: bool = False  # the robot moves on while the policy computes
     ensemble: float | None = None  # m of temporal ensembling; None: the newest chunk alone
     continuation: str | None = None  # 'guidance', 'ramp' or 'prefix': the next chunk continues this one
-    rtc: dict = field(default_factory=dict)  # further settings of the continuation, such as max_guidance_weight
+    rtc: dict = field(default_factory=dict)  # its further settings, as in `RTC`
     first_delay: int = 1  # ticks that an answer is expected to take before one was measured
 
     def __post_init__(self):
@@ -105,7 +105,7 @@ def answer(self: ChunkSchedule,
     tick: int,  # now
     actions: dict[str, np.ndarray],  # group -> (H, D), absolute
 ) -> Chunk:
-    "The answer to the question that is under way. Rows that are in the past by now are never executed."
+    "The answer to the question that is under way. Rows that are in the past are never executed."
     if self.pending is None: raise InputError("An answer came, but nothing was asked.")
     chunk = Chunk(self.pending, actions, tick)
     self.delays.append(tick - self.pending)
@@ -116,7 +116,7 @@ def answer(self: ChunkSchedule,
 
 @patch
 def command(self: ChunkSchedule, tick: int) -> dict[str, np.ndarray] | None:
-    "The action (D,) of each group that is due; None where no chunk reaches so far: the policy is late."
+    "The action (D,) of each group that is due; None where no chunk reaches so far."
     known = [c for c in self.chunks if c.covers(tick)]
     newest = known[-1:]  # of several answers the last is the one to follow
     self.chunks = [c for c in self.chunks if c.begin + len(c) > tick]

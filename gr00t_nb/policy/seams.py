@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEAM_WAYS', 'SeamTrace', 'recorded_question', 'seams_along', 'seam_figures']
 
-# %% ../../nbs/policy/28_seams.ipynb #c00285a1
+# %% ../../nbs/policy/28_seams.ipynb #c0027450
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..data.steps import read_steps
 from .chunks import Chunk, ChunkSchedule, Chunking
 from .continuing import continuation_options
 
-# %% ../../nbs/policy/28_seams.ipynb #c0059adc
+# %% ../../nbs/policy/28_seams.ipynb #c005d397
 @dataclass
 class SeamTrace:
     "One episode, executed along its recording."
@@ -38,7 +38,7 @@ def recorded_question(
     words = {k: [[flat[k]]] for k in shown["language"].modality_keys}
     return {m: nested(m) for m in shown if m != "language"} | dict(language=words)
 
-# %% ../../nbs/policy/28_seams.ipynb #c0067f3c
+# %% ../../nbs/policy/28_seams.ipynb #c0061e84
 def _seam(schedule: ChunkSchedule, tick: int, answer: dict) -> dict | None:
     "How far the action of this tick moves by an answer; None where there was none before."
     without = schedule.command(tick)
@@ -75,11 +75,12 @@ def seams_along(
         trace.errors.append({g: np.abs(a - truth[g][tick]) for g, a in command.items()})
     return trace
 
-# %% ../../nbs/policy/28_seams.ipynb #c0102752
+# %% ../../nbs/policy/28_seams.ipynb #c0108d8c
 SEAM_WAYS = {
     "none": {},
     "ensembling": dict(ensemble=0.01),
     "guidance": dict(continuation="guidance"),
+    "guidance, at most 2": dict(continuation="guidance", rtc=dict(max_guidance_weight=2.0)),
     "guidance, true derivative": dict(continuation="guidance", rtc=dict(use_vjp=True)),
     "ramp": dict(continuation="ramp"),
 }  # what is compared

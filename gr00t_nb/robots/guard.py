@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REASONS', 'guarded_step', 'Sent', 'Guard', 'plot_guarded', 'change_lines']
 
-# %% ../../nbs/robots/20_guard.ipynb #c002ede9
+# %% ../../nbs/robots/20_guard.ipynb #c0020d01
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..plots.style import COLOURS, legend, panels, styled
 from .limits import brake_speed
 from .robot import GroupLimits, MotionLimits, check_command
 
-# %% ../../nbs/robots/20_guard.ipynb #c0054195
+# %% ../../nbs/robots/20_guard.ipynb #c005a2d8
 REASONS = ("range", "velocity", "acceleration", "braking")
 
 
@@ -24,7 +24,7 @@ def _allowed(lim: GroupLimits, at, speed, share, dt) -> dict[str, tuple[np.ndarr
     "The lowest and highest speed (D,) of the next period, by reason."
     change = lim.acceleration * dt
     fast = np.maximum(share * lim.velocity, np.abs(speed) - change)
-    room = lambda x: np.maximum(x, 0)  # a joint that is outside of its range must not go further out
+    room = lambda x: np.maximum(x, 0)  # outside, it must not go further out
     return dict(
         velocity=(-fast, fast),
         acceleration=(speed - change, speed + change),
@@ -34,7 +34,7 @@ def _allowed(lim: GroupLimits, at, speed, share, dt) -> dict[str, tuple[np.ndarr
         ),
     )
 
-# %% ../../nbs/robots/20_guard.ipynb #c00724c4
+# %% ../../nbs/robots/20_guard.ipynb #c0074ca1
 def guarded_step(
     lim: GroupLimits,
     at: np.ndarray,  # (D,) what was sent last
@@ -43,7 +43,7 @@ def guarded_step(
     asked: np.ndarray,  # (D,)
     dt: float,  # seconds of a period
     share: float = 1.0,  # of the speed limit
-) -> tuple[np.ndarray, np.ndarray]:  # what is sent (D,), and by which of `REASONS` it was changed (D,); -1 by none
+) -> tuple[np.ndarray, np.ndarray]:  # sent (D,), and the place of the reason (D,), -1: none
     "The nearest to what is asked that keeps the limits."
     target = np.clip(asked, lim.low, lim.high)
     allowed = _allowed(lim, at, speed, share, dt)
@@ -61,7 +61,7 @@ def guarded_step(
     reason = np.where(exact, -1, 1 + np.argmin(tight, 0))
     return sent, np.where(asked != target, 0, reason)
 
-# %% ../../nbs/robots/20_guard.ipynb #c012426d
+# %% ../../nbs/robots/20_guard.ipynb #c0126e12
 @dataclass
 class Sent:
     "One period: what was asked, what was sent, and why they differ."
@@ -99,14 +99,15 @@ class Guard:
         self.speed = {g: np.zeros(len(a)) for g, a in self.at.items()}
         self.before = dict(self.at)
 
-# %% ../../nbs/robots/20_guard.ipynb #c0130fe8
+# %% ../../nbs/robots/20_guard.ipynb #c01309aa
 @patch
 def send(self: Guard,
     command: dict[str, np.ndarray],  # group -> numbers (D,)
     share: float = 1.0,  # of the speed limits
 ) -> Sent:
-    "What may be sent of a command. `InputError` for a missing group, a wrong width, NaN or infinity."
-    if not self.at: raise InputError("The guard does not know where the robot is: call begin first.")
+    "What may be sent of a command. `InputError` for what is no command."
+    if not self.at:
+        raise InputError("The guard does not know where the robot is: call begin first.")
     asked, sent, reasons = check_command(command, self.action), {}, {}
     for g, target in asked.items():
         lim = self.limits.groups[g]
@@ -125,7 +126,7 @@ def send(self: Guard,
 
 @patch
 def hold(self: Guard) -> Sent:
-    "One period of coming to a stand: every joint brakes as hard as it may, a speed goes to its rest."
+    "One period of coming to a stand: joints brake as hard as they may, a speed goes to its rest."
     sent = {}
     for g, at in self.at.items():
         lim, speed = self.limits.groups[g], self.speed[g]
@@ -138,7 +139,7 @@ def hold(self: Guard) -> Sent:
         self.speed[g], self.at[g], self.before[g] = (sent[g] - at) / self.dt, sent[g], sent[g]
     return Sent(sent, sent, {g: np.full(len(a), -1) for g, a in sent.items()})
 
-# %% ../../nbs/robots/20_guard.ipynb #c015ced1
+# %% ../../nbs/robots/20_guard.ipynb #c0153c14
 @patch(as_prop=True)
 def standing(self: Guard) -> bool:
     "Whether everything that has limits stands, or is at its rest."
@@ -169,7 +170,7 @@ def near(self: Guard,
         if (way > seconds * lim.velocity).any(): return False
     return True
 
-# %% ../../nbs/robots/20_guard.ipynb #c0203332
+# %% ../../nbs/robots/20_guard.ipynb #c0204a14
 @styled
 def plot_guarded(
     sent: list[Sent],

@@ -21,7 +21,7 @@ def brake_speed(
     acceleration: np.ndarray,  # (D,) units a second, each second; may be inf
     dt: float,  # seconds of a period
 ) -> np.ndarray:  # (D,) units a second
-    "The largest speed of the next period after which a joint still comes to a stand within the room."
+    "The largest speed of the next period after which a joint still comes to a stand in time."
     room, loss = np.broadcast_arrays(np.asarray(room, float), np.asarray(acceleration, float) * dt)
     known = np.isfinite(room) & np.isfinite(loss)
     r, a = np.where(known, room, 0.0), np.where(known, loss, 1.0)
@@ -49,12 +49,13 @@ def propose_limits(
     "Limits of every action group of a data set, in its units."
     chosen = range(len(dataset)) if episodes is None else episodes
     recorded = [dataset.action(e) for e in chosen]
-    if not recorded: raise InputError(f"{dataset.path} has no episode that limits could be proposed from.")
+    if not recorded:
+        raise InputError(f"{dataset.path} has no episode that limits could be proposed from.")
     groups = {}
     for group in recorded[0]:
         actions = [r[group].astype(np.float64) for r in recorded]
         low, high, speed, change = _extremes(actions, dataset.fps)
-        some = max(float((high - low).max()), 1e-3)  # a joint that was never moved gets a little of what others did
+        some = max(float((high - low).max()), 1e-3)  # a joint that never moved gets a little
         beyond = margin * np.maximum(high - low, 0.05 * some)
         speed = np.maximum(speed, 0.05 * max(float(speed.max()), some))
         change = np.maximum(change, speed)

@@ -190,7 +190,7 @@ def check_command(
     command: dict,  # group -> numbers (D,)
     action: dict[str, int],  # group -> width
 ) -> dict[str, np.ndarray]:  # group -> float64 (D,), finite; those groups, in that order
-    "A command that can be sent. `InputError` for a missing group, another width, or what is not finite."
+    "A command that can be sent; `InputError` for what is none."
     _compare("command", command, action)
     checked = {}
     for group, width in action.items():

@@ -34,7 +34,7 @@ class StandIn:
     "A robot of positions that follows its commands; its pictures show its joints."
 
     def __init__(self,
-        groups: dict[str, int] | None = None,  # state and action groups; None: an arm of 6 and a gripper
+        groups: dict[str, int] | None = None,  # None: an arm of 6 and a gripper
         rate: float = 30.0,  # commands a second
         views: tuple[str, ...] = ("front",),
         size: tuple[int, int] = (48, 64),  # height and width of the pictures
@@ -60,7 +60,8 @@ class StandIn:
     def act(self, command: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.closed: raise InputError("The stand-in is closed: make a new one.")
         command = check_command(command, self.action)
-        for g, target in command.items(): self.at[g] = self.at[g] + self.follow * (target - self.at[g])
+        for g, target in command.items():
+            self.at[g] = self.at[g] + self.follow * (target - self.at[g])
         self.sent.append(command)
         if self.clock.simulated: self.clock.advance(1 / self.rate)
         return command
@@ -71,7 +72,7 @@ class StandIn:
 
 # %% ../../nbs/robots/05_stand_ins.ipynb #c012cee9
 class RecordedRobot:
-    "An episode of a data set as a robot: it goes its recorded way, whatever it is told, and keeps what it was told."
+    "An episode of a data set as a robot: it goes its recorded way, whatever it is told."
 
     def __init__(self,
         dataset: LeRobotDataset,

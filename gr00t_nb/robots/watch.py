@@ -20,14 +20,15 @@ from .robot import Observation, WallClock
 class WatchSettings:
     "How long each fault is borne, in seconds of the robot's clock; inf: for ever."
     max_age: float = 0.5  # of a picture or a state
-    frozen_after: float = 1.0  # of motion, in which a camera, or all joints together, show nothing new
+    frozen_after: float = 1.0  # of motion, without anything new to be seen
     late_after: float = 0.5  # without an action
     answer_within: float = 60.0  # of an answer that the robot stands and waits for
     heartbeat: float = 2.0  # without a sign of life from the loop
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if not value > 0: raise InputError(f"The watch's {name} is {value!r}: expected seconds above 0.")
+            if not value > 0:
+                raise InputError(f"The watch's {name} is {value!r}: expected seconds above 0.")
 
 # %% ../../nbs/robots/25_watch.ipynb #c006338a
 class Watch:
@@ -73,7 +74,7 @@ class Watch:
 
 # %% ../../nbs/robots/25_watch.ipynb #c012b805
 class Heartbeat:
-    "Calls `stop` where nobody has called `beat` for too long. Use it in a `with`; in simulated time it does nothing."
+    "Calls `stop` where nobody has called `beat` for too long. In simulated time it does nothing."
 
     def __init__(self,
         stop: Callable[[], None],  # such as `robot.stop`; is called from a thread

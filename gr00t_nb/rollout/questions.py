@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['check_match', 'History', 'PromptAsker', 'ThreadAsker', 'asker_for']
 
-# %% ../../nbs/rollout/00_questions.ipynb #c002b400
+# %% ../../nbs/rollout/00_questions.ipynb #c002514d
 import threading
 
 import numpy as np
-from fastcore.basics import patch
 
 from ..errors import InputError, did_you_mean
 from ..modality_configs import ModalityConfig
 from ..robots.robot import Observation, Robot
 
-# %% ../../nbs/rollout/00_questions.ipynb #c0052725
+# %% ../../nbs/rollout/00_questions.ipynb #c005b3c1
 def check_match(
     config: dict[str, ModalityConfig],  # the policy's
     robot: Robot,
@@ -36,7 +35,7 @@ def check_match(
             " robot's action groups, or take another checkpoint."
         )
 
-# %% ../../nbs/rollout/00_questions.ipynb #c0085275
+# %% ../../nbs/rollout/00_questions.ipynb #c0088563
 class History:
     "The last looks at a robot, and the question that a policy is asked of them."
 
@@ -49,7 +48,8 @@ class History:
 
     def question(self, instruction: str) -> dict:  # nested arrays of one row, for `get_action`
         "Video uint8 (1, T, H, W, 3), state float32 (1, T, D), the instruction for each language key."
-        if not self.looks: raise InputError("The robot has not been looked at: add an observation first.")
+        if not self.looks:
+            raise InputError("The robot has not been looked at: add an observation first.")
         out = {}
         for kind in ("video", "state"):
             if kind not in self.config: continue
@@ -59,7 +59,7 @@ class History:
             out[kind] = {k: np.stack([part(i, k) for i in steps])[None] for k in keys}
         return out | dict(language={k: [[instruction]] for k in self.config["language"].modality_keys})
 
-# %% ../../nbs/rollout/00_questions.ipynb #c0114ce1
+# %% ../../nbs/rollout/00_questions.ipynb #c01141ac
 def _actions(answer: tuple) -> dict[str, np.ndarray]:
     "The chunk (H, D) of each group, of the first row of an answer."
     return {g: np.asarray(a)[0] for g, a in answer[0].items()}
@@ -83,7 +83,7 @@ class PromptAsker:
 
     def close(self): pass
 
-# %% ../../nbs/rollout/00_questions.ipynb #c014813b
+# %% ../../nbs/rollout/00_questions.ipynb #c01409a1
 class ThreadAsker:
     "Asks in a thread of its own; whoever waits looks for the answer now and then."
 

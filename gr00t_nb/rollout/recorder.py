@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['recording_modality', 'EpisodeRecorder']
 
-# %% ../../nbs/rollout/10_recorder.ipynb #c00217ff
+# %% ../../nbs/rollout/10_recorder.ipynb #c0021da0
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..policy.chunks import Chunk
 from ..robots.guard import Sent
 from ..robots.robot import Observation, Robot
 
-# %% ../../nbs/rollout/10_recorder.ipynb #c00545d1
+# %% ../../nbs/rollout/10_recorder.ipynb #c00533cc
 def _flat(groups: dict[str, np.ndarray], dtype=np.float32) -> np.ndarray:
     return np.concatenate([np.asarray(v, dtype).reshape(-1) for v in groups.values()])
 
@@ -38,9 +38,9 @@ def recording_modality(robot: Robot) -> dict:
         annotation={"human.task_description": dict(original_key="task_index")},
     )
 
-# %% ../../nbs/rollout/10_recorder.ipynb #c007ce4f
+# %% ../../nbs/rollout/10_recorder.ipynb #c008ee8c
 class EpisodeRecorder:
-    "Writes the episodes of a robot to a new folder, one after the other. After each of them it is a whole data set."
+    "Writes the episodes of a robot to a new folder; after each of them it is a whole data set."
 
     def __init__(self,
         folder: str | Path,  # that does not exist
@@ -50,7 +50,7 @@ class EpisodeRecorder:
     ):
         self.folder, self.robot, self.horizon = Path(folder), robot, horizon
         if self.folder.exists() and any(self.folder.iterdir()):
-            raise InputError(f"{folder} is not empty: give a folder that does not exist for the recording.")
+            raise InputError(f"{folder} is not empty: give a folder that does not exist.")
         self.writer = WriterV2(self.folder, robot.rate, robot_type=type(robot).__name__)
         self.names, self.episodes, self.dataset = names or {}, 0, None
         self.begin("")
@@ -59,7 +59,7 @@ class EpisodeRecorder:
         "A new episode; what was not written is forgotten."
         self.instruction, self.rows, self.pictures = instruction, [], {v: [] for v in self.robot.views}
 
-# %% ../../nbs/rollout/10_recorder.ipynb #c008717a
+# %% ../../nbs/rollout/10_recorder.ipynb #c00920e5
 @patch
 def step(self: EpisodeRecorder,
     look: Observation,
@@ -89,7 +89,7 @@ def step(self: EpisodeRecorder,
     })
     for view, kept in self.pictures.items(): kept.append(look.video[view])
 
-# %% ../../nbs/rollout/10_recorder.ipynb #c0096d41
+# %% ../../nbs/rollout/10_recorder.ipynb #c010d87f
 @patch
 def end(self: EpisodeRecorder) -> LeRobotDataset | None:  # None: there was no row
     "Writes the episode, and all that belongs to a data set."
