@@ -57,8 +57,7 @@ class Chunking:
         s = most if self.execution_length is None else self.execution_length
         if s > horizon:
             raise InputError(
-                f"execution_length is {s}, but the policy's chunks have {horizon} rows: give at"
-                f" most {horizon}."
+                f"execution_length is {s}, but the policy's chunks have {horizon} rows: give at most {horizon}."
             )
         return s
 

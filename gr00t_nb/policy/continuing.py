@@ -38,8 +38,7 @@ def check_continuation(
     RTC.of(dict(prefix_len=0, method=chunking.continuation) | chunking.rtc)
     if chunking.ensemble is not None:
         raise InputError(
-            "A continued chunk and temporal ensembling were both asked for: choose one, either"
-            " smooths the seam."
+            "A continued chunk and temporal ensembling were both asked for: choose one, either smooths the seam."
         )
     family, model = getattr(policy, "family", None), getattr(policy, "model", None)
     if family is None: return
@@ -47,6 +46,6 @@ def check_continuation(
     trained = delay_shares(getattr(model.config, "rtc_training_config", None))
     if chunking.continuation == "prefix" and not trained:
         raise InputError(
-            "The checkpoint was not trained to continue a prefix (rtc_training_config): choose"
-            " guidance or ramp, which need no training."
+            "The checkpoint was not trained to continue a prefix (rtc_training_config): choose guidance"
+            " or ramp, which need no training."
         )

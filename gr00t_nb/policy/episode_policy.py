@@ -26,8 +26,8 @@ class EpisodePolicy:
         horizon = len(offsets) if execution_horizon is None else execution_horizon
         if not isinstance(horizon, int) or horizon < 1:
             raise InputError(
-                f"The execution horizon is {horizon}: expected the number of steps, at least 1,"
-                " that the robot takes of each chunk before it asks again."
+                f"The execution horizon is {horizon}: expected the number of steps, at least 1, that the"
+                " robot takes of each chunk before it asks again."
             )
         self.dataset, self.config = dataset, config
         self.offsets, self.execution_horizon = offsets, horizon

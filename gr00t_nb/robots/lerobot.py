@@ -102,6 +102,6 @@ def _first_module(names: list[str]):
         try: return importlib.import_module(name)
         except ImportError: continue
     raise InputError(
-        f"There is no {' or '.join(names)} here: run this in lerobot's environment, and ask the"
-        " policy over the network (--server host:port)."
+        f"There is no {' or '.join(names)} here: run this in lerobot's environment, and ask the policy over"
+        " the network (--server host:port)."
     )

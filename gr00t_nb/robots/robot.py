@@ -109,8 +109,8 @@ class GroupLimits:
             if not bad.any(): continue
             right = "low below high" if name == "low" else f"{name} above 0"
             raise InputError(
-                f"Joint {int(np.argmax(bad))} of a group has {name}"
-                f" {getattr(self, name)[np.argmax(bad)]:g}: expected {right}."
+                f"Joint {int(np.argmax(bad))} of a group has {name} {getattr(self, name)[np.argmax(bad)]:g}:"
+                f" expected {right}."
             )
 
     def __len__(self): return len(self.low)

@@ -25,9 +25,8 @@ def _ros2_modules() -> SimpleNamespace:
     except ImportError:
         version = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
         raise InputError(
-            f"ROS 2 is not here: {version} finds no rclpy. Source /opt/ros/.../setup.bash in this"
-            " shell; its Python must be this one. Else drive the robot where ROS is, with"
-            " gr00t_nb.rollout.remote."
+            f"ROS 2 is not here: {version} finds no rclpy. Source /opt/ros/.../setup.bash in this shell; its"
+            " Python must be this one. Else drive the robot where ROS is, with gr00t_nb.rollout.remote."
         ) from None
     part = lambda name: importlib.import_module(f"rclpy.{name}")
     return SimpleNamespace(rclpy=rclpy, executors=part("executors"), qos=part("qos"), signals=part("signals"))

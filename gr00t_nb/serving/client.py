@@ -80,8 +80,8 @@ def _exchange(self: PolicyClient, frame: bytes, endpoint: str, timeout: float) -
         raise
     self.close()
     raise NoReply(
-        f"No reply to {endpoint} from {self.address} within {timeout:g} s: is the server running"
-        " there, and is it this port? A slow policy needs a longer timeout."
+        f"No reply to {endpoint} from {self.address} within {timeout:g} s: is the server running there,"
+        " and is it this port? A slow policy needs a longer timeout."
     )
 
 # %% ../../nbs/serving/30_client.ipynb #c01000be

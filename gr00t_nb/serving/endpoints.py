@@ -137,8 +137,8 @@ class Endpoints:
         if endpoint not in self.SLOW + self.QUICK: return f"Unknown endpoint: {endpoint}"
         if endpoint == "kill" and self.token is None:
             return (
-                "This server was started without a token, and ends only for whoever has one: stop"
-                " it where it runs."
+                "This server was started without a token, and ends only for whoever has one: stop it"
+                " where it runs."
             )
         return ""
 

@@ -101,8 +101,8 @@ def write_request(
 
 def _cannot(name: str, value) -> InputError:
     return InputError(
-        f"'{name}' is a {type(value).__name__}, which FluxVLA's messages cannot hold: give an"
-        " array of numbers, or text."
+        f"'{name}' is a {type(value).__name__}, which FluxVLA's messages cannot hold: give an array of"
+        " numbers, or text."
     )
 
 # %% ../../nbs/serving/10_fluxvla_wire.ipynb #59502df8
@@ -127,9 +127,8 @@ def read_request(
         return said["endpoint"], found, data.get("unnorm_key") or ""
     except Exception as e:
         raise InputError(
-            f"A frame of {len(frame)} bytes is no request of FluxVLA's ({type(e).__name__}: {e}):"
-            " expected a msgpack map with endpoint and data, or a protobuf message behind a byte"
-            " of 1."
+            f"A frame of {len(frame)} bytes is no request of FluxVLA's ({type(e).__name__}: {e}): expected"
+            " a msgpack map with endpoint and data, or a protobuf message behind a byte of 1."
         ) from None
 
 
@@ -184,7 +183,7 @@ def read_reply(frame: bytes) -> tuple[np.ndarray, float]:  # action, seconds
         if not said.get("error"): return npy_array(said["action_data"]), said["infer_time"]
     except Exception as e:
         raise InputError(
-            f"A frame of {len(frame)} bytes is no reply of FluxVLA's ({type(e).__name__}: {e}): is"
-            " it a policy server that listens there?"
+            f"A frame of {len(frame)} bytes is no reply of FluxVLA's ({type(e).__name__}: {e}): is it a"
+            " policy server that listens there?"
         ) from None
     raise InputError(f"The policy server could not answer: {said['error']}.")

@@ -63,19 +63,19 @@ class FluxvlaNames:
         named = {v: views.get(v, v.rsplit(".", 1)[-1]) for v in config["video"].modality_keys}
         if wrong := [v for v, camera in named.items() if camera not in PICTURES and v not in views]:
             raise InputError(
-                f"The policy's view '{wrong[0]}' is no camera of FluxVLA's clients: say which it"
-                f" is, such as --fluxvla-views {wrong[0]} {PICTURES[0]}."
+                f"The policy's view '{wrong[0]}' is no camera of FluxVLA's clients: say which it is,"
+                f" such as --fluxvla-views {wrong[0]} {PICTURES[0]}."
             )
         if len(config["video"].delta_indices) != 1 or len(config["state"].delta_indices) != 1:
             raise InputError(
-                "FluxVLA's clients send one moment, and this policy wants several: ask it in"
-                " another dialect."
+                "FluxVLA's clients send one moment, and this policy wants several: ask it in another"
+                " dialect."
             )
         groups, example = config["state"].modality_keys, example_question(policy)
         if example is None and len(groups) > 1:
             raise InputError(
-                f"qpos cannot be cut into {', '.join(groups)}, because their widths are not known:"
-                " serve a checkpoint or a data set, or a policy with example_observation()."
+                f"qpos cannot be cut into {', '.join(groups)}, because their widths are not known: serve"
+                " a checkpoint or a data set, or a policy with example_observation()."
             )
         widths = {g: example["state"][g].shape[-1] for g in groups} if example else {groups[0]: -1}
         return cls(config, widths, named)
