@@ -23,7 +23,9 @@ from gr00t_nb.robots.robot import GroupLimits, MotionLimits, Observation, WallCl
 from gr00t_nb.robots.stand_ins import RecordedRobot, StandIn
 from gr00t_nb.robots.watch import WatchSettings
 from gr00t_nb.rollout.loop import Control, run_episode
+from gr00t_nb.rollout.questions import ThreadAsker
 from gr00t_nb.rollout.recorder import EpisodeRecorder
+from gr00t_nb.rollout.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data_samples/cube_to_bowl"
@@ -142,7 +144,13 @@ def test_the_same_each_time():
     assert_within(first[0], np.zeros(6), LIMITS.groups["arm"], 20)
 
 
-@pytest.mark.parametrize("fault", ["nan", "shape", "missing", "late", "frozen", "stale", "refused", "gone"])
+WORDS = dict(
+    nan="finite", shape="shape", missing="but not 'arm'", late="late", frozen="frozen", stale="s old", early="in the future",
+    refused="another robot", gone="unplugged", crash="ValueError: out of memory", broken="ValueError: of a callback",
+)
+
+
+@pytest.mark.parametrize("fault", [*WORDS])
 def test_every_fault_leaves_it_standing(fault):
     class Robot(StandIn):
         def observe(self):
@@ -151,6 +159,8 @@ def test_every_fault_leaves_it_standing(fault):
             if fault == "gone" and len(self.sent) >= 20: raise InputError("the camera was unplugged")
             if fault == "frozen": return Observation(self.kept.video, look.state, look.stamps)
             if fault == "stale": return Observation(look.video, look.state, self.kept.stamps)
+            if fault == "early" and len(self.sent) >= 20:
+                return Observation(look.video, look.state, {k: t + 30 for k, t in look.stamps.items()})
             return look
 
     class Policy(Waves):
@@ -161,20 +171,20 @@ def test_every_fault_leaves_it_standing(fault):
             if fault == "shape": actions["arm"] = actions["arm"][..., :5]
             if fault == "missing": del actions["arm"]
             if fault == "refused": raise InputError("the observation is of another robot")
+            if fault == "crash": raise ValueError("out of memory")
             return actions, info
 
     robot = Robot(rate=20, limits=LIMITS)
     chunks = Chunking(8, asynchronous=fault == "late", first_delay=25 if fault == "late" else 1)
     policy = Policy(lambda call: 3 * calm(call))
-    if fault == "missing":
-        with pytest.raises(KeyError): run_episode(policy, robot, "wave", chunks=chunks, max_steps=200)
-    else:
-        result = run_episode(policy, robot, "wave", chunks=chunks, max_steps=200)
-        words = dict(nan="finite", shape="shape", late="late", frozen="frozen", stale="s old",
-                     refused="another robot", gone="unplugged")
-        assert words[fault] in result.reason and not result.ended_well
-        assert result.guard.standing
-        assert_within(np.stack([s["arm"] for s in robot.sent]), np.zeros(6), LIMITS.groups["arm"], 20)
+    def look_on(period, look):
+        if fault == "broken" and len(robot.sent) == 30: raise ValueError("of a callback")
+    told = dict(chunks=chunks, max_steps=200, on_period=look_on)
+    result = run_episode(policy, robot, "wave", **told)
+    assert WORDS[fault] in result.reason and not result.ended_well
+    assert result.guard.standing
+    assert (type(result.error) is ValueError) == (fault in ("crash", "broken"))
+    assert_within(np.stack([s["arm"] for s in robot.sent]), np.zeros(6), LIMITS.groups["arm"], 20)
     assert robot.stopped == 1 and 5 < len(robot.sent) < 150
 
 
@@ -201,6 +211,101 @@ def test_a_pause_and_a_stop_from_elsewhere():
     assert kinds[20:40] == ["paused"] * 20 and kinds[41] in ("policy", "approach")
 
 
+def test_after_a_pause_it_begins_where_it_is_seen():
+    control, ticks = Control(), []
+    robot = StandIn(rate=20, limits=LIMITS)
+    def press(period, look):
+        ticks.append(len(robot.sent))
+        if len(ticks) == 20: control.pause()
+        if len(ticks) == 40:
+            robot.at["arm"][:] = -0.9  # somebody moves it by hand
+            control.resume()
+    run_episode(Waves(calm), robot, "wave", chunks=Chunking(8), max_steps=100, on_period=press, control=control)
+    sent = np.stack([s["arm"] for s in robot.sent])[40:]
+    assert_within(sent, np.full(6, np.float32(-0.9), float), LIMITS.groups["arm"], 20)
+
+
+def test_an_answer_from_before_a_pause_is_not_taken():
+    begun, go = threading.Event(), threading.Event()
+    class Slow(Waves):
+        def get_action(self, question, options=None):
+            answer = super().get_action(question, options)
+            if self.calls == 1:
+                begun.set()
+                assert go.wait(120)
+            return answer
+    asker = ThreadAsker(Slow(lambda call: np.full((16, 6), float(call))))
+    asker.ask({}, {}, 0, False)
+    assert begun.wait(120)
+    asker.drop()
+    asker.ask({}, {}, 5, False)
+    go.set()
+    while (answer := asker.answer(6)) is None: threading.Event().wait(0.01)
+    asker.close()
+    assert answer["arm"][0, 0] == 2
+
+
+def test_a_speed_begins_and_ends_at_rest():
+    "Whatever a state of its name says: odometry is a place, not a speed."
+    base = GroupLimits([-0.3, -0.6], [0.3, 0.6], [0.5, 1.0], [np.inf] * 2, rest=[0, 0])
+    robot = StandIn(groups=dict(base=2), views=(), limits=MotionLimits(dict(base=base)))
+    robot.at["base"][:] = [5, 2]
+    class Still(Waves):
+        def get_modality_config(self):
+            kinds = {k: ModalityConfig([0], v) for k, v in dict(video=[], state=[], language=["task"]).items()}
+            return kinds | dict(action=ModalityConfig(range(16), ["base"]))
+        def get_action(self, question, options=None): return dict(base=np.zeros((1, 16, 2))), {}
+    run_episode(Still(None), robot, "stay", max_steps=5)
+    assert (np.stack([s["base"] for s in robot.sent]) == 0).all()
+
+
+def test_what_nobody_knows_is_not_sent():
+    "A group that may do anything, of a robot that has no state of it."
+    robot = StandIn(views=(), limits=MotionLimits(dict(arm=None, gripper=None)))
+    robot.state = dict(q=7)
+    robot.observe = lambda: Observation({}, dict(q=np.ones(7, np.float32)), {"state.q": robot.clock.now()})
+    class Blind(Waves):
+        def get_modality_config(self):
+            return super().get_modality_config() | dict(video=ModalityConfig([0], []), state=ModalityConfig([0], ["q"]))
+    result = run_episode(Blind(calm), robot, "wave", max_steps=5)
+    assert "no state 'arm'" in result.reason and not robot.sent
+
+
+def test_a_robot_that_does_not_follow():
+    class Blocked(StandIn):
+        def act(self, command):
+            stuck = self.at["arm"][2]
+            sent = super().act(command)
+            self.at["arm"][2] = stuck
+            return sent
+    robot = Blocked(rate=20, limits=LIMITS)
+    watch = WatchSettings(following=dict(arm=0.2))
+    waves = Waves(lambda call: 3 * calm(call))
+    result = run_episode(waves, robot, "wave", chunks=Chunking(8), watch=watch, max_steps=200)
+    assert "joint 2 of arm does not follow" in result.reason and result.guard.standing
+    free = StandIn(rate=20, limits=LIMITS)
+    assert run_episode(waves, free, "wave", chunks=Chunking(8), watch=watch, max_steps=200).ended_well
+
+
+def test_a_rest_lies_within_the_range():
+    with pytest.raises(InputError, match="rest is"): GroupLimits([-1], [1], [1], [1], rest=[2])
+    with pytest.raises(InputError, match="rest is"):
+        MotionLimits.from_json(dict(base=dict(low=[-1], high=[1], velocity=[1], acceleration=[1], rest=[None])))
+
+
+def test_a_prepare_pose_is_reached_or_told():
+    class Still(StandIn):
+        def act(self, command):
+            self.clock.advance(1 / self.rate)
+            self.at["arm"] += np.random.default_rng(len(self.sent)).normal(0, 1e-5, 6)
+            self.sent.append(command)
+            return command
+    told = dict(limits=LIMITS, pose=dict(arm=np.full(6, 0.5)))
+    result = Session(Waves(calm), Still(rate=20, limits=LIMITS), **told).prepare(seconds=3)
+    assert "not within 0.1" in result.reason and not result.ended_well
+    assert Session(Waves(calm), StandIn(rate=20, limits=LIMITS), **told).prepare().reason == "done"
+
+
 def test_a_loop_that_hangs_is_stopped_from_outside():
     "The camera's driver blocks until somebody has called stop."
     stopped = threading.Event()
@@ -215,6 +320,7 @@ def test_a_loop_that_hangs_is_stopped_from_outside():
     watch = WatchSettings(max_age=600, frozen_after=600, late_after=600, heartbeat=1.0)
     result = run_episode(Waves(calm), robot, "wave", chunks=Chunking(8), watch=watch, max_steps=2000)
     assert "silent" in result.reason and robot.stopped >= 1
+    assert len(robot.sent) == 10  # nothing is sent to a robot that was stopped
 
 
 def test_a_policy_that_never_answers():

@@ -79,6 +79,7 @@ class Guard:
         action: dict[str, int],  # group -> width
     ):
         limits.check(action)
+        if not 0 < rate < np.inf: raise InputError(f"The rate is {rate!r}: expected commands a second.")
         self.limits, self.dt, self.action = limits, 1 / rate, dict(action)
         self.counts = {g: np.zeros((d, len(REASONS)), int) for g, d in action.items()}
         self.periods = self.touched = 0
@@ -88,12 +89,13 @@ class Guard:
         "The robot stands in this state."
         for g, width in self.action.items():
             lim, now = self.limits.groups[g], state.get(g)
-            if now is None or len(now) != width: now = lim and lim.rest
-            if now is None and lim is None: now = np.zeros(width)
-            if now is None:
+            # a speed begins at its rest, whatever a state of that name says: odometry is a place
+            if lim is not None and lim.rest is not None: now = lim.rest
+            if now is None or len(now) != width or not np.isfinite(now).all():
                 raise InputError(
-                    f"The robot has no state '{g}' of {width} numbers, and the limits of that action have no"
-                    " `rest`: without one of them nobody knows where it begins."
+                    f"The robot has no state '{g}' of {width} finite numbers, and the limits of that action"
+                    " have no `rest`: without one of them nobody knows where it begins. A group that may do"
+                    " anything and has no state gets limits of inf, and a rest."
                 )
             self.at[g] = np.array(now, np.float64)
         self.speed = {g: np.zeros(len(a)) for g, a in self.at.items()}

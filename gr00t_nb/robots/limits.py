@@ -45,6 +45,7 @@ def propose_limits(
     headroom: float = 0.5,  # how much faster than recorded a joint may move and change its speed
     episodes: Sequence[int] | None = None,  # positions; None: all
     free: Sequence[str] = (),  # groups that may do anything
+    speeds: Sequence[str] = (),  # groups that are speeds, such as a base's: they go to 0 where the robot waits
 ) -> MotionLimits:
     "Limits of every action group of a data set, in its units."
     chosen = range(len(dataset)) if episodes is None else episodes
@@ -60,7 +61,11 @@ def propose_limits(
         speed = np.maximum(speed, 0.05 * max(float(speed.max()), some))
         change = np.maximum(change, speed)
         more = 1 + headroom
-        groups[group] = GroupLimits(low - beyond, high + beyond, more * speed, more * change)
+        ends = low - beyond, high + beyond
+        rest = None
+        if group in speeds:
+            ends, rest = (np.minimum(ends[0], 0), np.maximum(ends[1], 0)), np.zeros(len(low))
+        groups[group] = GroupLimits(*ends, more * speed, more * change, rest)
     for name in free: groups[name] = None
     return MotionLimits(groups)
 

@@ -35,9 +35,13 @@ def way_to_pose(
         if np.shape(target) != np.shape(at[group]):
             numbers = f"{np.size(target)} numbers, '{group}' has {np.size(at[group])}"
             raise InputError(f"The pose has {numbers}: give one for each joint.")
+        if not np.isfinite(target).all():
+            raise InputError(f"The pose of '{group}' is {np.asarray(target).tolist()}: expected finite numbers.")
     now = {g: np.asarray(v, np.float64) for g, v in at.items()}
     target = {g: np.asarray(pose.get(g, v), np.float64) for g, v in now.items()}
     steps = {g: step[g] if isinstance(step, Mapping) else step for g in now}
+    if small := [g for g, s in steps.items() if not s > 0]:
+        raise InputError(f"The step of '{small[0]}' is {steps[small[0]]!r}: expected units a period, above 0.")
     rows, moving = {g: [] for g in now}, True
     while moving:
         moves = {g: next_step(now[g], target[g], steps[g]) for g in now}

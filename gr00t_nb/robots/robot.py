@@ -89,7 +89,8 @@ def _vector(value, name: str) -> np.ndarray:
 class GroupLimits:
     """What the D numbers of an action group may do, in the robot's units; `inf` where there is no limit.
 
-    A position is held when the robot stops. A velocity, such as that of a base, goes to `rest`."""
+    A position is held when the robot stops. A velocity, such as that of a base, goes to `rest`, and
+    begins there, too: without `rest` it would go on while the loop waits."""
     low: np.ndarray  # (D,) the range's ends
     high: np.ndarray  # (D,)
     velocity: np.ndarray  # (D,) units a second
@@ -112,6 +113,9 @@ class GroupLimits:
                 f"Joint {int(np.argmax(bad))} of a group has {name} {getattr(self, name)[np.argmax(bad)]:g}:"
                 f" expected {right}."
             )
+
+        if self.rest is not None and not ((self.low <= self.rest) & (self.rest <= self.high)).all():
+            raise InputError(f"A group's rest is {self.rest.tolist()}: expected numbers within its range.")
 
     def __len__(self): return len(self.low)
 
@@ -144,7 +148,8 @@ class MotionLimits:
 
     @classmethod
     def from_json(cls, groups: dict) -> "MotionLimits":
-        def read(k, v): return [(-np.inf if k == "low" else np.inf) if x is None else x for x in v]
+        free = dict(low=-np.inf, high=np.inf, velocity=np.inf, acceleration=np.inf)
+        def read(k, v): return [free.get(k, np.nan) if x is None else x for x in v]
         made = lambda g: GroupLimits(**{k: read(k, v) for k, v in g.items()})
         try: return cls({name: None if g is None else made(g) for name, g in groups.items()})
         except (TypeError, AttributeError):

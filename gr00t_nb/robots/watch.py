@@ -8,7 +8,7 @@ __all__ = ['WatchSettings', 'Watch', 'Heartbeat']
 # %% ../../nbs/robots/25_watch.ipynb #c002326e
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,9 +24,12 @@ class WatchSettings:
     late_after: float = 0.5  # without an action
     answer_within: float = 60.0  # of an answer that the robot stands and waits for
     heartbeat: float = 2.0  # without a sign of life from the loop
+    follows_within: float = 0.5  # a joint of `following` has this long to be where it was told
+    following: dict[str, float] = field(default_factory=dict)  # group -> units it may be off; the rest is not watched
 
     def __post_init__(self):
-        for name, value in vars(self).items():
+        times = {k: v for k, v in vars(self).items() if k != "following"}
+        for name, value in (times | {f"following of '{g}'": v for g, v in self.following.items()}).items():
             if not value > 0:
                 raise InputError(f"The watch's {name} is {value!r}: expected seconds above 0.")
 
@@ -39,6 +42,7 @@ class Watch:
         self.last: dict[str, np.ndarray] = {}  # part -> what it was; all states are one part
         self.moved: dict[str, float] = {}  # part -> seconds of motion since it changed
         self.late_since: float | None = None
+        self.told: list[tuple[float, dict[str, np.ndarray]]] = []  # when and what, of late
         self.before: float | None = None  # when the last observation was shown
 
     def fault(self,
@@ -50,6 +54,8 @@ class Watch:
         for name, age in observation.ages(now).items():
             if age > self.settings.max_age:
                 return f"{name} is {age:.2f} s old (at most {self.settings.max_age:g} s are borne)"
+            if age < -self.settings.max_age:
+                return f"{name} is stamped {-age:.2f} s in the future: do the machines' clocks agree?"
         seen = {f"video.{k}": v for k, v in observation.video.items()}
         if observation.state: seen["state"] = np.concatenate(list(observation.state.values()))
         passed = now - self.before if moving and self.before is not None else 0.0
@@ -61,6 +67,22 @@ class Watch:
             if self.moved[name] > self.settings.frozen_after:
                 for_seconds = f"{self.moved[name]:.2f} s of motion"
                 return f"{name} is frozen: it is the same to the bit after {for_seconds}"
+        return None
+
+    def strays(self,
+        state: dict[str, np.ndarray],  # group -> (D,)
+        told: dict[str, np.ndarray],  # group -> (D,) what is sent now
+        now: float,
+    ) -> str | None:
+        "Whether a watched joint is far from all that it was told lately: it is blocked, or was moved by hand."
+        self.told = [(t, c) for t, c in self.told if now - t <= self.settings.follows_within] + [(now, told)]
+        for group, room in self.settings.following.items():
+            if group not in state or group not in told: continue
+            places = np.stack([c[group] for _, c in self.told])
+            off = np.maximum(places.min(0) - state[group], state[group] - places.max(0))
+            if (off > room).any():
+                joint = int(np.argmax(off))
+                return f"joint {joint} of {group} does not follow: it is {off[joint]:.3g} from what it was told"
         return None
 
     def late(self, action_there: bool, now: float) -> str | None:

@@ -81,6 +81,8 @@ class PromptAsker:
         (_, answer), self.held = self.held, None
         return answer
 
+    def drop(self): self.held = None
+
     def close(self): pass
 
 # %% ../../nbs/rollout/00_questions.ipynb #c01409a1
@@ -90,6 +92,7 @@ class ThreadAsker:
     def __init__(self, policy):
         self.policy, self._work, self._made = policy, None, None
         self._come, self._lock, self._closed = threading.Event(), threading.Lock(), False
+        self._asked = 0  # the number of the question whose answer is wanted
         self._thread = threading.Thread(target=self._serve, name="asker", daemon=True)
         self._thread.start()
 
@@ -97,13 +100,20 @@ class ThreadAsker:
         while self._come.wait():
             self._come.clear()
             if self._closed: return
+            number = self._asked
             try: made = _actions(self.policy.get_action(*self._work))
             except Exception as e: made = e  # raised again by `answer`
-            with self._lock: self._made = made
+            with self._lock:
+                if number == self._asked: self._made = made  # else nobody wants it any more
 
     def ask(self, question: dict, options: dict, tick: int, wait: bool):
+        self.drop()
         self._work = question, options
         self._come.set()
+
+    def drop(self):
+        "The answer that is there or under way is not wanted any more."
+        with self._lock: self._asked, self._made = self._asked + 1, None
 
     def answer(self, tick: int) -> dict[str, np.ndarray] | None:
         with self._lock: made, self._made = self._made, None

@@ -76,15 +76,22 @@ def prepare(self: Session,
     on_period: Callable = lambda period, look: None,
     control: Control | None = None,
     seconds: float = 30.0,  # behind the last step, for a guard that is slower
+    tolerance: float = 0.1,  # units that a number of the state may be off where it has arrived
 ) -> RolloutResult:
     "Goes to the prepare pose, in steps. `InputError` where the robot has none."
     if self.pose is None:
         raise InputError("The robot has no prepare pose: give one, or the data set whose episodes begin there.")
     way = way_to_pose(self._place(), self.pose, self._steps())
     goal, there = {g: rows[-1] for g, rows in way.items()}, []
+    self._check_within(goal)
+
+    def near(look, g) -> bool:  # a group without a state of its own cannot be looked at
+        seen = look.state.get(g, ())
+        return len(seen) != len(goal[g]) or bool((np.abs(seen - goal[g]) <= tolerance).all())
 
     def note(period, look):
-        there.append(all(np.allclose(period.done.sent[g], goal[g], atol=1e-6) for g in goal))
+        told = all(np.allclose(period.done.sent[g], goal[g], atol=1e-6) for g in goal)
+        there.append(told and (self.dry_run or all(near(look, g) for g in self.pose)))
         on_period(period, look)
 
     def arrived() -> bool: return there[-2:] == [True, True]  # and stands: it was told the same twice
@@ -92,7 +99,10 @@ def prepare(self: Session,
     policy = WayPolicy(way, int(seconds * self.robot.rate))
     length = len(policy.get_modality_config()["action"].delta_indices)
     more = dict(max_steps=length, finished=arrived, on_period=note, control=control)
-    return run_episode(policy, self.robot, "prepare pose", **self.shared, **more)
+    result = run_episode(policy, self.robot, "prepare pose", **self.shared, **more)
+    if result.reason == "step limit":
+        result.reason = f"the robot was told its prepare pose, and is not within {tolerance:g} of it"
+    return result
 
 
 @patch
@@ -108,8 +118,18 @@ def _steps(self: Session) -> dict[str, float]:  # action group -> units a period
 def _place(self: Session) -> dict[str, np.ndarray]:  # action group -> (D,)
     "Where the robot is; a speed is at its rest."
     state, limits = self.robot.observe().state, self.limits.groups if self.limits else {}
-    rest = lambda g, d: getattr(limits.get(g), "rest", None) if limits.get(g) else np.zeros(d)
-    return {g: state[g] if len(state.get(g, ())) == d else rest(g, d) for g, d in self.robot.action.items()}
+    rest = lambda g: getattr(limits.get(g), "rest", None)
+    seen = lambda g, d: state[g] if len(state.get(g, ())) == d else np.zeros(d)
+    return {g: seen(g, d) if rest(g) is None else rest(g) for g, d in self.robot.action.items()}
+
+# %% ../../nbs/rollout/52_session.ipynb #1d8319bc
+@patch
+def _check_within(self: Session, goal: dict[str, np.ndarray]):
+    "`InputError` for a prepare pose that the limits forbid."
+    for g, place in goal.items():
+        lim = self.limits.groups.get(g) if self.limits else None
+        out = lim is not None and lim.rest is None and ((place < lim.low) | (place > lim.high)).any()
+        if out: raise InputError(f"The prepare pose of '{g}', {place.tolist()}, is outside of its limits.")
 
 # %% ../../nbs/rollout/52_session.ipynb #c013efa4
 @patch

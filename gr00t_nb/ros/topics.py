@@ -183,7 +183,9 @@ def as_fluxvla(
     "The robot as FluxVLA drives it: without limits, pictures through JPEG, and with its prepare pose."
     prepare = settings.prepare
     if settings.name == "ur3": prepare = prepare | dict(arm=FLUXVLA_UR_POSE)
-    free = MotionLimits({g: None for g in settings.action})
+    speeds = {c.group: c.width for c in settings.commands if c.velocity}  # without a rest they would go on
+    stops = lambda d: GroupLimits([-np.inf] * d, [np.inf] * d, [np.inf] * d, [np.inf] * d, rest=[0.0] * d)
+    free = MotionLimits({g: stops(speeds[g]) if g in speeds else None for g in settings.action})
     return replace(settings, prepare=prepare, limits=free, jpeg=True)
 
 
