@@ -172,13 +172,16 @@ def fit_policy(
 ) -> FittedPolicy:
     "The policy in the robot's words. `InputError` where they have nothing in common."
     config = policy.get_modality_config()
-    told = dict(views or {})
+    told, looks = dict(views or {}), config["video"].modality_keys
+    if extra := [v for v in told if v not in looks]:
+        near = did_you_mean(extra[0], looks)
+        raise InputError(f"The policy has no view '{extra[0]}': it has {', '.join(looks) or 'none'}.{near}")
     for view, camera in told.items():
         if camera not in robot.views: _same_view(camera, robot.views)
     return FittedPolicy(
         policy,
         robot,
-        {v: told.get(v) or _same_view(v, robot.views) for v in config["video"].modality_keys},
+        {v: told.get(v) or _same_view(v, robot.views) for v in looks},
         _guess("state", config["state"].modality_keys, robot.state, state),
         _guess("action", config["action"].modality_keys, robot.action, action),
         snaps,

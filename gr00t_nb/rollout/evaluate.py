@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIMULATORS', 'wilson_interval', 'simulator_of', 'RolloutScore', 'ScriptedPolicy', 'score_script', 'ClosedLoopConfig',
-           'closed_loop_episode', 'ClosedLoopResult', 'evaluate_closed_loop', 'main']
+           'closed_loop_episode', 'ClosedLoopResult', 'check_checkpoint', 'evaluate_closed_loop', 'main']
 
 # %% ../../nbs/rollout/40_evaluate.ipynb #c0021685
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,7 +28,8 @@ from ..modality_configs import ModalityConfig
 from ..plots.actions import contact_sheet
 from ..plots.style import save_figure
 from ..policy.chunks import Chunking
-from ..policy.policy import Gr00tPolicy
+from ..policy.continuing import check_continuation
+from ..policy.policy import Gr00tPolicy, device_of, open_processor
 from .loop import RolloutResult, run_episode
 from ..simulators.cube_robot import CubeRobot
 
@@ -151,7 +153,11 @@ class ClosedLoopConfig:
         for name in ("episodes", "max_steps", "processes"):
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"{name} is {value}: expected at least 1.")
+        if self.denoising_steps is not None and self.denoising_steps < 1:
+            raise InputError(f"denoising_steps is {self.denoising_steps}: expected at least 1, or none.")
         if self.delay < 0: raise InputError(f"delay is {self.delay}: expected 0 or more steps.")
+        if self.seed < 0: raise InputError(f"seed is {self.seed}: expected a whole number of at least 0.")
+        check_continuation(self.chunking, None)
         simulator_of(self.simulator)
 
     @property
@@ -167,7 +173,7 @@ class ClosedLoopConfig:
 def _policy_of(config: ClosedLoopConfig) -> Gr00tPolicy:
     places = dict(device=config.device, tokenizer_path=config.tokenizer_path)
     policy = Gr00tPolicy(config.embodiment_tag, config.model_path, **places)
-    if config.denoising_steps: policy.num_inference_timesteps = config.denoising_steps
+    if config.denoising_steps is not None: policy.num_inference_timesteps = config.denoising_steps
     return policy
 
 
@@ -240,7 +246,18 @@ def __str__(self: ClosedLoopResult):
             lines.append(_line(who if name == "all" else f"  {name}", _summary(rows)))
     ends = _summary(self.policy)["outcomes"]
     lines.append("the policy's episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(ends.items())))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_faults(self.policy)])
+
+
+def _faults(scores: list[RolloutScore]) -> list[str]:  # lines; none where all came to their end
+    "What cut episodes short, and how often; sentences that differ only in their numbers count together."
+    found = {}
+    for s in scores:
+        if s.reason not in ("done", "step limit"): found.setdefault(re.sub(r"\d+", "#", s.reason), []).append(s)
+    if not found: return []
+    cut = sum(map(len, found.values()))
+    said = f"{cut} of {len(scores)} episodes were cut short, which tells nothing of what the policy can:"
+    return [said, *(f"  {len(same)}: {same[0].reason}" for same in found.values())]
 
 
 def _line(name: str, s: dict) -> str:
@@ -293,12 +310,21 @@ def _played(config: ClosedLoopConfig):
         if before is None: os.environ.pop("OMP_NUM_THREADS")
         else: os.environ["OMP_NUM_THREADS"] = before
 
+# %% ../../nbs/rollout/40_evaluate.ipynb #685c7988
+def check_checkpoint(config: ClosedLoopConfig):
+    "`InputError` where there is no such checkpoint, robot or device, or where its chunks are too short."
+    device_of(config.device)
+    family, tag, processor = open_processor(config.embodiment_tag, config.model_path, config.tokenizer_path)
+    if config.continuation: family.require("rtc")
+    config.chunking.length(len(processor.modality_configs[tag]["action"].delta_indices))
+
 # %% ../../nbs/rollout/40_evaluate.ipynb #c0254a51
 def evaluate_closed_loop(
     config: ClosedLoopConfig,
     progress: bool = True,
 ) -> ClosedLoopResult:
     "Plays all episodes; writes results, some videos, and sheets of pictures to the output folder."
+    check_checkpoint(config)
     simulator, scores, sheets = simulator_of(config.simulator), [], dict(success={}, failure={})
     bar = dict(total=config.episodes, desc="episodes", disable=not progress)
     for score, few, frames in tqdm(_played(config), **bar):
