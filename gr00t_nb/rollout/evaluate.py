@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIMULATORS', 'wilson_interval', 'simulator_of', 'RolloutScore', 'ScriptedPolicy', 'score_script', 'ClosedLoopConfig',
-           'closed_loop_episode', 'ClosedLoopResult', 'check_checkpoint', 'evaluate_closed_loop', 'main']
+           'closed_loop_episode', 'ClosedLoopResult', 'evaluate_closed_loop', 'main']
 
 # %% ../../nbs/rollout/40_evaluate.ipynb #c0021685
 import os
@@ -311,7 +311,7 @@ def _played(config: ClosedLoopConfig):
         else: os.environ["OMP_NUM_THREADS"] = before
 
 # %% ../../nbs/rollout/40_evaluate.ipynb #685c7988
-def check_checkpoint(config: ClosedLoopConfig):
+def _check_checkpoint(config: ClosedLoopConfig):
     "`InputError` where there is no such checkpoint, robot or device, or where its chunks are too short."
     device_of(config.device)
     family, tag, processor = open_processor(config.embodiment_tag, config.model_path, config.tokenizer_path)
@@ -324,7 +324,7 @@ def evaluate_closed_loop(
     progress: bool = True,
 ) -> ClosedLoopResult:
     "Plays all episodes; writes results, some videos, and sheets of pictures to the output folder."
-    check_checkpoint(config)
+    _check_checkpoint(config)
     simulator, scores, sheets = simulator_of(config.simulator), [], dict(success={}, failure={})
     bar = dict(total=config.episodes, desc="episodes", disable=not progress)
     for score, few, frames in tqdm(_played(config), **bar):
