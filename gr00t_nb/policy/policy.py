@@ -17,7 +17,7 @@ from ..modality_configs import ModalityConfig
 from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
 from ..checkpoints.registry import family_of
-from .preprocessing import check_preprocessing
+from .preprocessing import check_preprocessing, device_of
 from ..model.rtc import RTC
 
 # %% ../../nbs/policy/10_policy.ipynb #1c27a332
@@ -37,10 +37,7 @@ def _check_array(
     if not fits:
         raise InputError(f"{name} has shape {value.shape}: {expected}.")
 
-# %% ../../nbs/policy/10_policy.ipynb #48e038b5
-_SIDE = 8  # pixels that a picture has at least, in height and in width
-_ARRAYS = dict(video=(np.uint8, (None, None, 3)), state=(np.float32, (None,)))  # dtype, shape after T
-
+# %% ../../nbs/policy/10_policy.ipynb #1f893503
 def check_is_map(observation):
     "`InputError` where an observation is something else."
     if not isinstance(observation, dict):
@@ -48,6 +45,15 @@ def check_is_map(observation):
             f"The observation is a {type(observation).__name__}: expected a map with video, state and"
             " language, each a map by name."
         )
+
+def _is_language(texts, batch: int) -> bool:
+    "A list of `batch` lists with one string each."
+    row = lambda t: isinstance(t, (list, tuple)) and len(t) == 1 and isinstance(t[0], str)
+    return isinstance(texts, (list, tuple)) and len(texts) == batch and all(map(row, texts))
+
+# %% ../../nbs/policy/10_policy.ipynb #48e038b5
+_SIDE = 8  # pixels that a picture has at least, in height and in width
+_ARRAYS = dict(video=(np.uint8, (None, None, 3)), state=(np.float32, (None,)))  # dtype, shape after T
 
 def check_observation(
     observation: dict,  # see the table above
@@ -74,7 +80,8 @@ def check_observation(
             batch = given[key].shape[0]
             if modality == "video" and min(sides := given[key].shape[2:4]) < _SIDE:
                 raise InputError(
-                    f"video '{key}' has pictures of {sides[1]}x{sides[0]} pixels: expected at least {_SIDE}x{_SIDE}."
+                    f"video '{key}' has pictures of {sides[1]}x{sides[0]} pixels: expected at least"
+                    f" {_SIDE}x{_SIDE}."
                 )
     for key in config["language"].modality_keys:
         texts = (observation.get("language") or {}).get(key)
@@ -84,11 +91,6 @@ def check_observation(
                 " each."
             )
     return batch
-
-def _is_language(texts, batch: int) -> bool:
-    "A list of `batch` lists with one string each."
-    row = lambda t: isinstance(t, (list, tuple)) and len(t) == 1 and isinstance(t[0], str)
-    return isinstance(texts, (list, tuple)) and len(texts) == batch and all(map(row, texts))
 
 # %% ../../nbs/policy/10_policy.ipynb #a1028f7a
 def _whole(config: dict[str, ModalityConfig], tag: str, place: Path) -> dict[str, ModalityConfig]:
@@ -100,26 +102,13 @@ def _whole(config: dict[str, ModalityConfig], tag: str, place: Path) -> dict[str
         " video, state, action and language; restore processor_config.json."
     )
 
-
-def device_of(name: str | None) -> torch.device:
-    "The device of a name; None: a GPU if there is one. `InputError` where torch has none such."
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(name)
-        torch.empty(1, device=found)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError):
-        cards = torch.cuda.device_count()
-        here = f"cuda:0 to cuda:{cards - 1} are here" if cards else "no GPU is here"
-        raise InputError(f"The device is {str(name)!r}: expected cpu, or one that torch has; {here}.") from None
-    return found
-
 # %% ../../nbs/policy/10_policy.ipynb #b69eab0a
 def open_processor(
     embodiment_tag,  # EmbodimentTag, its name or its value
     model_path: str | Path,  # checkpoint folder
     tokenizer_path: str | None = None,
 ) -> tuple:  # family, the robot's tag, the checkpoint's processor
-    "What a checkpoint knows of a robot, before its weights are read. `InputError` where it does not know it."
+    "What a checkpoint knows of a robot, without its weights. `InputError` where it knows nothing."
     path = Path(model_path).expanduser()
     if not path.is_dir():
         raise InputError(
@@ -178,7 +167,10 @@ def num_inference_timesteps(self: Gr00tPolicy) -> int | None:
 def num_inference_timesteps(self: Gr00tPolicy, steps: int):
     self.family.require("denoising")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise InputError(f"The number of denoising steps is {steps!r}: expected a whole number of at least 1.")
+        raise InputError(
+            f"The number of denoising steps is {steps!r}: expected a whole number of at least"
+            " 1."
+        )
     self.model.config.num_inference_timesteps = steps
 
 # %% ../../nbs/policy/10_policy.ipynb #bf80b2b5
@@ -205,11 +197,18 @@ def _checked_noise(
     "The noise as float32; `InputError` where its shape is none that an answer begins with."
     try: noise = torch.as_tensor(np.asarray(noise, np.float32))
     except (TypeError, ValueError):
-        raise InputError(f"The noise is a {type(noise).__name__} that is no array of numbers.") from None
+        raise InputError(
+            f"The noise is a {type(noise).__name__} that is no array of"
+            " numbers."
+        ) from None
     shape = tuple(noise.shape)
-    if len(shape) < 2 or shape[-2:] != tuple(chunk) or (len(shape) > 2 and shape[-3] not in (1, batch)):
+    rows = shape[-3] if len(shape) > 2 else 1
+    if shape[-2:] != tuple(chunk) or rows not in (1, batch):
         expected = f"{tuple(chunk)} for all rows, or {(batch, *chunk)}"
-        raise InputError(f"The noise has shape {shape}: expected {expected}, with more answers in front if there are any.")
+        raise InputError(
+            f"The noise has shape {shape}: expected {expected}, with more answers in front if"
+            " there are any."
+        )
     return noise
 
 # %% ../../nbs/policy/10_policy.ipynb #73057560
@@ -356,7 +355,10 @@ def _continued(
         _check_array(a, f"prev_actions '{group}'", np.float32, (len(steps), left, None))
         left = a.shape[1]
         if not np.isfinite(a).all():
-            raise InputError(f"prev_actions '{group}' holds values that are not finite: give none such.")
+            raise InputError(
+                f"prev_actions '{group}' holds values that are not finite: give none"
+                " such."
+            )
     if left == 0: raise InputError("prev_actions has no row: leave it out for an answer of its own.")
     rows = np.minimum(np.arange(len(config.delta_indices)), left - 1)  # the last one again and again
     told = lambda i: {f"action.{k}": prev_actions[k][i, rows] for k in config.modality_keys}

@@ -57,7 +57,10 @@ def simulator_of(name: str) -> Callable:
     "`InputError` where there is none of that name."
     if name in SIMULATORS: return SIMULATORS[name]
     known = " or ".join(SIMULATORS)
-    raise InputError(f"There is no simulator '{name}': expected {known}.{did_you_mean(name, SIMULATORS)}")
+    raise InputError(
+        f"There is no simulator '{name}': expected"
+        f" {known}.{did_you_mean(name, SIMULATORS)}"
+    )
 
 
 @dataclass
@@ -154,20 +157,29 @@ class ClosedLoopConfig:
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"{name} is {value}: expected at least 1.")
         if self.denoising_steps is not None and self.denoising_steps < 1:
-            raise InputError(f"denoising_steps is {self.denoising_steps}: expected at least 1, or none.")
+            raise InputError(
+                f"denoising_steps is {self.denoising_steps}: expected at least 1, or"
+                " none."
+            )
         if self.delay < 0: raise InputError(f"delay is {self.delay}: expected 0 or more steps.")
-        if self.seed < 0: raise InputError(f"seed is {self.seed}: expected a whole number of at least 0.")
+        if self.seed < 0:
+            raise InputError(
+                f"seed is {self.seed}: expected a whole number of at least"
+                " 0."
+            )
         check_continuation(self.chunking, None)
         simulator_of(self.simulator)
 
-    @property
-    def chunking(self) -> Chunking:
-        rhythm = dict(execution_length=self.execution_length, continuation=self.continuation)
-        if self.delay: rhythm |= dict(asynchronous=True, first_delay=self.delay)
-        return Chunking(**rhythm, ensemble=self.ensemble)
+# %% ../../nbs/rollout/40_evaluate.ipynb #ae61e84e
+@patch(as_prop=True)
+def chunking(self: ClosedLoopConfig) -> Chunking:
+    rhythm = dict(execution_length=self.execution_length, continuation=self.continuation)
+    if self.delay: rhythm |= dict(asynchronous=True, first_delay=self.delay)
+    return Chunking(**rhythm, ensemble=self.ensemble)
 
-    @property
-    def folder(self) -> Path: return Path(self.output_dir or Path(self.model_path) / "closed_loop")
+
+@patch(as_prop=True)
+def folder(self: ClosedLoopConfig) -> Path: return Path(self.output_dir or Path(self.model_path) / "closed_loop")
 
 # %% ../../nbs/rollout/40_evaluate.ipynb #c015e569
 def _policy_of(config: ClosedLoopConfig) -> Gr00tPolicy:
@@ -250,10 +262,11 @@ def __str__(self: ClosedLoopResult):
 
 
 def _faults(scores: list[RolloutScore]) -> list[str]:  # lines; none where all came to their end
-    "What cut episodes short, and how often; sentences that differ only in their numbers count together."
+    "What cut episodes short, and how often; numbers in a sentence do not tell it from another."
     found = {}
     for s in scores:
-        if s.reason not in ("done", "step limit"): found.setdefault(re.sub(r"\d+", "#", s.reason), []).append(s)
+        if s.reason in ("done", "step limit"): continue
+        found.setdefault(re.sub(r"\d+", "#", s.reason), []).append(s)
     if not found: return []
     cut = sum(map(len, found.values()))
     said = f"{cut} of {len(scores)} episodes were cut short, which tells nothing of what the policy can:"
@@ -312,9 +325,10 @@ def _played(config: ClosedLoopConfig):
 
 # %% ../../nbs/rollout/40_evaluate.ipynb #685c7988
 def _check_checkpoint(config: ClosedLoopConfig):
-    "`InputError` where there is no such checkpoint, robot or device, or where its chunks are too short."
+    "`InputError` where checkpoint, robot or device are not there, or chunks are too short."
     device_of(config.device)
-    family, tag, processor = open_processor(config.embodiment_tag, config.model_path, config.tokenizer_path)
+    places = config.embodiment_tag, config.model_path, config.tokenizer_path
+    family, tag, processor = open_processor(*places)
     if config.continuation: family.require("rtc")
     config.chunking.length(len(processor.modality_configs[tag]["action"].delta_indices))
 

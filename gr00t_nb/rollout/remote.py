@@ -128,14 +128,21 @@ def _broken(path: str, e: Exception) -> InputError:
     if isinstance(e, SyntaxError) and e.filename == path:
         return InputError(f"{path}, line {e.lineno}, is no Python ({e.msg}): mend it there.")
     if isinstance(e, ModuleNotFoundError):
-        return InputError(f"{path} needs the package {e.name}, which is not installed here: install it.")
+        return InputError(
+            f"{path} needs the package {e.name}, which is not installed here: install"
+            " it."
+        )
     return failed_within(path, e)
 
 
 def _own(path: str) -> Body:
     try: made = runpy.run_path(path)
     except Exception as e: raise _broken(path, e) from e
-    if "robot" not in made: raise InputError(f"{path} has no function robot(): it makes your robot.")
+    if "robot" not in made:
+        raise InputError(
+            f"{path} has no function robot(): it makes your"
+            " robot."
+        )
     try: found = made["robot"]()
     except Exception as e:
         if sentence := sentence_of(e): raise InputError(sentence) from e
@@ -167,7 +174,10 @@ def policy(self: RemoteConfig) -> PolicyClient:
     if not self.server: raise InputError("There is no policy: give --server host:port.")
     host, _, port = self.server.rpartition(":")
     if not host or not port.isdigit():
-        raise InputError(f"The server is '{self.server}': expected host:port, such as gpu-machine:5555.")
+        raise InputError(
+            f"The server is '{self.server}': expected host:port, such as"
+            " gpu-machine:5555."
+        )
     client = PolicyClient(host, int(port), token=self.token, jpeg=self.jpeg, timeout=self.answer_within)
     client.get_modality_config()  # says in a sentence where nobody answers
     return client
@@ -190,8 +200,16 @@ def plots_folder(self: RemoteConfig) -> str | None:
 def check(self: RemoteConfig):
     "`InputError` where something told is wrong by itself."
     for name in ("repeats", "max_steps"):
-        if (value := getattr(self, name)) < 1: raise InputError(f"{name} is {value}: expected at least 1.")
-    if not self.patience > 0: raise InputError(f"patience is {self.patience}: expected seconds above 0.")
+        if (value := getattr(self, name)) < 1:
+            raise InputError(
+                f"{name} is {value}: expected at least"
+                " 1."
+            )
+    if not self.patience > 0:
+        raise InputError(
+            f"patience is {self.patience}: expected seconds above"
+            " 0."
+        )
     seconds = self.answer_within if np.isfinite(self.answer_within) else 1.0
     WatchSettings(max_age=self.max_age, answer_within=self.answer_within)
     check_asking(seconds, self.jpeg)

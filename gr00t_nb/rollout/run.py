@@ -29,7 +29,11 @@ class RunConfig(RemoteConfig):
 @patch
 def check(self: RunConfig):
     "As of a remote run; and the scene's seed."
-    if self.seed < 0: raise InputError(f"seed is {self.seed}: expected a whole number of at least 0.")
+    if self.seed < 0:
+        raise InputError(
+            f"seed is {self.seed}: expected a whole number of at least"
+            " 0."
+        )
     RemoteConfig.check(self)
 
 

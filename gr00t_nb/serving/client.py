@@ -26,9 +26,15 @@ def check_address(
 ):
     "`InputError` where it is no host, or no port."
     if not isinstance(host, str) or not host or any(c in host for c in "/ @[]"):
-        raise InputError(f"The host is {host!r}: expected a name or an address alone, such as gpu-machine or 10.0.0.2.")
+        raise InputError(
+            f"The host is {host!r}: expected a name or an address alone, such as gpu-machine"
+            " or 10.0.0.2."
+        )
     if not isinstance(port, int) or isinstance(port, bool) or not 0 < port <= 65535:
-        raise InputError(f"The port is {port!r}: expected a whole number from 1 to 65535, such as 5555.")
+        raise InputError(
+            f"The port is {port!r}: expected a whole number from 1 to 65535, such as"
+            " 5555."
+        )
 
 
 def check_asking(
@@ -41,7 +47,10 @@ def check_asking(
         raise InputError(f"The timeout is {timeout!r}: expected seconds above 0, such as 15.")
     whole = isinstance(jpeg, int) and not isinstance(jpeg, bool)
     if jpeg is not None and not (whole and 1 <= jpeg <= 100):
-        raise InputError(f"jpeg is {jpeg!r}: expected a quality from 1 to 100, such as 95, or none.")
+        raise InputError(
+            f"jpeg is {jpeg!r}: expected a quality from 1 to 100, such as 95, or"
+            " none."
+        )
 
 
 def _resolve(host: str, port: int):

@@ -92,7 +92,10 @@ def check_arguments(
         raise InputError(f"{endpoint} was given {given[:80]}: expected {expected}.")
     if not isinstance(data.get("observation", {}), dict):
         kind = type(data["observation"]).__name__
-        raise InputError(f"The observation is a {kind}: expected a map with video, state and language.")
+        raise InputError(
+            f"The observation is a {kind}: expected a map with video, state and"
+            " language."
+        )
     for a in _leaves(data):
         rows = len(a) if isinstance(a, np.ndarray) and a.ndim else 0
         if rows > bounds.batch and a.ndim > 1:
@@ -133,7 +136,10 @@ class Endpoints:
         views = self.config["video"].modality_keys if "video" in self.config else []
         if unknown := [v for v in fluxvla_views or {} if v not in views]:
             near = did_you_mean(unknown[0], views)
-            raise InputError(f"The policy has no view '{unknown[0]}': it has {', '.join(views)}.{near}")
+            raise InputError(
+                f"The policy has no view '{unknown[0]}': it has"
+                f" {', '.join(views)}.{near}"
+            )
         self.fluxvla_views, self._names = fluxvla_views, None
 
     def refusal(self, request: Request) -> str:  # '' where it may be answered

@@ -57,7 +57,10 @@ def check_pace(
 ):
     "`InputError` where a port is none, or where every question would be late."
     if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65535:
-        raise InputError(f"The port is {port!r}: expected a whole number from 0 (one that is free) to 65535.")
+        raise InputError(
+            f"The port is {port!r}: expected a whole number from 0 (one that is free) to"
+            " 65535."
+        )
     if not late_after > 0:
         raise InputError(f"late_after is {late_after!r}: expected seconds above 0.")
 
