@@ -139,7 +139,10 @@ def _guess(
     "Pieces for each group of the policy."
     known = {k: [v] if isinstance(v, str) else list(v) for k, v in (told or {}).items()}
     if extra := [k for k in known if k not in wanted]:
-        raise InputError(f"The policy has no {kind} group '{extra[0]}': it has {', '.join(wanted)}.")
+        raise InputError(
+            f"The policy has no {kind} group '{extra[0]}': it has"
+            f" {', '.join(wanted)}."
+        )
     for group in wanted:
         if group in known: continue
         if group in given: known[group] = [group]
@@ -151,7 +154,10 @@ def _guess(
 def _unlike(kind: str, group: str, wanted: Sequence[str], given: Mapping[str, int]) -> InputError:
     has = ", ".join(f"{g} ({w})" for g, w in given.items())
     said = f"The policy's {kind} is {', '.join(wanted)}, the robot's {has}: nothing tells what '{group}' is"
-    return InputError(f"{said}. Say which pieces of the robot's groups it is made of, such as left_arm[0:6].")
+    return InputError(
+        f"{said}. Say which pieces of the robot's groups it is made of, such as"
+        " left_arm[0:6]."
+    )
 
 
 def _same_view(view: str, views: Sequence[str]) -> str:
@@ -172,13 +178,19 @@ def fit_policy(
 ) -> FittedPolicy:
     "The policy in the robot's words. `InputError` where they have nothing in common."
     config = policy.get_modality_config()
-    told = dict(views or {})
+    told, looks = dict(views or {}), config["video"].modality_keys
+    if extra := [v for v in told if v not in looks]:
+        near = did_you_mean(extra[0], looks)
+        raise InputError(
+            f"The policy has no view '{extra[0]}': it has"
+            f" {', '.join(looks) or 'none'}.{near}"
+        )
     for view, camera in told.items():
         if camera not in robot.views: _same_view(camera, robot.views)
     return FittedPolicy(
         policy,
         robot,
-        {v: told.get(v) or _same_view(v, robot.views) for v in config["video"].modality_keys},
+        {v: told.get(v) or _same_view(v, robot.views) for v in looks},
         _guess("state", config["state"].modality_keys, robot.state, state),
         _guess("action", config["action"].modality_keys, robot.action, action),
         snaps,

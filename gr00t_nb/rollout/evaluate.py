@@ -8,6 +8,7 @@ __all__ = ['SIMULATORS', 'wilson_interval', 'simulator_of', 'RolloutScore', 'Scr
 
 # %% ../../nbs/rollout/40_evaluate.ipynb #c0021685
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,7 +28,8 @@ from ..modality_configs import ModalityConfig
 from ..plots.actions import contact_sheet
 from ..plots.style import save_figure
 from ..policy.chunks import Chunking
-from ..policy.policy import Gr00tPolicy
+from ..policy.continuing import check_continuation
+from ..policy.policy import Gr00tPolicy, device_of, open_processor
 from .loop import RolloutResult, run_episode
 from ..simulators.cube_robot import CubeRobot
 
@@ -55,7 +57,10 @@ def simulator_of(name: str) -> Callable:
     "`InputError` where there is none of that name."
     if name in SIMULATORS: return SIMULATORS[name]
     known = " or ".join(SIMULATORS)
-    raise InputError(f"There is no simulator '{name}': expected {known}.{did_you_mean(name, SIMULATORS)}")
+    raise InputError(
+        f"There is no simulator '{name}': expected"
+        f" {known}.{did_you_mean(name, SIMULATORS)}"
+    )
 
 
 @dataclass
@@ -151,23 +156,36 @@ class ClosedLoopConfig:
         for name in ("episodes", "max_steps", "processes"):
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"{name} is {value}: expected at least 1.")
+        if self.denoising_steps is not None and self.denoising_steps < 1:
+            raise InputError(
+                f"denoising_steps is {self.denoising_steps}: expected at least 1, or"
+                " none."
+            )
         if self.delay < 0: raise InputError(f"delay is {self.delay}: expected 0 or more steps.")
+        if self.seed < 0:
+            raise InputError(
+                f"seed is {self.seed}: expected a whole number of at least"
+                " 0."
+            )
+        check_continuation(self.chunking, None)
         simulator_of(self.simulator)
 
-    @property
-    def chunking(self) -> Chunking:
-        rhythm = dict(execution_length=self.execution_length, continuation=self.continuation)
-        if self.delay: rhythm |= dict(asynchronous=True, first_delay=self.delay)
-        return Chunking(**rhythm, ensemble=self.ensemble)
+# %% ../../nbs/rollout/40_evaluate.ipynb #ae61e84e
+@patch(as_prop=True)
+def chunking(self: ClosedLoopConfig) -> Chunking:
+    rhythm = dict(execution_length=self.execution_length, continuation=self.continuation)
+    if self.delay: rhythm |= dict(asynchronous=True, first_delay=self.delay)
+    return Chunking(**rhythm, ensemble=self.ensemble)
 
-    @property
-    def folder(self) -> Path: return Path(self.output_dir or Path(self.model_path) / "closed_loop")
+
+@patch(as_prop=True)
+def folder(self: ClosedLoopConfig) -> Path: return Path(self.output_dir or Path(self.model_path) / "closed_loop")
 
 # %% ../../nbs/rollout/40_evaluate.ipynb #c015e569
 def _policy_of(config: ClosedLoopConfig) -> Gr00tPolicy:
     places = dict(device=config.device, tokenizer_path=config.tokenizer_path)
     policy = Gr00tPolicy(config.embodiment_tag, config.model_path, **places)
-    if config.denoising_steps: policy.num_inference_timesteps = config.denoising_steps
+    if config.denoising_steps is not None: policy.num_inference_timesteps = config.denoising_steps
     return policy
 
 
@@ -240,7 +258,19 @@ def __str__(self: ClosedLoopResult):
             lines.append(_line(who if name == "all" else f"  {name}", _summary(rows)))
     ends = _summary(self.policy)["outcomes"]
     lines.append("the policy's episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(ends.items())))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_faults(self.policy)])
+
+
+def _faults(scores: list[RolloutScore]) -> list[str]:  # lines; none where all came to their end
+    "What cut episodes short, and how often; numbers in a sentence do not tell it from another."
+    found = {}
+    for s in scores:
+        if s.reason in ("done", "step limit"): continue
+        found.setdefault(re.sub(r"\d+", "#", s.reason), []).append(s)
+    if not found: return []
+    cut = sum(map(len, found.values()))
+    said = f"{cut} of {len(scores)} episodes were cut short, which tells nothing of what the policy can:"
+    return [said, *(f"  {len(same)}: {same[0].reason}" for same in found.values())]
 
 
 def _line(name: str, s: dict) -> str:
@@ -293,12 +323,22 @@ def _played(config: ClosedLoopConfig):
         if before is None: os.environ.pop("OMP_NUM_THREADS")
         else: os.environ["OMP_NUM_THREADS"] = before
 
+# %% ../../nbs/rollout/40_evaluate.ipynb #685c7988
+def _check_checkpoint(config: ClosedLoopConfig):
+    "`InputError` where checkpoint, robot or device are not there, or chunks are too short."
+    device_of(config.device)
+    places = config.embodiment_tag, config.model_path, config.tokenizer_path
+    family, tag, processor = open_processor(*places)
+    if config.continuation: family.require("rtc")
+    config.chunking.length(len(processor.modality_configs[tag]["action"].delta_indices))
+
 # %% ../../nbs/rollout/40_evaluate.ipynb #c0254a51
 def evaluate_closed_loop(
     config: ClosedLoopConfig,
     progress: bool = True,
 ) -> ClosedLoopResult:
     "Plays all episodes; writes results, some videos, and sheets of pictures to the output folder."
+    _check_checkpoint(config)
     simulator, scores, sheets = simulator_of(config.simulator), [], dict(success={}, failure={})
     bar = dict(total=config.episodes, desc="episodes", disable=not progress)
     for score, few, frames in tqdm(_played(config), **bar):

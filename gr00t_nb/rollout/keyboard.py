@@ -60,7 +60,9 @@ class Dialogue:
         if task == "0":
             prepare()
             task = ask(AFTER_PREPARE).strip()
-        return Round(self.tasks.get(task, self.fallback), int(ask(HOW_OFTEN)) * self.chunk)
+        sentence, repeats = self.tasks.get(task, self.fallback), None
+        while repeats is None: repeats = self._repeats(ask(HOW_OFTEN).strip())
+        return Round(sentence, repeats * self.chunk)
 
 
 def _nothing_to_do(chunk: int, max_steps: int) -> InputError:

@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.lerobot import LeRobotDataset
-from ..errors import InputError, command, did_you_mean
+from ..errors import InputError, command, did_you_mean, failed_within, sentence_of
 from ..plots.style import save_figure
 from ..policy.chunks import Chunking
 from ..robots.cameras import UsbCamera
@@ -29,12 +29,12 @@ from ..robots.ur import RobotiqGripper, UrRobot, ur_interfaces
 from ..robots.watch import WatchSettings
 from .keyboard import numbered_tasks
 from .loop import RolloutResult
-from .recorder import EpisodeRecorder
+from .recorder import EpisodeRecorder, check_writable
 from .session import Session
 from ..ros.ros1 import ros1_robot
 from ..ros.ros2 import ros2_robot
 from ..ros.topics import ROS_ROBOTS, as_fluxvla, with_base
-from ..serving.client import PolicyClient
+from ..serving.client import PolicyClient, check_asking
 
 # %% ../../nbs/rollout/58_remote.ipynb #c0054c09
 @dataclass
@@ -64,7 +64,7 @@ class RemoteConfig:
     action: list[str] = field(default_factory=list)  # the same for actions
     ros: int = 1  # 1 or 2
     base: bool = False  # the robot drives, too: two speeds more
-    fluxvla: bool = False  # FluxVLA's dialogue and robot: no limits, its prepare pose
+    fluxvla: bool = False  # FluxVLA's dialogue; aloha and ur3 also without limits, ur3 from its prepare pose
     patience: float = 5.0  # seconds that drivers and cameras may take
     cameras: list[str] = field(default_factory=list)  # view=number or path, for ur, so100 and so101
     port: str = "/dev/ttyACM0"  # of so100 and so101
@@ -121,11 +121,32 @@ def _recording(c: RemoteConfig) -> Body:
     if not c.dataset_path: raise InputError("A recording as a robot needs its data set: --dataset-path.")
     return Body(RecordedRobot(LeRobotDataset(c.dataset_path)))
 
+# %% ../../nbs/rollout/58_remote.ipynb #7ebacafa
+def _broken(path: str, e: Exception) -> InputError:
+    "The error of a robot's file that cannot be run."
+    if isinstance(e, InputError): return InputError(f"{path}: {e}")
+    if isinstance(e, SyntaxError) and e.filename == path:
+        return InputError(f"{path}, line {e.lineno}, is no Python ({e.msg}): mend it there.")
+    if isinstance(e, ModuleNotFoundError):
+        return InputError(
+            f"{path} needs the package {e.name}, which is not installed here: install"
+            " it."
+        )
+    return failed_within(path, e)
+
 
 def _own(path: str) -> Body:
-    made = runpy.run_path(path)
-    if "robot" not in made: raise InputError(f"{path} has no function robot(): it makes your robot.")
-    found = made["robot"]()
+    try: made = runpy.run_path(path)
+    except Exception as e: raise _broken(path, e) from e
+    if "robot" not in made:
+        raise InputError(
+            f"{path} has no function robot(): it makes your"
+            " robot."
+        )
+    try: found = made["robot"]()
+    except Exception as e:
+        if sentence := sentence_of(e): raise InputError(sentence) from e
+        raise failed_within(f"robot() of {path}", e) from e
     if isinstance(found, Robot): return Body(found, made.get("POSE"), made.get("STEP", 0.02))
     parts = "rate, views, state, action, limits, clock, observe, act, stop, close"
     missing = [p for p in parts.split(", ") if not hasattr(found, p)]
@@ -153,10 +174,51 @@ def policy(self: RemoteConfig) -> PolicyClient:
     if not self.server: raise InputError("There is no policy: give --server host:port.")
     host, _, port = self.server.rpartition(":")
     if not host or not port.isdigit():
-        raise InputError(f"The server is '{self.server}': expected host:port, such as gpu-machine:5555.")
+        raise InputError(
+            f"The server is '{self.server}': expected host:port, such as"
+            " gpu-machine:5555."
+        )
     client = PolicyClient(host, int(port), token=self.token, jpeg=self.jpeg, timeout=self.answer_within)
     client.get_modality_config()  # says in a sentence where nobody answers
     return client
+
+# %% ../../nbs/rollout/58_remote.ipynb #cbaf285c
+def _limits_of(path: str) -> MotionLimits:
+    "Limits of a JSON file; `InputError` where it is none."
+    try: return MotionLimits.from_json(json.loads(Path(path).read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise InputError(f"{path} is no JSON ({e}): mend it, or leave out --limits.") from None
+    except InputError as e: raise InputError(f"{path}: {e}") from None
+
+
+@patch(as_prop=True)
+def plots_folder(self: RemoteConfig) -> str | None:
+    return self.plots or ("outputs/rollout" if self.dry_run else None)
+
+
+@patch
+def check(self: RemoteConfig):
+    "`InputError` where something told is wrong by itself."
+    for name in ("repeats", "max_steps"):
+        if (value := getattr(self, name)) < 1:
+            raise InputError(
+                f"{name} is {value}: expected at least"
+                " 1."
+            )
+    if not self.patience > 0:
+        raise InputError(
+            f"patience is {self.patience}: expected seconds above"
+            " 0."
+        )
+    seconds = self.answer_within if np.isfinite(self.answer_within) else 1.0
+    WatchSettings(max_age=self.max_age, answer_within=self.answer_within)
+    check_asking(seconds, self.jpeg)
+    Chunking(self.execution_length, self.asynchronous, self.ensemble, self.continuation)
+    _pairs(self.views, "views")
+    if self.limits: _limits_of(self.limits)
+    for folder in (self.record, self.plots_folder):
+        if folder: check_writable(folder)
+    if self.tasks: numbered_tasks(Path(self.tasks).read_text().splitlines())
 
 # %% ../../nbs/rollout/58_remote.ipynb #c012d5a0
 def first_pose(
@@ -174,7 +236,7 @@ def session(self: RemoteConfig, policy, body: Body) -> Session:
     "Policy and robot together. `InputError` where they do not fit."
     robot, pose, limits = body.robot, body.pose, body.robot.limits
     dataset = LeRobotDataset(self.dataset_path) if self.dataset_path else None
-    if self.limits: limits = MotionLimits.from_json(json.loads(Path(self.limits).read_text()))
+    if self.limits: limits = _limits_of(self.limits)
     elif limits is None and dataset is not None: limits = propose_limits(dataset)
     if pose is None and dataset is not None: pose = first_pose(dataset, robot.action)
     named = dict(views=_pairs(self.views, "views"), snaps=body.snaps)
@@ -212,7 +274,7 @@ def carry_out(self: RemoteConfig, session: Session, ask: Callable[[str], str] = 
         steps = min(self.repeats * session.chunk, self.max_steps)
         results = [session.round(self.instruction, steps)]
         print(results[0])
-    folder = self.plots or ("outputs/rollout" if self.dry_run else None)
+    folder = self.plots_folder
     for k, result in enumerate(results if folder else ()):
         if not result.periods: continue
         path = Path(folder) / f"round_{k}.png"
@@ -224,6 +286,7 @@ def carry_out(self: RemoteConfig, session: Session, ask: Callable[[str], str] = 
 
 def run_session(c: RemoteConfig, known: Mapping[str, Callable] = BODIES):
     "What both commands do."
+    c.check()
     policy = c.policy()
     body = c.body(known)
     try: results = c.carry_out(c.session(policy, body))

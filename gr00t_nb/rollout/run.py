@@ -27,6 +27,17 @@ class RunConfig(RemoteConfig):
 
 
 @patch
+def check(self: RunConfig):
+    "As of a remote run; and the scene's seed."
+    if self.seed < 0:
+        raise InputError(
+            f"seed is {self.seed}: expected a whole number of at least"
+            " 0."
+        )
+    RemoteConfig.check(self)
+
+
+@patch
 def policy(self: RunConfig) -> Gr00tPolicy | PolicyClient:
     "The checkpoint's policy, or the server's."
     if self.model_path and self.server: raise InputError("Both --model-path and --server are given: choose one.")

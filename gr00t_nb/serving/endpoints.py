@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 from fastcore.basics import patch
 
-from ..errors import InputError, sentence_of
+from ..errors import InputError, did_you_mean, sentence_of
 from .bounds import BOUNDS, Bounds, outline
 from .fluxvla_wire import read_request, write_reply
 from .questions import FluxvlaNames
@@ -90,6 +90,12 @@ def check_arguments(
         given = ", ".join(map(str, data)) if isinstance(data, dict) else type(data).__name__
         expected = " and ".join(_ARGUMENTS[endpoint])
         raise InputError(f"{endpoint} was given {given[:80]}: expected {expected}.")
+    if not isinstance(data.get("observation", {}), dict):
+        kind = type(data["observation"]).__name__
+        raise InputError(
+            f"The observation is a {kind}: expected a map with video, state and"
+            " language."
+        )
     for a in _leaves(data):
         rows = len(a) if isinstance(a, np.ndarray) and a.ndim else 0
         if rows > bounds.batch and a.ndim > 1:
@@ -127,6 +133,13 @@ class Endpoints:
     ):
         self.policy, self.token, self.bounds = policy, token, bounds
         self.config = policy.get_modality_config()
+        views = self.config["video"].modality_keys if "video" in self.config else []
+        if unknown := [v for v in fluxvla_views or {} if v not in views]:
+            near = did_you_mean(unknown[0], views)
+            raise InputError(
+                f"The policy has no view '{unknown[0]}': it has"
+                f" {', '.join(views)}.{near}"
+            )
         self.fluxvla_views, self._names = fluxvla_views, None
 
     def refusal(self, request: Request) -> str:  # '' where it may be answered
