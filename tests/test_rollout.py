@@ -145,8 +145,9 @@ def test_the_same_each_time():
 
 
 WORDS = dict(
-    nan="finite", shape="shape", missing="but not 'arm'", late="late", frozen="frozen", stale="s old", early="in the future",
-    refused="another robot", gone="unplugged", crash="ValueError: out of memory", broken="ValueError: of a callback",
+    nan="finite", shape="shape", missing="but not 'arm'", late="late", frozen="frozen", stale="s old",
+    early="in the future", refused="another robot", gone="unplugged",
+    crash="ValueError: out of memory", broken="ValueError: of a callback",
 )
 
 

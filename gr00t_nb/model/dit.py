@@ -214,7 +214,7 @@ def context(
 class Moment(NamedTuple):
     "A flow time that holds for a whole batch, and what it does to every block."
     bucket: Tensor  # int64 [B]
-    modulations: list[Tensor] | None  # [1, 2 width] for each block and for the end; None: not made ahead
+    modulations: list[Tensor] | None  # [1, 2 width] for each block and the end; None: not made
 
 def bucket_of(time: Tensor | Moment) -> Tensor:  # int64 [B]
     return time.bucket if isinstance(time, Moment) else time
@@ -226,8 +226,9 @@ def moments(
     buckets: list[int],  # N flow times, the same for every row
     rows: int,  # B
 ) -> list[Moment]:  # N
-    "What the time vector does at each of these times: one pass over the weights that modulate, not N."
-    told = [torch.full((rows,), b, dtype=torch.int64, device=self.proj_out_1.weight.device) for b in buckets]
+    "What the time vector does at each of these times: one pass over those weights, not N."
+    where = dict(dtype=torch.int64, device=self.proj_out_1.weight.device)
+    told = [torch.full((rows,), b, **where) for b in buckets]
     if isinstance(self.proj_out_1.weight, DTensor): return [Moment(b, None) for b in told]
     c = self.timestep_encoder(torch.stack(told)[:, 0])
     made = [b.norm1.modulation(c) for b in self.transformer_blocks] + [self.proj_out_1(F.silu(c))]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..errors import InputError
 from .robot import Observation, WallClock
@@ -69,22 +70,6 @@ class Watch:
                 return f"{name} is frozen: it is the same to the bit after {for_seconds}"
         return None
 
-    def strays(self,
-        state: dict[str, np.ndarray],  # group -> (D,)
-        told: dict[str, np.ndarray],  # group -> (D,) what is sent now
-        now: float,
-    ) -> str | None:
-        "Whether a watched joint is far from all that it was told lately: it is blocked, or was moved by hand."
-        self.told = [(t, c) for t, c in self.told if now - t <= self.settings.follows_within] + [(now, told)]
-        for group, room in self.settings.following.items():
-            if group not in state or group not in told: continue
-            places = np.stack([c[group] for _, c in self.told])
-            off = np.maximum(places.min(0) - state[group], state[group] - places.max(0))
-            if (off > room).any():
-                joint = int(np.argmax(off))
-                return f"joint {joint} of {group} does not follow: it is {off[joint]:.3g} from what it was told"
-        return None
-
     def late(self, action_there: bool, now: float) -> str | None:
         "Whether the policy has been late for too long."
         if action_there:
@@ -93,6 +78,24 @@ class Watch:
         if self.late_since is None: self.late_since = now
         if (waited := now - self.late_since) < self.settings.late_after: return None
         return f"the policy is late: no action for {waited:.2f} s"
+
+# %% ../../nbs/robots/25_watch.ipynb #1ed39df3
+@patch
+def strays(self: Watch,
+    state: dict[str, np.ndarray],  # group -> (D,)
+    told: dict[str, np.ndarray],  # group -> (D,) what is sent now
+    now: float,
+) -> str | None:
+    "Whether a watched joint is far from all that it was told lately: it is blocked, or was moved by hand."
+    self.told = [(t, c) for t, c in self.told if now - t <= self.settings.follows_within] + [(now, told)]
+    for group, room in self.settings.following.items():
+        if group not in state or group not in told: continue
+        places = np.stack([c[group] for _, c in self.told])
+        off = np.maximum(places.min(0) - state[group], state[group] - places.max(0))
+        if (off > room).any():
+            joint = int(np.argmax(off))
+            return f"joint {joint} of {group} does not follow: it is {off[joint]:.3g} from what it was told"
+    return None
 
 # %% ../../nbs/robots/25_watch.ipynb #c012b805
 class Heartbeat:

@@ -70,41 +70,7 @@ class Session:
             self.policy, self.robot, sentence, chunks=self.chunks, max_steps=steps, **self.shared, **more
         )
 
-# %% ../../nbs/rollout/52_session.ipynb #c008ce1c
-@patch
-def prepare(self: Session,
-    on_period: Callable = lambda period, look: None,
-    control: Control | None = None,
-    seconds: float = 30.0,  # behind the last step, for a guard that is slower
-    tolerance: float = 0.1,  # units that a number of the state may be off where it has arrived
-) -> RolloutResult:
-    "Goes to the prepare pose, in steps. `InputError` where the robot has none."
-    if self.pose is None:
-        raise InputError("The robot has no prepare pose: give one, or the data set whose episodes begin there.")
-    way = way_to_pose(self._place(), self.pose, self._steps())
-    goal, there = {g: rows[-1] for g, rows in way.items()}, []
-    self._check_within(goal)
-
-    def near(look, g) -> bool:  # a group without a state of its own cannot be looked at
-        seen = look.state.get(g, ())
-        return len(seen) != len(goal[g]) or bool((np.abs(seen - goal[g]) <= tolerance).all())
-
-    def note(period, look):
-        told = all(np.allclose(period.done.sent[g], goal[g], atol=1e-6) for g in goal)
-        there.append(told and (self.dry_run or all(near(look, g) for g in self.pose)))
-        on_period(period, look)
-
-    def arrived() -> bool: return there[-2:] == [True, True]  # and stands: it was told the same twice
-
-    policy = WayPolicy(way, int(seconds * self.robot.rate))
-    length = len(policy.get_modality_config()["action"].delta_indices)
-    more = dict(max_steps=length, finished=arrived, on_period=note, control=control)
-    result = run_episode(policy, self.robot, "prepare pose", **self.shared, **more)
-    if result.reason == "step limit":
-        result.reason = f"the robot was told its prepare pose, and is not within {tolerance:g} of it"
-    return result
-
-
+# %% ../../nbs/rollout/52_session.ipynb #062476e3
 @patch
 def _steps(self: Session) -> dict[str, float]:  # action group -> units a period
     "As told, and no more than nine tenths of what the limits allow."
@@ -122,14 +88,54 @@ def _place(self: Session) -> dict[str, np.ndarray]:  # action group -> (D,)
     seen = lambda g, d: state[g] if len(state.get(g, ())) == d else np.zeros(d)
     return {g: seen(g, d) if rest(g) is None else rest(g) for g, d in self.robot.action.items()}
 
-# %% ../../nbs/rollout/52_session.ipynb #1d8319bc
+
 @patch
 def _check_within(self: Session, goal: dict[str, np.ndarray]):
     "`InputError` for a prepare pose that the limits forbid."
     for g, place in goal.items():
         lim = self.limits.groups.get(g) if self.limits else None
-        out = lim is not None and lim.rest is None and ((place < lim.low) | (place > lim.high)).any()
-        if out: raise InputError(f"The prepare pose of '{g}', {place.tolist()}, is outside of its limits.")
+        if lim is None or lim.rest is not None: continue
+        out = ((place < lim.low) | (place > lim.high)).any()
+        said = f"The prepare pose of '{g}', {place.tolist()}, is outside of its limits."
+        if out: raise InputError(said)
+
+
+def _near(seen: np.ndarray, goal: np.ndarray, tolerance: float) -> bool:
+    "Whether a state is at its goal; of a group without a state of its own nobody can tell."
+    return len(seen) != len(goal) or bool((np.abs(seen - goal) <= tolerance).all())
+
+# %% ../../nbs/rollout/52_session.ipynb #c008ce1c
+@patch
+def prepare(self: Session,
+    on_period: Callable = lambda period, look: None,
+    control: Control | None = None,
+    seconds: float = 30.0,  # behind the last step, for a guard that is slower
+    tolerance: float = 0.1,  # units that a number of the state may be off where it has arrived
+) -> RolloutResult:
+    "Goes to the prepare pose, in steps. `InputError` where the robot has none."
+    if self.pose is None:
+        raise InputError(
+            "The robot has no prepare pose: give one, or the data set whose episodes begin there."
+        )
+    way = way_to_pose(self._place(), self.pose, self._steps())
+    goal, there = {g: rows[-1] for g, rows in way.items()}, []
+    self._check_within(goal)
+
+    def note(period, look):
+        told = all(np.allclose(period.done.sent[g], goal[g], atol=1e-6) for g in goal)
+        seen = (_near(look.state.get(g, ()), goal[g], tolerance) for g in self.pose)
+        there.append(told and (self.dry_run or all(seen)))
+        on_period(period, look)
+
+    def arrived() -> bool: return there[-2:] == [True, True]  # it stands: told the same twice
+
+    policy = WayPolicy(way, int(seconds * self.robot.rate))
+    length = len(policy.get_modality_config()["action"].delta_indices)
+    more = dict(max_steps=length, finished=arrived, on_period=note, control=control)
+    result = run_episode(policy, self.robot, "prepare pose", **self.shared, **more)
+    if result.reason == "step limit":
+        result.reason = f"the robot was told its prepare pose, and is not within {tolerance:g} of it"
+    return result
 
 # %% ../../nbs/rollout/52_session.ipynb #c013efa4
 @patch

@@ -42,7 +42,7 @@ def check_reach(
 ):
     "`InputError` where others could reach a server that has no token."
     if token == "":
-        raise InputError("The token is empty: give a secret, such as `openssl rand -hex 16` makes one.")
+        raise InputError("The token is empty: give a secret, such as that of `openssl rand -hex 16`.")
     if token is None and not _is_loopback(host):
         raise InputError(
             f"At {host} other machines can reach the server, and whoever reaches it moves the robot:"
@@ -320,7 +320,8 @@ def _recorded(self: ServerConfig) -> EpisodePolicy:
         )
     if not Path(self.dataset_path).expanduser().is_dir():
         raise InputError(
-            f"There is no folder {self.dataset_path}: give --dataset-path, the folder of a LeRobot data set."
+            f"There is no folder {self.dataset_path}: give --dataset-path, the folder of a LeRobot"
+            " data set."
         )
     if self.modality_config_path: load_modality_config(self.modality_config_path)
     tag = embodiment_value(self.embodiment_tag)
@@ -332,7 +333,7 @@ def _recorded(self: ServerConfig) -> EpisodePolicy:
     dataset, horizon = LeRobotDataset(self.dataset_path), self.execution_horizon
     return EpisodePolicy(dataset, MODALITY_CONFIGS[tag], horizon, self.episode)
 
-
+# %% ../../nbs/serving/40_server.ipynb #02193f8d
 @command
 def main(args: list[str] | None = None):
     "`python -m gr00t_nb.serving.server --model-path ... --embodiment-tag ...`"
