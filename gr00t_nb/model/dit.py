@@ -229,7 +229,8 @@ def moments(
     "What the time vector does at each of these times: one pass over those weights, not N."
     where = dict(dtype=torch.int64, device=self.proj_out_1.weight.device)
     told = [torch.full((rows,), b, **where) for b in buckets]
-    if isinstance(self.proj_out_1.weight, DTensor): return [Moment(b, None) for b in told]
+    # a block in shards has its weights only while it runs
+    if any(isinstance(p, DTensor) for p in self.parameters()): return [Moment(b, None) for b in told]
     c = self.timestep_encoder(torch.stack(told)[:, 0])
     made = [b.norm1.modulation(c) for b in self.transformer_blocks] + [self.proj_out_1(F.silu(c))]
     return [Moment(b, [m[k : k + 1] for m in made]) for k, b in enumerate(told)]
