@@ -24,6 +24,8 @@ from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation import diagnostics, open_loop
 from gr00t_nb.processing.statistics import dataset_statistics, relative_statistics
 from gr00t_nb.checkpoints import export
+from gr00t_nb.rollout.evaluate import ClosedLoopConfig
+from gr00t_nb.rollout.run import RunConfig
 from gr00t_nb.serving.server import ServerConfig
 from gr00t_nb.settings.checks import check_config
 from gr00t_nb.settings.config import FinetuneConfig
@@ -51,12 +53,14 @@ def texts() -> list[tuple[str, str]]:  # file, text
 
 PLANNING = {"plan", "gpu", "pace"}  # of scripts/finetune.py, and no fields of a run
 FOREIGN = {"shm-size", "ipc", "index-url", "upgrade", "repo-type", "revision"}  # of docker, pip, hf
+FOREIGN |= {"no-install-recommends"}  # of apt
 FOREIGN |= {"init-task"}  # what FluxVLA calls --task of a conversion
 
 
 def flags() -> set[str]:
     configs = (FinetuneConfig, CheckupConfig, ProposalOptions)
-    configs += open_loop.OpenLoopConfig, diagnostics.DiagnosticsConfig, ServerConfig
+    configs += open_loop.OpenLoopConfig, diagnostics.DiagnosticsConfig
+    configs += ServerConfig, ClosedLoopConfig, RunConfig
     names = {f.name for c in configs for f in fields(c)} | {"help", *OFFICIAL_FLAGS, *PLANNING}
     exports = export.export_full, export.export_changed, export.apply_changed, export.push_to_hub
     for f in (aloha.from_hdf5, lerobot_v2.to_v2, lerobot_v3.to_v3, *exports):
