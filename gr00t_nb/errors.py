@@ -17,7 +17,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 # %% ../nbs/00_errors.ipynb #3f9d39e9
 def _as_argument(flag: re.Match) -> str:
@@ -168,6 +168,19 @@ def _is_own(frame) -> bool:
     kit = frame.f_globals.get("__name__", "").startswith("gr00t_nb.")
     return not kit and not re.search(r"site-packages|[/\\]lib[/\\]python", frame.f_code.co_filename)
 
+# %% ../nbs/00_errors.ipynb #33d79305
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    "Warnings are printed as `warning: ` and the sentence; a library's special ones as before."
+    before = warnings.formatwarning
+
+    def line(message, category, *place):
+        return f"warning: {message}\n" if category is UserWarning else before(message, category, *place)
+
+    warnings.formatwarning = line
+    try: yield
+    finally: warnings.formatwarning = before
+
 # %% ../nbs/00_errors.ipynb #e81ac77a
 def _close_output():
     "Nobody reads any more: what is still to be printed goes nowhere."
@@ -181,7 +194,7 @@ def command(main: Callable) -> Callable:
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         try:
-            result = main(*args, **kwargs)
+            with _plain_warnings(): result = main(*args, **kwargs)
             sys.stdout.flush()
             return result
         except BrokenPipeError:

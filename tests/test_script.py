@@ -134,6 +134,23 @@ def test_indivisible_batch(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_one_process_alone_finds(tmp_path):
+    "A file that differs on one node: its process says so for all, before anything is loaded."
+    robot = tmp_path / "robot.py"
+    robot.write_text(
+        "import os\n"
+        "source = open('data_samples/cube_to_bowl_config.py').read()\n"
+        "if os.environ['RANK'] == '1': source = source.replace('NEW_EMBODIMENT)', 'OXE_DROID)')\n"
+        "exec(source)\n"
+    )
+    told = ["--modality-config-path", robot, "--global-batch-size", 4, "--output-dir", tmp_path / "out"]
+    out = finetune(*SAMPLE, *told, processes=2)
+    found = [line for line in out.stderr.splitlines() if line.startswith("error:")]
+    assert len(found) == 1, out.stderr
+    assert "Process 1 on " in found[0] and "registers oxe_droid" in found[0], found
+    assert out.returncode != 0 and not (tmp_path / "out").exists()
+
+
 def test_missing_ffmpeg(tmp_path):
     "A torchcodec that finds no FFmpeg is answered with the command that installs it."
     fake = tmp_path / "torchcodec"

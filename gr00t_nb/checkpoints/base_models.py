@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..data.modality import groups_of
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, did_you_mean, warn
 from ..families.family import Family
 from .registry import families, family_of, no_checkpoint
 from ..files import cache_dir
@@ -60,8 +60,8 @@ def pretrained_bases() -> dict[str, Path]:  # name -> checkpoint folder
     folder = Path(str(files("gr00t_nb"))) / "pretrained"
     return {p.name: p for p in sorted(folder.glob("*")) if (p / "config.json").is_file()}
 
-# %% ../../nbs/checkpoints/30_base_models.ipynb #62e0195f
-_FILES = ["*.json", "*.safetensors", "*.txt", "experiment_cfg/*"]  # what is fetched from the hub
+# %% ../../nbs/checkpoints/30_base_models.ipynb #fb96361f
+_SMALL = ["*.json", "*.txt", "experiment_cfg/*"]  # what is fetched from the hub beside the weights
 
 def _lacks_weights(folder: Path) -> str:
     "What a snapshot lacks of which only the other files were fetched."
@@ -69,6 +69,13 @@ def _lacks_weights(folder: Path) -> str:
     except InputError: return "the weights"
     return ""
 
+def _from_hub(name: str | Path) -> Path:
+    "All of a checkpoint of the hub, downloaded where it is not here."
+    repo, revision = hub_id(name)
+    wanted = [*_SMALL, "*.safetensors"]
+    return hub_snapshot(repo, "model", wanted, revision=revision, lacks=_lacks_weights)
+
+# %% ../../nbs/checkpoints/30_base_models.ipynb #62e0195f
 def resolve_base_model(
     name: str | Path | None,  # folder, hub id, 'tiny', a family's own tiny name, or one of the package's
     weights: bool = True,  # False: all but them, to plan with; then '3b' is a name too
@@ -84,12 +91,11 @@ def resolve_base_model(
     path = Path(name).expanduser()
     if not weights and not path.is_dir() and (family := _released_family(str(name))):
         return _outline_base(family)
-    if not path.is_dir() and (found := hub_id(name)):
-        lacks = _lacks_weights if weights else lambda folder: ""
-        wanted = _FILES if weights else [f for f in _FILES if "safetensors" not in f]
-        path = hub_snapshot(found[0], "model", wanted, revision=found[1], lacks=lacks)
+    if not path.is_dir() and hub_id(name):
+        path = _from_hub(name) if weights else _files_or_outline(name)
     if not path.is_dir():
         known = ["tiny", *pretrained_bases(), *(f.tiny_name for f in families())]
+        if not weights: known += filter(None, (f.released_name for f in families()))
         raise InputError(
             f"There is no base model at {name}: give a checkpoint folder, a hub id such as"
             f" nvidia/GR00T-N1.6-3B, or one of {', '.join(known)}, with --base-model-path."
@@ -111,6 +117,16 @@ def _outline_base(family: Family) -> Path:
         digest = hashlib.sha256(settings).hexdigest()[:12]
         place = cache_dir() / "base" / f"{family.released_name}-{digest}"
         return _made_once(place, lambda folder: shutil.copytree(made, folder, dirs_exist_ok=True))
+
+def _files_or_outline(name: str | Path) -> Path:
+    "The small files of a checkpoint of the hub; of NVIDIA's releases the size is known without it."
+    repo, revision = hub_id(name)
+    try: return hub_snapshot(repo, "model", _SMALL, revision=revision)
+    except InputError:
+        family = _released_family(repo.lower().removeprefix("nvidia/gr00t-"))
+        if family is None: raise
+    warn(f"{name} could not be fetched: the released size is taken as this kit knows it.")
+    return _outline_base(family)
 
 # %% ../../nbs/checkpoints/30_base_models.ipynb #b178b71a
 def base_limits(

@@ -32,7 +32,7 @@ from ..files import read_json, write_json
 from ..modality_configs import ModalityConfig
 from ..policy.policy import Gr00tPolicy
 from ..runs.log_writer import rows_until
-from ..runs.run_folder import BEST
+from ..checkpoints.manifest import BEST
 
 # %% ../../nbs/engine/30_validation.ipynb #ead363ab
 class HeldOut:

@@ -17,7 +17,7 @@ from ..modality_configs import ModalityConfig
 from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
 from ..checkpoints.registry import family_of
-from .preprocessing import check_preprocessing, device_of
+from .preprocessing import check_preprocessing, device_of, tell_of_better
 from ..model.rtc import RTC
 
 # %% ../../nbs/policy/10_policy.ipynb #1c27a332
@@ -145,6 +145,7 @@ class Gr00tPolicy:
         self.model_path = path = Path(model_path).expanduser()
         self.family, self.tag, self.processor = open_processor(embodiment_tag, model_path, tokenizer_path)
         check_preprocessing(path, self.processor)
+        tell_of_better(path)
         known = self.processor.modality_configs
         self.modality_config: dict[str, ModalityConfig] = _whole(known[self.tag], self.tag, path)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -38,7 +39,7 @@ from ..optimizer.schedule import SaveAt
 from ..plots.curves import plot_loss
 from ..plots.validation import validated
 from ..processes.parallel import check_checkpoint
-from ..processes.together import Together
+from ..processes.together import Together, all_check
 from ..runs.fluxvla_log import FluxvlaLog
 from ..runs.gradients import GradientNorms
 from ..runs.lock import locked
@@ -108,11 +109,11 @@ def _prepare(
     "Data, arguments, the checkpoint to go on from, and the model."
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     try:
-        # before the processes join each other: all of them stop with the same sentence
-        check_config(config, world_size)
-        if config.use_tensorboard: check_tensorboard()
-        config = fit_memory(config, world_size, hooks.trainable)
-        _, family, config = choose_base(config)
+        with all_check("the check of the configuration"):
+            check_config(config, world_size)
+            if config.use_tensorboard: check_tensorboard()
+            config = fit_memory(config, world_size, hooks.trainable)
+            _, family, config = choose_base(config)
         args = training_arguments(config, family, world_size)
         # what one process finds from here on ends all of them; what is computed once is cached for the others
         together, first = Together(), args.local_process_index == 0
@@ -364,7 +365,7 @@ def finetune(
     run = None
     try:
         with locked(config.output_dir) if first else nullcontext():
-            hooks = _chosen_hooks(config, hooks)
+            with all_check("reading the hooks"): hooks = _chosen_hooks(config, hooks)
             run = _Run(*_prepare(config, new_folder, hooks), callbacks or [], hooks)
             result = run.train()
     except KeyboardInterrupt:
@@ -468,7 +469,8 @@ def main():
     try: result = finetune(config)
     except InputError as e:
         if rank == 0 or isinstance(e, _RunError): raise
-        raise SystemExit(2) from None  # one sentence, not one for each process
+        time.sleep(5)  # torchrun ends all with the first that ends: the one that speaks goes first
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         if rank == 0: raise
         raise SystemExit(130) from None
