@@ -14,6 +14,7 @@ from torch.utils.data import get_worker_info
 
 from ..errors import sentence_of
 from ..checkpoints.registry import family_of
+from ..loading.features import feature_batch
 
 # %% ../../nbs/engine/08_collation.ipynb #ebea3d48
 class Collator:
@@ -28,7 +29,8 @@ class Collator:
         self.family = family_of(model_config)
 
     def __call__(self, samples: list[dict]) -> "dict | Parcel":
-        batch = self.processor.collate(samples)
+        seen = "features" in samples[0]  # see `FeatureDataset`
+        batch = feature_batch(samples, self.processor.encoder) if seen else self.processor.collate(samples)
         ids = set(batch["embodiment_id"].tolist())
         # one robot: a number, for which the per-robot layers gather no weights for each sample
         if len(ids) == 1: batch["embodiment_id"] = ids.pop()
