@@ -139,7 +139,9 @@ def feature_batch(
     - state, action, action_mask float32, embodiment_id [B] int64, as of `make_batch`
     """
     def padded(name, fill): return _padded([s[name] for s in samples], encoder.side, fill)
-    def mask(name): return _padded([torch.ones(len(s[name]), dtype=torch.bool) for s in samples], encoder.side, False)
+    def mask(name):
+        own = [torch.ones(len(s[name]), dtype=torch.bool) for s in samples]
+        return _padded(own, encoder.side, False)
     batch = dict(
         input_ids=padded("input_ids", encoder.pad_token_id),
         attention_mask=mask("input_ids").long(),
@@ -147,7 +149,8 @@ def feature_batch(
         features_mask=mask("features"),
         image_mask=padded("image_mask", False),
     )
-    for k in ("state", "action", "action_mask"): batch[k] = torch.from_numpy(np.stack([s[k] for s in samples]))
+    for k in ("state", "action", "action_mask"):
+        batch[k] = torch.from_numpy(np.stack([s[k] for s in samples]))
     return batch | dict(embodiment_id=torch.tensor([s["embodiment_id"] for s in samples]))
 
 
@@ -215,7 +218,7 @@ def check_same_every_time(
     for s in sources:
         key, ds = s.config["language"].modality_keys[0], s.dataset
         if key not in ("task", "sub_task") or ds.prompt is not None: continue
-        texts = lambda e: (ds.episodes[e].tasks if key == "task" else ds.episodes[e].sub_tasks) or ()
+        texts = lambda e: getattr(ds.episodes[e], f"{key}s") or ()
         episodes = range(len(ds)) if s.episodes is None else s.episodes
         drawn = next((e for e in episodes if len(texts(e)) > 1), None)
         if drawn is not None: raise _drawn(ds, drawn, key)

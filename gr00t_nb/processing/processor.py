@@ -171,7 +171,7 @@ def uses_masks(self: Gr00tProcessor,
     embodiment: str,  # tag value
 ) -> bool:
     "Whether training repaints this robot's frames by their masks, and needs both unscaled."
-    return bool(self.mask_steps) and "mask" in self.modality_configs.get(embodiment, {})
+    return self.augments and bool(self.mask_steps) and "mask" in self.modality_configs.get(embodiment, {})
 
 # %% ../../nbs/processing/50_processor.ipynb #70dfd107
 @patch

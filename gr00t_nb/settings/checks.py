@@ -332,13 +332,17 @@ _NOT_KEPT = dict(
 def _check_features(config: FinetuneConfig):
     said = next((n for n in _RANDOM_IMAGES if getattr(config, n) not in (None, 0, {}, "{}")), None)
     if said and not config.augment:
-        raise InputError(f"{said} changes training images, and --no-augment asks that nothing does: leave out one of them.")
+        raise InputError(
+            f"{said} changes training images, and --no-augment asks that nothing does: leave out one of"
+            " them."
+        )
     if not config.cache_features: return
     keeps = "cache_features keeps what a frozen network sees of a step, and"
     for name, why in _NOT_KEPT.items():
-        if getattr(config, name): raise InputError(f"{keeps} {name} {why}; or leave --cache-features out.")
+        if getattr(config, name):
+            raise InputError(f"{keeps} {name} {why}; or leave --cache-features out.")
     if config.sampling == "official":
-        raise InputError(f"{keeps} NVIDIA's order reads images: leave --sampling official or --cache-features out.")
+        raise InputError(f"{keeps} NVIDIA's order reads images: leave out one of them.")
 
 # %% ../../nbs/settings/40_checks.ipynb #d65f0ecf
 def check_config(

@@ -28,7 +28,7 @@ from ..engine.hooks import Hooks, HooksReached, of_callback, read_hooks
 from ..engine.states import can_go_on
 from ..engine.stopping import REQUEUE, StopOnSignal
 from ..engine.trainer import Gr00tTrainer
-from ..engine.validation import HeldOut, Validation, ended_early
+from ..engine.validation import HeldOut, TokenAccuracy, Validation, ended_early
 from ..errors import InputError, Stopped, command, sentence_of
 from ..checkpoints.adapters import ADAPTERS
 from ..checkpoints.registry import family_of
@@ -142,7 +142,7 @@ def _quality(
     config = prepared.config
     trainer.faults = Faults(Path(config.output_dir), config.on_nonfinite)
     if config.ema_decay: trainer.averages = Averages(config.ema_decay, resume)
-    watching = [trainer.faults, *([trainer.averages] if trainer.averages else [])]
+    watching = [trainer.faults, TokenAccuracy(trainer), *([trainer.averages] if trainer.averages else [])]
     if not config.eval_steps: return watching
     asked = {}
     for r in (r for r in prepared.roots if r.val_episodes): asked.setdefault(r.tag, []).append(r)
