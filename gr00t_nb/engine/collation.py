@@ -29,8 +29,7 @@ class Collator:
         self.family = family_of(model_config)
 
     def __call__(self, samples: list[dict]) -> "dict | Parcel":
-        seen = "features" in samples[0]  # see `FeatureDataset`
-        batch = feature_batch(samples, self.processor.encoder) if seen else self.processor.collate(samples)
+        batch = self._collated(samples)
         ids = set(batch["embodiment_id"].tolist())
         # one robot: a number, for which the per-robot layers gather no weights for each sample
         if len(ids) == 1: batch["embodiment_id"] = ids.pop()
@@ -40,6 +39,10 @@ class Collator:
         if skipped := [s["skipped"] for s in samples if "skipped" in s]: batch["skipped"] = skipped
         if all("changed" in s for s in samples): batch["changed"] = True
         return batch if get_worker_info() is None else Parcel(batch)
+
+    def _collated(self, samples: list[dict]) -> dict:
+        if "features" not in samples[0]: return self.processor.collate(samples)
+        return feature_batch(samples, self.processor.encoder)  # of a `FeatureDataset`
 
 # %% ../../nbs/engine/08_collation.ipynb #b09ad16a
 def _shared(value):

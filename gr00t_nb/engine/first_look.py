@@ -50,8 +50,8 @@ def check_front(
     "`InputError` where the features of the front cannot be kept: it trains, or images are changed."
     if images is not None:
         raise InputError(
-            "cache_features keeps what a frozen network sees of each step, and hooks.images changes what"
-            " that is: leave one of them out."
+            "cache_features keeps what a frozen network sees of a step, and hooks.images changes that:"
+            " leave one of them out."
         )
     ours = {id(p) for p in family.front(model).parameters() if p.requires_grad}
     if not ours: return
@@ -61,8 +61,8 @@ def check_front(
     parts = dict.fromkeys(map(part_of, names))
     off = " ".join(_FREEZE[f] for f in _FREEZE if f in family.flags)
     raise InputError(
-        f"cache_features keeps what a frozen network sees, and of it {' and '.join(parts)} train: freeze"
-        f" them ({off}, and no adapters there), or leave --cache-features out."
+        f"cache_features keeps what a frozen network sees, and of it {' and '.join(parts)} train:"
+        f" freeze them ({off}, and no adapters there), or leave --cache-features out."
     )
 
 # %% ../../nbs/engine/40_first_look.ipynb #c0107cac
@@ -169,8 +169,8 @@ def all(self: FirstLook,
     for ours, of in shares:
         with together.all_do(_WORK): self._round(episodes, ours, of, say)
     with together.all_do(_WORK): self._check_lengths(episodes)
-    took = f"looked at in {duration(time.perf_counter() - start)}, and" if before else "looked at before, and"
-    say(f"features: {_several(before or len(episodes))} {took} kept in {folder}")
+    took = f"in {duration(time.perf_counter() - start)}" if before else "before"
+    say(f"features: {_several(before or len(episodes))} looked at {took}, and kept in {folder}")
     self.family.front(self.model).to(places)
 
 
@@ -210,9 +210,9 @@ _KEEP_FREE = 10**9  # bytes of the disk that are left alone
 
 def _no_room(size: float, free: float, folder: Path) -> InputError:
     return InputError(
-        f"The features of the frozen network take about {size / 1e9:.1f} GB, and the disk of {folder} has"
-        f" {free / 1e9:.1f} free: make room, set GR00T_NB_CACHE to a folder on another disk, or leave"
-        " --cache-features out."
+        f"The features of the frozen network take about {size / 1e9:.1f} GB, and the disk of"
+        f" {folder} has {free / 1e9:.1f} free: make room, set GR00T_NB_CACHE to a folder on another"
+        " disk, or leave --cache-features out."
     )
 
 # %% ../../nbs/engine/40_first_look.ipynb #c022fb89
@@ -226,8 +226,8 @@ def _check_lengths(self: FirstLook, episodes: list):
     if len(lengths) < 2: return
     if "padding" in self.data.store.read(paths[0], self.steps(*episodes[0])[0]): return
     raise InputError(
-        f"The prompts of this data have {len(lengths)} lengths, and {self.family.name} reads padding, of"
-        " which it makes something else in every sample: leave --cache-features out, or train on"
+        f"The prompts of this data have {len(lengths)} lengths, and {self.family.name} reads padding,"
+        " of which it makes something else in every sample: leave --cache-features out, or train on"
         " sentences of one length."
     )
 

@@ -50,8 +50,8 @@ class FeatureStore:
         columns = [ds.column_of("video", view) for view in read["video"].modality_keys]
         places = [ds.layout.rows(e), *(ds.layout.frames(e, c) for c in columns if _is_video(ds, c))]
         files = {p.path.resolve() for p in places} | set((ds.path / "meta").rglob("*.*"))
-        said = [source.embodiment, {m: c.to_json() for m, c in read.items()}, pad, e.index, e.length]
-        said += [[p.first for p in places], ds.modality, ds.prompt, fingerprint(files)]
+        said = [source.embodiment, {m: c.to_json() for m, c in read.items()}, pad]
+        said += [e.index, e.length, [p.first for p in places], ds.modality, ds.prompt, fingerprint(files)]
         digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
         return self.folder / f"{digest[:32]}.safetensors"
 
@@ -212,8 +212,8 @@ def check_same_every_time(
     "`InputError` where features cannot be kept, as a step is not the same in every epoch."
     if dataset_class is not StepDataset:
         raise InputError(
-            f"{dataset_class.__name__} makes samples by rules of its own, of which cache_features knows"
-            " nothing: leave --cache-features out."
+            f"{dataset_class.__name__} makes samples by rules of its own, and cache_features knows those"
+            " of StepDataset: leave --cache-features out."
         )
     for s in sources:
         key, ds = s.config["language"].modality_keys[0], s.dataset

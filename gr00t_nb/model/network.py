@@ -136,7 +136,7 @@ def _no_slot(e: int, slots, rows: list[int] | None) -> InputError:
 # %% ../../nbs/model/60_network.ipynb #37af4a79
 @patch
 def look(self: Network, batch: dict) -> dict:
-    "What the vision-language model makes of images and words; or what the batch brings along of that."
+    "What the vision-language model makes of images and words, or what the batch brings of that."
     if "features" in batch:
         names = "backbone_features", "backbone_attention_mask", "image_mask"
         return dict(zip(names, (batch[k] for k in _SEEN)))

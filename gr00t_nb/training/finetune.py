@@ -142,7 +142,7 @@ def _quality(
     config = prepared.config
     trainer.faults = Faults(Path(config.output_dir), config.on_nonfinite)
     if config.ema_decay: trainer.averages = Averages(config.ema_decay, resume)
-    watching = [trainer.faults, TokenAccuracy(trainer), *([trainer.averages] if trainer.averages else [])]
+    watching = [trainer.faults, TokenAccuracy(trainer), *filter(None, [trainer.averages])]
     if not config.eval_steps: return watching
     asked = {}
     for r in (r for r in prepared.roots if r.val_episodes): asked.setdefault(r.tag, []).append(r)

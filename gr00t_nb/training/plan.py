@@ -234,8 +234,7 @@ def _time(self: Plan) -> str:
 def __repr__(self: Plan) -> str:
     count, size = self.disk
     place = Path(self.config.output_dir).absolute()
-    near = next(p for p in [place, *place.parents] if p.exists())
-    free = shutil.disk_usage(near).free
+    free = shutil.disk_usage(next(p for p in [place, *place.parents] if p.exists())).free
     short = ": NOT enough" if free < size else ""
     precision = "bfloat16 autocast" if self.bf16 else "float32"
     base = f"{self.family.name} from {self.config.base_model_path}"
@@ -316,14 +315,6 @@ class _Case:
     @property
     def epoch(self) -> int: return self.prepared.samples
 
-# %% ../../nbs/training/37_plan.ipynb #1a8b042c
-def _as_seen(family: Family, model: nn.Module, batch: dict) -> tuple[dict, int]:  # and bytes of a sample
-    "A batch of features in place of images."
-    check_front(family, model)
-    with torch.no_grad(): seen = family.look(model, batch)
-    size = sum(t.nbytes for t in seen.values()) // len(batch["input_ids"])
-    return {k: v for k, v in batch.items() if k != "pixel_values"} | seen, size
-
 # %% ../../nbs/training/37_plan.ipynb #b979c9f4
 @patch
 def model(self: _Case, config: FinetuneConfig) -> nn.Module:
@@ -350,6 +341,14 @@ def _kept_bytes(config: FinetuneConfig) -> Callable:  # (parameter, eight_bit) -
     "What is kept of a parameter between steps: the optimizer's averages, and one of the weights."
     averages = 4 if config.ema_decay else 0  # bytes a number, in float32
     return lambda p, eight_bit: adamw_bytes(p, eight_bit) + averages * p.numel()
+
+
+def _as_seen(family: Family, model: nn.Module, batch: dict) -> tuple[dict, int]:  # and bytes of a sample
+    "A batch of features in place of images."
+    check_front(family, model)
+    with torch.no_grad(): seen = family.look(model, batch)
+    size = sum(t.nbytes for t in seen.values()) // len(batch["input_ids"])
+    return {k: v for k, v in batch.items() if k != "pixel_values"} | seen, size
 
 # %% ../../nbs/training/37_plan.ipynb #3350e72b
 def _ladder(config: FinetuneConfig, family: Family, size: int) -> Iterator[dict]:
