@@ -89,8 +89,7 @@ class Gr00tProcessor:
         self.embodiment_ids = self.embodiment_table | (embodiment_ids or {})
         self.statistics = dict(statistics or {})
         self.image_settings = {k: self.settings[k] for k in _IMAGE_SETTINGS} | self.image_rules
-        # the run's choice, not saved: torch's filter; training images that differ from an answer's
-        self.fast_resize, self.augments = False, True
+        self.fast_resize, self.augments = False, True  # the run's choices: torch's filter, and any change at all
         self.tokenizer = tokenizer
         image_sizes(**self.image_settings)  # raises now rather than in a worker
         angle, jitter = (self.settings[k] for k in ("random_rotation_angle", "color_jitter_params"))

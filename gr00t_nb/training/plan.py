@@ -287,9 +287,7 @@ class _Case:
         if config.cache_features: batch, seen = _as_seen(family, model, batch)
         several = size < config.global_batch_size // self.world_size
         memory = step_memory(
-            model,
-            batch,
-            family.parts,
+            model, batch, family.parts,
             bf16=bf16,
             eight_bit=config.adamw_8bit,
             accumulate=several or config.gradient_accumulation_steps > 1,
