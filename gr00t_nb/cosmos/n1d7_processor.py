@@ -73,15 +73,14 @@ def state(self: Gr00tN1d7Processor,
 
 
 @patch
-def many(self: Gr00tN1d7Processor,
+def numbers(self: Gr00tN1d7Processor,
     steps: Sequence[Mapping],
     embodiment: str,
     training: bool = False,
     rngs: Sequence[np.random.Generator] | None = None,
-    *rest,
 ) -> list[dict]:
-    "Makes samples of several steps together, some of whose states are hidden in training."
-    samples = Gr00tProcessor.many(self, steps, embodiment, training, rngs, *rest)
+    "What samples hold beside images and words; in training some of their states are hidden."
+    samples = Gr00tProcessor.numbers(self, steps, embodiment, training, rngs)
     p = self.settings["state_dropout_prob"]
     if not (training and p): return samples
     for sample, rng in zip(samples, rngs):  # behind the draws for its images, which stay the same

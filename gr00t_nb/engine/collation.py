@@ -14,6 +14,7 @@ from torch.utils.data import get_worker_info
 
 from ..errors import sentence_of
 from ..checkpoints.registry import family_of
+from ..loading.features import feature_batch
 
 # %% ../../nbs/engine/08_collation.ipynb #ebea3d48
 class Collator:
@@ -28,7 +29,7 @@ class Collator:
         self.family = family_of(model_config)
 
     def __call__(self, samples: list[dict]) -> "dict | Parcel":
-        batch = self.processor.collate(samples)
+        batch = self._collated(samples)
         ids = set(batch["embodiment_id"].tolist())
         # one robot: a number, for which the per-robot layers gather no weights for each sample
         if len(ids) == 1: batch["embodiment_id"] = ids.pop()
@@ -38,6 +39,10 @@ class Collator:
         if skipped := [s["skipped"] for s in samples if "skipped" in s]: batch["skipped"] = skipped
         if all("changed" in s for s in samples): batch["changed"] = True
         return batch if get_worker_info() is None else Parcel(batch)
+
+    def _collated(self, samples: list[dict]) -> dict:
+        if "features" not in samples[0]: return self.processor.collate(samples)
+        return feature_batch(samples, self.processor.encoder)  # of a `FeatureDataset`
 
 # %% ../../nbs/engine/08_collation.ipynb #b09ad16a
 def _shared(value):

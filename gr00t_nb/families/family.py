@@ -37,6 +37,7 @@ CAPABILITIES = dict(
     rtc="An answer can continue the chunk before, whose first rows are being executed.",
     mixed_images="Samples of one batch may have different numbers of images.",
     mask_padding="What reads the features can be kept from looking at padding (mask_padding=True).",
+    frozen_front="While nothing that sees is trained, what it sees can be kept on disk.",
 )
 
 # %% ../../nbs/families/00_family.ipynb #25e7d707
@@ -405,3 +406,25 @@ def recompute(
         names = self.blocks[part].split(".")  # the blocks' list stands in what calls them
         around = (model.get_submodule(".".join(names[:k])) for k in range(len(names), 0, -1))
         next(m for m in around if hasattr(m, "gradient_checkpointing")).gradient_checkpointing = True
+
+# %% ../../nbs/families/00_family.ipynb #b7958204
+@patch
+def front(
+    self: Family,
+    model: nn.Module,
+) -> nn.Module:
+    "What makes features of images and words: it can be frozen while all that reads them trains."
+    self.require("frozen_front")
+    return model.vlm
+
+@patch
+def look(
+    self: Family,
+    model: nn.Module,
+    batch: dict,  # as for training
+) -> dict[str, Tensor]:  # features [B, N, W], as computed; features_mask, image_mask bool [B, N]
+    "What the front makes of a batch. A batch that brings it along needs no images any more."
+    self.require("frozen_front")
+    seen = model.look(model.prepare(batch))
+    names = "backbone_features", "backbone_attention_mask", "image_mask"
+    return dict(zip(("features", "features_mask", "image_mask"), (seen[k] for k in names)))

@@ -115,7 +115,7 @@ N1D5_PARTS = {
 @patch
 def see(self: Gr00tN1d5, batch: dict) -> dict:
     "What the backbone makes of images and words."
-    seen = Network.see(self, batch)
+    seen = self.look(batch)
     features = self.backbone.eagle_linear(seen["backbone_features"])
     pools = self.config.backbone == "eagle"
     if self.training and self.config.tune_visual and pools: features = features + self._unused()

@@ -210,7 +210,7 @@ class Gr00tN1d5Family(Family):
         "widening",
         "padding_matters",
         "rtc",
-        "mixed_images",
+        *("mixed_images", "frozen_front"),
     })
 
 # %% ../../nbs/families/60_n1d5_family.ipynb #1ba2cabe

@@ -52,6 +52,7 @@ class Gr00tN1d6Family(Family):
     capabilities = frozenset({
         *("flow", "denoising", "state_dropout", "dropout", "embodiment_rows"),
         *("gradient_checkpointing", "widening", "rtc", "mixed_images"),
+        "frozen_front",
     })
 
 # %% ../../nbs/families/30_n1d6_family.ipynb #3c3caad7

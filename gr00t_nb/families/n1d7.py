@@ -90,7 +90,7 @@ N1D7_PARTS = {
 @patch
 def see(self: Gr00tN1d7, batch: dict) -> dict:
     "What the backbone makes of images and words."
-    seen = Network.see(self, batch)
+    seen = self.look(batch)
     if not (self.training and self.config.tune_llm): return seen
     unused = 0 * self.vlm.language_model.norm.weight.sum()
     return seen | {"backbone_features": seen["backbone_features"] + unused}

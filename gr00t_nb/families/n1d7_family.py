@@ -55,6 +55,7 @@ class Gr00tN1d7Family(Family):
     capabilities = frozenset({
         *("flow", "denoising", "state_dropout", "dropout", "embodiment_rows", "rtc"),
         *("gradient_checkpointing", "widening", "padding_matters", "mixed_images", "mask_padding"),
+        "frozen_front",
     })
 
 # %% ../../nbs/families/90_n1d7_family.ipynb #516f4b38

@@ -93,10 +93,6 @@ def prepare(
     batch: dict,  # see `forward`
 ) -> dict:
     "Check a batch that lies on the CPU, move it to the model, cast numbers."
-    images = batch["pixel_values"]
-    if isinstance(images, Tensor): images = [images]
-    if batch["input_ids"].device.type == "cpu":
-        self.vlm.check_images(batch["input_ids"], images)
     def put(keys, dtype=None):
         given = {k: batch[k] for k in keys if batch.get(k) is not None}
         return {k: v.to(self.device, dtype, non_blocking=True) for k, v in given.items()}
@@ -104,11 +100,21 @@ def prepare(
     moved = put(("state", "action", "noise", "time", "prev_actions"), self.dtype)
     moved |= put(("input_ids", "attention_mask", "action_mask", "state_dropout"))
     moved |= put(("sample_weight", "rtc_delay", "image_masks"))
-    # one transfer for images of one size in a row
+    moved |= put(_SEEN) if "features" in batch else self._images(batch)
+    return moved | {"embodiment_id": self._embodiment(batch["embodiment_id"])}
+
+_SEEN = "features", "features_mask", "image_mask"  # what a batch may bring along in place of images
+
+@patch
+def _images(self: Network, batch: dict) -> dict:
+    "Check images that lie on the CPU, and move them: one transfer for those of one size in a row."
+    images = batch["pixel_values"]
+    if isinstance(images, Tensor): images = [images]
+    if batch["input_ids"].device.type == "cpu":
+        self.vlm.check_images(batch["input_ids"], images)
     stacks = [list(s) for _, s in groupby(images, key=lambda x: (x.shape[1:], x.dtype))]
     stacks = [s[0] if len(s) == 1 else torch.cat(s) for s in stacks]
-    moved["pixel_values"] = [s.to(self.device, non_blocking=True) for s in stacks]
-    return moved | {"embodiment_id": self._embodiment(batch["embodiment_id"])}
+    return dict(pixel_values=[s.to(self.device, non_blocking=True) for s in stacks])
 
 # %% ../../nbs/model/60_network.ipynb #6dbee593
 @patch
@@ -129,11 +135,19 @@ def _no_slot(e: int, slots, rows: list[int] | None) -> InputError:
 
 # %% ../../nbs/model/60_network.ipynb #37af4a79
 @patch
-def see(self: Network, batch: dict) -> dict:
-    "What the backbone makes of images and words."
+def look(self: Network, batch: dict) -> dict:
+    "What the vision-language model makes of images and words, or what the batch brings of that."
+    if "features" in batch:
+        names = "backbone_features", "backbone_attention_mask", "image_mask"
+        return dict(zip(names, (batch[k] for k in _SEEN)))
     given = (batch[k] for k in ("input_ids", "attention_mask", "pixel_values"))
     masks = (batch[k] for k in ("image_masks",) if k in batch)  # of backbones that know them
     return self.vlm(*given, *masks)
+
+@patch
+def see(self: Network, batch: dict) -> dict:
+    "What the backbone makes of images and words."
+    return self.look(batch)
 
 @patch
 def forward(self: Network, batch: dict) -> dict:
@@ -142,7 +156,8 @@ def forward(self: Network, batch: dict) -> dict:
     The batch holds input_ids and attention_mask int64 [B, N], pixel_values (list of [n, 3, H, W]),
     state [B, T_s, S], action and action_mask [B, H, A] (or [B, H]), embodiment_id int64 [B] or int;
     possibly noise [B, H, A], time [B], state_dropout bool [B], rtc_delay int64 [B], which are drawn
-    where absent; and sample_weight [B].
+    where absent; and sample_weight [B]. In place of pixel_values it may hold what `look` made of
+    them: features [B, N, W], features_mask and image_mask bool [B, N].
     The answer holds loss (scalar), action_loss and action_mask [B, H, A], backbone_features
     (after vlln), state_features, predicted_velocity and what they were made from."""
     if self.training:

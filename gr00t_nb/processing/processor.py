@@ -89,7 +89,7 @@ class Gr00tProcessor:
         self.embodiment_ids = self.embodiment_table | (embodiment_ids or {})
         self.statistics = dict(statistics or {})
         self.image_settings = {k: self.settings[k] for k in _IMAGE_SETTINGS} | self.image_rules
-        self.fast_resize = False  # augmented by torch's filter: the run's choice, not saved
+        self.fast_resize, self.augments = False, True  # the run's choices: torch's filter, and any change at all
         self.tokenizer = tokenizer
         image_sizes(**self.image_settings)  # raises now rather than in a worker
         angle, jitter = (self.settings[k] for k in ("random_rotation_angle", "color_jitter_params"))
@@ -170,7 +170,7 @@ def uses_masks(self: Gr00tProcessor,
     embodiment: str,  # tag value
 ) -> bool:
     "Whether training repaints this robot's frames by their masks, and needs both unscaled."
-    return bool(self.mask_steps) and "mask" in self.modality_configs.get(embodiment, {})
+    return self.augments and bool(self.mask_steps) and "mask" in self.modality_configs.get(embodiment, {})
 
 # %% ../../nbs/processing/50_processor.ipynb #70dfd107
 @patch
@@ -282,6 +282,21 @@ def _chat(make: Callable, sentence: str, images: int, formal: bool) -> str:
     "The prompt of a sample; a data set has few sentences."
     return make(formalize(sentence) if formal else sentence, images)
 
+# %% ../../nbs/processing/50_processor.ipynb #a4df731f
+@patch
+def numbers(self: Gr00tProcessor,
+    steps: Sequence[Mapping],  # of one robot: {state,action}.<group>
+    embodiment: str,  # tag value
+    training: bool = False,  # require actions
+    rngs: Sequence[np.random.Generator] | None = None,  # one for each step, for what training hides
+) -> list[dict]:  # state (T, S) float32, embodiment_id; with actions action and action_mask (H, A)
+    "What samples hold beside images and words."
+    columns = dict(state=self.state(steps, embodiment))
+    if training or any(k.startswith("action.") for k in steps[0]):
+        columns["action"], columns["action_mask"] = self.action(steps, embodiment)
+    fixed = dict(embodiment_id=self.embodiment_ids[embodiment])
+    return [fixed | {k: v[i] for k, v in columns.items()} for i in range(len(steps))]
+
 # %% ../../nbs/processing/50_processor.ipynb #0ebe5732
 @patch
 def many(self: Gr00tProcessor,
@@ -307,15 +322,12 @@ def many(self: Gr00tProcessor,
             f" embodiment_ids.{did_you_mean(embodiment, self.embodiment_ids)}"
         )
     sentences = self._sentences(steps, embodiment)
-    columns = dict(state=self.state(steps, embodiment))
-    if training or any(k.startswith("action.") for k in steps[0]):
-        columns["action"], columns["action_mask"] = self.action(steps, embodiment)
-    images = self.images(steps, embodiment, rngs if training else [None] * len(steps), threads)
-    fixed = dict(embodiment_id=self.embodiment_ids[embodiment])
+    drawn = rngs if training and self.augments else [None] * len(steps)
+    images = self.images(steps, embodiment, drawn, threads)
+    numbers = self.numbers(steps, embodiment, training, rngs)
     formal, out = self.settings["formalize_language"], []
-    for i, (own, sentence) in enumerate(zip(images, sentences)):
-        numbers = {k: v[i] for k, v in columns.items()}
-        out.append(dict(images=own, text=_chat(self.chat, sentence, len(own), formal)) | fixed | numbers)
+    for own, sentence, of_step in zip(images, sentences, numbers):
+        out.append(dict(images=own, text=_chat(self.chat, sentence, len(own), formal)) | of_step)
     return out
 
 # %% ../../nbs/processing/50_processor.ipynb #ef4573a4

@@ -37,12 +37,13 @@ class FluxvlaRecord:
         loss: float,
         rate: float,  # learning rate
         seconds: float,  # of the step
+        accuracy: float = 0.0,  # of tokens; as FluxVLA where a model has none
     ) -> dict:  # keys sorted
         "The next line."
         for kept in (self.losses, self.raw): kept.append(torch.tensor(loss, dtype=torch.float32))
         mean = lambda kept: torch.stack([*kept]).mean().item()
         values = {
-            "Action Token Accuracy": 0.0,
+            "Action Token Accuracy": accuracy,
             "Epoch": epoch,
             "L1 Loss": 0.0,
             "Learning Rate": f"{rate:.7f}",
@@ -94,6 +95,7 @@ class FluxvlaLog(TrainerCallback):
         seconds, steps = (a - b for a, b in zip(now, self.last))
         epoch = int((state.global_step - 1) / self.epoch_steps)
         rate = logs.get("learning_rate", 0.0)
-        row = self.record.row(now[1], epoch, logs["loss"], rate, seconds / max(1, steps))
+        accuracy = logs.get("token_accuracy", 0.0)
+        row = self.record.row(now[1], epoch, logs["loss"], rate, seconds / max(1, steps), accuracy)
         with open(self.path, "a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n")
         self.last = now

@@ -319,6 +319,31 @@ def _check_schedule(config: FinetuneConfig):
             " that sense: use --max-steps, or --sampling uniform."
         )
 
+# %% ../../nbs/settings/40_checks.ipynb #30bcbb6f
+_RANDOM_IMAGES = "random_rotation_angle", "color_jitter_params", "extra_augmentation_config"
+_NOT_KEPT = dict(
+    augment="changes images anew in every epoch: add --no-augment",
+    skip_broken="puts other steps in the place of broken ones: leave --skip-broken out, and broken"
+        " episodes with --exclude-episodes",
+    step_graph="records a step that begins with images: leave --step-graph out",
+)  # what cache_features cannot go with
+
+
+def _check_features(config: FinetuneConfig):
+    said = next((n for n in _RANDOM_IMAGES if getattr(config, n) not in (None, 0, {}, "{}")), None)
+    if said and not config.augment:
+        raise InputError(
+            f"{said} changes training images, and --no-augment asks that nothing does: leave out one of"
+            " them."
+        )
+    if not config.cache_features: return
+    keeps = "cache_features keeps what a frozen network sees of a step, and"
+    for name, why in _NOT_KEPT.items():
+        if getattr(config, name):
+            raise InputError(f"{keeps} {name} {why}; or leave --cache-features out.")
+    if config.sampling == "official":
+        raise InputError(f"{keeps} NVIDIA's order reads images: leave out one of them.")
+
 # %% ../../nbs/settings/40_checks.ipynb #d65f0ecf
 def check_config(
     config: FinetuneConfig,  # what the user asked for
@@ -339,6 +364,7 @@ def check_config(
         raise InputError(f"sampling is {config.sampling!r}: expected 'uniform' or 'official'.")
     _check_lora(config)
     _check_quality(config)
+    _check_features(config)
     if config.skip_broken and config.sampling == "official":
         raise InputError(
             "skip_broken goes with --sampling uniform, where a broken step's place is known;"

@@ -24,11 +24,12 @@ from transformers import TrainingArguments, set_seed
 # %% ../../nbs/training/40_finetune.ipynb #c17af57b
 from ..checkpoints.manifest import write_manifest
 from ..engine.faults import FAULTS, Faults
+from ..engine.first_look import as_features, check_front, look_first
 from ..engine.hooks import Hooks, HooksReached, of_callback, read_hooks
 from ..engine.states import can_go_on
 from ..engine.stopping import REQUEUE, StopOnSignal
 from ..engine.trainer import Gr00tTrainer
-from ..engine.validation import HeldOut, Validation, ended_early
+from ..engine.validation import HeldOut, TokenAccuracy, Validation, ended_early
 from ..errors import InputError, Stopped, command, sentence_of
 from ..checkpoints.adapters import ADAPTERS
 from ..checkpoints.registry import family_of
@@ -53,8 +54,7 @@ from ..runs.run_folder import write_final_manifest
 from ..runs.tensorboard import TensorBoardLog, check_tensorboard
 from ..settings.checks import check_config
 from ..settings.config import FinetuneConfig
-from .experiment import run_name, start_wandb, training_arguments
-from .experiment import write_experiment
+from .experiment import run_name, start_wandb, training_arguments, write_experiment
 from .going_on import beginning, find_resume
 from .header import run_header
 from ..settings.official_flags import from_flags
@@ -85,6 +85,7 @@ def _model(prepared: Prepared, resume: Path | None, hooks: Hooks) -> nn.Module:
     if resume and config.lora_parts: start, adapters = prepared.base, resume / ADAPTERS
     model = load_model(config, start, prepared.slots, adapters)
     if hooks.trainable: train_only(model, hooks.trainable)
+    if config.cache_features: check_front(prepared.family, model, hooks.images)
     matching(model, hooks.learning_rates)  # says what is wrong with them
     return model
 
@@ -142,7 +143,7 @@ def _quality(
     config = prepared.config
     trainer.faults = Faults(Path(config.output_dir), config.on_nonfinite)
     if config.ema_decay: trainer.averages = Averages(config.ema_decay, resume)
-    watching = [trainer.faults, *([trainer.averages] if trainer.averages else [])]
+    watching = [trainer.faults, TokenAccuracy(trainer), *filter(None, [trainer.averages])]
     if not config.eval_steps: return watching
     asked = {}
     for r in (r for r in prepared.roots if r.val_episodes): asked.setdefault(r.tag, []).append(r)
@@ -172,8 +173,8 @@ def _trainer(
 ) -> Gr00tTrainer:
     "The trainer of a run, with everyone who watches it."
     config, output_dir = prepared.config, Path(prepared.config.output_dir)
-    samples = training_dataset(config, prepared, resume)
-    samples.change = hooks.images
+    samples = training_dataset(config, prepared, resume, hooks.images)
+    if config.cache_features: samples = as_features(samples, prepared.family, model, args)
     trainer = Gr00tTrainer(
         model,
         args,
@@ -270,6 +271,7 @@ class _Run:
         over = ended_early(self.resume, config.early_stopping_patience)
         if trainer.start_step < config.max_steps and not over:  # else it is only written out again
             resume = str(self.resume) if self.resume else None
+            if config.cache_features: look_first(trainer)
             try:
                 with stop.listening(): trainer.train(resume_from_checkpoint=resume)
             finally:

@@ -31,7 +31,7 @@ _MAY_CHANGE = {
     "dataloader_num_workers", "num_gpus", "parallel", "shard_group", "save_steps", "save_total_limit", "logging_steps",
     "max_steps", "save_only_model", "use_wandb", "wandb_project", "experiment_name", "resume", "output_dir",
     "gradient_checkpointing", "recompute_parts", "compile", "step_graph", "memory", "micro_batch_size",
-    "frame_cache", "check_data",
+    "frame_cache", "cache_features", "check_data",
     "max_epochs",  # max_steps says it
     "hooks",  # their sources are compared
     "use_tensorboard", "profile", "fluxvla_log", "resume_from",

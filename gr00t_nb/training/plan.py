@@ -29,6 +29,7 @@ from ..errors import InputError
 from ..checkpoints.adapters import add_adapters, frozen_flags, load_adapters, narrow_frozen
 from ..checkpoints.base_models import resolve_base_model
 from ..families.family import Family
+from ..files import cache_dir
 from ..model.memory import KERNELS, StepMemory, adamw_bytes, step_memory
 from ..plots.stacks import plot_stacks
 from ..processing.batches import split_batch
@@ -40,6 +41,7 @@ from ..settings.recipe import ColumnRobot
 from ..settings.roots import mixture_table
 from .prepare import Prepared, entry_facts, prepare_data
 from ..engine.collation import Collator
+from ..engine.first_look import check_front
 from ..engine.hooks import read_hooks
 from ..optimizer.parameters import train_only
 
@@ -139,6 +141,7 @@ class Plan:
     exchange: int = 0  # bytes that processes hold to exchange gradients, and to put shards together
     shards: int = 1  # parts into which the optimizer is divided
     episodes: int = 0  # to train on
+    features: int = 0  # bytes of what a frozen network sees, where the run keeps it
 
     @property
     def peak(self) -> int: return self.memory.peak + self.exchange  # bytes
@@ -231,8 +234,7 @@ def _time(self: Plan) -> str:
 def __repr__(self: Plan) -> str:
     count, size = self.disk
     place = Path(self.config.output_dir).absolute()
-    near = next(p for p in [place, *place.parents] if p.exists())
-    free = shutil.disk_usage(near).free
+    free = shutil.disk_usage(next(p for p in [place, *place.parents] if p.exists())).free
     short = ": NOT enough" if free < size else ""
     precision = "bfloat16 autocast" if self.bf16 else "float32"
     base = f"{self.family.name} from {self.config.base_model_path}"
@@ -245,6 +247,7 @@ def __repr__(self: Plan) -> str:
         self._verdict(),
         self._time(),
         f"disk: {kept}, {_gb(size)} GB; {_gb(free)} GB are free{short}",
+        *([f"features: {_gb(self.features)} GB in {cache_dir() / 'features'}"] if self.features else []),
         f"assumed: {precision}, {KERNELS}, blocks that are not compiled",
     ])
 
@@ -280,12 +283,11 @@ class _Case:
         config, family = replace(self.prepared.config, **changes), self.prepared.family
         bf16 = config.bf16 if config.bf16 is not None else self.card is None or self.card.bf16
         size = micro_size(config, self.world_size)
-        batch, model = split_batch(self._largest, size)[0], self.model(config)
+        batch, model, seen = split_batch(self._largest, size)[0], self.model(config), 0
+        if config.cache_features: batch, seen = _as_seen(family, model, batch)
         several = size < config.global_batch_size // self.world_size
         memory = step_memory(
-            model,
-            batch,
-            family.parts,
+            model, batch, family.parts,
             bf16=bf16,
             eight_bit=config.adamw_8bit,
             accumulate=several or config.gradient_accumulation_steps > 1,
@@ -301,6 +303,7 @@ class _Case:
             data=mixture_table(entry_facts(self.prepared)) if config.mixture else [],
             exchange=exchanged(model, family, engine, world), shards=shards,
             episodes=sum(len(r.train_episodes) for r in self.prepared.roots),
+            features=seen * self.epoch,
         )
 
     @cached_property
@@ -336,6 +339,14 @@ def _kept_bytes(config: FinetuneConfig) -> Callable:  # (parameter, eight_bit) -
     "What is kept of a parameter between steps: the optimizer's averages, and one of the weights."
     averages = 4 if config.ema_decay else 0  # bytes a number, in float32
     return lambda p, eight_bit: adamw_bytes(p, eight_bit) + averages * p.numel()
+
+
+def _as_seen(family: Family, model: nn.Module, batch: dict) -> tuple[dict, int]:  # and bytes of a sample
+    "A batch of features in place of images."
+    check_front(family, model)
+    with torch.no_grad(): seen = family.look(model, batch)
+    size = sum(t.nbytes for t in seen.values()) // len(batch["input_ids"])
+    return {k: v for k, v in batch.items() if k != "pixel_values"} | seen, size
 
 # %% ../../nbs/training/37_plan.ipynb #3350e72b
 def _ladder(config: FinetuneConfig, family: Family, size: int) -> Iterator[dict]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +30,7 @@ from ..families.family import Family
 from ..checkpoints.registry import family_of
 from ..files import cache_dir, fingerprint, keep, read_json
 from ..modality_configs import ActionRepresentation, check_modality_config
+from ..loading.features import check_same_every_time
 from ..loading.frames import FrameCache
 from ..loading.official_order import OfficialStream
 from ..loading.order import DataSource, split_together
@@ -226,7 +227,7 @@ def _load_processor(
     robots = {e.tag: e.robot for e in entries if isinstance(e.robot, ColumnRobot)}
     if robots and config.recipe: _check_backbone(config, family, base)
     if robots: processor = _with_windows(processor, family, robots, said)
-    processor.fast_resize = config.fast_resize
+    processor.fast_resize, processor.augments = config.fast_resize, config.augment
     return processor
 
 
@@ -390,6 +391,7 @@ def prepare_data(
     prepared = Prepared(config, base, family, processor, roots)
     _check_validation(prepared)
     _check_repainting(config, prepared.tags, processor)
+    if config.cache_features: check_same_every_time(prepared.sources, prepared.dataset_class)
     return with_epochs(prepared)
 
 # %% ../../nbs/training/10_prepare.ipynb #e84676b3
@@ -397,8 +399,15 @@ def training_dataset(
     config: FinetuneConfig,  # what the user asked for
     prepared: Prepared,  # what the run is made of
     resume: Path | None = None,  # checkpoint that the run goes on from
+    images: Callable | None = None,  # of an idea, which changes them
 ):  # a torch Dataset (map-style, in the kit's order), or a stream in the official order
     "The training samples, in the order that `config.sampling` names."
+    samples = _samples(config, prepared, resume)
+    samples.change = images
+    return samples
+
+
+def _samples(config: FinetuneConfig, prepared: Prepared, resume: Path | None):
     sources, processor = prepared.sources, prepared.processor
     cache = FrameCache(**processor.image_settings) if config.frame_cache else None
     if config.sampling == "uniform":

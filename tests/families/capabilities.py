@@ -2,15 +2,21 @@
 
 `test(family, folder, sample, tmp_path)`: folder is a tiny checkpoint that knows the sample's robot.
 """
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from batches import TAG, batch_of
 
+from gr00t_nb.engine.first_look import FirstLook
 from gr00t_nb.errors import InputError
+from gr00t_nb.loading.features import feature_batch
 from gr00t_nb.model.rtc import RTC
 from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.policy.policy import Gr00tPolicy
+from gr00t_nb.processing.batches import split_batch
 
 
 def loss_of(model, batch) -> torch.Tensor: return model(batch)["loss"]
@@ -209,6 +215,32 @@ def mixed_images(family, folder, sample, tmp_path):
         assert moved == [k == i for k in range(3)]
 
 
+def _unpadded(part: dict) -> dict:
+    told = part["attention_mask"][0] == 1
+    return part | {k: part[k][:, told] for k in ("input_ids", "attention_mask")}
+
+
+def frozen_front(family, folder, sample, tmp_path):
+    """The loss of what was seen alone is that of images. A longer prompt beside it pads a sample: where padding
+    stands in front, the rotary angles of its tokens differ by float32 rounding, and the loss by less than 1e-5."""
+    key, model = sample.robot["language"].modality_keys[0], family.load_model(folder)
+    long = sample.steps[2] | {key: " ".join([sample.steps[2][key]] * 3)}
+    data = SimpleNamespace(processor=family.load_processor(folder))
+    look = FirstLook(family, model, data, torch.device("cpu"), size=1, autocast=nullcontext)
+    for steps, within in ((sample.steps[:3], 0), ([*sample.steps[:2], long], 1e-5)):
+        batch = batch_of(family, folder, steps)
+        padding = look._padding(batch)
+        if within and padding is None and "padding_matters" in family.capabilities: continue  # is refused
+        rows = [look._look(_unpadded(part))[0] for part in split_batch(batch, 1)]
+        for i, row in enumerate(rows): row |= {k: batch[k][i].numpy() for k in ("state", "action", "action_mask")}
+        known = dict(embodiment_id=int(batch["embodiment_id"][0])) | ({} if padding is None else dict(padding=padding))
+        seen = feature_batch([row | known for row in rows], data.processor.encoder)
+        assert len(set(seen["features_mask"].sum(1).tolist())) == 1 + bool(within)
+        drawn = {k: v for k, v in batch.items() if k not in seen and k != "pixel_values"}
+        with torch.no_grad(): direct, kept = (loss_of(model, b).item() for b in (batch, seen | drawn))
+        assert abs(direct - kept) <= within * direct
+
+
 TESTS = dict(
     flow=flow,
     denoising=denoising,
@@ -221,4 +253,5 @@ TESTS = dict(
     rtc=rtc,
     mask_padding=mask_padding,
     mixed_images=mixed_images,
+    frozen_front=frozen_front,
 )
