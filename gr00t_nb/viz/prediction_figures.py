@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ..checkup.problems import wrapped
 from ..processing.rotation import pose_to_matrix
 from ..errors import InputError, did_you_mean
+from ..evaluation.asking import short_names
 from ..evaluation.predictions import HOLD, Predictions
 from ..evaluation.measures import pose_gap
 from ..plots.style import COLOURS, Page, legend, styled
@@ -59,7 +60,7 @@ class Fan:
         self.zoom = zoom
         self.reached = None, {}  # episode, and the range of each panel there
         self._ground = None  # the panels without their lines, once drawn
-        self.fps, names = predictions.dataset.fps or 1.0, predictions.names()
+        self.fps, names = predictions.dataset.fps or 1.0, short_names(predictions.names())
         reach = longest(predictions)
         self.window = np.arange(-max(4, reach // 2), reach + max(2, reach // 4))  # steps around now
         self.lines = []
