@@ -188,11 +188,22 @@ def _close_output():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _plainly(message, category, filename: str, lineno: int, line=None) -> str:
+    "A warning of the kit as a sentence; that of a library with its place, as Python shows it."
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    if filename == main or f"{os.sep}gr00t_nb{os.sep}" in filename: return f"note: {message}\n"
+    return _with_place(message, category, filename, lineno, line)
+
+
+_with_place = warnings.formatwarning
+
+
 def command(main: Callable) -> Callable:
     "Wraps a `main()`: an error that has a sentence is printed as that and ends the process with exit code 2."
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        shown, warnings.formatwarning = warnings.formatwarning, _plainly
         try:
             with _plain_warnings(): result = main(*args, **kwargs)
             sys.stdout.flush()
@@ -208,6 +219,8 @@ def command(main: Callable) -> Callable:
             if sentence is None: raise
             print(f"error: {sentence}", file=sys.stderr)
             sys.exit(2)
+        finally:
+            warnings.formatwarning = shown
 
     return wrapped
 

@@ -14,6 +14,7 @@ from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.errors import InputError
 from gr00t_nb.families.n1d6 import Gr00tN1d6
 from gr00t_nb.policy.policy import Gr00tPolicy
+from gr00t_nb.evaluation.asking import short_names
 from gr00t_nb.evaluation.predictions import HOLD, Predictions
 from gr00t_nb.checkpoints.base_models import resolve_base_model
 from gr00t_nb.plots.style import save_figure
@@ -57,7 +58,7 @@ def test_many_dimensions(viewer):
     assert viewer.which.value == "moving most"
     assert viewer.prompt.value == p.instruction(2, 100) != ""
     viewer.which.value = "waist"
-    waist = [n for n in p.names() if n.startswith("waist")]
+    waist = [s for n, s in zip(p.names(), short_names(p.names())) if n.startswith("waist")]
     assert [a.get_title(loc="left") for a in viewer._fan.fan.axes] == waist
     assert len(viewer.chosen) == 3
     viewer.episode.value = 4

@@ -54,6 +54,15 @@ def test_trained_once(checkout):
     assert (checkout / "trained").read_text() == "once once "
 
 
+def test_the_base_counts(checkout):
+    "Other weights to begin with are another policy."
+    key = runpy.run_path(SHARED)["_sources_key"]
+    before, weights = key(checkout), checkout / "gr00t_nb/pretrained/tiny-cubes/model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"practised")
+    assert key(checkout) != before
+
+
 def test_demo_comes_first(checkout):
     shared_policy, demo = runpy.run_path(SHARED)["shared_policy"], checkout / "outputs/demo"
     (demo / "experiment_cfg").mkdir(parents=True)

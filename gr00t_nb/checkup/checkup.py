@@ -31,7 +31,7 @@ from .metadata import check_slices, check_totals, dimensions, exclude, read_meta
 from .metadata import used_columns
 from .problems import Fault, Report
 from .shipped_statistics import check_episode_statistics, check_relative_statistics
-from .shipped_statistics import check_statistics, shipped_bounds
+from .shipped_statistics import check_statistics, of_shipped, shipped_bounds
 from ..data.info import positive_number
 from ..data.layouts import listing_of
 from ..data.layouts_v3 import dataset_folder
@@ -320,6 +320,7 @@ def check_dataset(
     progress: bool = True,  # show a progress bar on standard error
     exclude_episodes: Iterable[int] | None = None,  # episodes to leave out, by number (episode_index)
     modality: Given = None,  # in place of meta/modality.json: a file like it, or what it holds
+    shipped_statistics: bool = True,  # a run reads these files; False: it computes its own
 ) -> Report:
     """Checks a LeRobot data set, version 2.0, 2.1 or 3.0; reports every problem. Writes nothing.
 
@@ -341,6 +342,7 @@ def check_dataset(
         _check_together(m, used, known, config, findings)
     m.notes.append(_how_checked(thorough, config))
     problems = m.problems + [p for f in findings for p in f.problems]
+    if not shipped_statistics: problems = [p for p in problems if not of_shipped(p)]
     lengths = {f.episode.index: f.rows or 0 for f in findings}
     seconds = time.perf_counter() - start
     return Report(str(m.path), problems, lengths, m.notes, seconds, m.excluded)
@@ -359,6 +361,7 @@ class CheckupConfig:
     thorough: bool = False  # decode every frame of every video
     workers: int | None = None  # threads; none: one per processor, at most 8
     exclude_episodes: list[int] | None = None  # episodes to leave out, by their number (episode_index)
+    shipped_statistics: bool = True  # of a run that reads them; without, what is wrong with them is not told
     json: bool = False  # print JSON and nothing else on standard output
 
 # %% ../../nbs/checkup/40_checkup.ipynb #dcb264b9
@@ -383,6 +386,7 @@ def _report_of(c: CheckupConfig) -> Report:
             progress=sys.stderr.isatty(),
             exclude_episodes=c.exclude_episodes,
             modality=c.modality_path,
+            shipped_statistics=c.shipped_statistics,
         )
 
 

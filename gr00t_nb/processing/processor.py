@@ -429,7 +429,7 @@ def set_embodiment(self: Gr00tProcessor,
     if stays and (differs := largest_difference(old, new)):
         warnings.warn(
             f"The statistics of '{tag}' stored in the checkpoint stay in use; those of the new"
-            f" data differ (most in {differs}). Give override=True to use the new ones.",
+            f" data differ (most in {differs}). --override-statistics, or override=True, takes the new ones.",
             stacklevel=2,
         )
     self.modality_configs[tag], self.statistics[tag] = dict(config), old if stays else new
@@ -440,8 +440,8 @@ def set_embodiment(self: Gr00tProcessor,
         self._put_back(tag, old_config, old)
         if not stays: raise
         raise InputError(
-            f"{e} These are the statistics stored in the checkpoint: override=True takes the new"
-            " ones."
+            f"{e} These are the statistics stored in the checkpoint: --override-statistics, or"
+            " override=True, takes the new ones."
         ) from None
 
 

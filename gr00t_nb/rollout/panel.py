@@ -43,7 +43,7 @@ def plot_chunk(
     row: int,  # that is executed now
 ) -> Plot:
     "A chunk under execution."
-    fig = Plot(min(2.6 * len(chunk), 7.5), 1.6, dpi=80)
+    fig = Plot(min(2.9 * len(chunk), 8.0), 1.7, dpi=100)
     for ax, (group, rows) in zip(fig.subplots(1, len(chunk), squeeze=False)[0], chunk.items()):
         for d, colour in zip(range(rows.shape[1]), [*COLOURS.values()][1:] * 9):
             ax.plot(rows[:, d], color=colour, alpha=0.35)
@@ -83,14 +83,18 @@ class RunPanel:
         self.prepare = press("prepare", "home", "go to the pose where episodes begin, slowly")
         pressed = dict(start=self._start, pause=self._pause, stop=self._stop, prepare=self._prepare)
         for name, act in pressed.items(): getattr(self, name).on_click(lambda _, act=act: act())
-        self.pictures = {
-            v: widgets.Image(format="jpeg", layout=of(height="200px")) for v in self.session.robot.views
-        }
-        captioned = [widgets.VBox([widgets.Label(v), p]) for v, p in self.pictures.items()]
-        self.chunk, self.said = widgets.Image(format="png", layout=of(max_width="100%")), widgets.HTML("standing")
-        buttons = widgets.HBox([self.start, self.pause, self.stop, self.prepare])
-        choice = widgets.HBox([self.task, self.repeats])
-        self.root = widgets.VBox([choice, buttons, self.said, widgets.HBox(captioned), self.chunk])
+        hidden = dict(visibility="hidden")  # until there is something to see
+        whole = dict(height="200px", object_fit="contain", object_position="left top", **hidden)
+        picture = lambda: widgets.Image(format="jpeg", layout=of(**whole))  # smaller where it is narrow
+        self.pictures = {v: picture() for v in self.session.robot.views}
+        named = [[widgets.Label(v), p] for v, p in self.pictures.items()]
+        captioned = [widgets.VBox(pair, layout=of(min_width="80px")) for pair in named]
+        # as large as it is drawn, unless the page is narrower
+        place = of(max_width="calc(100% - 4px)", height="auto", align_self="flex-start", **hidden)
+        self.chunk, self.said = widgets.Image(format="png", layout=place), widgets.HTML("standing")
+        rows = [self.task, self.repeats], [self.start, self.pause, self.stop, self.prepare], captioned
+        choice, buttons, cameras = map(widgets.HBox, rows)
+        self.root = widgets.VBox([choice, buttons, self.said, cameras, self.chunk])
 
 # %% ../../nbs/rollout/55_panel.ipynb #c0133754
 @patch(as_prop=True)
@@ -140,6 +144,9 @@ def _jpeg(picture: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
+def _show(image, data: bytes): image.value, image.layout.visibility = data, "visible"
+
+
 @patch
 def refresh(self: RunPanel) -> bool:  # whether there was something new
     "Takes what the loop has shown into the widgets."
@@ -152,10 +159,10 @@ def refresh(self: RunPanel) -> bool:  # whether there was something new
     self.pause.disabled, self.prepare.disabled = not running, running
     if count == self.drawn: return False
     self.drawn = count
-    for view, image in self.pictures.items(): image.value = _jpeg(look.video[view])
+    for view, image in self.pictures.items(): _show(image, _jpeg(look.video[view]))
     if chunk := period.chunk:
         row = int(np.clip(period.tick - chunk.begin, 0, len(chunk) - 1))
-        self.chunk.value = plot_chunk(chunk.actions, row)._repr_png_()
+        _show(self.chunk, plot_chunk(chunk.actions, row)._repr_png_())
     return True
 
 # %% ../../nbs/rollout/55_panel.ipynb #c0161655

@@ -8,7 +8,7 @@ __all__ = ['OFFICIAL_FLAGS', 'RETIRED_FLAGS', 'from_flags']
 # %% ../../nbs/settings/30_official_flags.ipynb #3f1a0c03
 import os
 from collections.abc import Sequence
-from dataclasses import make_dataclass, replace
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -104,6 +104,23 @@ def _in_boxes(
     named = dict(namespace=dict(__doc__=kind.__doc__))
     return OmitArgPrefixes[make_dataclass(kind.__name__, fields, **named)]
 
+# %% ../../nbs/settings/30_official_flags.ipynb #41dcd18e
+def _refuse_twice(
+    args: Sequence[str],  # a command line
+    field: str,  # of names with a number each, such as 'lr_rates'
+):
+    "`InputError` where a name is given twice."
+    flags = [a.replace("_", "-") if a.startswith("--") else a for a in args]
+    flag = f"--{field.replace('_', '-')}"
+    if flag not in flags: return
+    said = args[flags.index(flag) + 1 :]
+    end = next((i for i, a in enumerate(said) if a.startswith("--")), len(said))
+    names, numbers = said[:end:2], said[1:end:2]
+    twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
+    if twice is None: return
+    given = " and ".join(x for n, x in zip(names, numbers) if n == twice)
+    raise InputError(f"{flag} names {twice} more than once, with {given}: name it once.")
+
 # %% ../../nbs/settings/30_official_flags.ipynb #91039dca
 def from_flags(
     args: Sequence[str],  # a command line without the program, for this kit or NVIDIA's launchers
@@ -111,6 +128,8 @@ def from_flags(
 ) -> tuple[FinetuneConfig, list[str]]:  # what is asked for, and notes on flags that have no effect
     "The configuration of a command line; ends the process where that asks for help or is no such."
     ours, theirs = _apart(args)
+    for field in fields(kind):
+        if "dict[" in str(field.type): _refuse_twice(ours, field.name)
     boxes, notes = tyro.cli(_in_boxes(kind), args=ours), []
     config = kind(**{k: v for box in vars(boxes).values() for k, v in vars(box).items()})
     for flag, said in theirs.items():

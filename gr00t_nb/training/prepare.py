@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..checkup.checkup import check_dataset
 from ..checkup.problems import Problem, grouped, ranges
+from ..checkup.shipped_statistics import of_shipped
 from ..data.info import read_info
 from ..data.layouts_v3 import dataset_folder
 from ..data.lerobot import LeRobotDataset
@@ -52,7 +53,7 @@ def _exclude(episodes) -> str:  # part of a command line
     return f" --exclude-episodes {' '.join(map(str, episodes))}" if episodes else ""
 
 
-def _refusal(dataset: LeRobotDataset, report, errors: list) -> str:
+def _refusal(dataset: LeRobotDataset, report, errors: list, shipped=True) -> str:
     "The sentence about a data set with errors."
     first, single = errors[0], {p.episode for p in errors}
     place = [
@@ -64,6 +65,7 @@ def _refusal(dataset: LeRobotDataset, report, errors: list) -> str:
     found = f"{len(errors)} error{'s' if len(errors) > 1 else ''} in {dataset.path}"
     see = f"python -m gr00t_nb.checkup.checkup {dataset.path}{_exclude(dataset.excluded)}"
     if isinstance(dataset.given, str): see += f" --modality-path {dataset.given}"
+    if not shipped: see += " --no-shipped-statistics"
     without = _exclude(report.to_exclude()) if None not in single else ""
     these = "these episodes" if len(single) > 1 else "the episode"
     return (
@@ -74,7 +76,6 @@ def _refusal(dataset: LeRobotDataset, report, errors: list) -> str:
 
 # %% ../../nbs/training/10_prepare.ipynb #a6ef4a6c
 _OF_CHUNKS = ("episode_short", "no_training_step", "horizon_too_long")
-_STATISTICS = ("meta/stats.json", "meta/relative_stats.json")
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,7 @@ class Unmet:
 
     def holds(self, p: Problem) -> bool:
         if p.kind in _OF_CHUNKS: return self.short
-        shipped = p.file in _STATISTICS and p.kind.startswith("statistics")
-        return self.statistics and shipped and f"{p.file}:{p.about}" not in self.but
+        return self.statistics and of_shipped(p) and f"{p.file}:{p.about}" not in self.but
 
 
 def _unmet(
@@ -147,7 +147,7 @@ def require_sound(
         )
         errors = [p for p in errors if p.episode is None]
         if not errors: return told  # and ask again next time
-    if errors: raise InputError(_refusal(dataset, report, errors))
+    if errors: raise InputError(_refusal(dataset, report, errors, unmet.but or not unmet.statistics))
     keep(record, dict(path=str(dataset.path), told=told))
     return told
 

@@ -314,9 +314,10 @@ def euler_label(step: int, of: int) -> str: return f"Euler step {step} of {of}"
 
 def own_steps(
     predictions: Predictions,
-) -> int:
-    "Euler steps of the first checkpoint itself."
-    return next(iter(predictions.policies.values())).model.config.num_inference_timesteps
+) -> dict[str, int]:  # by policy; one that answers without denoising is not in it
+    "Euler steps of each checkpoint itself."
+    own = {n: getattr(p, "num_inference_timesteps", None) for n, p in predictions.policies.items()}
+    return {name: steps for name, steps in own.items() if steps}
 
 # %% ../../nbs/viz/35_controls.ipynb #43107b83
 @patch
@@ -337,10 +338,12 @@ def _make_numbers(self: PredictionControls, wish):
     tip, tick = "fit the panels to what is in the window", dict(value=False, indent=False)
     self.zoom = field(widgets.Checkbox, "zoom", "70px", tip, **tick)
     self.zoom.layout.min_width = "0"
-    tip, many, own = "answers, from different noise", p.samples, own_steps(p)
+    tip, many, known = "answers, from different noise", p.samples, own_steps(p)
     self.samples = _slider("samples", 1, max(16, many), many, "205px", tip)
+    own = next(iter(known.values()), 1)
     tip, steps = "from noise to an answer", p.denoising_steps or own
     self.euler_steps = _slider("Euler steps", 1, max(16, own), steps, "230px", tip)
+    if not known: self.euler_steps.layout.display = "none"  # no policy denoises
     tick = dict(value=True, indent=False)
     self.shown = {n: field(widgets.Checkbox, n, "auto", "draw it", **tick) for n in p.policies}
     for box in self.shown.values(): box.layout.margin = "2px 12px 2px 2px"
@@ -348,14 +351,15 @@ def _make_numbers(self: PredictionControls, wish):
 # %% ../../nbs/viz/35_controls.ipynb #35c0de19
 @patch
 def _make_views(self: PredictionControls):
-    "The three views, and the controls of two of them."
-    p = self.predictions
-    space = ["path in space"] if p.pose_groups() else []
-    tips = ["answers over the record", "from noise to the answer", "positions in space"]
-    self.view = one_of("view", ["chunk", "denoising", *space], tips)
+    "The views that there are, and the controls of two of them."
+    p, known = self.predictions, own_steps(self.predictions)
+    views = {"chunk": "answers over the record"}
+    if known: views["denoising"] = "from noise to the answer"
+    if p.pose_groups(): views["path in space"] = "positions in space"
+    self.view = one_of("view", list(views), list(views.values()))
     tip = "whose denoising is shown"
-    self.of = field(widgets.Dropdown, "policy", "200px", tip, options=list(p.policies))
-    own = own_steps(p)
+    self.of = field(widgets.Dropdown, "policy", "200px", tip, options=list(known))
+    own = next(iter(known.values()), 0)
     tip = "how many Euler steps have been taken"
     said = euler_label(0, own)  # in place of a number behind the slider
     self.point = _slider(said, 0, own, 0, "260px", tip, live=True, readout=False)
@@ -420,7 +424,7 @@ def _lay_out(self: PredictionControls):
     self.cameras.box.layout.flex_flow = "column"
     policies = self.shown.values() if len(self.shown) > 1 else ()
     self.at_chunk = row(*policies, self.samples, self.euler_steps)
-    whose = (self.of,) if len(self.shown) > 1 else ()
+    whose = (self.of,) if len(self.of.options) > 1 else ()
     self.at_denoising = row(*whose, self.sample, self.point)
     self.at_path = row(self.azimuth, self.elevation)
     several = [widgets.VBox([self.numbers])]
@@ -450,5 +454,5 @@ def _lay_out(self: PredictionControls):
 
 @patch(as_prop=True)
 def of_views(self: PredictionControls) -> dict:  # view -> the row of its controls
-    # the path is last, where there is one
-    return dict(zip(self.view.options, (self.at_chunk, self.at_denoising, self.at_path)))
+    rows = {"chunk": self.at_chunk, "denoising": self.at_denoising, "path in space": self.at_path}
+    return {view: rows[view] for view in self.view.options}

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ..checkup.problems import wrapped
 from ..processing.rotation import pose_to_matrix
 from ..errors import InputError, did_you_mean
+from ..evaluation.asking import short_names
 from ..evaluation.predictions import HOLD, Predictions
 from ..evaluation.measures import pose_gap
 from ..plots.style import COLOURS, Page, legend, styled
@@ -56,10 +57,9 @@ class Fan:
         zoom: bool = False,  # fit the panels to the window instead of the episode
     ):
         self.axes, self.predictions, self.dims = list(axes), predictions, list(dims)
-        self.zoom = zoom
-        self.reached = None, {}  # episode, and the range of each panel there
+        self.zoom, self.reached = zoom, (None, {})  # episode, and the range of each panel there
         self._ground = None  # the panels without their lines, once drawn
-        self.fps, names = predictions.dataset.fps or 1.0, predictions.names()
+        self.fps, names = predictions.dataset.fps or 1.0, short_names(predictions.names())
         reach = longest(predictions)
         self.window = np.arange(-max(4, reach // 2), reach + max(2, reach // 4))  # steps around now
         self.lines = []
@@ -455,7 +455,7 @@ def _draw_gaps(axes: Sequence[Axes], time: np.ndarray, gaps: tuple, k: int):
     for ax, gap, title in zip(axes, gaps, titles):
         for one in gap if len(gap) > 1 else (): ax.plot(time, one, color=colour, lw=0.7, alpha=0.4)
         ax.plot(time, np.median(gap, 0), color=colour, lw=1.6)
-        ax.set(ylim=(0, None), title=title)
+        ax.set(ylim=(0, max(1e-6, *(1.05 * l.get_ydata().max() for l in ax.lines))), title=title)
     axes[-1].set_xlabel("seconds from now")
 
 # %% ../../nbs/viz/50_prediction_figures.ipynb #d56c1cd1

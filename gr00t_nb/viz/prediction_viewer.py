@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from ..data.lerobot import LeRobotDataset
 from ..errors import InputError
+from ..evaluation.asking import short_names
 from ..evaluation.predictions import HOLD, Predictions, error_peaks
 from ..evaluation.measures import chunk_error
 from ..plots.strip import strip_svg
@@ -75,13 +76,13 @@ def _point_page(
     "One point of a denoising. All points share one range."
     (fig, axes), (episode, step) = _live_page(len(dims), room), moment
     truth, offsets = predictions.truth(episode), predictions.offsets[name]
-    time = offsets / (predictions.dataset.fps or 1)
+    time, names = offsets / (predictions.dataset.fps or 1), short_names(predictions.names())
     for ax, d in zip(axes, dims):
         draw_point(ax, *way, k, d, time, truth, step + offsets)
         values = np.concatenate([way[0][..., d].ravel(), truth[step : step + len(offsets), d]])
         low, high = np.nanmin(values), np.nanmax(values)
         above = 0.05 * (high - low) + 1e-3
-        ax.set(title=predictions.names()[d], ylim=(low - above, high + above))
+        ax.set(title=names[d], ylim=(low - above, high + above))
     legend(fig, axes[0], 6 if room >= 800 else 2)
     return fig
 
@@ -388,8 +389,7 @@ def go_worst(self: PredictionViewer,
     rank: int = 0,  # 0: the worst of those known, 1: the next, ...
 ):
     "Goes to a peak of the error, of the policies that are shown."
-    kept = self.peaks()
-    if not kept: return
+    if not (kept := self.peaks()): return
     self._peaks = kept[:rank % len(kept) + 1]
     self.go(self._peaks[-1])
 
@@ -443,9 +443,9 @@ def _resample(self: PredictionViewer):
     "Other answers."
     self.stop()
     c, p = self.controls, self.predictions
-    own = own_steps(p)
-    p.samples = c.samples.value
-    p.denoising_steps = None if c.euler_steps.value == own else c.euler_steps.value
+    steps, p.samples = c.euler_steps.value, c.samples.value
+    own = next(iter(own_steps(p).values()), steps)
+    p.denoising_steps = None if steps == own else steps
     c.sample.max = p.samples - 1
     if self.surveying and not self.trouble: self.survey()
     self._remake()

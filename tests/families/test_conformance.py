@@ -205,7 +205,6 @@ def test_viewers(policy, sample, tmp_path):
 
 def test_the_prediction_viewer_asks(policy, sample):
     "Its fan, its survey of an episode and another step: what a user touches."
-    if "denoising" not in policy.family.capabilities: pytest.skip("the viewer shows Euler steps")
     shown = PredictionViewer({"it": policy}, sample.data, episode=0, step=20, samples=2, survey=False)
     try:
         assert shown.predictions.width == 7 and shown.prompt.value
@@ -213,6 +212,7 @@ def test_the_prediction_viewer_asks(policy, sample):
         assert len(drawn) == len(shown.chosen) and min(drawn) > 0
         list(shown.predictions.survey(0, stride=60))
         assert np.isfinite(shown.predictions.errors("it", 0)).any()
+        assert ("denoising" in shown.view.options) == ("denoising" in policy.family.capabilities)
     finally: shown.cameras.store.close()
 
 
