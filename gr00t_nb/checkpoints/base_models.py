@@ -33,6 +33,7 @@ def tiny_family(
     if name == "tiny": return families()[0]
     return next((f for f in families() if f.tiny_name == name), None)
 
+
 def tiny_base(
     seed: int = 0,  # of the weights
     family: Family | None = None,  # None: the one that `tiny` means
@@ -43,6 +44,7 @@ def tiny_base(
     digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
     place = cache_dir() / "base" / f"tiny-{digest}"
     return _made_once(place, lambda folder: family.save_tiny(folder, seed))
+
 
 def _made_once(place: Path, save: Callable[[Path], None]) -> Path:
     "The folder `place`, which `save` writes on first use."
@@ -63,11 +65,13 @@ def pretrained_bases() -> dict[str, Path]:  # name -> checkpoint folder
 # %% ../../nbs/checkpoints/30_base_models.ipynb #62e0195f
 _FILES = ["*.json", "*.safetensors", "*.txt", "experiment_cfg/*"]  # what is fetched from the hub
 
+
 def _lacks_weights(folder: Path) -> str:
     "What a snapshot lacks of which only the other files were fetched."
     try: weight_files(folder)
     except InputError: return "the weights"
     return ""
+
 
 def resolve_base_model(
     name: str | Path | None,  # folder, hub id, 'tiny', a family's own tiny name, or one of the package's
@@ -102,6 +106,7 @@ def resolve_base_model(
 def _released_family(name: str) -> Family | None:
     if name == "3b": return families()[0]  # as `tiny`
     return next((f for f in families() if name and f.released_name == name), None)
+
 
 def _outline_base(family: Family) -> Path:
     "The released size without weights, in a folder of the cache that is named after its contents."
