@@ -218,7 +218,8 @@ def _lora_config(model: nn.Module, folder: Path, lora: dict):
         fits = fits and all(config.r in t.shape for t in lora.values())
     if fits: return config
     raise InputError(
-        f"{folder / _WEIGHTS} does not fit {_CONFIG} beside it, or the model: copy the whole folder again."
+        f"{folder / _WEIGHTS} does not fit {_CONFIG} beside it, or the model:"
+        " copy the whole folder again."
     )
 
 

@@ -169,7 +169,8 @@ def _video_long(column: str, frames: int, rows: int) -> Fault:
         found=f"{frames} frames for {rows} rows",
         expected="a row for each frame",
         fix=(
-            "look whether rows were lost at the beginning or between: then pictures and rows are shifted"
+            "look whether rows were lost at the beginning or between: then pictures"
+            " and rows are shifted"
         ),
         row=rows,
         about=column,

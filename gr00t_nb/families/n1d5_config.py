@@ -243,7 +243,8 @@ def check(
     for what, found, rule, expected in _widths(self, eagle_config):
         if found != expected:
             raise Misfit(
-                f"config.json has {what} = {found}, but {rule} is {expected}; the two must be equal."
+                f"config.json has {what} = {found}, but {rule} is {expected};"
+                " the two must be equal."
             )
     kind = eagle_config.get("model_type")
     if (kind if kind in PUBLIC_BACKBONES else "eagle") != self.backbone:

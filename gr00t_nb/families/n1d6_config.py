@@ -167,7 +167,8 @@ def check(
     for what, found, rule, expected in self.must_agree(vlm_config):
         if found != expected:
             raise Misfit(
-                f"config.json has {what} = {found}, but {rule} is {expected}; the two must be equal."
+                f"config.json has {what} = {found}, but {rule} is {expected};"
+                " the two must be equal."
             )
     if self.action_horizon > self.max_seq_len:
         raise InputError(

@@ -82,13 +82,15 @@ def check_observation(
             batch = given[key].shape[0]
             if modality == "video" and min(sides := given[key].shape[2:4]) < _SIDE:
                 raise InputError(
-                    f"video '{key}' has pictures of {sides[1]}x{sides[0]} pixels: expected at least {_SIDE}x{_SIDE}."
+                    f"video '{key}' has pictures of {sides[1]}x{sides[0]} pixels:"
+                    f" expected at least {_SIDE}x{_SIDE}."
                 )
     for key in config["language"].modality_keys:
         texts = (observation.get("language") or {}).get(key)
         if not _is_language(texts, batch):
             raise InputError(
-                f"language '{key}' is {texts!r}: expected a list of {batch} lists with one string each."
+                f"language '{key}' is {texts!r}: expected a list of {batch} lists"
+                " with one string each."
             )
     return batch
 

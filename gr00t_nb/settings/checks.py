@@ -242,7 +242,8 @@ def _check_step_graph(config: FinetuneConfig, world_size: int):
         )
     if config.micro_batch_size:
         raise InputError(
-            "step_graph records a whole batch, and micro_batch_size divides it: leave one of the two out."
+            "step_graph records a whole batch, and micro_batch_size divides it:"
+            " leave one of the two out."
         )
     if name := _recomputing(config):
         raise InputError(

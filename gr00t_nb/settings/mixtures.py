@@ -307,12 +307,6 @@ def check_entries(
     _check_robots(entries)
 
 
-def _check_tag(e: MixtureEntry):
-    "`InputError` for a recipe that does not exist, and for a tag that no robot has."
-    robot = e.robot
-    embodiment_value(e.embodiment_tag or robot.tag)
-
-
 def _check_words(e: MixtureEntry, modality: str, config):
     "`InputError` for a word in a modality configuration that means nothing."
     known = [f.name for f in fields(ModalityConfig)]
@@ -355,6 +349,12 @@ def _check_robots(entries: Sequence[MixtureEntry]):
     )
 
 # %% ../../nbs/settings/20_mixtures.ipynb #44f499e5
+def _check_tag(e: MixtureEntry):
+    "`InputError` for a recipe that does not exist, and for a tag that no robot has."
+    robot = e.robot
+    embodiment_value(e.embodiment_tag or robot.tag)
+
+
 def _again(roots: list[str], folder: Path) -> bool:
     "Whether two paths lead to one folder."
     return sum(dataset_folder(r).resolve() == folder.resolve() for r in roots) > 1

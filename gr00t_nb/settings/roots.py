@@ -91,7 +91,8 @@ def _no_slot(e: MixtureEntry, ids: dict[str, int], foreign: str) -> InputError:
     found = f"The base model has no slot for '{e.tag}' (it has some for {', '.join(sorted(ids))})"
     said = f"{foreign} {found}" if foreign else found
     return InputError(
-        f"{said}: choose another tag, or give the robot a slot, embodiment_id in an entry of a --mixture."
+        f"{said}: choose another tag, or give the robot a slot,"
+        " embodiment_id in an entry of a --mixture."
     )
 
 
