@@ -160,7 +160,7 @@ def failed_within(
     file, number = own[-1]
     text = linecache.getline(file, number).strip()
     where = f"{file}, line {number}" + f" ({text})" * bool(text)
-    return InputError(f"{said}, in {where}: mend it there.")
+    return InputError(f"{said}, in {where}: fix it there.")
 
 
 def _is_own(frame) -> bool:

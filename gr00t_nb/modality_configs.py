@@ -176,8 +176,8 @@ def _check_masks(config: dict[str, ModalityConfig], name: str) -> None:
     if mask.delta_indices != video.delta_indices:
         raise InputError(
             f"'{name}' takes masks at steps {mask.delta_indices} and frames at"
-            f" {video.delta_indices}: expected the same delta_indices for both, a mask for each"
-            " frame."
+            f" {video.delta_indices}: expected the same delta_indices for both,"
+            " a mask for each frame."
         )
 
 # %% ../nbs/08_modality_configs.ipynb #d1ec5613

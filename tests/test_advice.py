@@ -130,7 +130,7 @@ def test_a_data_set_without_instructions_gets_one_as_advised(data, tmp_path, cap
     assert read_instruction(ds, 0, 0, key) == "what the robot was asked to do"
 
 
-def test_a_wrong_slice_is_mended_without_writing_to_the_data(data, tmp_path):
+def test_a_wrong_slice_is_fixed_without_writing_to_the_data(data, tmp_path):
     file = data / "meta/modality.json"
     right, wrong = file.read_text(), json.loads(file.read_text())
     wrong["state"]["gripper"]["end"] = 9

@@ -665,7 +665,7 @@ def test_every_problem_is_named(folder, name):
     report = check(folder, CONFIG)
     found = [(p.severity, p.file, p.episode, p.row) for p in report.problems if p.kind == kind]
     assert (severity, file, episode, row) in found, f"{found}\n{report}"
-    for p in report.problems: assert p.found and p.expected and p.mend
+    for p in report.problems: assert p.found and p.expected and p.fix
 
 
 def test_healthy_gives_none(healthy):
@@ -855,7 +855,7 @@ def test_command_line(folder):
     (problem,) = json.loads(out)["problems"]
     place = dict(severity="error", kind="video_missing", file=video_of(1), episode=1, row=None)
     assert place.items() <= problem.items()
-    assert set(problem) == {*place, "found", "expected", "mend"}
+    assert set(problem) == {*place, "found", "expected", "fix"}
     code, out, err = command(folder / "nowhere", "--json")
     assert (code, out) == (2, "")
     assert err.startswith("error: There is no folder") and err.count("\n") == 1

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+from house import FLOORS
+
 BIN = Path(sys.executable).parent
 FUNCTION, CELL, MODULE, ROOMS, COLUMNS = 40, 40, 400, 10, 100
 # what the floors that run on a bare GPU machine may import at module level
@@ -88,6 +91,15 @@ def test_rooms_are_few_and_small():
     for module, path in modules().items():
         lines = [s for line in path.read_text().splitlines() if (s := line.strip()) and s[0] != "#"]
         assert len(lines) <= MODULE, f"{module} has {len(lines)} lines of code"
+
+
+def test_the_reading_tour_names_every_floor():
+    "In the order of the house, and of the ground each notebook."
+    tour = notebooks()[ROOT / "nbs/tutorials/50_reading_tour.ipynb"][0]["source"]
+    listed = [word for line in re.findall(r"^    (.*?)   ", tour, re.M) for word in line.split()]
+    ground = [p.stem.partition("_")[2] for p in notebooks() if p.parent.name == "nbs" and p.stem[0].isdigit()]
+    floors = [floor for floor in FLOORS if floor not in ("", "recipes", "tutorials")]
+    assert listed == [*ground, *floors, "tutorials", "recipes"]
 
 
 def test_imports_stand_at_the_top():

@@ -338,7 +338,7 @@ def test_a_state_that_nobody_recognizes_is_said(folder):
     edit(folder / "meta/info.json", rename)
     with pytest.warns(UserWarning, match="No column looks like the state"): LeRobotDataset(folder)
     (problem,) = [p for p in report(folder).problems if p.about == "state"]
-    assert "no state" in problem.found and "readings" in problem.mend
+    assert "no state" in problem.found and "readings" in problem.fix
 
 
 def test_nested_names_and_two_arms(folder):
@@ -372,7 +372,7 @@ def test_quaternions_are_refused_and_can_be_converted(folder):
     with pytest.raises(InputError, match="'eef' .* has 7 numbers.*quaternion.*quaternion_pose"):
         relative_statistics(LeRobotDataset(folder), config)
     (problem,) = [p for p in report(folder, config=config).of("error") if p.kind == "pose_size"]
-    assert "'eef'" in problem.found and "quaternion_pose" in problem.mend
+    assert "'eef'" in problem.found and "quaternion_pose" in problem.fix
     def converted(t):
         for c in ("observation.state", "action"):
             poses = quaternion_pose(np.array(t[c].to_pylist())).astype(np.float32)

@@ -34,6 +34,7 @@ def frozen_flags(
 # %% ../../nbs/checkpoints/20_adapters.ipynb #94e4aa07
 RANK = 32  # where nothing is said
 
+
 def check_lora(rank: int | None, alpha: float | None, dropout: float | None):
     "`InputError` for a number that makes no adapter; None is always one."
     for name, value, good, expected in (
@@ -42,6 +43,7 @@ def check_lora(rank: int | None, alpha: float | None, dropout: float | None):
         ("lora_dropout", dropout, dropout is None or 0 <= dropout < 1, "a share from 0 to below 1"),
     ):
         if not good: raise InputError(f"{name} is {value}: expected {expected}.")
+
 
 def import_peft():  # the module
     "The package peft, which is imported only where LoRA is asked for; `InputError` without it."
@@ -60,12 +62,15 @@ def _pattern(family: Family, model: nn.Module, parts: list[str]) -> str:
         return rf"{re.escape(family.blocks[part])}\.\d+\.({'|'.join(map(re.escape, sorted(maps)))})"
     return "|".join(map(of, parts))
 
+
 def _linear(module: nn.Module) -> bool: return isinstance(module, nn.Linear)
 
 # %% ../../nbs/checkpoints/20_adapters.ipynb #3d4a3f3a
 _ADAPTER = "default"  # peft's name for the first
 
+
 def has_adapters(model: nn.Module) -> bool: return hasattr(model, "peft_config")
+
 
 def _as_one_map(layer, state: dict, prefix: str, _):
     "In a state_dict the map and its adapter are one map again."
@@ -75,6 +80,7 @@ def _as_one_map(layer, state: dict, prefix: str, _):
     merged = base.weight.detach().to(kind) + delta.to(kind)
     state[f"{prefix}weight"] = merged if merged.is_meta else merged.cpu()  # off the GPU, one map at a time
     if base.bias is not None: state[f"{prefix}bias"] = base.bias.detach()
+
 
 def _inject(model: nn.Module, config, seed: int = 0):
     "Put peft's layers into the model; what trains in full goes on to."
@@ -112,6 +118,7 @@ def add_adapters(
     for part in parts: family.stacks(model)[part].requires_grad_(False)  # one may have no flag
     _inject(model, config, seed)
 
+
 def _adapters_already() -> InputError:
     return InputError("The model has adapters already: load its base again, and add others to that.")
 
@@ -121,6 +128,7 @@ def _digest(tensor: Tensor) -> str:
     flat = tensor.detach().flatten()
     some = flat[:: max(1, len(flat) // 4096)].to(torch.bfloat16).cpu().view(torch.int16)
     return hashlib.sha256(f"{tuple(tensor.shape)}".encode() + some.numpy().tobytes()).hexdigest()[:16]
+
 
 def _by_official_name(model: nn.Module) -> dict[str, nn.Parameter]:
     "The parameters without adapters, under the names that they have in a checkpoint."
@@ -133,10 +141,12 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's
 _FULL, _BASE = "trained_in_full.safetensors", "base.json"
 _PEFT = "base_model.model."  # with this each name begins in peft's file
 
+
 def _by_peft_name(model: nn.Module) -> dict[str, nn.Parameter]:
     "The adapters' parameters, under the names that they have in peft's file."
     named = {n: p for n, p in model.named_parameters() if ".lora_" in n}
     return {_PEFT + n.replace(f".{_ADAPTER}.", "."): p for n, p in named.items()}
+
 
 def _in_full(model: nn.Module, name: str) -> Tensor:
     "A tensor as a checkpoint holds it: of a table of which one row trains, the whole."
@@ -145,11 +155,13 @@ def _in_full(model: nn.Module, name: str) -> Tensor:
     whole = {} if list(owner.children()) else owner.state_dict()  # only a layer by itself has rows
     return whole.get(leaf, getattr(owner, leaf)).detach().contiguous()
 
+
 def _config_of(model: nn.Module) -> dict:
     "peft's description of the adapters, as it writes it."
     with tempfile.TemporaryDirectory() as folder:
         model.peft_config[_ADAPTER].save_pretrained(folder)
         return read_json(Path(folder) / _CONFIG)
+
 
 def save_adapters(
     model: nn.Module,  # with adapters
@@ -175,6 +187,7 @@ def _read_folder(folder: Path) -> tuple[dict, dict, dict]:  # peft's, in full, d
         )
     read = lambda name: dict(read_tensors(stored_tensors(folder / name)))
     return read(_WEIGHTS), read(_FULL), read_json(folder / _BASE)
+
 
 def _check_base(model: nn.Module, folder: Path, full: dict, digests: dict):
     "`InputError` unless the model is the base of these adapters."
@@ -205,9 +218,10 @@ def _lora_config(model: nn.Module, folder: Path, lora: dict):
         fits = fits and all(config.r in t.shape for t in lora.values())
     if fits: return config
     raise InputError(
-        f"{folder / _WEIGHTS} does not fit {_CONFIG} beside it, or the model: copy the whole folder"
-        " again."
+        f"{folder / _WEIGHTS} does not fit {_CONFIG} beside it, or the model:"
+        " copy the whole folder again."
     )
+
 
 def load_adapters(
     model: nn.Module,  # the base, in any precision

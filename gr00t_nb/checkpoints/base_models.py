@@ -33,6 +33,7 @@ def tiny_family(
     if name == "tiny": return families()[0]
     return next((f for f in families() if f.tiny_name == name), None)
 
+
 def tiny_base(
     seed: int = 0,  # of the weights
     family: Family | None = None,  # None: the one that `tiny` means
@@ -43,6 +44,7 @@ def tiny_base(
     digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
     place = cache_dir() / "base" / f"tiny-{digest}"
     return _made_once(place, lambda folder: family.save_tiny(folder, seed))
+
 
 def _made_once(place: Path, save: Callable[[Path], None]) -> Path:
     "The folder `place`, which `save` writes on first use."
@@ -108,6 +110,7 @@ def resolve_base_model(
 def _released_family(name: str) -> Family | None:
     if name == "3b": return families()[0]  # as `tiny`
     return next((f for f in families() if name and f.released_name == name), None)
+
 
 def _outline_base(family: Family) -> Path:
     "The released size without weights, in a folder of the cache that is named after its contents."

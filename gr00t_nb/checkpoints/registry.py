@@ -18,9 +18,11 @@ from ..files import read_mapping
 # %% ../../nbs/checkpoints/10_registry.ipynb #d0207c78
 _FAMILIES: dict[str, Family] = {}  # by model_type, in the order in which they were registered
 
+
 def families() -> tuple[Family, ...]:
     "All generations that are known."
     return tuple(_FAMILIES.values())
+
 
 def register(family: Family) -> Family:
     "Make a generation known; `InputError` where its name is taken or it declares what nobody knows."
@@ -39,6 +41,7 @@ def register(family: Family) -> Family:
     _FAMILIES[family.model_type] = family
     return family
 
+
 def unregister(model_type: str):
     "Forget a generation; nothing happens where there is none."
     _FAMILIES.pop(model_type, None)
@@ -50,7 +53,6 @@ register(Gr00tN1d5Family())
 register(PaliGemmaFamily())
 register(Qwen25VLFamily());
 
-
 # %% ../../nbs/checkpoints/10_registry.ipynb #513b3527
 def family_of(
     source,  # checkpoint folder (str or Path), contents of a config.json, or a model's configuration
@@ -61,15 +63,17 @@ def family_of(
     else: values, where = _config_of(Path(source)), str(Path(source) / "config.json")
     kind = values.get("model_type")
     if kind in _FAMILIES: return _FAMILIES[kind]
-    if own := next((f for f in families() if f.recognises(values)), None): return own
+    if own := next((f for f in families() if f.recognizes(values)), None): return own
     known = ", ".join(f"{f.model_type} ({f.name})" for f in families())
     raise InputError(
         f"{where} is of the model_type {kind!r}, which this kit does not know; it knows {known}."
     )
 
+
 def _config_of(folder: Path) -> dict:
     if (folder / "config.json").is_file(): return read_mapping(folder / "config.json")
     raise no_checkpoint(folder)
+
 
 def no_checkpoint(
     folder: Path,  # without a config.json

@@ -56,10 +56,9 @@ def _standing(m: Metadata, kind: str, column: str, dims: list[int], used: bool) 
         kind,
         found=f"'{column}' {how} in dimensions {dimensions(m, column, dims)}{unused}",
         expected="values that move",
-        mend="leave these dimensions out of the configuration" if used else "nothing",
+        fix="leave these dimensions out of the configuration" if used else "nothing",
         about=column if used else f"{column} (unused)",
     )
-
 
 # %% ../../nbs/checkup/40_checkup.ipynb #a35cea2d
 def _check_constants(
@@ -93,9 +92,8 @@ def _other_tasks(text: str, which: str, said: set) -> Fault:
         "episode_tasks",
         found=f"'{text}' is {which}; the rows say {_quoted(said)}",
         expected="the tasks that the rows point at",
-        mend="look which is right: rows that point at the wrong text teach wrong words",
+        fix="look which is right: rows that point at the wrong text teach wrong words",
     )
-
 
 # %% ../../nbs/checkup/40_checkup.ipynb #235b67d6
 def _texts(m: Metadata, column: str, values: Iterable) -> set[str]:
@@ -126,7 +124,7 @@ def _task_single(text: str) -> Fault:
         "task_single",
         found=f"one instruction only: '{text[:80]}'",
         expected="several",
-        mend=(
+        fix=(
             "expect a policy that ignores language; add episodes with other instructions if it"
             " should listen"
         ),
@@ -148,7 +146,7 @@ def _no_camera(key: str, column: str) -> Fault:
         "modality_column",
         found=f"video.{key} stands for the column '{column}', which is no video of info.json",
         expected="a video of info.json",
-        mend="fix original_key, or info.json",
+        fix="fix original_key, or info.json",
         about=f"video.{key}",
     )
 
@@ -158,10 +156,9 @@ def _depth(key: str, column: str, reason: str) -> Fault:
         "depth",
         found=f"video.{key} ('{column}') is a depth map: {reason}",
         expected="colour, which the model has eyes for",
-        mend="leave it out of the configuration",
+        fix="leave it out of the configuration",
         about=f"video.{key}",
     )
-
 
 # %% ../../nbs/checkup/40_checkup.ipynb #0c6a94ae
 def _check_views(m: Metadata, used: Used, config: dict[str, ModalityConfig] | None):
@@ -181,7 +178,7 @@ def _declared_rate(column: str, fps: float, said: float) -> Fault:
         "fps_declared",
         found=f"'{column}' is said to have {fps:g} frames a second",
         expected=f"{said:g}, the fps of the data set",
-        mend="fix the one that is wrong",
+        fix="fix the one that is wrong",
         about=column,
     )
 
@@ -191,10 +188,9 @@ def _camera_without_files(column: str) -> Fault:
         "camera_without_files",
         found=f"'{column}' is declared, but has no file in any episode",
         expected="videos, or no such camera",
-        mend="remove it from info.json and modality.json, or restore the videos",
+        fix="remove it from info.json and modality.json, or restore the videos",
         about=column,
     )
-
 
 # %% ../../nbs/checkup/40_checkup.ipynb #246040c3
 def _has_files(m: Metadata, column: str) -> bool:
@@ -269,7 +265,7 @@ def _no_training_step(longest: int, horizon: int) -> Fault:
         "no_training_step",
         found=f"the longest episode has {longest} rows",
         expected=f"at least {horizon}, the action horizon",
-        mend="record longer episodes, or shorten the horizon",
+        fix="record longer episodes, or shorten the horizon",
     )
 
 
@@ -285,7 +281,6 @@ def _how_checked(thorough: bool, config: dict[str, ModalityConfig] | None) -> st
         f"{decoded} No embodiment was given: all of modality.json counted as used, with an action"
         " horizon of 16."
     )
-
 
 # %% ../../nbs/checkup/40_checkup.ipynb #49296e1b
 def _check_together(
@@ -388,7 +383,6 @@ def _report_of(c: CheckupConfig) -> Report:
             modality=c.modality_path,
             shipped_statistics=c.shipped_statistics,
         )
-
 
 # %% ../../nbs/checkup/40_checkup.ipynb #b992b20b
 @command

@@ -151,7 +151,7 @@ def column_missing(
         "column_missing",
         found=f"several columns '{column}'" if column in there else f"no column '{column}'",
         expected="the columns of info.json, each once",
-        mend="write the table again from the recording",
+        fix="write the table again from the recording",
         about=column,
     )
 
@@ -161,7 +161,7 @@ def _other_dtype(column: str, there: pa.DataType, said: str) -> Fault:
         "dtype",
         found=f"'{column}' holds {there}",
         expected=f"{said}, as info.json says",
-        mend="write the column again, or fix its dtype in info.json",
+        fix="write the column again, or fix its dtype in info.json",
         about=column,
     )
 
@@ -175,7 +175,7 @@ def _other_width(column: str, values: int, said: int) -> Fault:
         "shape",
         found=f"'{column}' has {values} values in a row",
         expected=f"{said}, as info.json says",
-        mend="write the column again, or fix its shape in info.json",
+        fix="write the column again, or fix its shape in info.json",
         about=column,
     )
 
@@ -185,7 +185,7 @@ def _column_extra(column: str) -> Fault:
         "column_extra",
         found=f"a column '{column}' that info.json does not describe",
         expected="described columns only",
-        mend="describe it in info.json, or leave it",
+        fix="describe it in info.json, or leave it",
         about=column,
     )
 

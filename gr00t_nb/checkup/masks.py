@@ -59,7 +59,7 @@ def _mask_length(key: str, frames: int, rows: int) -> Fault:
         "mask_length",
         found=f"masks of {frames} frames for {rows} rows",
         expected="a mask for each row: otherwise nobody knows which belongs to which",
-        mend="write the masks again, or leave the episode out (--exclude-episodes)",
+        fix="write the masks again, or leave the episode out (--exclude-episodes)",
         row=min(frames, rows),
         about=f"mask.{key}",
     )
@@ -70,7 +70,7 @@ def _mask_size(key: str, size: tuple[int, int], picture: tuple[int, int]) -> Fau
         "mask_size",
         found=f"masks of {size[0]} x {size[1]} pixels",
         expected=f"{picture[0]} x {picture[1]}, the size of the camera's picture",
-        mend="write the masks in the size of the video",
+        fix="write the masks in the size of the video",
         about=f"mask.{key}",
     )
 

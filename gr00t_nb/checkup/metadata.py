@@ -148,7 +148,7 @@ def _no_group(kind: str, info: dict) -> Fault:
         "modality_missing",
         found=f"no {kind} in the proposal: no column looks like one",
         expected=f"the {kind} of the robot",
-        mend=f"{write}; numbers are in {', '.join(columns) or 'no column'}",
+        fix=f"{write}; numbers are in {', '.join(columns) or 'no column'}",
         about=kind,
     )
 
@@ -212,7 +212,7 @@ def _extra(m: Metadata, file: Path, kind: str):
         kind,
         found="a file of no listed episode",
         expected="files of listed episodes and declared cameras only",
-        mend="add the episode to the metadata, or remove the file",
+        fix="add the episode to the metadata, or remove the file",
     )
     m.add("warning", fault, m.relative(file), int(number[1]) if number else None)
 

@@ -31,7 +31,7 @@ class Problem:
     kind: str  # what sort of problem, such as 'video_missing'
     found: str  # what is there
     expected: str  # what should be there
-    mend: str  # what to do
+    fix: str  # what to do
     file: str | None = None  # path relative to the data set
     episode: int | None = None  # number as in file names
     row: int | None = None  # row of the episode's table, or frame of its video, from 0
@@ -39,7 +39,7 @@ class Problem:
 
     def to_json(self) -> dict:  # the eight fields of the command line's JSON
         "As the command line prints it."
-        first = ("severity", "kind", "file", "episode", "row", "found", "expected", "mend")
+        first = ("severity", "kind", "file", "episode", "row", "found", "expected", "fix")
         return {k: getattr(self, k) for k in first}
 
 # %% ../../nbs/checkup/00_problems.ipynb #cf357ee3
@@ -49,7 +49,7 @@ class Fault:
     kind: str  # what sort of problem, such as 'video_missing'
     found: str  # what is there
     expected: str  # what should be there
-    mend: str  # what to do
+    fix: str  # what to do
     row: int | None = None  # row or frame, from 0
     about: str = ""  # the column, dimension or camera concerned
 
@@ -182,7 +182,7 @@ def grouped(problems: Iterable[Problem]) -> list[ProblemGroup]:
     "Groups in the order of their first problem."
     groups, alike = {}, {}
     for p in problems: groups.setdefault((p.severity, p.kind, p.about), []).append(p)
-    for g in groups.values(): alike.setdefault((g[0].severity, g[0].kind, g[0].mend), []).append(g)
+    for g in groups.values(): alike.setdefault((g[0].severity, g[0].kind, g[0].fix), []).append(g)
     out = []
     for found in alike.values():
         if len(found) > MOST_ALIKE: found = [[p for g in found for p in g]]
@@ -220,7 +220,7 @@ def _group_lines(g: ProblemGroup, width: int) -> list[str]:
     p, left, middle = g.problems[0], 30, 38
     right = width - left - middle
     what = wrapped(f"{p.severity:8}{p.kind}", left - 1, subsequent_indent=" " * 8)
-    says = wrapped(g.says, right) + wrapped(f"-> {p.mend}", right, subsequent_indent="   ")
+    says = wrapped(g.says, right) + wrapped(f"-> {p.fix}", right, subsequent_indent="   ")
     cells = what, wrapped(g.where, middle - 2), says
     rows = zip_longest(*cells, fillvalue="")
     lines = [f"{a:{left}}{b:{middle}}{c}".rstrip() for a, b, c in rows]
@@ -267,9 +267,9 @@ def _table_row(g: ProblemGroup) -> str:
     "One line of the report as HTML."
     p = g.problems[0]
     file = f"{g.such_as}<code>{_breakable(g.file)}</code>" if g.file else ""
-    kind, where, says, mend = (_breakable(text) for text in (p.kind, g.where, g.says, p.mend))
+    kind, where, says, fix = (_breakable(text) for text in (p.kind, g.where, g.says, p.fix))
     place = f"<small>{'<br>'.join(filter(None, (where, file)))}</small>"
-    cells = f"{dot(_COLOURS[p.severity])}<b>{p.severity}</b><br><small>{kind}</small>", f"{says}<br>{place}", mend
+    cells = f"{dot(_COLOURS[p.severity])}<b>{p.severity}</b><br><small>{kind}</small>", f"{says}<br>{place}", fix
     row = "".join(f"<td style='{_CELL}'>{c}</td>" for c in cells)
     return f"<tr style='vertical-align:top'>{row}</tr>"
 

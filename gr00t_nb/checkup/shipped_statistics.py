@@ -23,7 +23,7 @@ def _no_object() -> Fault:
         "statistics_broken",
         found="no JSON object",
         expected="statistics by column",
-        mend="remove the file: they are computed from the data then",
+        fix="remove the file: they are computed from the data then",
     )
 
 
@@ -63,7 +63,7 @@ def _unusable(m: Metadata, column: str, why: str) -> Fault:
         "statistics_broken",
         found=f"the statistics of '{column}' cannot be used: {why}",
         expected=f"mean, std, min, max, q01, q99 of {size} finite numbers each",
-        mend="remove the file: they are computed from the data then",
+        fix="remove the file: they are computed from the data then",
         about=column,
     )
 
@@ -92,7 +92,7 @@ def _beyond(m: Metadata, column: str, dims: np.ndarray, share: float) -> Fault:
             f" dimensions {dimensions(m, column, dims)}: such values are clipped, or far too large"
         ),
         expected="extremes that hold the data",
-        mend=(
+        fix=(
             "train with --no-shipped-statistics, or remove the file, so that they are computed from"
             " this data, unless a checkpoint was trained with them"
         ),
@@ -108,7 +108,7 @@ def _of_other_data(m: Metadata, column: str, dims: np.ndarray) -> Fault:
             f" {dimensions(m, column, dims)}"
         ),
         expected="statistics of this data",
-        mend=(
+        fix=(
             "nothing, if the file describes a larger collection of which this is a part; else"
             " remove it"
         ),
@@ -148,7 +148,7 @@ def _other_horizon(group: str, why: str, shape: tuple[int, int]) -> Fault:
         "statistics_broken",
         found=f"the statistics of '{group}' cannot be used: {why}",
         expected=f"the shape {shape}: horizon, dimensions",
-        mend="remove the file: they are computed from the data then",
+        fix="remove the file: they are computed from the data then",
         about=group,
     )
 
@@ -186,7 +186,7 @@ def _edited_since(m: Metadata, column: str, dims: list[int]) -> Fault:
         "statistics_misfit",
         found=f"minimum, maximum and mean of '{column}' are not those of the rows{where}",
         expected="statistics of this episode",
-        mend="compute the file anew, or remove it: the table was changed after it was made",
+        fix="compute the file anew, or remove it: the table was changed after it was made",
         about=column,
     )
 

@@ -97,7 +97,7 @@ def _no_offsets(column: str) -> Fault:
         "video_missing",
         found="no offsets for this camera",
         expected="from where to where its frames lie in a video",
-        mend="restore the metadata, or leave the episode out",
+        fix="restore the metadata, or leave the episode out",
         about=column,
     )
 
@@ -147,7 +147,7 @@ def _offsets_moved(column: str, claimed: tuple[int, int], frames: int) -> Fault:
         "offsets_moved",
         found=f"{found}, but it holds {frames}, from 0 on",
         expected="offsets that begin at the first frame: each episode would show other moments",
-        mend="restore the metadata, or leave all episodes of this video out (--exclude-episodes)",
+        fix="restore the metadata, or leave all episodes of this video out (--exclude-episodes)",
         about=column,
     )
 
@@ -157,7 +157,7 @@ def _video_short(column: str, frames: int, rows: int) -> Fault:
         "video_short",
         found=f"{frames} frames for {rows} rows",
         expected="a frame for each row",
-        mend="leave the episode out (--exclude-episodes), or cut the rows that have no frame",
+        fix="leave the episode out (--exclude-episodes), or cut the rows that have no frame",
         row=frames,
         about=column,
     )
@@ -168,9 +168,9 @@ def _video_long(column: str, frames: int, rows: int) -> Fault:
         "video_long",
         found=f"{frames} frames for {rows} rows",
         expected="a row for each frame",
-        mend=(
-            "look whether rows were lost at the beginning or between: then pictures and rows are"
-            " shifted"
+        fix=(
+            "look whether rows were lost at the beginning or between: then pictures"
+            " and rows are shifted"
         ),
         row=rows,
         about=column,
@@ -204,7 +204,7 @@ def _other_rate(column: str, fps: float, said: float) -> Fault:
         "fps_video",
         found=f"{fps:.4g} frames a second",
         expected=f"{said:g}, the fps of info.json",
-        mend="write the video again at that rate, or fix info.json",
+        fix="write the video again at that rate, or fix info.json",
         about=column,
     )
 
@@ -216,7 +216,7 @@ def _other_size(
         "video_size",
         found=f"{size[0]} x {size[1]} pixels",
         expected=f"{said[0]} x {said[1]}, the shape in info.json",
-        mend=f"fix info.json, or scale the {what}",
+        fix=f"fix info.json, or scale the {what}",
         row=row,
         about=column,
     )
@@ -256,7 +256,7 @@ def _frame_undecodable(column: str, frame: int, why: str) -> Fault:
         "video_undecodable",
         found=f"a frame that cannot be decoded ({why[:120]})",
         expected="frames that can be decoded",
-        mend=_RESTORE,
+        fix=_RESTORE,
         row=frame,
         about=column,
     )
@@ -267,7 +267,7 @@ def _video_blank(column: str) -> Fault:
         "video_blank",
         found="frames of a single colour",
         expected="pictures",
-        mend="look at the camera; leave the episode out (--exclude-episodes)",
+        fix="look at the camera; leave the episode out (--exclude-episodes)",
         row=0,
         about=column,
     )
@@ -278,7 +278,7 @@ def _video_frozen(column: str, first: int, frames: int) -> Fault:
         "video_frozen",
         found=f"the same picture in {frames} frames while the robot moves",
         expected="a picture that changes with the scene",
-        mend="leave the episode out (--exclude-episodes), or cut it",
+        fix="leave the episode out (--exclude-episodes), or cut it",
         row=first,
         about=column,
     )
@@ -348,7 +348,7 @@ def _picture_undecodable(column: str, row: int) -> Fault:
         "picture_undecodable",
         found=f"'{column}' holds no colour picture of 8 bits",
         expected="a PNG or JPEG file, or the path of one",
-        mend="restore the table, or leave the episode out",
+        fix="restore the table, or leave the episode out",
         row=row,
         about=column,
     )

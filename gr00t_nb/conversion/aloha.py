@@ -57,8 +57,8 @@ def _jpegs(rows, where: str, bgr: bool) -> np.ndarray:
         picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
         if picture is None:
             raise InputError(
-                f"{where}, row {i}, is no JPEG or PNG picture: expected one encoded picture per"
-                " row."
+                f"{where}, row {i}, is no JPEG or PNG picture:"
+                " expected one encoded picture per row."
             )
         if frames and picture.shape != frames[0].shape:
             sizes = " and of row 0 ".join("{1}x{0}".format(*x.shape) for x in (picture, frames[0]))
@@ -322,8 +322,8 @@ def _left_out(unused: list[str], empty: list[Path], ds: LeRobotDataset) -> list[
 
 
 _NO_CAMERA = (
-    "no camera is in the data set, and GR00T learns from pictures: expected them in"
-    " observations/images/<camera>"
+    "no camera is in the data set, and GR00T learns from pictures:"
+    " expected them in observations/images/<camera>"
 )
 
 # %% ../../nbs/conversion/20_aloha.ipynb #9148c646

@@ -73,8 +73,8 @@ def frame_tasks(
         if r.end > length:
             raise InputError(
                 f"{where} has {length} frames, but '{r.label}' is said of frames {r.start} to"
-                f" {r.end - 1}: end_frame is at most {length}; are these the annotations of another"
-                " recording?"
+                f" {r.end - 1}: end_frame is at most {length};"
+                " are these the annotations of another recording?"
             )
         tasks[r.start : r.end] = [r.label] * (r.end - r.start)
     if None not in tasks: return tasks

@@ -30,8 +30,8 @@ def open_source(
     check_apart(ds.path, out)
     if not ds.fps > 0:
         raise InputError(
-            f"{ds.path / 'meta/info.json'} gives no fps: write there how many rows a second were"
-            " recorded."
+            f"{ds.path / 'meta/info.json'} gives no fps:"
+            " write there how many rows a second were recorded."
         )
     return ds
 

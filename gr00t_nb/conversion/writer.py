@@ -118,8 +118,8 @@ class WriterV2:
         self.journal = self.out / "meta/conversion.jsonl"
         if self.out.exists() and any(self.out.iterdir()) and not self.journal.exists():
             raise InputError(
-                f"{self.out} exists and was not made by a conversion: give a folder that does not"
-                " exist."
+                f"{self.out} exists and was not made by a conversion: give a folder"
+                " that does not exist."
             )
         given = {**(parameters or {}), "fps": self.fps, "version": version}
         self.parameters = json.loads(json.dumps(given))
@@ -171,8 +171,8 @@ def _all_columns(self: WriterV2, i: int, first: int, r: Recording) -> dict:
     for name, values in r.columns.items():
         if len(values) == n: continue
         raise InputError(
-            f"Episode {i}: column '{name}' has {len(values)} rows, others {n}: expected one per"
-            " step."
+            f"Episode {i}: column '{name}' has {len(values)} rows, others {n}:"
+            " expected one per step."
         )
     columns, steps = dict(r.columns), np.arange(n)
     if "task_index" not in columns:

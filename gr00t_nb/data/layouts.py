@@ -262,8 +262,8 @@ def moved_offsets(
     return (
         f"The episodes in {place.path} claim frames {claimed[0]} to {claimed[1] - 1}, but it holds"
         f" {frames}, from 0 on: the offsets of all of them are moved, and each would show other"
-        " moments; restore the metadata, or leave all episodes of this video out with"
-        " exclude_episodes."
+        " moments; restore the metadata,"
+        " or leave all episodes of this video out with exclude_episodes."
     )
 
 # %% ../../nbs/data/05_layouts.ipynb #47dfaaee

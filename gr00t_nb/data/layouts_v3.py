@@ -398,8 +398,8 @@ def tasks(self: LayoutV3,
     name = next((n for n in (one, "__index_level_0__", *texts) if n in texts), None)
     if name is None or f"{one}_index" not in table.column_names:
         raise InputError(
-            f"{path} has the columns {', '.join(table.column_names)}: expected '{one}_index' and a"
-            " text."
+            f"{path} has the columns {', '.join(table.column_names)}: expected '{one}_index'"
+            " and a text."
         )
     where, found = lambda i: f"{path}, row {i}", {}
     numbers = _whole_column(table[f"{one}_index"], f"{one}_index", where)

@@ -446,7 +446,6 @@ def frames(self: LeRobotDataset,
         cause = misplaced_sentence(self.layout) if gone else ""
         raise InputError(f"Episode {e.index}, video '{view}': {err}{cause}") from None
 
-
 # %% ../../nbs/data/10_lerobot.ipynb #fd6e6be7
 @patch
 def _images(self: LeRobotDataset, episode: int, column: str, indices: np.ndarray) -> np.ndarray:

@@ -223,7 +223,6 @@ class Proposal(NamedTuple):
     def _repr_html_(self) -> str:  # in lines of text JupyterLab breaks words
         return f"<ul>{''.join(f'<li>{escape(r)}</li>' for r in self.reasons)}</ul>"
 
-
 # %% ../../nbs/data/50_proposal.ipynb #96fb7abb
 def _taken_groups(
     ds: LeRobotDataset,

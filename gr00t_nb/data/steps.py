@@ -71,7 +71,6 @@ def pose_remedy(
         if size == width: first = f"give it the format {format.name}"
     return f"{first}, or make the action NON_EEF and ABSOLUTE"
 
-
 # %% ../../nbs/data/25_steps.ipynb #563a319d
 def usable_steps(
     length: int,  # steps in the episode

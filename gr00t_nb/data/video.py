@@ -148,8 +148,8 @@ def _open(path, size: int):
     "Opens a decoder that gives (n, H, W, 3); `InputError` where the file is empty or no video."
     if size < 1024 and (instead := file_stand_in(path)):
         raise InputError(
-            f"The video file {path} {instead}: restore it, or leave its episode out with"
-            " exclude_episodes."
+            f"The video file {path} {instead}: restore it,"
+            " or leave its episode out with exclude_episodes."
         )
     check_ffmpeg()
     try:
@@ -158,8 +158,8 @@ def _open(path, size: int):
         check_readable(path)
         raise InputError(
             f"The video file {path} ({size:,} bytes) cannot be opened ({ffmpeg_reason(e, path)}):"
-            " it is truncated or no video; restore it, or leave its episode out with"
-            " exclude_episodes."
+            " it is truncated or no video; restore it,"
+            " or leave its episode out with exclude_episodes."
         ) from None
     if hidden := hidden_head(decoder):
         again = "write it again with `ffmpeg -i OLD -c:v libx264 -g 2 -bf 0 NEW`"
@@ -384,8 +384,8 @@ def write_video(
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise InputError(
-            f"A video is made of uint8 frames (n, H, W, 3), at least one; got {frames.dtype}"
-            f" {frames.shape}."
+            "A video is made of uint8 frames (n, H, W, 3), at least one;"
+            f" got {frames.dtype} {frames.shape}."
         )
     check_ffmpeg()
     import torch

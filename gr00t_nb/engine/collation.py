@@ -54,7 +54,7 @@ def _shared(value):
 
 
 class Parcel:
-    "A batch that a loader process has pickled already: whoever unpickles the parcel gets the batch."
+    "A batch that a loader process has pickled already: unpickling the parcel gives the batch."
 
     def __init__(self, batch: dict):
         try: self.pickled = bytes(ForkingPickler.dumps(_shared(batch)))

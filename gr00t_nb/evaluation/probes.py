@@ -203,7 +203,7 @@ def _curve(
 # %% ../../nbs/evaluation/40_probes.ipynb #31db0e37
 @dataclass
 class _Asker:
-    "Who is asked, along what, and how."
+    "Which policy is asked, along what, and how."
     policy: Gr00tPolicy
     dataset: LeRobotDataset
     noises: list[np.ndarray]  # the first is the one of the open-loop evaluation

@@ -77,8 +77,8 @@ def _baseline_findings(p: Probes, limits: Limits) -> list[Finding]:
     words = dict(problem="no better than", warning="perhaps no better than", good="better than")
     text = f"The policy is {words[severity]} {BASELINES[best]}: its error is {r:.0%} of that."
     advice = (
-        f"{_LONGER}, or on more data; look at the loss, the statistics and the action"
-        " configuration."
+        f"{_LONGER}, or on more data; look at the loss, the statistics"
+        " and the action configuration."
     )
     out = [_finding(severity, "baseline", text, r, advice)]
     return out if severity == "problem" else out + _group_findings(p)
@@ -139,8 +139,8 @@ _INPUT_ADVICE = dict(
     ),
     prompt=(
         "Record the tasks with the same scene, so that only the sentence tells them apart; train"
-        " the language part (--tune-llm); balance the tasks. If the scene tells the task, it is"
-        " harmless."
+        " the language part (--tune-llm); balance the tasks. If the scene tells the task,"
+        " it is harmless."
     ),
 )
 _INPUT_GRADES = dict(  # by kind: where it is ignored, and where it is hardly used
@@ -163,8 +163,8 @@ def _input_finding(
     if name == "all cameras": how = "taking them all away"
     text = (
         f"The policy {verb} {'the prompt' if kind == 'prompt' else name}: {how} moves the actions"
-        f" by {moved:.1%} of their spread, and the error goes from {Estimate(unchanged):.1%} to"
-        f" {error:.1%}"
+        f" by {moved:.1%} of their spread,"
+        f" and the error goes from {Estimate(unchanged):.1%} to {error:.1%}"
     )
     if kind == "prompt": text += f"; an empty prompt moves them by {empty:.1%}"
     if verb == "uses" and not c["grown"].value > 0:
@@ -216,8 +216,8 @@ def _smoothness_findings(p: Probes, limits: Limits) -> list[Finding]:
             f" to step as the recorded ones{'' if severity == 'good' else ': they tremble'}."
         )
         advice = (
-            f"{_LONGER}; take the mean of several answers; smooth the chunk before it goes to the"
-            " robot."
+            f"{_LONGER}; take the mean of several answers;"
+            " smooth the chunk before it goes to the robot."
         )
         out.append(_finding(severity, "tremble", text, inside, advice))
     if np.isfinite(jumps.value):
@@ -251,8 +251,7 @@ def _start_findings(p: Probes, limits: Limits) -> list[Finding]:
     rest = float(np.median([s.head for s in p.starts])) / p.fps if p.fps else 0.0
     if rest > limits.idle:
         text = (
-            f"The recorded robot rests for {rest:.1f} s before it moves (median of the"
-            " episodes)."
+            f"The recorded robot rests for {rest:.1f} s before it moves (median of the episodes)."
         )
         advice = "Cut these rows and frames: the policy learns to wait."
         out.append(_finding("warning", "idle", text, Estimate(rest), advice))
@@ -304,8 +303,8 @@ def _episode_findings(p: Probes, limits: Limits) -> list[Finding]:
     )
     if n == 1:
         text = (
-            "There is one episode only: nothing can be said about others, and there are no"
-            " intervals."
+            "There is one episode only: nothing can be said about others,"
+            " and there are no intervals."
         )
     return [_finding("note", "episodes", text, None, "Hold out more episodes (--val-fraction).")]
 

@@ -93,7 +93,7 @@ def count_parameters(
 class Family:
     "One generation: values, and the methods below. There is one object of each; it holds no model."
     name: str  # for people, e.g. 'GR00T N1.6'
-    model_type: str  # of config.json; by it a checkpoint is recognised
+    model_type: str  # of config.json; by it a checkpoint is recognized
     tiny_name: str  # what --base-model-path calls its small model, e.g. 'tiny-n1.6'
     released_name: str = ""  # what a plan calls its released size, e.g. 'n1.6-3b'; '': none
     config_class: type
@@ -125,12 +125,13 @@ def require(
 
 # %% ../../nbs/families/00_family.ipynb #77e05384
 @patch
-def recognises(
+def recognizes(
     self: Family,
     values: dict,  # contents of a config.json
 ) -> bool:
     "Whether a configuration is of this generation."
     return values.get("model_type") == self.model_type
+
 
 @patch
 def read_config(
@@ -145,6 +146,7 @@ def read_config(
             f" {self.name} checkpoint."
         )
     return self.config_class.from_dict(values)
+
 
 @patch
 def load_model(
@@ -167,6 +169,7 @@ def processor_of(
     "The class of the processor that a checkpoint holds."
     return self.processor_class
 
+
 @patch
 def load_processor(
     self: Family,
@@ -185,6 +188,7 @@ def load_processor(
         )
     return processor
 
+
 @patch
 def window_processor(
     self: Family,
@@ -196,6 +200,7 @@ def window_processor(
         f"{self.name} is not trained on FluxVLA's windows, as the recipe asks: choose another base"
         " model with --base-model-path, or leave --recipe out and say what the robot is."
     )
+
 
 @patch
 def save(self: Family, folder: str | Path, model: nn.Module, processor):
@@ -217,6 +222,7 @@ def check_flags(
                 f"{did_you_mean(name, self.flags)}"
             )
 
+
 @patch
 def set_trainable(
     self: Family,
@@ -227,10 +233,12 @@ def set_trainable(
     self.check_flags(flags)
     model.set_trainable(**flags)
 
+
 @patch
 def count_parameters(self: Family, model: nn.Module) -> dict[str, tuple[int, int]]:
     "Parameters of each part, and of these trainable."
     return count_parameters(model, self.parts)
+
 
 @patch
 def decayed(self: Family, model: nn.Module) -> list[str]:  # parameter names
@@ -246,6 +254,7 @@ def chunk_shape(
     "Shape of the chunk that the model answers with."
     return config.action_horizon, config.max_action_dim
 
+
 @patch
 def draw_flow(
     self: Family,
@@ -260,6 +269,7 @@ def draw_flow(
     if config.state_dropout_prob == 0: del draws["state_dropout"]
     return draws
 
+
 @patch
 def counted(
     self: Family,
@@ -268,6 +278,7 @@ def counted(
 ) -> Tensor:  # a number: the loss of a batch is the mean of its parts' weighted with theirs
     "How many entries the loss of a batch counts."
     return loss_weights(batch).sum()
+
 
 @patch
 def num_inference_timesteps(self: Family, config) -> int | None:
@@ -295,10 +306,12 @@ def limits(
         )
     return {k: int(said[n]) for k, n in names.items()}
 
+
 @patch
 def tiny_settings(self: Family, seed: int = 0) -> list:  # JSON
     "Everything that decides the files of the tiny checkpoint; its digest names their folder."
     raise NotImplementedError
+
 
 @patch
 def save_tiny(self: Family, folder: str | Path, seed: int = 0):
@@ -314,6 +327,7 @@ def stacks(
     "The stacks of equal blocks that the model is made of."
     return {part: model.get_submodule(path) for part, path in self.blocks.items()}
 
+
 @patch
 def frozen_dtype(
     self: Family,
@@ -322,11 +336,13 @@ def frozen_dtype(
     "What frozen weights are held in beside adapters."
     return torch.bfloat16 if getattr(config, "load_bf16", False) else None
 
+
 @patch
 def compile_blocks(self: Family, model: nn.Module):
     "Compile every block with `torch.compile`; equal blocks share what is made for the first of them."
     for blocks in self.stacks(model).values():
         for block in blocks: block.compile()
+
 
 @patch
 def block_parts(
@@ -341,6 +357,7 @@ def block_parts(
         if len(fits) != 1: raise _no_such_part(self, name, flag)
         meant += fits
     return [p for p in self.blocks if p in meant]
+
 
 def _no_such_part(family: Family, name: str, flag: str) -> InputError:
     if not family.blocks:
@@ -368,6 +385,7 @@ def outline(
     "The model of a checkpoint without its weights."
     return self.model_class.outline(folder, **changes)
 
+
 @patch
 def save_outline(self: Family, folder: str | Path):
     "Write a checkpoint of the released size without weights: all that a plan needs."
@@ -383,6 +401,7 @@ def set_dropout(self: Family, model: nn.Module, p: float):
     for module in model.action_head.modules():
         if isinstance(module, nn.Dropout): module.p = p
 
+
 @patch
 def train_rows(
     self: Family,
@@ -392,6 +411,7 @@ def train_rows(
     "Let only these robots' rows train, of the layers that each robot has of its own."
     self.require("embodiment_rows")
     return train_embodiment_rows(model, embodiment_ids)
+
 
 @patch
 def recompute(

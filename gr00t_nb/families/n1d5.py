@@ -34,6 +34,7 @@ _BACKBONES = dict(  # by the name in a configuration: the network, and how it be
     qwen2_5_vl=(Qwen25VL, init_qwen25),
 )
 
+
 def _released_backbone(name: str) -> dict:
     "The configuration of a backbone as it was released."
     return official_eagle25_config() if name == "eagle" else PUBLIC_BACKBONES[name].released()
@@ -44,6 +45,7 @@ FLUXVLA_NAMES = {  # pieces of our and NVIDIA's names -> FluxVLA's
     "backbone.vlm.": "vlm_backbone.vlm.",
     "action_head.": "vla_head.",
 }
+
 
 class Gr00tN1d5(Network):
     "GR00T N1.5: `forward(batch)` gives the loss, `get_action(batch)` an action chunk."
@@ -121,6 +123,7 @@ def see(self: Gr00tN1d5, batch: dict) -> dict:
     if self.training and self.config.tune_visual and pools: features = features + self._unused()
     return seen | {"backbone_features": features}
 
+
 @patch
 def _unused(self: Gr00tN1d5) -> Tensor:  # 0, with a gradient of zero to what it is made of
     "The pooling head's part in the features."
@@ -133,6 +136,7 @@ _TIED = {
         "backbone.eagle_model.language_model.model.embed_tokens.weight",
     "backbone.vlm.lm_head.weight": "backbone.vlm.model.language_model.embed_tokens.weight",
 }
+
 
 @patch
 def stored_state(self: Gr00tN1d5, name_mapping: dict | None) -> dict[str, Tensor]:
@@ -158,6 +162,7 @@ PUBLIC_NAMES = {  # by backbone: pieces of our names -> the file's, as published
 }
 _SOUGHT = "embed_tokens.weight", "patch_embedding.weight", "patch_embed.proj.weight"
 
+
 def public_naming(
     backbone: str,  # a name in `PUBLIC_NAMES`
     names: Iterable[str],  # of a network
@@ -168,7 +173,6 @@ def public_naming(
     fits = lambda m: all(there in stored for there in mapped_names(sought, m).values())
     return next(filter(fits, known), known[0])
 
-
 # %% ../../nbs/families/50_n1d5.ipynb #c3136a66
 @patch(cls_method=True)
 def outline(
@@ -178,8 +182,6 @@ def outline(
     values = read_mapping(checkpoint_folder(path) / "config.json")
     if vlm_config is None and is_public(values): vlm_config = read_public(values)
     return super(Gr00tN1d5, cls).outline(path, vlm_config=vlm_config, **options)
-
-
 
 # %% ../../nbs/families/50_n1d5.ipynb #cd2e274b
 @patch(cls_method=True)
@@ -222,6 +224,7 @@ def _new_head(config: Gr00tN1d5Config, seed: int) -> dict[str, Tensor]:
         head = _head(config)
         init_action_head(head)
     return {f"action_head.{n}": p.detach() for n, p in head.named_parameters()}
+
 
 def _head_is_new(path: str | Path, seed: int) -> str:
     return (

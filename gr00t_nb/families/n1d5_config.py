@@ -43,6 +43,7 @@ class VisionLanguageFields:
     tune_llm: bool = False
     tune_visual: bool = False  # tower, its pooling head, and connector
 
+
 @dataclass
 class FlowHeadFields:
     "`action_head_cfg`: of the action head."
@@ -90,11 +91,13 @@ PUBLIC_BACKBONES = {  # by the model_type of their config.json
     ),
 }
 
+
 def is_public(
     values: dict,  # contents of a config.json
 ) -> bool:
     "Whether a configuration is that of a public vision-language model, without an action head."
     return values.get("model_type") in PUBLIC_BACKBONES
+
 
 def read_public(values: dict) -> dict:
     "What of a public config.json decides the network of its backbone."
@@ -122,11 +125,13 @@ def is_fluxvla(
 # %% ../../nbs/families/40_n1d5_config.ipynb #7ae7b96f
 @patch(as_prop=True)
 def model_type(self: Gr00tN1d5Config) -> str:
-    "Of config.json: by it a checkpoint is recognised."
+    "Of config.json: by it a checkpoint is recognized."
     return _type_of(self.backbone)
+
 
 def _type_of(backbone: str) -> str:
     return "gr00t_n1_5" if backbone == "eagle" else f"gr00t_n1_5_{backbone}"
+
 
 def backbone_of(
     values: dict,  # contents of a config.json
@@ -144,11 +149,11 @@ _NESTED = {"backbone_cfg": VisionLanguageFields, "action_head_cfg": FlowHeadFiel
 _IN_FILE = {"max_action_dim": "action_dim"}  # a field's name in the file, where it is another
 _REPEATED = ("action_horizon", "action_dim")  # of the action head, at the top of the file again
 
+
 def _own(values: dict, part: type) -> dict:
     "The fields that one of the nested maps holds."
     named = {f.name: _IN_FILE.get(f.name, f.name) for f in fields(part)}
     return {name: values[k] for name, k in named.items() if k in values}
-
 
 # %% ../../nbs/families/40_n1d5_config.ipynb #7f087d9e
 @patch(cls_method=True)
@@ -238,8 +243,8 @@ def check(
     for what, found, rule, expected in _widths(self, eagle_config):
         if found != expected:
             raise Misfit(
-                f"config.json has {what} = {found}, but {rule} is {expected}; the two must be"
-                " equal."
+                f"config.json has {what} = {found}, but {rule} is {expected};"
+                " the two must be equal."
             )
     kind = eagle_config.get("model_type")
     if (kind if kind in PUBLIC_BACKBONES else "eagle") != self.backbone:
@@ -282,6 +287,7 @@ _FOLLOWED = {"num_layers", "num_attention_heads", "attention_head_dim", "dropout
 _FOLLOWED |= {"positional_embeddings"}
 _OF_DIT = {"output_dim", "cross_attention_dim", "interleave_self_attention", "norm_type"}
 
+
 @patch
 def _check_attention(self: Gr00tN1d5Config):
     parts = dict(diffusion_model_cfg=_FOLLOWED | _OF_DIT, vl_self_attention_cfg=_FOLLOWED)
@@ -292,6 +298,7 @@ def _check_attention(self: Gr00tN1d5Config):
                 f"{part} in config.json has {name} = {value!r}, which this kit does not know; it"
                 f" knows {', '.join(sorted(followed))}."
             )
+
 
 @patch
 def transformer(
@@ -346,6 +353,7 @@ def _tiny() -> Gr00tN1d5Config:
         vl_self_attention_cfg=dict(sorted((vl | common).items())),
         source=dict(hidden_size=128, compute_dtype="float32", torch_dtype="float32"),
     )
+
 
 @patch(cls_method=True)
 def size(
@@ -402,6 +410,7 @@ _AT_FLUXVLA = dict(
 _EAGLES = ("EagleBackbone", "EagleInferenceBackbone")
 _READ = dict(vlm_backbone=(*_EAGLES, *(b.at_fluxvla for b in PUBLIC_BACKBONES.values())))
 _READ |= dict(vla_head=("FlowMatchingHead", "FlowMatchingInferenceHead"))
+
 
 @patch(cls_method=True)
 def of_fluxvla(

@@ -39,6 +39,7 @@ from ..processing.state_action import StateActionProcessor
 # %% ../../nbs/families/60_n1d5_family.ipynb #22a13c8f
 MODES = ("min_max", "q99", "mean_std", "binary", "sin_cos")
 
+
 class N1d5StateAction(StateActionProcessor):
     "Scales states and actions by the rules of GR00T N1.5."
     modes: Mapping[str, str] = {}  # "state", "action", "state.<group>" or "action.<group>" -> mode
@@ -74,6 +75,7 @@ class N1d5StateAction(StateActionProcessor):
 # %% ../../nbs/families/60_n1d5_family.ipynb #81a72b91
 METADATA = "experiment_cfg/metadata.json"
 
+
 def robots_of(
     file: str | Path,  # metadata.json
 ) -> dict[str, dict]:  # by tag value: statistics, modalities, embodiment_tag
@@ -86,6 +88,7 @@ def robots_of(
                 " checkpoint, with an entry for each embodiment."
             )
     return found
+
 
 def _entry(tag: str, statistics: dict, known: dict) -> dict:
     "The entry of a robot, as NVIDIA's code reads it; what was known of its groups stays."
@@ -113,6 +116,7 @@ _SETTINGS = dict(
     clip_outliers=False,
     apply_sincos_state_encoding=True,
 )
+
 
 class Gr00tN1d5Processor(Gr00tProcessor):
     "The data side of GR00T N1.5: steps to samples, samples to batches, model outputs to actions."
@@ -144,6 +148,7 @@ def save_pretrained(self: Gr00tN1d5Processor,
     robots = {t: _entry(t, s, known.get(t, {})) for t, s in self.statistics.items()}
     write_json(folder / METADATA, robots)
     if self.tokenizer is not None: write_tokenizer(self.tokenizer, folder / "tokenizer")
+
 
 @patch(cls_method=True)
 def from_pretrained(cls: Gr00tN1d5Processor,
@@ -229,10 +234,12 @@ def draw_flow(
     del draws["state_dropout"]
     return draws
 
+
 @patch
 def counted(self: Gr00tN1d5Family, config, batch: dict) -> Tensor:
     "How many entries the loss of a batch counts: with `ori_action_dim` those of the robot alone."
     return loss_weights(batch, config.ori_action_dim).sum()
+
 
 @patch
 def limits(self: Gr00tN1d5Family, folder: str | Path) -> dict[str, int]:
@@ -243,16 +250,18 @@ def limits(self: Gr00tN1d5Family, folder: str | Path) -> dict[str, int]:
 
 # %% ../../nbs/families/60_n1d5_family.ipynb #85417e0b
 @patch
-def recognises(self: Gr00tN1d5Family, values: dict) -> bool:
+def recognizes(self: Gr00tN1d5Family, values: dict) -> bool:
     "NVIDIA's configuration, FluxVLA's of the same network, or that of a public backbone."
     return backbone_of(values) == self.backbone and ("model_type" in values or is_fluxvla(values))
+
 
 @patch
 def read_config(self: Gr00tN1d5Family, source: str | Path | dict) -> Gr00tN1d5Config:
     "The configuration of a checkpoint; `InputError` where it is another generation's."
     values = source if isinstance(source, dict) else read_mapping(Path(source) / "config.json")
-    if self.recognises(values): return Gr00tN1d5Config.from_dict(values)
+    if self.recognizes(values): return Gr00tN1d5Config.from_dict(values)
     return Family.read_config(self, values)
+
 
 @patch
 def stacks(self: Gr00tN1d5Family, model: nn.Module) -> dict[str, nn.ModuleList]:
@@ -279,6 +288,7 @@ _ASKED = dict(  # how a backbone is asked, by its name in a configuration
     qwen2_5_vl=dict(prompt="question", pixel_constants=_CLIP),
 )
 
+
 @patch
 def _tiny(self: Gr00tN1d5Family) -> tuple[Gr00tN1d5Config, dict, object]:  # and the tokenizer
     tokenizer = train_tokenizer(TINY_SENTENCES)
@@ -286,11 +296,13 @@ def _tiny(self: Gr00tN1d5Family) -> tuple[Gr00tN1d5Config, dict, object]:  # and
     sizes = Gr00tN1d5Config.size("tiny", len(tokenizer), image, self.backbone)
     return *sizes, tokenizer
 
+
 @patch
 def tiny_settings(self: Gr00tN1d5Family, seed: int = 0) -> list:  # JSON
     "Everything that decides the files of the tiny checkpoint."
     config, eagle, tokenizer = self._tiny()
     return [config.to_dict(), eagle, seed, tokenizer.get_vocab(), _SETTINGS]
+
 
 @patch
 def save_tiny(self: Gr00tN1d5Family, folder: str | Path, seed: int = 0):
@@ -298,6 +310,7 @@ def save_tiny(self: Gr00tN1d5Family, folder: str | Path, seed: int = 0):
     config, eagle, tokenizer = self._tiny()
     model = Gr00tN1d5.from_config(config, eagle, seed=seed)
     self.save(folder, model, _new(config, eagle, tokenizer, **self.tiny_images))
+
 
 @patch
 def save_outline(self: Gr00tN1d5Family, folder: str | Path):
@@ -316,10 +329,12 @@ def processor_of(self: Gr00tN1d5Family, folder: str | Path) -> type:
     known = FluxvlaProcessor, self.processor_class
     return next((c for c in known if c.__name__ == named), self.processor_class)
 
+
 @patch
 def window_processor(self: Gr00tN1d5Family, processor, **settings) -> FluxvlaProcessor:
     "A processor of the same model whose samples are FluxVLA's; it knows no robot."
     return FluxvlaProcessor.around(processor, **settings)
+
 
 @patch
 def save(self: Gr00tN1d5Family, folder: str | Path, model: nn.Module, processor):
@@ -338,6 +353,7 @@ _N1D5_USE = [
     " writes: add it under `modalities`, `video`, as `resolution`, `channels` and `fps`.",
 ]
 
+
 @patch
 def official_use(self: Gr00tN1d5Family, config: Gr00tN1d5Config) -> list[str]:
     "How NVIDIA's code takes a checkpoint, and what of it it does not."
@@ -350,6 +366,7 @@ def official_use(self: Gr00tN1d5Family, config: Gr00tN1d5Config) -> list[str]:
 # %% ../../nbs/families/60_n1d5_family.ipynb #b6ee8486
 _HEAD = {k: v for k, v in N1D5_PARTS.items() if v.startswith("action_head.")}
 _VLM = "backbone.vlm.model."
+
 
 class PaliGemmaFamily(Gr00tN1d5Family):
     "GR00T N1.5's head behind PaliGemma, as FluxVLA puts it there."
@@ -368,6 +385,7 @@ class PaliGemmaFamily(Gr00tN1d5Family):
     }
     flags = dict.fromkeys(Gr00tN1d5Family.flags, True)  # FluxVLA trains everything
     capabilities = Gr00tN1d5Family.capabilities - {"mixed_images"}
+
 
 class Qwen25VLFamily(PaliGemmaFamily):
     "GR00T N1.5's head behind Qwen2.5-VL, as FluxVLA puts it there."

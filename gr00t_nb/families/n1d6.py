@@ -26,6 +26,7 @@ TUNING = (
     "backbone_trainable_params_fp32",
 )
 
+
 class Gr00tN1d6(Network):
     "GR00T N1.6: `forward(batch)` gives the loss, `get_action(batch)` an action chunk."
     config_class, tuning = Gr00tN1d6Config, TUNING

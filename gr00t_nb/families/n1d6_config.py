@@ -64,6 +64,7 @@ DIFFUSION_DEFAULTS = dict(
     interleave_self_attention=True,
 )
 
+
 @dataclass
 class HeadFields:
     "Of the action head."
@@ -95,6 +96,7 @@ class FlatConfig(HeadFields, InputFields, BackboneFields):
     given: tuple = field(default=(), repr=False)  # names that the file set, in its order
     model_type: ClassVar[str]  # in the file
     generation: ClassVar[str]  # for people
+
 
 @dataclass
 class Gr00tN1d6Config(FlatConfig):
@@ -165,8 +167,8 @@ def check(
     for what, found, rule, expected in self.must_agree(vlm_config):
         if found != expected:
             raise Misfit(
-                f"config.json has {what} = {found}, but {rule} is {expected}; the two must be"
-                " equal."
+                f"config.json has {what} = {found}, but {rule} is {expected};"
+                " the two must be equal."
             )
     if self.action_horizon > self.max_seq_len:
         raise InputError(

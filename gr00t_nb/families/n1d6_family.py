@@ -72,6 +72,7 @@ def _tiny_pair(tokenizer) -> tuple[Gr00tN1d6Config, dict]:
     image = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     return Gr00tN1d6Config.size("tiny", len(tokenizer), image)
 
+
 @patch
 def tiny_settings(self: Gr00tN1d6Family, seed: int = 0) -> list:  # JSON
     "Everything that decides the files of the tiny checkpoint."
@@ -80,6 +81,7 @@ def tiny_settings(self: Gr00tN1d6Family, seed: int = 0) -> list:  # JSON
     form = "additional_special_tokens"  # of tokenizer_config.json
     return [config.to_dict(), eagle, seed, tokenizer.get_vocab(), form]
 
+
 @patch
 def save_tiny(self: Gr00tN1d6Family, folder: str | Path, seed: int = 0):
     "Write the tiny checkpoint, its random weights drawn from `seed`."
@@ -87,6 +89,7 @@ def save_tiny(self: Gr00tN1d6Family, folder: str | Path, seed: int = 0):
     config, eagle = _tiny_pair(tokenizer)
     model = Gr00tN1d6.from_config(config, eagle, seed=seed)
     self.save(folder, model, _new_processor(config, tokenizer))
+
 
 def _new_processor(config: Gr00tN1d6Config, tokenizer) -> Gr00tProcessor:
     "One that knows no robot yet."

@@ -66,6 +66,7 @@ def _head(config: Gr00tN1d7Config) -> ActionHead:
         mask_padding=config.mask_padding,
     )
 
+
 def _wider_history(old: Gr00tN1d7Config, new: Gr00tN1d7Config) -> InputError:
     return InputError(
         f"The checkpoint reads {old.state_history_length} steps of {old.max_state_dim} numbers"

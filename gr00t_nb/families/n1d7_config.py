@@ -19,6 +19,7 @@ from ..model.checkpoints import Misfit
 # %% ../../nbs/families/70_n1d7_config.ipynb #1ede1b0b
 _HALF = dict(num_layers=16)  # of the released model's layers
 
+
 @dataclass
 class Gr00tN1d7Config(FlatConfig):
     "The contents of `config.json`."
@@ -73,6 +74,7 @@ def must_agree(
 _BLOCKS = ("num_layers", "num_attention_heads", "attention_head_dim", "dropout", "final_dropout")
 _BLOCKS += ("positional_embeddings",)
 
+
 @patch
 def check(
     self: Gr00tN1d7Config,
@@ -95,6 +97,7 @@ def check(
 # %% ../../nbs/families/70_n1d7_config.ipynb #617da4bf
 _VL = dict(positional_embeddings=None, final_dropout=True)
 
+
 def _released() -> Gr00tN1d7Config:
     "GR00T-N1.7-3B."
     blocks = dict(num_layers=4, num_attention_heads=32, attention_head_dim=64, dropout=0.2)
@@ -104,6 +107,7 @@ def _released() -> Gr00tN1d7Config:
         diffusion_model_cfg=dict(DIFFUSION_DEFAULTS),
         vl_self_attention_cfg=_VL | blocks,
     )
+
 
 def _tiny() -> Gr00tN1d7Config:
     "Four blocks of 6 heads x 24, one of self-attention."

@@ -71,6 +71,7 @@ def _tiny_n1d7() -> tuple[Gr00tN1d7Config, dict, object]:  # configuration, of Q
     image = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     return *Gr00tN1d7Config.size("tiny", len(tokenizer), image), tokenizer
 
+
 def _new_n1d7(config: Gr00tN1d7Config, tokenizer, **settings) -> Gr00tN1d7Processor:
     "A processor that knows no robot yet."
     sizes = dict(max_state_dim=config.max_state_dim, max_action_dim=config.max_action_dim)
@@ -79,11 +80,13 @@ def _new_n1d7(config: Gr00tN1d7Config, tokenizer, **settings) -> Gr00tN1d7Proces
 
 _TINY_IMAGES = dict(shortest_image_edge=96, least_pixels=96 * 96)
 
+
 @patch
 def tiny_settings(self: Gr00tN1d7Family, seed: int = 0) -> list:  # JSON
     "Everything that decides the files of the tiny checkpoint."
     config, vlm, tokenizer = _tiny_n1d7()
     return [config.to_dict(), vlm, seed, tokenizer.get_vocab(), N1D7_RELEASED | _TINY_IMAGES]
+
 
 @patch
 def save_tiny(self: Gr00tN1d7Family, folder: str | Path, seed: int = 0):
@@ -91,6 +94,7 @@ def save_tiny(self: Gr00tN1d7Family, folder: str | Path, seed: int = 0):
     config, vlm, tokenizer = _tiny_n1d7()
     model = Gr00tN1d7.from_config(config, vlm, seed=seed)
     self.save(folder, model, _new_n1d7(config, tokenizer, model_name="tiny", **_TINY_IMAGES))
+
 
 @patch
 def save_outline(self: Gr00tN1d7Family, folder: str | Path):
@@ -114,6 +118,7 @@ _OTHER_QWEN = """This model's Qwen3-VL is not that of the 3B model. NVIDIA's cod
 1. make a folder whose path ends in `nvidia/Cosmos-Reason2-small`, with `qwen3vl_config.json` as its `config.json`,
    the files of `tokenizer/`, and weights of that size, which those of this checkpoint overwrite;
 2. give its path as `model_name` in `config.json` and in `processor_config.json`."""
+
 
 @patch
 def official_use(self: Gr00tN1d7Family, config: Gr00tN1d7Config) -> list[str]:

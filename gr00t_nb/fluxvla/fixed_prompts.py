@@ -63,7 +63,7 @@ def fixed_ids(
 def prompt_labels(
     ids: np.ndarray,  # int64 (N,)
     mask: np.ndarray,  # int (N,)
-) -> np.ndarray:  # int64 (N,), -100 where nothing is learnt
+) -> np.ndarray:  # int64 (N,), -100 where nothing is learned
     "What a language model would learn of a prompt."
     return np.where(mask == 1, ids, -100)
 

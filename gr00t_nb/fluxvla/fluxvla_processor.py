@@ -151,7 +151,6 @@ _SETTINGS = dict(
     max_num_embodiments=32,  # rows of the model's table
 )
 
-
 # %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #8dec3d64
 class FluxvlaProcessor(Gr00tProcessor):
     "The data side of a GR00T N1.5 that is trained as FluxVLA does."
@@ -348,7 +347,7 @@ def _float_pixels(
     samples: Sequence[dict],
     own: np.ndarray,  # (1, 2, 3), the checkpoint's constants
 ) -> torch.Tensor:  # [n, 3, S, S]
-    "The images of a batch, normalised."
+    "The images of a batch, normalized."
     images = np.stack([i for s in samples for i in s["images"]])
     each = [s.get("constants", np.repeat(own, len(s["images"]), 0)) for s in samples]
     return torch.from_numpy(normalize_pixels(images, np.concatenate(each)))

@@ -17,6 +17,7 @@ from ..modality_configs import ModalityConfig
 # %% ../../nbs/fluxvla/00_windows.ipynb #99cb3710
 USABLE, STATIC, EMPTY = 0, 1, 2  # kinds of rows
 
+
 def row_kinds(
     texts: Sequence[str],  # the task of each row
 ) -> np.ndarray:  # int8 (L,): USABLE, STATIC or EMPTY

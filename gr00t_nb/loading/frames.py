@@ -109,6 +109,7 @@ def record(self: FrameCache,
     if key not in self._sizes: self._sizes[key] = ds.frames(0, view, [0]).shape[1:3]
     return frame_record(self._sizes[key])
 
+
 @patch
 def path(self: FrameCache,
     ds: LeRobotDataset,
@@ -167,6 +168,7 @@ def _write(
         rows["pixels"] = pixels
         rows["crc"] = [zlib.crc32(np.ascontiguousarray(p)) for p in pixels]
         file.write(rows.tobytes())
+
 
 def _other_size(view: str, pixels: np.ndarray, dtype: np.dtype) -> InputError:
     has, expected = ("x".join(map(str, s[:2])) for s in (pixels.shape[1:], dtype["pixels"].shape))

@@ -38,6 +38,8 @@ COLOURS = dict(
 )
 
 # %% ../../nbs/plots/00_style.ipynb #f2dc5d82
+_IN_TURN = ("blue", "orange", "green", "vermilion", "purple", "sky", "black", "grey")
+
 #: matplotlib's settings for the pictures of this kit; the others are matplotlib's defaults.
 STYLE = {
     "font.size": 8,
@@ -54,6 +56,7 @@ STYLE = {
     "grid.color": "#E4E4E4",
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
+    "axes.prop_cycle": matplotlib.cycler(color=[COLOURS[c] for c in _IN_TURN]),
     "axes.linewidth": 0.6,
     "axes.edgecolor": "#777777",
     "xtick.color": "#444444",

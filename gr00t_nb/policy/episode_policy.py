@@ -74,11 +74,13 @@ def get_action(self: EpisodePolicy,
     self.step = min(self.step + self.execution_horizon, info["episode_length"] - 1)
     return actions, info
 
+
 def _robots(observation: dict | None) -> int:
     "How many robots a question is about, nested or with flat keys."
     parts = [v for v in (observation or {}).values()]
     parts += [a for v in parts if isinstance(v, dict) for a in v.values()]
     return next((len(a) for a in parts if isinstance(a, np.ndarray) and a.ndim), 0)
+
 
 @patch
 def example_observation(self: EpisodePolicy) -> dict:  # of one robot, as `get_action` takes it

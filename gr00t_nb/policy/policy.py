@@ -46,6 +46,7 @@ def check_is_map(observation):
             " language, each a map by name."
         )
 
+
 def _is_language(texts, batch: int) -> bool:
     "A list of `batch` lists with one string each."
     row = lambda t: isinstance(t, (list, tuple)) and len(t) == 1 and isinstance(t[0], str)
@@ -54,6 +55,7 @@ def _is_language(texts, batch: int) -> bool:
 # %% ../../nbs/policy/10_policy.ipynb #48e038b5
 _SIDE = 8  # pixels that a picture has at least, in height and in width
 _ARRAYS = dict(video=(np.uint8, (None, None, 3)), state=(np.float32, (None,)))  # dtype, shape after T
+
 
 def check_observation(
     observation: dict,  # see the table above
@@ -80,15 +82,15 @@ def check_observation(
             batch = given[key].shape[0]
             if modality == "video" and min(sides := given[key].shape[2:4]) < _SIDE:
                 raise InputError(
-                    f"video '{key}' has pictures of {sides[1]}x{sides[0]} pixels: expected at least"
-                    f" {_SIDE}x{_SIDE}."
+                    f"video '{key}' has pictures of {sides[1]}x{sides[0]} pixels:"
+                    f" expected at least {_SIDE}x{_SIDE}."
                 )
     for key in config["language"].modality_keys:
         texts = (observation.get("language") or {}).get(key)
         if not _is_language(texts, batch):
             raise InputError(
-                f"language '{key}' is {texts!r}: expected a list of {batch} lists with one string"
-                " each."
+                f"language '{key}' is {texts!r}: expected a list of {batch} lists"
+                " with one string each."
             )
     return batch
 
@@ -120,11 +122,9 @@ def open_processor(
     processor = family.load_processor(path, tokenizer_path)
     if tag not in (known := processor.modality_configs):
         foreign = foreign_tag(tag, family.robots) if family.robots else ""
-        raise InputError(
-            f"{foreign}{' ' * bool(foreign)}The checkpoint at {model_path} knows the"
-            f" embodiments {', '.join(known)}, not '{tag}': choose one of these, or"
-            " fine-tune it for yours."
-        )
+        found = f"The checkpoint at {model_path} knows the embodiments {', '.join(known)}, not '{tag}'"
+        said = f"{foreign} {found}" if foreign else found
+        raise InputError(f"{said}: choose one of these, or fine-tune it for yours.")
     return family, tag, processor
 
 # %% ../../nbs/policy/10_policy.ipynb #3e390f48
@@ -164,13 +164,13 @@ def num_inference_timesteps(self: Gr00tPolicy) -> int | None:
     "Steps in which an answer comes about; None for a generation that has none. It can be set."
     return self.family.num_inference_timesteps(self.model.config)
 
+
 @patch(set_prop=True)
 def num_inference_timesteps(self: Gr00tPolicy, steps: int):
     self.family.require("denoising")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise InputError(
-            f"The number of denoising steps is {steps!r}: expected a whole number of at least"
-            " 1."
+            f"The number of denoising steps is {steps!r}: expected a whole number of at least 1."
         )
     self.model.config.num_inference_timesteps = steps
 
@@ -199,8 +199,7 @@ def _checked_noise(
     try: noise = torch.as_tensor(np.asarray(noise, np.float32))
     except (TypeError, ValueError):
         raise InputError(
-            f"The noise is a {type(noise).__name__} that is no array of"
-            " numbers."
+            f"The noise is a {type(noise).__name__} that is no array of numbers."
         ) from None
     shape = tuple(noise.shape)
     rows = shape[-3] if len(shape) > 2 else 1
@@ -236,6 +235,7 @@ def _sample(
         batch["prev_actions"], how["rtc"] = self._continued(steps, **continued)
     answer = self.graphs or self.model.get_action
     return answer(self.to_device(batch), noise=noise, **how), raw_states
+
 
 @patch
 def to_device(
@@ -276,11 +276,13 @@ def predict(
     if rtc is not None and rtc.method != "guidance": _hold(actions, prev_actions, rtc.prefix_len)
     return actions
 
+
 def _hold(actions: dict[str, np.ndarray], before: dict[str, np.ndarray], rows: int):
     "Rows that are being executed are what they are: no scale and no precision changes them."
     for group, a in actions.items():
         due = before[group][:, :rows]
         a[..., :due.shape[1], :] = due
+
 
 @patch
 def draw_noise(
@@ -295,6 +297,7 @@ def draw_noise(
 
 # %% ../../nbs/policy/10_policy.ipynb #7b9ecdee
 _OPTIONS = ("noise", "seed", "num_inference_timesteps", "prev_actions", "rtc")
+
 
 @patch
 def get_action(
@@ -320,6 +323,7 @@ def get_action(
     actions = self.predict(steps, **how)
     if self.strict: _check_finite(actions)
     return actions, {}
+
 
 def _check_finite(actions: dict[str, np.ndarray]):
     for k, a in actions.items():
@@ -357,8 +361,7 @@ def _continued(
         left = a.shape[1]
         if not np.isfinite(a).all():
             raise InputError(
-                f"prev_actions '{group}' holds values that are not finite: give none"
-                " such."
+                f"prev_actions '{group}' holds values that are not finite: give none such."
             )
     if left == 0: raise InputError("prev_actions has no row: leave it out for an answer of its own.")
     rows = np.minimum(np.arange(len(config.delta_indices)), left - 1)  # the last one again and again

@@ -100,7 +100,6 @@ def device_of(name: str | None) -> torch.device:
         cards = torch.cuda.device_count()
         here = f"cuda:0 to cuda:{cards - 1} are here" if cards else "no GPU is here"
         raise InputError(
-            f"The device is {str(name)!r}: expected cpu, or one that torch has;"
-            f" {here}."
+            f"The device is {str(name)!r}: expected cpu, or one that torch has; {here}."
         ) from None
     return found

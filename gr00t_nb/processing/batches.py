@@ -107,7 +107,6 @@ def _uneven(counts: Sequence[int]) -> InputError:
         " this model reads as many of each: train robots with other cameras in runs of their own."
     )
 
-
 # %% ../../nbs/processing/45_batches.ipynb #1cce16f3
 def pad_prompts(
     batch: dict,  # input_ids and attention_mask [B, N] int64; all else is kept

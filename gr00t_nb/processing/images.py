@@ -245,6 +245,7 @@ class Augmentation:
 # %% ../../nbs/processing/30_images.ipynb #5108fec1
 COLOUR_CHANGES = ("brightness", "contrast", "saturation", "hue")
 
+
 def _colour_range(name: str, strength: float | Sequence[float]) -> tuple[float, float]:
     "Bounds of one property; a pair is taken as the bounds themselves."
     if name not in COLOUR_CHANGES:
@@ -294,6 +295,7 @@ def rotate(
 def _levels(factor: float, offset: float = 0.0) -> np.ndarray:  # (256,) uint8
     "The table level -> factor * level + offset, rounded and clipped."
     return np.clip(np.rint(np.arange(256) * factor + offset), 0, 255).astype(np.uint8)
+
 
 def change_colour(
     image: np.ndarray,  # (H, W, 3) uint8 RGB
@@ -346,7 +348,7 @@ if hasattr(os, "register_at_fork"):
 # %% ../../nbs/processing/30_images.ipynb #81e4f739
 def in_threads(
     f: Callable,  # of one item; what it returns is dropped
-    items: Sequence,  # taken from the front by whoever is free
+    items: Sequence,  # taken from the front by the thread that is free
     threads: int | None = None,  # None: `loading_threads()`
 ):
     "Calls `f` on every item, in several threads. The first error comes out at the end."

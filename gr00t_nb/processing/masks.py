@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from ..errors import InputError, did_you_mean
+from ..files import is_number
 from .images import in_threads
 
 # %% ../../nbs/processing/35_masks.ipynb #922ab9e8
@@ -89,9 +90,6 @@ def _of(known, name: str) -> str:
     return f"{', '.join(known)}{'.' * bool(near)}{near}"
 
 
-def _number(x) -> bool: return isinstance(x, (int, float)) and not isinstance(x, bool)
-
-
 def _check_labels(where: str, labels):
     whole = lambda v: isinstance(v, (int, np.integer)) and not isinstance(v, bool)
     if not (isinstance(labels, (list, tuple)) and labels and all(map(whole, labels))):
@@ -102,10 +100,10 @@ def _check_labels(where: str, labels):
 def _check_step(where: str, values: Mapping):
     "`InputError` for a value of a step that cannot be."
     _check_labels(where, values["target_mask_values"])
-    if not (_number(values["p"]) and 0 <= values["p"] <= 1):
+    if not (is_number(values["p"]) and 0 <= values["p"] <= 1):
         raise _wrong(f"p of {where}", values["p"], "a probability from 0 to 1")
     pair = values.get("alpha_range", (0, 1))
-    numbers = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_number, pair))
+    numbers = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(is_number, pair))
     if not (numbers and 0 <= pair[0] <= pair[1] <= 1):
         expected = "two rising shares from 0 to 1, such as [0.3, 1.0]"
         raise _wrong(f"alpha_range of {where}", pair, expected)

@@ -6,7 +6,6 @@
 __all__ = ['PROCESSOR_DEFAULTS', 'Gr00tProcessor']
 
 # %% ../../nbs/processing/50_processor.ipynb #24093bc9
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from transformers import Qwen2TokenizerFast
 
 from ..embodiments import EMBODIMENT_IDS
 from ..modality_configs import ModalityConfig
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, did_you_mean, warn
 from .batches import make_batch
 from .embodiment_statistics import largest_difference
 from .images import PIXELS_PER_SIDE, draw_augmentation, image_sizes, prepare, transform_many
@@ -104,10 +103,12 @@ def _remake(self: Gr00tProcessor):
     known = self.modality_configs, self.statistics
     self.state_action = self.state_action_class(*known, **switches)
 
+
 @patch(as_prop=True)
 def tokenizer(self: Gr00tProcessor) -> Qwen2TokenizerFast | None:
     "What cuts prompts into tokens."
     return self.encoder and self.encoder.tokenizer
+
 
 @patch(set_prop=True)
 def tokenizer(self: Gr00tProcessor, tokenizer: Qwen2TokenizerFast | None):
@@ -141,6 +142,7 @@ def prepare(self: Gr00tProcessor,
 ) -> np.ndarray:  # (n, S, S, 3) uint8: the same samples are made of them
     "Letterbox and first scaling, which may be done once for every frame."
     return prepare(frames, **self.image_settings)
+
 
 @patch
 def _frames(self: Gr00tProcessor,
@@ -204,6 +206,7 @@ def _check_fit(self: Gr00tProcessor, embodiment: str, what: str, size: int, sett
             f" {self.settings[setting]} ({setting}): configure fewer, or train a model with"
             f" {setting}={size} or more."
         )
+
 
 @patch
 def _stack(self: Gr00tProcessor,
@@ -427,10 +430,9 @@ def set_embodiment(self: Gr00tProcessor,
     new = checked_statistics({tag: as_json(statistics)})[tag]
     stays = old is not None and not override
     if stays and (differs := largest_difference(old, new)):
-        warnings.warn(
+        warn(
             f"The statistics of '{tag}' stored in the checkpoint stay in use; those of the new"
-            f" data differ (most in {differs}). --override-statistics, or override=True, takes the new ones.",
-            stacklevel=2,
+            f" data differ (most in {differs}). --override-statistics, or override=True, takes the new ones."
         )
     self.modality_configs[tag], self.statistics[tag] = dict(config), old if stays else new
     try:

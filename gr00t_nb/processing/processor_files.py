@@ -16,7 +16,7 @@ import numpy as np
 from ..modality_configs import ModalityConfig
 from ..errors import InputError
 from ..data.moments import ENTRIES
-from ..files import read_json, read_mapping, write_json
+from ..files import is_count, is_number, is_positive, read_json, read_mapping, write_json
 
 # %% ../../nbs/processing/48_processor_files.ipynb #96b7d296
 def as_json(x):
@@ -93,19 +93,17 @@ def processor_folder(
 # %% ../../nbs/processing/48_processor_files.ipynb #155c415a
 _CONFIG = "an object with processor_kwargs, as of a GR00T checkpoint"
 _TRUTH, _SHARE = "true or false", "a share from 0 to 1"
-_is_number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
 _is_truth = lambda x: isinstance(x, bool)
-_is_count = lambda x: isinstance(x, int) and not isinstance(x, bool) and x > 0
-_is_share = lambda x: _is_number(x) and 0 <= x <= 1
-_is_pair = lambda x: isinstance(x, (list, tuple)) and len(x) == 2 and all(map(_is_count, x))
+_is_share = lambda x: is_number(x) and 0 <= x <= 1
+_is_pair = lambda x: isinstance(x, (list, tuple)) and len(x) == 2 and all(map(is_positive, x))
 _is_object = lambda x: isinstance(x, Mapping)
-_KINDS = (
-    (_is_count, "a whole number from 1", "max_state_dim max_action_dim max_action_horizon max_len"
+_SETTING_KINDS = (
+    (is_positive, "a whole number from 1", "max_state_dim max_action_dim max_action_horizon max_len"
      " max_num_embodiments shortest_image_edge least_pixels"),
     (_is_share, _SHARE, "crop_fraction state_dropout_prob"),
     (_is_truth, _TRUTH, "use_albumentations formalize_language use_percentiles clip_outliers"
      " apply_sincos_state_encoding use_relative_action exclude_state letter_box_transform"),
-    (_is_number, "a number of degrees", "random_rotation_angle"),
+    (is_number, "a number of degrees", "random_rotation_angle"),
     (_is_pair, "two numbers of pixels, such as [256, 256]", "image_crop_size image_target_size"),
     (_is_object, "an object", "color_jitter_params normalization_modes robots"),
 )  # of settings whether a value is one, and what is expected
@@ -117,7 +115,7 @@ def check_settings(
     where: str = "The processor",  # for errors
 ):
     "`InputError` for a setting that is of another kind than its name says."
-    for fits, expected, names in _KINDS:
+    for fits, expected, names in _SETTING_KINDS:
         for name in names.split():
             if name not in settings: continue
             value = settings[name]
@@ -185,7 +183,7 @@ def checked_ids(
     "`InputError` for a robot whose slot is no whole number from 0."
     require_object(said, f"{where}", "an object with the slot of each robot")
     for tag, slot in said.items():
-        if isinstance(slot, int) and not isinstance(slot, bool) and slot >= 0: continue
+        if is_count(slot): continue
         raise InputError(f"{where}: '{tag}' has {slot!r}: expected its slot, a whole number from 0.")
     return said
 

@@ -267,7 +267,6 @@ def _is_gemma(folder: Path) -> bool:
     said = json.loads(file.read_text()) if file.exists() else {}
     return str(said.get("tokenizer_class")).startswith("GemmaTokenizer")
 
-
 # %% ../../nbs/processing/40_prompts.ipynb #9d09aa97
 class PromptEncoder:
     "Turns prompts into padded ids; keeps those of the last `cache_size` prompts. Can be pickled."
@@ -327,4 +326,3 @@ class PlainEncoder(PromptEncoder):
 
     def __init__(self, tokenizer, cache_size: int = 4096):
         self.tokenizer, self._ids = tokenizer, LRUCache(cache_size)
-

@@ -115,6 +115,7 @@ def config_of(self: StateActionProcessor,
         )
     return known[embodiment][modality]
 
+
 @patch
 def _array(
     self: StateActionProcessor, embodiment: str, modality: str, group: str, name: str
@@ -143,11 +144,13 @@ def _action_configs(
     absolute = [ActionConfig(ActionRepresentation.ABSOLUTE)] * len(config.modality_keys)
     return dict(zip(config.modality_keys, config.action_configs or absolute))
 
+
 @patch
 def is_relative(self: StateActionProcessor, embodiment: str, group: str) -> bool:
     "Whether an action group is made relative: configured so, and the processor's switch is on."
     if not self.use_relative_action: return False
     return self._action_configs(embodiment)[group].rep is ActionRepresentation.RELATIVE
+
 
 @patch
 def _check_relative(self: StateActionProcessor, embodiment: str):
@@ -172,6 +175,7 @@ def group_width(self: StateActionProcessor,
     "Width of a group, before any sin/cos."
     return self._array(embodiment, modality, group, "min").shape[-1]
 
+
 @patch
 def mode_of(self: StateActionProcessor,
     embodiment: str,  # tag value
@@ -186,6 +190,7 @@ def mode_of(self: StateActionProcessor,
     # relative groups keep min and max whatever use_percentiles says, as the official processor does
     relative = modality == "action" and self.is_relative(embodiment, group)
     return "q99" if self.use_percentiles and not relative else "min_max"
+
 
 @patch
 def _is_sin_cos(self: StateActionProcessor, embodiment: str, group: str) -> bool:
@@ -204,6 +209,7 @@ def state_dim(self: StateActionProcessor,
 
     return sum(width(k) for k in self.config_of(embodiment, "state").modality_keys)
 
+
 @patch
 def action_dim(self: StateActionProcessor,
     embodiment: str,  # tag value
@@ -213,17 +219,22 @@ def action_dim(self: StateActionProcessor,
     return sum(self.group_width(embodiment, "action", k) for k in keys)
 
 # %% ../../nbs/processing/20_state_action.ipynb #96f94ebf
+def _present(values: Mapping, embodiment: str, modality: str, group: str) -> np.ndarray:
+    "The array of a group."
+    if group in values: return np.asarray(values[group])
+    raise InputError(
+        f"The {modality} of '{embodiment}' lacks the group '{group}': given were"
+        f" {', '.join(values) or 'none'}.{did_you_mean(group, values)}"
+    )
+
+
 @patch
 def _take(
     self: StateActionProcessor, values: Mapping, embodiment: str, modality: str, group: str
 ) -> np.ndarray:
     "The array of a group, present and of the right width."
-    if group not in values:
-        raise InputError(
-            f"The {modality} of '{embodiment}' lacks the group '{group}': given were"
-            f" {', '.join(values) or 'none'}.{did_you_mean(group, values)}"
-        )
-    x, width = np.asarray(values[group]), self.group_width(embodiment, modality, group)
+    x = _present(values, embodiment, modality, group)
+    width = self.group_width(embodiment, modality, group)
     if x.shape[-1] != width:
         raise InputError(
             f"The {modality} group '{group}' of '{embodiment}' is {x.shape[-1]} numbers wide where"
@@ -231,6 +242,7 @@ def _take(
             " or versions; compute the statistics anew."
         )
     return x
+
 
 @patch
 def _rule(
@@ -242,6 +254,7 @@ def _rule(
     mode = self.mode_of(embodiment, modality, group)
     names = dict(mean_std=("mean", "std"), q99=("q01", "q99")).get(mode, ("min", "max"))
     return mode == "mean_std", *(self._array(embodiment, stats, group, n) for n in names)
+
 
 @patch
 def check_statistics(self: StateActionProcessor,
@@ -267,6 +280,7 @@ def scaled(self: StateActionProcessor,
     clips = self.clip_outliers and (modality == "action" or not mean_std)
     return np.clip(y, -1, 1) if clips else y
 
+
 @patch
 def unscaled(self: StateActionProcessor,
     y: np.ndarray,  # (..., T, D) as the model puts it out
@@ -278,6 +292,7 @@ def unscaled(self: StateActionProcessor,
     mean_std, a, b = self._rule(embodiment, modality, group)
     if modality == "action": self._check_horizon(embodiment, group, y, a)
     return (unnormalize_mean_std if mean_std else unnormalize_range)(y, a, b)
+
 
 @patch
 def _check_horizon(
@@ -350,6 +365,7 @@ def _reference(self: StateActionProcessor,
             " if it is a pose."
         )
     return np.asarray(state[key], dtype=np.float64)[..., -1:, :]
+
 
 @patch
 def _check_width(
@@ -427,8 +443,7 @@ def unapply_action(self: StateActionProcessor,
     "The inverse of `apply_action`: physical units, then absolute."
     out = {}
     for group in self.config_of(embodiment, "action").modality_keys:
-        if group not in action: self._take(action, embodiment, "action", group)  # raises
-        x = np.asarray(action[group])
+        x = _present(action, embodiment, "action", group)
         x = self.unscaled(x, embodiment, "action", group)
         if self.is_relative(embodiment, group): x = self.to_absolute(x, state, embodiment, group)
         out[group] = x

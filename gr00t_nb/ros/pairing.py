@@ -18,7 +18,7 @@ from fastcore.basics import patch
 @dataclass(frozen=True)
 class Stamped:
     "A message and the time at which it was taken."
-    stamp: float  # seconds, on the clock of whoever pairs
+    stamp: float  # seconds, on the clock of the machine that pairs
     value: Any
 
 

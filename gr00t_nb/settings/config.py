@@ -77,12 +77,12 @@ class ModelOptions:
     tune_visual: Switch = None  # train the vision tower and the connector
     tune_projector: Switch = None  # train the state and action encoders and the action decoder
     tune_diffusion_model: Switch = None  # train the diffusion transformer
-    tune_vlln: Switch = None  # train what reads the features before the transformer; none: as the checkpoint says
+    tune_vlln: Switch = None  # train the layers between the backbone and the DiT; none: as the checkpoint says
     tune_top_llm_layers: int | None = None  # train so many of the last language layers; none: as the checkpoint says
-    mask_padding: Switch = None  # what reads the features ignores padding; none: as the checkpoint says
+    mask_padding: Switch = None  # the action head's layers do not look at padding; none: as the checkpoint says
     state_dropout_prob: float | None = None  # how often a sample's state is hidden; none: the family's
     dropout: float | None = None  # of the diffusion transformer; none: as the checkpoint says
-    embodiment_rows_only: Switch = None  # of the per-robot layers train this robot's rows alone: less memory
+    embodiment_rows_only: Switch = None  # of each robot's own layers train this robot's rows only: less memory
     gradient_checkpointing: Switch = None  # recompute activations in the backward pass: less memory, more time
     recompute_parts: list[str] | None = None  # the same for these parts alone, such as language DiT
     compile: bool = False  # torch.compile for every transformer block: some minutes first, then faster steps
@@ -112,7 +112,7 @@ class OptimizerOptions:
     weight_decay: float | None = None  # AdamW's, on the parameters that the family names; none: the family's
     decay_vectors: Switch = None  # --no-decay-vectors: no weight decay on norms and other vectors, as FluxVLA's runs
     warmup_ratio: float | None = None  # share of max_steps in which the learning rate rises; none: the family's
-    lr_scheduler: str | None = None  # cosine, constant, step, step-based, linear-warmup+cosine-decay; none: family's
+    lr_scheduler: str | None = None  # cosine, constant, step, step-based, linear-warmup+cosine-decay; else the family's
     adam_betas: tuple[float, float] | None = None  # AdamW's two decay rates, such as 0.9 0.999; none: the family's
     max_grad_norm: float | None = None  # longer gradients are scaled down to this norm; none: the family's, 1.0
     lr_decay_steps: int | None = None  # steps between two falls; used by --lr-scheduler step
@@ -182,15 +182,15 @@ def _fill(config):  # a FinetuneConfig
 
 _WHOLE, _NUMBER, _TEXT = (int, "a whole number"), ((int, float), "a number"), (str, "a text")
 _TRUTH = (bool, "true or false")
-_KINDS = {int: _WHOLE, int | None: _WHOLE, float: _NUMBER, float | None: _NUMBER, str | None: _TEXT}
-_KINDS |= {str: _TEXT, bool: _TRUTH, bool | None: _TRUTH, Switch: _TRUTH}
-_KINDS |= {dict[str, float] | None: (Mapping, "names with a number each")}
-_KINDS |= {list[str] | None: ((list, tuple), "a list")}  # of a field's type: what a value is
+_FIELD_KINDS = {int: _WHOLE, int | None: _WHOLE, float: _NUMBER, float | None: _NUMBER, str | None: _TEXT}
+_FIELD_KINDS |= {str: _TEXT, bool: _TRUTH, bool | None: _TRUTH, Switch: _TRUTH}
+_FIELD_KINDS |= {dict[str, float] | None: (Mapping, "names with a number each")}
+_FIELD_KINDS |= {list[str] | None: ((list, tuple), "a list")}  # of a field's type: what a value is
 
 
 def _check_kind(config, name: str, value):
     "`InputError` for a value of a recipe that is of another kind than its field."
-    kind, what = _KINDS.get(next(f.type for f in fields(config) if f.name == name), (object, ""))
+    kind, what = _FIELD_KINDS.get(next(f.type for f in fields(config) if f.name == name), (object, ""))
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)): return
     if kind is object: return
     raise InputError(f"The recipe sets {name} to {value!r}: expected {what}.")
@@ -241,7 +241,6 @@ class FinetuneConfig(
         if not self.cfg_options: return None
         raise InputError("--cfg-options changes a recipe: name one with --recipe, or leave it out.")
 
-
 # %% ../../nbs/settings/10_config.ipynb #e48246d5
 _PLACES = (
     "base_model_path", "modality_config_path", "modality_path", "mixture", "recipe", "tokenizer_path",
@@ -250,7 +249,7 @@ _PLACES = (
 
 
 def at_home(path: str) -> str:
-    "A path whose ~ is the home of whoever runs."
+    "A path whose ~ is the home of the user."
     return str(Path(path).expanduser())
 
 

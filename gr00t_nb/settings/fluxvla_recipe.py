@@ -313,7 +313,7 @@ def _reason(key: str) -> str:
 
 
 def _ignored(values: _Values) -> list[str]:
-    "What nobody took, by its reason."
+    "What was not taken, by its reason."
     reasons = {}
     for key in values.left: reasons.setdefault(_reason(key), []).append(key)
     return [f"ignored {', '.join(keys)}: {why}" for why, keys in reasons.items()]
@@ -441,7 +441,7 @@ def _parsed_text(said: str) -> dict:
 
 
 def _check_options(notes: Sequence[str], changes: Mapping, known: Mapping):
-    "`InputError` for an option that changes nothing: it was typed a moment ago, so somebody waits for it."
+    "`InputError` for an option that changes nothing: it was typed a moment ago."
     told = [n.removeprefix("ignored ").removesuffix(f": {_UNKNOWN}") for n in notes if n.endswith(_UNKNOWN)]
     for key in changes:
         if not any(key in part.split(", ") for part in told): continue

@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from ..data.layouts_v3 import dataset_folder
 from ..embodiments import embodiment_value
 from ..errors import InputError, did_you_mean
+from ..files import is_count, is_number
 from ..modality_configs import ModalityConfig
 from ..processing.processor_files import as_json
 from .config import FinetuneConfig, at_home
@@ -75,10 +76,12 @@ def robot(self: MixtureEntry) -> RobotOfRecipe | None:
     has = f"The recipe '{name}' has the robots {', '.join(known.robots)}"
     raise InputError(f"{has}, and '{self.name}' asks for '{own}'.{did_you_mean(own, known.robots)}")
 
+
 @patch(as_prop=True)
 def tag(self: MixtureEntry) -> str:
     robot = self.robot
     return embodiment_value(self.embodiment_tag or (robot.tag if robot else None))
+
 
 @patch(as_prop=True)
 def slot(self: MixtureEntry) -> int | None:
@@ -130,12 +133,6 @@ def _parsed(text: str, place: str) -> dict:
 _EXPECTED = "expected a name for each entry, and below it dataset_path, embodiment_tag and more"
 
 # %% ../../nbs/settings/20_mixtures.ipynb #a065b3f2
-def _is_number(x) -> bool: return isinstance(x, (int, float)) and not isinstance(x, bool)
-
-
-def _is_count(x) -> bool: return isinstance(x, int) and not isinstance(x, bool) and x >= 0
-
-
 def _is_text(x) -> bool: return isinstance(x, (str, Path)) and str(x) != ""
 
 
@@ -144,18 +141,18 @@ def _are(kind): return lambda x: isinstance(x, (list, tuple)) and all(map(kind, 
 
 _TRUTH = (lambda x: isinstance(x, bool), "true or false")
 _FILE = (_is_text, "the path of a file")
-_KINDS = dict(
+_ENTRY_KINDS = dict(
     name=(_is_text, "a word"),
     dataset_path=(lambda x: _is_text(x) or _are(_is_text)(x), "a folder, or a list of folders"),
     embodiment_tag=(_is_text, "the name of a robot, such as NEW_EMBODIMENT"),
-    ratio=(lambda x: _is_number(x) and 0 < x < math.inf, "a number above 0"),
+    ratio=(lambda x: is_number(x) and 0 < x < math.inf, "a number above 0"),
     modality_config_path=_FILE,
     modality_config=(lambda x: isinstance(x, dict), "an object with video, state and so on"),
     modality_path=_FILE,
     recipe=(lambda x: _is_text(x) or isinstance(x, dict), "the name of a recipe, or a robot"),
-    embodiment_id=(_is_count, "a whole number from 0"),
-    exclude_episodes=(_are(_is_count), "a list of numbers of episodes, such as [3, 17]"),
-    val_fraction=(lambda x: _is_number(x) and 0 <= x <= 0.9, "a share from 0 to 0.9"),
+    embodiment_id=(is_count, "a whole number from 0"),
+    exclude_episodes=(_are(is_count), "a list of numbers of episodes, such as [3, 17]"),
+    val_fraction=(lambda x: is_number(x) and 0 <= x <= 0.9, "a share from 0 to 0.9"),
     shipped_statistics=_TRUTH,
     override_statistics=_TRUTH,
 )  # of each field whether a value is one, and what is expected
@@ -164,7 +161,7 @@ _KINDS = dict(
 def _check_kinds(entry: MixtureEntry):
     "`InputError` for a value that cannot be."
     must = ["name", "dataset_path", "ratio", *([] if entry.recipe else ["embodiment_tag"])]
-    for name, (fits, expected) in _KINDS.items():
+    for name, (fits, expected) in _ENTRY_KINDS.items():
         value = getattr(entry, name)
         if value is None and name not in must or fits(value): continue
         found = f"{name} of the entry '{entry.name}' is {value!r}"
@@ -280,16 +277,16 @@ def _no_data(recipe: Recipe, name: str) -> InputError:
         f" --dataset-path, such as {path}."
     )
 
-
 # %% ../../nbs/settings/20_mixtures.ipynb #37b72247
 def check_entries(
     entries: Sequence[MixtureEntry],
 ):
-    "`InputError` where a data set is not there or there twice, or where entries disagree."
+    """`InputError` where a value, a tag or a word of a modality configuration means nothing, where a data set is not
+    there or there twice, or where entries disagree."""
     owner = {}
     for e in entries:
         _check_kinds(e)
-        e.tag  # says what is wrong with it
+        _check_tag(e)
         if not e.roots: raise _empty(e)
         if len(e.roots) > 1 and e.exclude_episodes: raise _whose_episodes(e)
         for m, c in (e.modality_config or {}).items(): _check_words(e, m, c)
@@ -352,6 +349,12 @@ def _check_robots(entries: Sequence[MixtureEntry]):
     )
 
 # %% ../../nbs/settings/20_mixtures.ipynb #44f499e5
+def _check_tag(e: MixtureEntry):
+    "`InputError` for a recipe that does not exist, and for a tag that no robot has."
+    robot = e.robot
+    embodiment_value(e.embodiment_tag or robot.tag)
+
+
 def _again(roots: list[str], folder: Path) -> bool:
     "Whether two paths lead to one folder."
     return sum(dataset_folder(r).resolve() == folder.resolve() for r in roots) > 1

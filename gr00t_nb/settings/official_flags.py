@@ -48,18 +48,18 @@ _KNOWN = OFFICIAL_FLAGS | RETIRED_FLAGS
 def _apart(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     "Arguments that are fields, and the others of NVIDIA's launchers with their values; alone they are 'true'."
     ours, theirs, current = [], {}, None
-    for arg in args:
-        if arg.startswith("--"):
-            flag, _, value = arg[2:].partition("=")
+    for word in args:
+        if word.startswith("--"):
+            flag, _, value = word[2:].partition("=")
             name = flag.replace("_", "-")
             current = name.removeprefix("no-")
             alone = "true" if current == name else "false"
             if current in _KNOWN: theirs[current] = value or alone
             else: current = None
         elif current:
-            theirs[current] = arg
+            theirs[current] = word
             continue
-        if current is None: ours.append(arg)
+        if current is None: ours.append(word)
     return ours, theirs
 
 # %% ../../nbs/settings/30_official_flags.ipynb #7d6a01b3
@@ -84,7 +84,7 @@ def _translated(config: FinetuneConfig, flag: str, said: str) -> FinetuneConfig:
         raise InputError(f"--{flag} {said} is not known here ({means}): leave --{flag} out.")
     if flag == "report-to":
         return replace(config, use_wandb=said == "wandb", use_tensorboard=said == "tensorboard")
-    if flag.startswith("override"): return replace(config, override_statistics=not off)
+    if flag == "override-pretraining-statistics": return replace(config, override_statistics=not off)
     if flag == "resume-from-checkpoint": return _go_on_from(config, said)
     if flag == "sharding-strategy": return replace(config, parallel=engine_of(said))
     if flag != "batch-size": return config
@@ -100,9 +100,9 @@ def _in_boxes(
     "What tyro shows with a titled box for each."
     parts = [c for c in reversed(kind.__mro__) if vars(c).get("__annotations__")]
     title = lambda c: c.__name__.removesuffix("Options").strip("_").lower()
-    fields = [(c.__name__, Annotated[c, arg(name=title(c))]) for c in parts]
+    boxes = [(c.__name__, Annotated[c, arg(name=title(c))]) for c in parts]
     named = dict(namespace=dict(__doc__=kind.__doc__))
-    return OmitArgPrefixes[make_dataclass(kind.__name__, fields, **named)]
+    return OmitArgPrefixes[make_dataclass(kind.__name__, boxes, **named)]
 
 # %% ../../nbs/settings/30_official_flags.ipynb #41dcd18e
 def _refuse_twice(

@@ -48,9 +48,9 @@ class ColumnRobot:
     rate: float | None = None  # actions in a second on the robot
 
     def __post_init__(self):
-        lists = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in lists.items():  # as a file has them
-            if isinstance(value, list): object.__setattr__(self, name, tuple(value))
+        for f in fields(self):
+            value = getattr(self, f.name)  # a file has lists
+            if isinstance(value, list): object.__setattr__(self, f.name, tuple(value))
         object.__setattr__(self, "tag", embodiment_value(self.tag))
         if not self.cameras or isinstance(self.cameras, str):
             raise InputError(f"cameras is {self.cameras!r}: expected a list of video columns.")
@@ -77,7 +77,7 @@ def described(
     try: said = fluxvla_robot(info, self.cameras, **keys, **window)
     except InputError as e: raise InputError(f"{where}: {e}") from None
     for kind, key in (("state", self.state_key), ("action", self.action_key)):
-        asked, = [getattr(self, f"{kind}_dim")]
+        asked = getattr(self, f"{kind}_dim")
         group, = said[0][kind].values()
         if asked in (None, group["end"]): continue
         raise InputError(

@@ -92,8 +92,7 @@ def training_arguments(
         report_to=["wandb"] if config.use_wandb else "none",
         run_name=run_name(config),
     )
-    args.device
-    args._n_gpu = min(args._n_gpu, 1)  # several GPUs without torchrun: one, and no DataParallel
+    if args.device.type != "cpu": args._n_gpu = 1  # of several GPUs without torchrun one, and no DataParallel
     return args
 
 # %% ../../nbs/training/20_experiment.ipynb #e11faba1

@@ -408,7 +408,7 @@ def _early(result: FinetuneResult) -> str:
     return f"ended after step {step} of {config.max_steps}: nothing has improved {waited}; {longer}"
 
 # %% ../../nbs/training/40_finetune.ipynb #0a5f22f1
-_ASKS = f"Exit code {REQUEUE} asks whoever started it to do so again."
+_ASKS = f"Exit code {REQUEUE} asks for the run to be started again."
 
 
 def _try_later(number: int, frame):

@@ -71,7 +71,7 @@ def _refusal(dataset: LeRobotDataset, report, errors: list, shipped=True) -> str
     return (
         f"The check-up found {found}; the first, at {where}: {first.found}. See them all with: {see}"
         f" (or {f'train without {these}:{without}, or ' if without else ''}"
-        "leave them be with --no-check-data)."
+        "accept them with --no-check-data)."
     )
 
 # %% ../../nbs/training/10_prepare.ipynb #a6ef4a6c

@@ -103,7 +103,6 @@ def read_episode(
         except InputError as err: r.faults.append(str(err))
     return r
 
-
 # %% ../../nbs/viz/30_episodes.ipynb #ead5429d
 def _marks(r: EpisodeRecord) -> list[tuple[float, str]]:  # (seconds, colour)
     "Where the check-up found something; once for each step, the worst."
@@ -117,7 +116,6 @@ def _fill_traces(fig, r: EpisodeRecord, cursor: int | None, normalized: bool, co
     "Fills a figure or subfigure with the panels."
     now = None if cursor is None else r.seconds(cursor)
     draw_panels(fig, r.panels, r.fps or 1, columns, normalized, now, _marks(r)[:40], **look)
-
 
 # %% ../../nbs/viz/30_episodes.ipynb #6824d55e
 def _fill_motion(ax, r: EpisodeRecord, cursor: int | None = None):
@@ -146,7 +144,6 @@ def draw_motion(
     fig = Plot(width, 0.55, DPI)
     _fill_motion(fig.subplots(), r, cursor)
     return fig
-
 
 # %% ../../nbs/viz/30_episodes.ipynb #1357b975
 @styled
@@ -181,7 +178,6 @@ def shortened(
     "A sentence with paths as they are inside the data set's folder."
     return text.replace(f"{ds.path}/", "")
 
-
 # %% ../../nbs/viz/30_episodes.ipynb #797a3839
 def _header(
     r: EpisodeRecord, wide: int, unseen: Sequence[str] = (), most: int = 5
@@ -215,7 +211,6 @@ def _film(
                 frames[v][-1] = lay_over(frames[v][-1], read_masks(ds, episode, v, [m])[0])
             except InputError as e: unseen.setdefault(v, shortened(ds, str(e)))
     return frames, list(unseen.values())
-
 
 # %% ../../nbs/viz/30_episodes.ipynb #8e7714fb
 def _fill_film(fig, r: EpisodeRecord, frames: dict[str, list], moments, ratios, cursor):
@@ -278,7 +273,6 @@ def draw_episode(
     if r.panels: _fill_traces(traces, r, cursor, normalized, 4, span=span)
     return fig
 
-
 # %% ../../nbs/viz/30_episodes.ipynb #97e428bd
 def chosen_views(source: TraceSource, views: Sequence[str] | None) -> list[str]:
     "Cameras that are asked for, or those of the configuration, or all."
@@ -318,15 +312,13 @@ def plot_episode(
     r = read_episode(source, episode, normalized, relative, groups, report, dataset_scales(ds, 20))
     return draw_episode(ds, r, views, step, normalized, moments, width, span, masks)
 
-
 # %% ../../nbs/viz/30_episodes.ipynb #6590d5a1
 def _findings_in_words(r: EpisodeRecord, most: int) -> list[str]:  # HTML
     "What the check-up found; a table that cannot be read is a fault already."
     problems = [p for p in r.problems if not (r.faults and p.kind == "table_unreadable")]
-    rows = [note(p.severity, f"{_sentence(p)} → {p.mend}", f"{p.severity}:") for p in problems[:most]]
+    rows = [note(p.severity, f"{_sentence(p)} → {p.fix}", f"{p.severity}:") for p in problems[:most]]
     more = len(problems) - most
     return rows + [f"<div>and {more} more</div>"] * (more > 0)
-
 
 # %% ../../nbs/viz/30_episodes.ipynb #2260aef0
 def told(
@@ -379,7 +371,6 @@ def put_beside(
         lines = found.get((p.group, p.title), {})
         p.beside = {k: (r.seconds(np.arange(len(x)) * stretch), x) for k, x in lines.items()}
 
-
 # %% ../../nbs/viz/30_episodes.ipynb #0bc3f5fd
 def step_beside(
     r: EpisodeRecord,
@@ -413,7 +404,6 @@ class Exclusions(dict):  # number of the episode -> note
         write_json(path, dict(dataset=self.ds.name, exclude_episodes=sorted(self), notes=notes))
         return path
 
-
 # %% ../../nbs/viz/30_episodes.ipynb #c27da9ed
 @patch(cls_method=True)
 def load(cls: Exclusions,
@@ -441,7 +431,6 @@ def episode_tasks(
     for i, e in enumerate(ds.episodes):
         for t in dict.fromkeys(e.tasks): out.setdefault(t, []).append(i)
     return dict(sorted(out.items(), key=lambda x: -len(x[1]))[:most])
-
 
 # %% ../../nbs/viz/30_episodes.ipynb #cc0766f1
 def _label(ds: LeRobotDataset, episode: int) -> str:

@@ -51,7 +51,6 @@ def _title(runs: list[RunLog]) -> str:
     far = f", {runs[0].sentences()[0][1]}" if len(runs[0]) else ""
     return f"{runs[0].name}{far}"
 
-
 # %% ../../nbs/viz/80_monitor.ipynb #14a8dc7b
 def plot_runs(
     runs,  # see `open_runs`
@@ -94,7 +93,6 @@ def _check_monitor(x: str, beta: float, every: float):
     if every <= 0:
         wanted = "a number of seconds between two looks, such as 3"
         raise InputError(f"every is {every}: expected {wanted}.")
-
 
 # %% ../../nbs/viz/80_monitor.ipynb #282253c7
 class TrainingMonitor(Viewer):
@@ -163,7 +161,6 @@ def _build_controls(self: TrainingMonitor):
         value=False, description="live", icon="refresh", tooltip=tip, layout=_wide("80px")
     )
 
-
 # %% ../../nbs/viz/80_monitor.ipynb #1c964409
 @patch
 def _build(self: TrainingMonitor, theme: str):
@@ -192,7 +189,6 @@ def refresh(self: TrainingMonitor) -> bool:  # whether there was something new t
 def _set(self: TrainingMonitor, key: str, value):
     self.settings[key] = value
     self._show()
-
 
 # %% ../../nbs/viz/80_monitor.ipynb #d095306c
 @patch
@@ -236,7 +232,6 @@ def _start(self: TrainingMonitor):
     if other is not None and other is not self: other.follow.value = False
     TrainingMonitor._watching[key] = self
     if self._task is None or self._task.done(): self._task = loop.create_task(self.watch())
-
 
 # %% ../../nbs/viz/80_monitor.ipynb #4eb4c1ec
 @patch
@@ -301,7 +296,6 @@ class MonitorCallback(Progress):
             return _Nowhere()
         from IPython.display import display
         return display(self.monitor, display_id=True)
-
 
 # %% ../../nbs/viz/80_monitor.ipynb #c3baff62
 @patch

@@ -19,5 +19,5 @@ text = read_instruction(LeRobotDataset(d), 0, 0, "annotation.human.task_descript
 end(
     rc == 0 and text and not told,
     f"exit {rc}, instruction '{text}', told:"
-    f" {[(p['kind'], p['mend']) for p in told[:1]] or 'nothing'}",
+    f" {[(p['kind'], p['fix']) for p in told[:1]] or 'nothing'}",
 )

@@ -41,7 +41,7 @@ def some_steps(model, batch, steps: int = 3):
 
 # ---------------------------------------------------------------- files
 def test_save_and_load(family, checkpoint, tmp_path):
-    "Weights, configuration and processor come back equal, and the folder is recognised."
+    "Weights, configuration and processor come back equal, and the folder is recognized."
     model, processor = family.load_model(checkpoint), family.load_processor(checkpoint)
     family.save(tmp_path, model, processor)
     assert family_of(tmp_path) is family and family_of(model.config) is family
