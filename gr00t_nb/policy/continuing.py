@@ -20,11 +20,12 @@ def continuation_options(
     "What is left of the newest chunk, float32 (1, P, D) by group and absolute, and how it is to be continued."
     chunking, chunk = schedule.chunking, schedule.chunks[-1] if schedule.chunks else None
     left = chunk.begin + len(chunk) - tick if chunk else 0
-    if chunking.continuation is None or left < 1: return {}
+    if chunking.continuation in (None, "fade") or left < 1: return {}
     due = min(schedule.expected_delay(), left)  # rows that will have been executed
     rows = {g: a[None].astype(np.float32) for g, a in chunk.left(tick).items()}
     fields = dict(prefix_len=due, method=chunking.continuation)
     if chunking.continuation != "prefix": fields["decay_end"] = left
+    if chunking.continuation == "guidance": fields["prefix_weight"] = 0.0  # measured: see seams
     rtc = RTC.of(fields | chunking.rtc)
     return {} if rtc.alone else dict(prev_actions=rows, rtc=vars(rtc).copy())
 
@@ -35,7 +36,10 @@ def check_continuation(
 ):
     "`InputError` where the policy is known not to continue chunks in this way."
     if chunking.continuation is None: return
-    RTC.of(dict(prefix_len=0, method=chunking.continuation) | chunking.rtc)
+    given = ", ".join(chunking.rtc)
+    if chunking.continuation != "fade":
+        RTC.of(dict(prefix_len=0, method=chunking.continuation) | chunking.rtc)
+    elif given: raise InputError(f"A fade has no settings, and was given {given}: leave them out.")
     if chunking.ensemble is not None:
         raise InputError(
             "A continued chunk and temporal ensembling were both asked for: choose one, either smooths the seam."
@@ -49,8 +53,8 @@ def check_trained(
     family,  # of the checkpoint
     config,  # of its model, as `family.read_config` reads it
 ):
-    "`InputError` where a checkpoint's chunks cannot be continued in this way; its weights are not needed."
-    if chunking.continuation is None: return
+    "`InputError` where a checkpoint's chunks cannot be continued so; its weights are not needed."
+    if chunking.continuation in (None, "fade"): return
     family.require("rtc")
     trained = delay_shares(getattr(config, "rtc_training_config", None))
     if chunking.continuation == "prefix" and not trained:

@@ -79,9 +79,13 @@ def seams_along(
 SEAM_WAYS = {
     "none": {},
     "ensembling": dict(ensemble=0.01),
+    "fade": dict(continuation="fade"),
     "guidance": dict(continuation="guidance"),
     "guidance, at most 2": dict(continuation="guidance", rtc=dict(max_guidance_weight=2.0)),
-    "guidance, true derivative": dict(continuation="guidance", rtc=dict(use_vjp=True)),
+    "guidance as published": dict(continuation="guidance", rtc=dict(prefix_weight=1.0)),
+    "as published, true derivative": dict(
+        continuation="guidance", rtc=dict(prefix_weight=1.0, use_vjp=True)
+    ),
     "ramp": dict(continuation="ramp"),
 }  # what is compared
 

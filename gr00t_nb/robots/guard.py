@@ -17,7 +17,7 @@ from .limits import brake_speed
 from .robot import GroupLimits, MotionLimits, check_command
 
 # %% ../../nbs/robots/20_guard.ipynb #c005a2d8
-REASONS = ("range", "velocity", "acceleration", "braking", "robot")  # the last: the robot itself has sent another
+REASONS = ("range", "velocity", "acceleration", "braking", "robot")  # the last: its own limits
 
 
 def _allowed(lim: GroupLimits, at, speed, share, dt) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -84,7 +84,7 @@ class Guard:
         self.counts = {g: np.zeros((d, len(REASONS)), int) for g, d in action.items()}
         self.periods = self.touched = 0
         self.at: dict[str, np.ndarray] = {}
-        self.steps: dict[str, float] = {}  # group -> units a period, on slow ways, of joints without a speed limit
+        self.steps: dict[str, float] = {}  # group -> units a period of slow joints without limit
 
     def begin(self, state: dict[str, np.ndarray]):  # group -> (D,)
         "The robot stands in this state."
@@ -159,11 +159,12 @@ def took(self: Guard,
     "Goes on from what the robot has sent. `InputError` where it tells nothing of the kind."
     if not isinstance(sent, dict):
         raise InputError(
-            f"The robot's act has returned a {type(sent).__name__}: expected what was sent, by group, as it was told."
+            f"The robot's act has returned a {type(sent).__name__}: expected what was sent, by group,"
+            " as it was told."
         )
     sent, reasons = check_command(sent, self.action), {}
     for g, now in sent.items():
-        other = np.abs(now - done.sent[g]) > 1e-5 * (1 + np.abs(now))  # more than float32 makes of it
+        other = np.abs(now - done.sent[g]) > 1e-5 * (1 + np.abs(now))  # not float32's doing
         reasons[g] = np.where(other, len(REASONS) - 1, done.reasons[g])
         if not other.any(): continue
         self.counts[g][:, -1] += other
@@ -182,7 +183,7 @@ def standing(self: Guard) -> bool:
 
 
 @patch(as_prop=True)
-def moving(self: Guard) -> float:  # 0: it stands; 1: it is as fast as a fiftieth of what it may be, or faster
+def moving(self: Guard) -> float:  # 0: it stands; 1: a fiftieth of what it may do, or more
     "How much of its motion a camera should notice."
     found = 0.0
     for g, speed in self.speed.items():

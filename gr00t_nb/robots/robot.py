@@ -38,11 +38,13 @@ def _check_stamp(name: str, stamp):
     if stamp is None: raise _wrong(name, "has no stamp", "the seconds at which it was measured")
     if not math.isfinite(stamp): raise _wrong(name, f"has the stamp {stamp}", "seconds")
 
-
+# %% ../../nbs/robots/00_robot.ipynb #7c0d5395
 class Pictures(Mapping):
     "Pictures of one moment, each of them made when it is first asked for, and then kept."
 
-    def __init__(self, make: dict[str, Callable[[], np.ndarray]]):  # view -> makes its uint8 (H, W, 3)
+    def __init__(self,
+        make: dict[str, Callable[[], np.ndarray]],  # view -> makes its uint8 (H, W, 3)
+    ):
         self._make, self.made = dict(make), {}
 
     def __getitem__(self, view: str) -> np.ndarray:
@@ -58,11 +60,11 @@ class Pictures(Mapping):
 
     def __len__(self) -> int: return len(self._make)
 
-
+# %% ../../nbs/robots/00_robot.ipynb #488c94e6
 @dataclass(frozen=True)
 class Observation:
     "One look at the robot. `InputError` where a part is not what is said here."
-    video: Mapping[str, np.ndarray]  # view -> uint8 (H, W, 3); `Pictures` are checked when they are made
+    video: Mapping[str, np.ndarray]  # view -> uint8 (H, W, 3), checked when they are there
     state: dict[str, np.ndarray]  # group -> float32 (D,), finite, in the robot's units
     stamps: dict[str, float]  # 'video.front', 'state.arm' -> seconds on the robot's clock
 

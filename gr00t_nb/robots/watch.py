@@ -49,7 +49,7 @@ class Watch:
     def fault(self,
         observation: Observation,
         now: float,  # on the robot's clock
-        moving: float,  # how much it was told to move since the last one, 0 to 1, see `Guard.moving`
+        moving: float,  # how much it was told to move since then, 0 to 1, see `Guard.moving`
     ) -> str | None:  # a sentence; None: nothing is wrong
         "What is stale or frozen."
         for name, age in observation.ages(now).items():

@@ -139,7 +139,7 @@ class ClosedLoopConfig:
     execution_length: int | None = 8  # rows of a chunk until the next question; none: all
     start_noise: str = "zero"  # where denoising starts: zero, or drawn
     delay: int = 0  # steps that an answer takes while the robot moves on; 0: the world waits
-    continuation: str | None = None  # guidance, ramp or prefix: chunks continue each other
+    continuation: str | None = None  # fade, guidance, ramp or prefix: chunks continue each other
     ensemble: float | None = None  # m of temporal ensembling, such as 0.01
     denoising_steps: int | None = None  # Euler steps; none: the checkpoint's
     max_steps: int = 200  # periods of an episode
@@ -162,18 +162,12 @@ class ClosedLoopConfig:
                 f"denoising_steps is {self.denoising_steps}: expected at least 1, or"
                 " none."
             )
-        if self.delay < 0: raise InputError(f"delay is {self.delay}: expected 0 or more steps.")
-        if self.continuation in ("guidance", "prefix") and not self.delay:
-            raise InputError(
-                f"{self.continuation} has no effect on a world that waits for its answers: give a delay of 1 step or"
-                " more, or choose ramp."
-            )
         if self.seed < 0:
             raise InputError(
                 f"seed is {self.seed}: expected a whole number of at least"
                 " 0."
             )
-        check_continuation(self.chunking, None)
+        self._check_rhythm()
         simulator_of(self.simulator)
 
 # %% ../../nbs/rollout/40_evaluate.ipynb #ae61e84e
@@ -182,6 +176,17 @@ def chunking(self: ClosedLoopConfig) -> Chunking:
     rhythm = dict(execution_length=self.execution_length, continuation=self.continuation)
     if self.delay: rhythm |= dict(asynchronous=True, first_delay=self.delay)
     return Chunking(**rhythm, ensemble=self.ensemble)
+
+
+@patch
+def _check_rhythm(self: ClosedLoopConfig):
+    if self.delay < 0: raise InputError(f"delay is {self.delay}: expected 0 or more steps.")
+    if self.continuation in ("guidance", "prefix") and not self.delay:
+        raise InputError(
+            f"{self.continuation} has no effect on a world that waits for its answers: give a delay"
+            " of 1 step or more, or choose fade or ramp."
+        )
+    check_continuation(self.chunking, None)
 
 
 @patch(as_prop=True)
@@ -201,7 +206,7 @@ def closed_loop_episode(
     config: ClosedLoopConfig,
     episode: int,
 ) -> tuple[RolloutScore, list[Mapping[str, np.ndarray]]]:  # and the pictures of every second period
-    "One episode of a policy. A simulator that draws when asked has drawn what the policy saw, and no more."
+    "One episode of a policy. Of a simulator's `Pictures` only what the policy saw has been drawn."
     film, view, instruction = [], robot.views[0], robot.reset(episode, config.seed)
     shape = policy.draw_noise(0, 1)
     def noise(tick):
@@ -309,7 +314,9 @@ def _begin(config: ClosedLoopConfig):
     _here = _policy_of(config), simulator_of(config.simulator)(), Counter()
 
 
-def _play(task: tuple[ClosedLoopConfig, int]) -> tuple[RolloutScore, np.ndarray | None, np.ndarray | None]:
+def _play(
+    task: tuple[ClosedLoopConfig, int],
+) -> tuple[RolloutScore, np.ndarray | None, np.ndarray | None]:
     "A score, six pictures, and all of them; None where the sheets and the videos are full."
     (config, episode), (policy, robot, count) = task, _here
     score, film = closed_loop_episode(policy, robot, config, episode)
@@ -341,7 +348,7 @@ def _played(config: ClosedLoopConfig):
 
 # %% ../../nbs/rollout/40_evaluate.ipynb #685c7988
 def _check_checkpoint(config: ClosedLoopConfig):
-    "`InputError` where checkpoint, robot or device are not there, chunks are too short, or not continued so."
+    "`InputError` where checkpoint, robot or device are not there, or do not fit what was asked."
     device_of(config.device)
     places = config.embodiment_tag, config.model_path, config.tokenizer_path
     family, tag, processor = open_processor(*places)

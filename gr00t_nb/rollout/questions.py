@@ -125,7 +125,7 @@ class ThreadAsker:
         self._come.set()
         _closed[:] = [*(a for a in _closed if a._thread.is_alive()), self]
 
-
+# %% ../../nbs/rollout/00_questions.ipynb #efb9541a
 _closed: list[ThreadAsker] = []  # of episodes that are over, some of them with a question under way
 
 
@@ -133,13 +133,13 @@ def wait_for_policy(
     policy,
     seconds: float = 60.0,  # at most; inf: for ever
 ):
-    "Until nobody asks the policy for an episode that is over. `InputError` where that takes too long."
+    "Until nobody asks it for an episode that is over. `InputError` where that takes too long."
     for asker in [a for a in _closed if a.policy is policy]:
         asker._thread.join(None if np.isinf(seconds) else seconds)
         if not asker._thread.is_alive(): continue
         raise InputError(
-            f"The policy is still computing the last question of the episode before, after {seconds:g} s:"
-            " wait until it is free, or start again with a new process."
+            f"The policy is still computing the last question of the episode before, after"
+            f" {seconds:g} s: wait until it is free, or start again with a new process."
         )
 
 

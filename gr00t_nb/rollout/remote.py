@@ -175,7 +175,8 @@ def policy(self: RemoteConfig) -> PolicyClient:
     host, _, port = self.server.rpartition(":")
     if not host or not port.isdigit() or ":" in host.strip("[]") and host[0] != "[":
         raise InputError(
-            f"The server is '{self.server}': expected host:port, such as gpu-machine:5555 or [::1]:5555."
+            f"The server is '{self.server}': expected host:port, such as gpu-machine:5555 or"
+            " [::1]:5555."
         )
     client = PolicyClient(host, int(port), token=self.token, jpeg=self.jpeg, timeout=self.answer_within)
     client.get_modality_config()  # says in a sentence where nobody answers
@@ -184,7 +185,8 @@ def policy(self: RemoteConfig) -> PolicyClient:
 # %% ../../nbs/rollout/58_remote.ipynb #f87f4908
 _ROS, _SO = ("aloha", "ur3"), ("so100", "so101")
 _READ_BY = dict(
-    ros=_ROS, base=_ROS, patience=_ROS, cameras=("ur", *_SO), host=("ur",), port=_SO, use_degrees=_SO, calibration=_SO,
+    ros=_ROS, base=_ROS, patience=_ROS, cameras=("ur", *_SO), host=("ur",), port=_SO,
+    use_degrees=_SO, calibration=_SO,
 )  # option -> the robots that read it
 
 
@@ -194,11 +196,11 @@ def _without_effect(self: RemoteConfig) -> Iterator[tuple[str, str]]:
     files = (*_ROS, "ur", *_SO)
     for name, robots in _READ_BY.items():
         if self.robot not in robots: yield name, f"is for {', '.join(robots)}"
-    own = self.robot.endswith(".py")
-    if self.robot not in files and not own: yield "max_age", "is for robots whose pictures come late"
+    simulated = self.robot not in files and not self.robot.endswith(".py")
+    if simulated: yield "max_age", "is for robots whose pictures come late"
     if not self.server:
         for name in ("token", "jpeg"): yield name, "is for a --server"
-    if self.instruction is None: yield "repeats", "is for one --instruction; at the keyboard it is asked for"
+    if self.instruction is None: yield "repeats", "is for one --instruction; the keyboard asks for it"
     else: yield "tasks", "is for the keyboard, and one --instruction was given"
     if not self.asynchronous and self.continuation != "ramp":
         yield "continuation", "is for a robot that moves on, --asynchronous"
@@ -211,8 +213,8 @@ def _check_used(self: RemoteConfig):
     usual = {f.name: empty(f) if f.default is MISSING else f.default for f in fields(self)}
     for name, reason in self._without_effect():
         if getattr(self, name) == usual[name]: continue
-        flag = f"--{name.replace('_', '-')}"
-        raise InputError(f"{flag} {reason}, and has no effect with --robot {self.robot} here: leave it out.")
+        said = f"--{name.replace('_', '-')} {reason}, and has no effect with --robot {self.robot} here"
+        raise InputError(f"{said}: leave it out.")
 
 # %% ../../nbs/rollout/58_remote.ipynb #cbaf285c
 def _limits_of(path: str) -> MotionLimits:

@@ -7,6 +7,7 @@ __all__ = ['bare_host', 'check_address', 'check_asking', 'NoReply', 'PolicyClien
 
 # %% ../../nbs/serving/30_client.ipynb #c00207c8
 import math
+import re
 import socket
 import threading
 import time
@@ -22,8 +23,7 @@ from .wire import DIALECTS, pack, unpack
 # %% ../../nbs/serving/30_client.ipynb #f826d20e
 def bare_host(host: str) -> str:
     "A host without the brackets in which addresses of IPv6 are written beside a port."
-    bracketed = isinstance(host, str) and ":" in host and host[0] == "[" and host[-1] == "]"
-    return host[1:-1] if bracketed else host
+    return host[1:-1] if re.fullmatch(r"\[.*:.*\]", str(host)) else host
 
 
 def check_address(

@@ -339,7 +339,7 @@ def _recorded(self: ServerConfig) -> EpisodePolicy:
 # %% ../../nbs/serving/40_server.ipynb #02193f8d
 @contextmanager
 def quick_turns(seconds: float = 1e-3) -> Iterator[None]:
-    "Threads take turns so often for the duration of a block. It is a setting of the whole process: for one of your own."
+    "Threads take turns so often for the duration of a block: a setting of the whole process."
     before = sys.getswitchinterval()
     sys.setswitchinterval(seconds)
     try: yield

@@ -63,7 +63,7 @@ class CubeRobot:
 # %% ../../nbs/simulators/40_cube_robot.ipynb #c0086fc0
 @patch
 def observe(self: CubeRobot) -> Observation:
-    "The joints, the opening of the gripper, and pictures of this moment that are drawn when anyone asks."
+    "Joints, gripper, and pictures of this moment that are drawn when anyone asks."
     numbers, moment = self.sim.state(), self.sim.moment()
     state = dict(single_arm=numbers[:6], gripper=numbers[6:])
     video = Pictures({view: partial(self.sim.render, view, moment) for view in self.views})
