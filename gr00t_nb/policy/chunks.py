@@ -120,12 +120,13 @@ def _faded(self: ChunkSchedule, tick: int, actions: dict[str, np.ndarray]) -> di
 def answer(self: ChunkSchedule,
     tick: int,  # now
     actions: dict[str, np.ndarray],  # group -> (H, D), absolute
+    waited: bool = False,  # the robot stood meanwhile: it tells nothing of delays
 ) -> Chunk:
     "The answer to the question that is under way. Rows that are in the past are never executed."
     if self.pending is None: raise InputError("An answer came, but nothing was asked.")
     if self.chunking.continuation == "fade": actions = self._faded(tick, actions)
     chunk = Chunk(self.pending, actions, tick)
-    self.delays.append(tick - self.pending)
+    if not waited: self.delays.append(tick - self.pending)
     self.chunks.append(chunk)
     self.pending = None
     return chunk

@@ -42,7 +42,7 @@ def recorded_question(
 def _seam(schedule: ChunkSchedule, tick: int, answer: dict) -> dict | None:
     "How far the action of this tick moves by an answer; None where there was none before."
     without = schedule.command(tick)
-    schedule.answer(tick, answer)
+    schedule.answer(tick, answer, waited=not schedule.chunks)
     if without is None: return None
     return {g: np.abs(a - without[g]) for g, a in schedule.command(tick).items()}
 

@@ -210,7 +210,8 @@ def _ask(self: Rollout, look: Observation) -> Chunk | None:  # an answer that ar
     if answer is None: return None
     if missing := [g for g in self.robot.action if g not in answer]:
         raise InputError(f"The policy's answer has {', '.join(answer)}, but not '{missing[0]}'.")
-    chunk = self.schedule.answer(self.tick, {g: answer[g] for g in self.robot.action})
+    rows = {g: answer[g] for g in self.robot.action}
+    chunk = self.schedule.answer(self.tick, rows, waited=self.waits)
     self.result.chunks.append(chunk)
     self.first = False
     return chunk
