@@ -26,15 +26,20 @@ from gr00t_nb.rollout.loop import run_episode
 SAMPLE = "data_samples/cube_to_bowl"
 
 
-def seam_table(policy: Gr00tPolicy, dataset: LeRobotDataset, episodes: list[int], length: int, delay: int):
+def seam_table(
+    policy: Gr00tPolicy, dataset: LeRobotDataset, episodes: list[int], length: int, delay: int, drawn: bool
+):
     "Disagreement at the seam and error of what is executed, for each way to continue a chunk."
     rhythm = dict(execution_length=length, asynchronous=True, first_delay=delay)
-    print(f"\nseam: {len(episodes)} held-out episodes, three noises, s {length}, d {delay}\n")
+    noises, zero = (1, 2, 3) if drawn else (0,), 0 * policy.draw_noise(0, 1)
+    kind = "three noises" if drawn else "zero noise"
+    print(f"\nseam: {len(episodes)} held-out episodes, {kind}, s {length}, d {delay}\n")
     print("| continuation | seam, mrad | of none | executed error, mrad | of none |\n|---|---|---|---|---|")
     first = None
     for name, way in SEAM_WAYS.items():
-        noise = lambda e, n: lambda tick: dict(seed=100_000 * n + 1000 * e + tick)  # the same for all ways
-        told = [(e, Chunking(**rhythm, **way), delay, noise(e, n)) for e in episodes for n in (1, 2, 3)]
+        seeded = lambda e, n: lambda tick: dict(seed=100_000 * n + 1000 * e + tick)  # the same for all ways
+        noise = lambda e, n: seeded(e, n) if drawn else lambda tick: dict(noise=zero)
+        told = [(e, Chunking(**rhythm, **way), delay, noise(e, n)) for e in episodes for n in noises]
         traces = [seams_along(policy, dataset, *t) for t in told]
         gap, error = seam_figures(traces, "single_arm")
         first = first or (gap, error)
@@ -83,13 +88,14 @@ def main():
     p.add_argument("--model-path", default="outputs/demo")
     p.add_argument("--only", choices=["seam", "rate"])
     p.add_argument("--episodes", type=int, default=4)
+    p.add_argument("--zero-noise", action="store_true", help="as rollout.evaluate starts; else drawn three times")
     p.add_argument("--seconds", type=float, default=20)
     p.add_argument("--tries", type=int, default=3)
     a = p.parse_args()
     began, load = time.time(), os.getloadavg()[0]
     policy, dataset = Gr00tPolicy("NEW_EMBODIMENT", a.model_path, device="cpu"), LeRobotDataset(SAMPLE)
     episodes = episodes_to_ask(a.model_path, dataset)[: a.episodes]
-    if a.only != "rate": seam_table(policy, dataset, episodes, length=8, delay=4)
+    if a.only != "rate": seam_table(policy, dataset, episodes, length=8, delay=4, drawn=not a.zero_noise)
     if a.only != "seam": rate_table(policy, dataset, a.seconds, a.tries)
     print(f"\nload of the machine {load:.1f} before, {os.getloadavg()[0]:.1f} after, {time.time() - began:.0f} s")
 

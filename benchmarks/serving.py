@@ -24,7 +24,7 @@ import numpy as np
 from gr00t_nb.files import write_json
 from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.serving.client import PolicyClient
-from gr00t_nb.serving.server import PolicyServer
+from gr00t_nb.serving.server import PolicyServer, quick_turns
 
 CAMERAS = {"one 256x256": [(256, 256)], "three 640x480": [(480, 640)] * 3}
 
@@ -62,17 +62,17 @@ def question(sizes) -> dict:
     )
 
 
-def serve():
-    "In the other process: until its input is closed."
-    with PolicyServer(Busy(), port=0) as server:
+def serve(turns: float):
+    "In the other process, as the command serves: until its input is closed."
+    with quick_turns(turns), PolicyServer(Busy(), port=0) as server:
         print(server.port, flush=True)
         sys.stdin.read()
 
 
 @contextmanager
-def other_process():
+def other_process(turns: float):
     "A server in a process of its own; gives its port."
-    command = [sys.executable, __file__, "--serve"]
+    command = [sys.executable, __file__, "--serve", "--turns", str(turns)]
     job = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try: yield int(job.stdout.readline())
     finally:
@@ -129,6 +129,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=300, help="for each row")
     parser.add_argument("--times", type=int, default=3, help="each row so often; the best is printed")
     parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--only", choices=["overhead", "ping"])
+    parser.add_argument("--turns", type=float, default=1e-3, help="seconds, see quick_turns; Python's own are 0.005")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -145,18 +147,18 @@ def show(name: str, row: dict):
 
 def main():
     args = arguments()
-    if args.serve: return serve()
+    if args.serve: return serve(args.turns)
     found, head = dict(overhead={}, ping={}), "least | p50 | p95 | p99 | most |\n|---|---|---|---|---|---|"
-    with other_process() as port:
-        print(f"| overhead, ms | {head}")
-        for cameras, sizes in CAMERAS.items():
+    with other_process(args.turns) as port:
+        if args.only != "ping": print(f"| overhead, ms | {head}")
+        for cameras, sizes in CAMERAS.items() if args.only != "ping" else ():
             for dialect, jpeg in (("stream", None), ("buffer", None), ("stream", 95)):
                 name = f"{cameras}, {'JPEG 95' if jpeg else dialect}"
                 row = best(args.times, overhead, port, sizes, args.questions, dialect, jpeg)
                 found["overhead"][name] = row
                 show(name, row)
-        print(f"\n| ping while the policy computes, ms | {head}")
-        for kind in ("arithmetic", "Python"):
+        if args.only != "overhead": print(f"\n| ping while the policy computes, ms | {head}")
+        for kind in ("arithmetic", "Python") if args.only != "overhead" else ():
             row = found["ping"][kind] = best(args.times, pings, port, kind, args.questions)
             show(kind, row)
     machine = dict(cores=os.cpu_count(), processor=platform.processor() or platform.machine())

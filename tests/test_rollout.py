@@ -198,6 +198,109 @@ def test_the_slow_first_move():
     assert (np.abs(np.diff(places, axis=0)) * 20 <= 0.2 * LIMITS.groups["arm"].velocity + 1e-9).all()
 
 
+class Hangs(StandIn):
+    "Its camera shows for ever what it has shown at first; the stamps are new."
+    def observe(self):
+        look = super().observe()
+        self.shown = getattr(self, "shown", look.video)
+        return Observation(self.shown, look.state, look.stamps)
+
+
+def test_a_camera_that_hangs_is_noticed_in_slow_motion_too():
+    "On the slow way to the start; by a base that drives evenly; and by an arm that creeps, after the same way."
+    robot = Hangs(rate=20, limits=LIMITS)
+    result = run_episode(Waves(lambda call: calm(call) + 1.2), robot, "wave", chunks=Chunking(8), max_steps=30)
+    assert "video.front is frozen" in result.reason and {p.kind for p in result.periods} == {"approach", "stopping"}
+
+    creeps = GroupLimits([-2], [2], [4.0], [100.0])  # a camera should notice 0.08 a second: it goes half as fast
+    drives = GroupLimits([-1], [1], [2.0], [100.0], rest=[0.0])
+    for lim, rows, seconds in (
+        (creeps, lambda call: 0.002 * (8 * call + np.arange(16)), 2.0), (drives, lambda call: np.full(16, 0.5), 1.0)
+    ):
+        robot = Hangs(dict(arm=1), rate=20, limits=MotionLimits(dict(arm=lim)), follow=1.0)
+        policy = Waves(lambda call: rows(call)[:, None])
+        policy.get_modality_config = lambda: dict(
+            state=ModalityConfig([0], ["arm"]), language=ModalityConfig([0], ["task"]),
+            action=ModalityConfig(range(16), ["arm"]),
+        )
+        result = run_episode(policy, robot, "go", chunks=Chunking(8), max_steps=200)
+        assert "video.front is frozen" in result.reason
+        assert seconds - 0.1 < result.seconds < seconds + 0.7
+
+
+@pytest.mark.parametrize("arm", [None, GroupLimits([-2] * 6, [2] * 6, [np.inf] * 6, [np.inf] * 6)])
+@pytest.mark.parametrize("told, step", [({}, 1.2 / 60), (dict(first_step=0.05), 0.05)])
+def test_the_slow_first_move_of_an_arm_without_a_limit_of_its_speed(arm, told, step):
+    robot = StandIn(rate=20, limits=MotionLimits(dict(arm=arm, gripper=LIMITS.groups["gripper"])), follow=1.0)
+    policy = Waves(lambda call: np.full((16, 6), 1.2))
+    result = run_episode(policy, robot, "go", chunks=Chunking(8), max_steps=20, **told)
+    places = np.stack([p.done.sent["arm"] for p in result.periods])
+    assert result.ended_well and result.count("approach") >= 20
+    assert np.abs(np.diff(places, axis=0)).max() <= step + 1e-6 and np.allclose(places[-1], 1.2)
+
+
+def test_it_goes_on_from_what_a_robot_has_sent():
+    "A robot with limits of its own is told nothing that lies further than a step from what it has sent."
+    class Cuts(StandIn):
+        def act(self, command):
+            self.told = [*getattr(self, "told", []), command["arm"]]
+            return super().act(command | dict(arm=np.clip(command["arm"], -0.1, 0.1)))
+    robot = Cuts(rate=20, limits=LIMITS, follow=1.0)
+    result = run_episode(Waves(lambda call: 1.3 * calm(call)), robot, "wave", chunks=Chunking(8), max_steps=80)
+    told, sent = np.stack(robot.told), np.stack([s["arm"] for s in robot.sent])
+    kept = np.stack([p.done.sent["arm"] for p in result.periods])
+    assert result.ended_well and np.array_equal(kept, sent)
+    assert (np.abs(told[1:] - sent[:-1]) * 20 <= LIMITS.groups["arm"].velocity + 1e-6).all()
+    cut = np.abs(told - sent) > 1e-4
+    assert cut.any() and np.array_equal(result.guard.counts["arm"][:, -1], cut.sum(0))
+    assert result.changed()[1] == cut.any(1).sum() and "has sent something else" in str(result)
+
+    robot = Cuts(rate=20, limits=LIMITS, follow=1.0)
+    result = run_episode(Waves(lambda call: calm(call) + 1.0), robot, "wave", chunks=Chunking(8), max_steps=80)
+    assert "no nearer to where the chunk begins" in result.reason and robot.stopped == 1  # it never gets there
+
+
+@pytest.mark.parametrize("told, words", [(None, "returned a NoneType"), (dict(arm=[0] * 6), "not 'gripper'")])
+def test_a_robot_that_does_not_tell_what_it_has_sent(told, words):
+    class Mute(StandIn):
+        def act(self, command):
+            super().act(command)
+            return told
+    robot = Mute(rate=20, limits=LIMITS)
+    result = run_episode(Waves(calm), robot, "wave", chunks=Chunking(8), max_steps=20)
+    assert words in result.reason and robot.stopped == 1
+
+
+def test_a_question_of_the_episode_before_is_waited_for():
+    "A policy is asked by one thread at a time, and reset by nobody while it computes."
+    begun, go, inside = threading.Event(), threading.Event(), []
+    class Slow(Waves):
+        def reset(self): inside.append("reset")
+        def get_action(self, question, options=None):
+            inside.append("in")
+            answer = super().get_action(question, options)
+            if self.calls == 2:
+                begun.set()
+                assert go.wait(120)
+            inside.append("out")
+            return answer
+    policy, control = Slow(calm), Control()
+    watch = WatchSettings(max_age=600, frozen_after=600, late_after=600, heartbeat=600)
+    told = dict(chunks=Chunking(4, asynchronous=True, first_delay=1), watch=watch)
+    def stop(period, look):
+        if begun.is_set(): control.stop()
+    robot = StandIn(rate=100, limits=LIMITS, clock=WallClock())
+    run_episode(policy, robot, "wave", max_steps=10**6, on_period=stop, control=control, **told)
+    assert inside == ["reset", "in", "out", "in"]  # it is over, and the policy still at its question
+    hasty = told | dict(watch=WatchSettings(answer_within=0.05))
+    with pytest.raises(InputError, match="still computing the last question"):
+        run_episode(policy, robot, "wave", max_steps=5, **hasty)
+    threading.Timer(0.2, go.set).start()
+    result = run_episode(policy, robot, "wave", max_steps=5, **told)
+    assert result.ended_well and inside[3:6] == ["in", "out", "reset"]
+    assert all(pair != ("in", "in") for pair in zip(inside, inside[1:]))
+
+
 def test_a_pause_and_a_stop_from_elsewhere():
     control, kinds = Control(), []
     def press(period, look):

@@ -258,6 +258,14 @@ def test_beyond_this_machine_only_with_a_token():
 
 # ---- its end
 
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_address_of_ipv6_with_and_without_brackets(host):
+    try: socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError: pytest.skip("this machine has no IPv6")
+    with PolicyServer(Stays(), host, 0) as server, PolicyClient(host, server.port, timeout=LONG) as client:
+        assert server.address.startswith("tcp://[::1]:") and client.ping()
+
+
 def threads() -> set: return {t for t in threading.enumerate() if t.name in ("policy", "listener")}
 
 

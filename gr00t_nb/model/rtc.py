@@ -31,6 +31,7 @@ class RTC:
     schedule: str = "exp"  # how the pull fades behind the prefix: exp, linear, ones, zeros
     decay_end: int | None = None  # the first row without any pull; None: 2 * prefix_len
     max_guidance_weight: float = 5.0  # the strongest pull
+    prefix_weight: float = 1.0  # of the pull on the prefix itself; 0: it says nothing to the rest
     use_vjp: bool = False  # pull through the network's derivative, at the cost of a backward pass
     ramp_rate: float = 6.0  # of ramp: how soon the rows behind the prefix are free
 
@@ -40,6 +41,7 @@ class RTC:
         _at_least("prefix_len", self.prefix_len, 0)
         if self.decay_end is not None: _at_least("decay_end", self.decay_end, self.prefix_len)
         _at_least("max_guidance_weight", self.max_guidance_weight, 0, whole=False)
+        _at_least("prefix_weight", self.prefix_weight, 0, whole=False)
         _one_of("use_vjp", self.use_vjp, (True, False))
         _at_least("ramp_rate", self.ramp_rate, 0, whole=False)
 
@@ -101,11 +103,11 @@ def rtc_weights(
     horizon: int,  # rows of the new chunk
     known: int | None = None,  # rows of the chunk before that are left; None: as many
     device: torch.device | str = "cpu",
-) -> Tensor:  # f32 [horizon], 1 on the prefix, 0 from `end` on and where nothing is known
+) -> Tensor:  # f32 [horizon], prefix_weight on the prefix, 0 from `end` on or if unknown
     "How much each row is pulled towards the chunk before."
     rows = torch.arange(horizon, device=device)
     share = (rows - rtc.prefix_len) / max(rtc.end - rtc.prefix_len - 1, 1)
-    weights = torch.where(rows < rtc.prefix_len, 1, _FADING[rtc.schedule](share))
+    weights = torch.where(rows < rtc.prefix_len, rtc.prefix_weight, _FADING[rtc.schedule](share))
     last = rtc.end if known is None else min(rtc.end, known)
     return torch.where(rows < last, weights, 0)
 

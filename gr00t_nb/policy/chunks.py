@@ -39,7 +39,7 @@ class Chunking:
     execution_length: int | None = None  # rows s until the next question; None: as many as can be
     asynchronous: bool = False  # the robot moves on while the policy computes
     ensemble: float | None = None  # m of temporal ensembling; None: the newest chunk alone
-    continuation: str | None = None  # 'guidance', 'ramp' or 'prefix': the next chunk continues this one
+    continuation: str | None = None  # fade, guidance, ramp or prefix: chunks continue each other
     rtc: dict = field(default_factory=dict)  # its further settings, as in `RTC`
     first_delay: int = 1  # ticks that an answer is expected to take before one was measured
 
@@ -99,16 +99,34 @@ class ChunkSchedule:
         if not self.chunking.asynchronous: return 0
         return max(self.delays[-10:], default=self.chunking.first_delay)
 
+# %% ../../nbs/policy/20_chunks.ipynb #a6611c0a
+@patch
+def _faded(self: ChunkSchedule, tick: int, actions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    "An answer that is reached in equal steps from the chunk under execution."
+    old, first = self.chunks[-1] if self.chunks else None, tick - self.pending
+    rows = len(next(iter(actions.values())))
+    n = min(old.begin + len(old) - tick, rows - first) if old else 0
+    if n < 1: return actions
+    share = ((n - np.arange(n)) / (n + 1))[:, None]
+    def mixed(new, before):
+        out = new.copy()
+        out[first : first + n] = share * before[:n] + (1 - share) * new[first : first + n]
+        return out
+    left = old.left(tick)
+    return {g: mixed(a, left[g]) for g, a in actions.items()}
+
 # %% ../../nbs/policy/20_chunks.ipynb #c0142a47
 @patch
 def answer(self: ChunkSchedule,
     tick: int,  # now
     actions: dict[str, np.ndarray],  # group -> (H, D), absolute
+    waited: bool = False,  # the robot stood meanwhile: it tells nothing of delays
 ) -> Chunk:
     "The answer to the question that is under way. Rows that are in the past are never executed."
     if self.pending is None: raise InputError("An answer came, but nothing was asked.")
+    if self.chunking.continuation == "fade": actions = self._faded(tick, actions)
     chunk = Chunk(self.pending, actions, tick)
-    self.delays.append(tick - self.pending)
+    if not waited: self.delays.append(tick - self.pending)
     self.chunks.append(chunk)
     self.pending = None
     return chunk

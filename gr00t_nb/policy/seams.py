@@ -42,7 +42,7 @@ def recorded_question(
 def _seam(schedule: ChunkSchedule, tick: int, answer: dict) -> dict | None:
     "How far the action of this tick moves by an answer; None where there was none before."
     without = schedule.command(tick)
-    schedule.answer(tick, answer)
+    schedule.answer(tick, answer, waited=not schedule.chunks)
     if without is None: return None
     return {g: np.abs(a - without[g]) for g, a in schedule.command(tick).items()}
 
@@ -79,9 +79,13 @@ def seams_along(
 SEAM_WAYS = {
     "none": {},
     "ensembling": dict(ensemble=0.01),
+    "fade": dict(continuation="fade"),
     "guidance": dict(continuation="guidance"),
     "guidance, at most 2": dict(continuation="guidance", rtc=dict(max_guidance_weight=2.0)),
-    "guidance, true derivative": dict(continuation="guidance", rtc=dict(use_vjp=True)),
+    "guidance as published": dict(continuation="guidance", rtc=dict(prefix_weight=1.0)),
+    "as published, true derivative": dict(
+        continuation="guidance", rtc=dict(prefix_weight=1.0, use_vjp=True)
+    ),
     "ramp": dict(continuation="ramp"),
 }  # what is compared
 

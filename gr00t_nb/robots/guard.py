@@ -17,7 +17,7 @@ from .limits import brake_speed
 from .robot import GroupLimits, MotionLimits, check_command
 
 # %% ../../nbs/robots/20_guard.ipynb #c005a2d8
-REASONS = ("range", "velocity", "acceleration", "braking")
+REASONS = ("range", "velocity", "acceleration", "braking", "robot")  # the last: its own limits
 
 
 def _allowed(lim: GroupLimits, at, speed, share, dt) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -84,6 +84,7 @@ class Guard:
         self.counts = {g: np.zeros((d, len(REASONS)), int) for g, d in action.items()}
         self.periods = self.touched = 0
         self.at: dict[str, np.ndarray] = {}
+        self.steps: dict[str, float] = {}  # group -> units a period of slow joints without limit
 
     def begin(self, state: dict[str, np.ndarray]):  # group -> (D,)
         "The robot stands in this state."
@@ -102,6 +103,11 @@ class Guard:
         self.before = dict(self.at)
 
 # %% ../../nbs/robots/20_guard.ipynb #c01309aa
+def _free(lim: GroupLimits | None) -> np.ndarray:  # bool (D,), or () for all
+    "Which joints have no limit of their speed."
+    return np.array(True) if lim is None else np.isinf(lim.velocity)
+
+
 @patch
 def send(self: Guard,
     command: dict[str, np.ndarray],  # group -> numbers (D,)
@@ -113,6 +119,9 @@ def send(self: Guard,
     asked, sent, reasons = check_command(command, self.action), {}, {}
     for g, target in asked.items():
         lim = self.limits.groups[g]
+        if share < 1 and g in self.steps:
+            small = np.clip(target, self.at[g] - self.steps[g], self.at[g] + self.steps[g])
+            target = np.where(_free(lim), small, target)
         sent[g], reasons[g] = target, np.full(len(target), -1)
         if lim is not None:
             memory = (self.at[g], self.speed[g], self.before[g])
@@ -125,7 +134,7 @@ def send(self: Guard,
     self.touched += any((r >= 0).any() for r in reasons.values())
     return Sent(asked, sent, reasons)
 
-
+# %% ../../nbs/robots/20_guard.ipynb #63c1e101
 @patch
 def hold(self: Guard) -> Sent:
     "One period of coming to a stand: joints brake as hard as they may, a speed goes to its rest."
@@ -141,6 +150,27 @@ def hold(self: Guard) -> Sent:
         self.speed[g], self.at[g], self.before[g] = (sent[g] - at) / self.dt, sent[g], sent[g]
     return Sent(sent, sent, {g: np.full(len(a), -1) for g, a in sent.items()})
 
+# %% ../../nbs/robots/20_guard.ipynb #0404dbcd
+@patch
+def took(self: Guard,
+    done: Sent,  # of this period
+    sent: dict[str, np.ndarray],  # group -> (D,), what `act` has returned
+) -> Sent:  # with what was sent, and where the robot is the reason
+    "Goes on from what the robot has sent. `InputError` where it tells nothing of the kind."
+    if not isinstance(sent, dict):
+        raise InputError(
+            f"The robot's act has returned a {type(sent).__name__}: expected what was sent, by group,"
+            " as it was told."
+        )
+    sent, reasons = check_command(sent, self.action), {}
+    for g, now in sent.items():
+        other = np.abs(now - done.sent[g]) > 1e-5 * (1 + np.abs(now))  # not float32's doing
+        reasons[g] = np.where(other, len(REASONS) - 1, done.reasons[g])
+        if not other.any(): continue
+        self.counts[g][:, -1] += other
+        self.speed[g], self.at[g] = self.speed[g] + (now - self.at[g]) / self.dt, now
+    return Sent(done.asked, sent, reasons)
+
 # %% ../../nbs/robots/20_guard.ipynb #c0153c14
 @patch(as_prop=True)
 def standing(self: Guard) -> bool:
@@ -153,10 +183,24 @@ def standing(self: Guard) -> bool:
 
 
 @patch(as_prop=True)
-def moving(self: Guard) -> bool:
-    "Whether some joint moves so fast that a camera should notice."
-    least = lambda lim: 0.0 if lim is None else np.where(np.isinf(lim.velocity), 0, 0.02 * lim.velocity)
-    return any((np.abs(v) > least(self.limits.groups[g])).any() for g, v in self.speed.items())
+def moving(self: Guard) -> float:  # 0: it stands; 1: a fiftieth of what it may do, or more
+    "How much of its motion a camera should notice."
+    found = 0.0
+    for g, speed in self.speed.items():
+        lim = self.limits.groups[g]
+        most = np.full(len(speed), np.inf) if lim is None else lim.velocity
+        if lim is not None and lim.rest is not None:  # what is sent is a speed itself
+            speed, most = self.at[g] - lim.rest, np.maximum(lim.high - lim.rest, lim.rest - lim.low)
+        least = np.where(np.isinf(most), 0, 0.02 * most)
+        found = max(found, (np.abs(speed) / np.maximum(least, 1e-9)).max(initial=0))
+    return min(found, 1.0) if found > 0.05 else 0.0
+
+
+@patch(as_prop=True)
+def unlimited(self: Guard) -> list[str]:
+    "Groups that hold a place, and in which some joint has no limit of its speed."
+    places = (g for g in self.action if getattr(self.limits.groups[g], "rest", None) is None)
+    return [g for g in places if _free(self.limits.groups[g]).any()]
 
 
 @patch
@@ -167,9 +211,12 @@ def near(self: Guard,
     "Whether a command is so near that no slow move has to go before it."
     for g, target in check_command(command, self.action).items():
         lim = self.limits.groups[g]
-        if lim is None or lim.rest is not None: continue
-        way = np.abs(np.clip(target, lim.low, lim.high) - self.at[g])
-        if (way > seconds * lim.velocity).any(): return False
+        if lim is not None and lim.rest is not None: continue
+        most = np.inf if lim is None else lim.velocity
+        if lim is not None: target = np.clip(target, lim.low, lim.high)
+        room = np.broadcast_to(seconds * most, target.shape)
+        if g in self.steps: room = np.where(_free(lim), 10 * seconds * self.steps[g] + 1e-6, room)
+        if (np.abs(target - self.at[g]) > room).any(): return False
     return True
 
 # %% ../../nbs/robots/20_guard.ipynb #c0204a14

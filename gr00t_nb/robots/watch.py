@@ -49,7 +49,7 @@ class Watch:
     def fault(self,
         observation: Observation,
         now: float,  # on the robot's clock
-        moving: bool,  # whether the robot was told to move since the last one
+        moving: float,  # how much it was told to move since then, 0 to 1, see `Guard.moving`
     ) -> str | None:  # a sentence; None: nothing is wrong
         "What is stale or frozen."
         for name, age in observation.ages(now).items():
@@ -57,9 +57,9 @@ class Watch:
                 return f"{name} is {age:.2f} s old (at most {self.settings.max_age:g} s are borne)"
             if age < -self.settings.max_age:
                 return f"{name} is stamped {-age:.2f} s in the future: do the machines' clocks agree?"
-        seen = {f"video.{k}": v for k, v in observation.video.items()}
+        seen = {k: v for k, v in observation.at_hand().items() if k.startswith("video.")}
         if observation.state: seen["state"] = np.concatenate(list(observation.state.values()))
-        passed = now - self.before if moving and self.before is not None else 0.0
+        passed = moving * (now - self.before) if self.before is not None else 0.0
         self.before = now
         for name, value in seen.items():
             same = name in self.last and np.array_equal(self.last[name], value)

@@ -8,8 +8,8 @@ __all__ = ['BODIES', 'RemoteConfig', 'Body', 'first_pose', 'run_session', 'main'
 # %% ../../nbs/rollout/58_remote.ipynb #c002462a
 import json
 import runpy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -173,14 +173,48 @@ def policy(self: RemoteConfig) -> PolicyClient:
     "The policy behind the server. `InputError` where nobody answers."
     if not self.server: raise InputError("There is no policy: give --server host:port.")
     host, _, port = self.server.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or ":" in host.strip("[]") and host[0] != "[":
         raise InputError(
-            f"The server is '{self.server}': expected host:port, such as"
-            " gpu-machine:5555."
+            f"The server is '{self.server}': expected host:port, such as gpu-machine:5555 or"
+            " [::1]:5555."
         )
     client = PolicyClient(host, int(port), token=self.token, jpeg=self.jpeg, timeout=self.answer_within)
     client.get_modality_config()  # says in a sentence where nobody answers
     return client
+
+# %% ../../nbs/rollout/58_remote.ipynb #f87f4908
+_ROS, _SO = ("aloha", "ur3"), ("so100", "so101")
+_READ_BY = dict(
+    ros=_ROS, base=_ROS, patience=_ROS, cameras=("ur", *_SO), host=("ur",), port=_SO,
+    use_degrees=_SO, calibration=_SO,
+)  # option -> the robots that read it
+
+
+@patch
+def _without_effect(self: RemoteConfig) -> Iterator[tuple[str, str]]:
+    "Options that were given and that nothing reads, and what they would be for."
+    files = (*_ROS, "ur", *_SO)
+    for name, robots in _READ_BY.items():
+        if self.robot not in robots: yield name, f"is for {', '.join(robots)}"
+    simulated = self.robot not in files and not self.robot.endswith(".py")
+    if simulated: yield "max_age", "is for robots whose pictures come late"
+    if not self.server:
+        for name in ("token", "jpeg"): yield name, "is for a --server"
+    if self.instruction is None: yield "repeats", "is for one --instruction; the keyboard asks for it"
+    else: yield "tasks", "is for the keyboard, and one --instruction was given"
+    if not self.asynchronous and self.continuation != "ramp":
+        yield "continuation", "is for a robot that moves on, --asynchronous"
+
+
+@patch
+def _check_used(self: RemoteConfig):
+    "`InputError` for an option that has no effect."
+    empty = lambda f: None if f.default_factory is MISSING else f.default_factory()
+    usual = {f.name: empty(f) if f.default is MISSING else f.default for f in fields(self)}
+    for name, reason in self._without_effect():
+        if getattr(self, name) == usual[name]: continue
+        said = f"--{name.replace('_', '-')} {reason}, and has no effect with --robot {self.robot} here"
+        raise InputError(f"{said}: leave it out.")
 
 # %% ../../nbs/rollout/58_remote.ipynb #cbaf285c
 def _limits_of(path: str) -> MotionLimits:
@@ -216,6 +250,7 @@ def check(self: RemoteConfig):
     Chunking(self.execution_length, self.asynchronous, self.ensemble, self.continuation)
     _pairs(self.views, "views")
     if self.limits: _limits_of(self.limits)
+    self._check_used()
     for folder in (self.record, self.plots_folder):
         if folder: check_writable(folder)
     if self.tasks: numbered_tasks(Path(self.tasks).read_text().splitlines())

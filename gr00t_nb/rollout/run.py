@@ -6,6 +6,7 @@
 __all__ = ['ROBOTS', 'RunConfig', 'main']
 
 # %% ../../nbs/rollout/60_run.ipynb #c002651f
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastcore.basics import patch
@@ -35,6 +36,15 @@ def check(self: RunConfig):
             " 0."
         )
     RemoteConfig.check(self)
+
+
+@patch
+def _without_effect(self: RunConfig) -> Iterator[tuple[str, str]]:
+    "Those of a remote run; and what is for a checkpoint, or for the simulator."
+    yield from RemoteConfig._without_effect(self)
+    if self.robot != "cube_to_bowl": yield "seed", "is for cube_to_bowl"
+    if self.model_path is None:
+        for name in ("embodiment_tag", "device"): yield name, "is for a --model-path"
 
 
 @patch

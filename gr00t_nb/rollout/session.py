@@ -55,7 +55,8 @@ class Session:
     ):
         self.policy, self.robot, self.chunks, self.pose, self.step = policy, robot, chunks, pose, step
         self.limits, self.dry_run, self.record = limits or robot.limits, dry_run, record
-        self.shared = dict(limits=limits, watch=watch, dry_run=dry_run)
+        first = dict.fromkeys(robot.action) | dict(step) if isinstance(step, Mapping) else step
+        self.shared = dict(limits=limits, watch=watch, dry_run=dry_run, first_step=first)
         self.chunk = chunks.length(len(policy.get_modality_config()["action"].delta_indices))
 
     def round(self,

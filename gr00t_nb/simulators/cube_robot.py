@@ -6,11 +6,14 @@
 __all__ = ['EVALUATION', 'OUTCOMES', 'CubeRobot']
 
 # %% ../../nbs/simulators/40_cube_robot.ipynb #c002a638
+from functools import partial
+
 import numpy as np
 from fastcore.basics import patch
 
 from ..errors import InputError
-from ..robots.robot import GroupLimits, MotionLimits, Observation, SimulatedClock, check_command
+from ..robots.robot import GroupLimits, MotionLimits, Observation, Pictures, SimulatedClock
+from ..robots.robot import check_command
 from .arm_scene import CAMERAS, CUBE, CUBE_COLOURS, FPS
 from .cube_to_bowl import TASKS, CubeToBowl
 from .expert import plan_episode
@@ -60,13 +63,12 @@ class CubeRobot:
 # %% ../../nbs/simulators/40_cube_robot.ipynb #c0086fc0
 @patch
 def observe(self: CubeRobot) -> Observation:
-    "Both pictures, the joints and the opening of the gripper, all of this moment."
-    seen, now = self.sim.observe(self.views), self.clock.now()
-    numbers = seen["observation.state"]
+    "Joints, gripper, and pictures of this moment that are drawn when anyone asks."
+    numbers, moment = self.sim.state(), self.sim.moment()
     state = dict(single_arm=numbers[:6], gripper=numbers[6:])
-    video = {view: seen[f"observation.images.{view}"] for view in self.views}
+    video = Pictures({view: partial(self.sim.render, view, moment) for view in self.views})
     parts = [*(f"video.{v}" for v in video), *(f"state.{g}" for g in state)]
-    return Observation(video, state, dict.fromkeys(parts, now))
+    return Observation(video, state, dict.fromkeys(parts, self.clock.now()))
 
 
 @patch

@@ -35,6 +35,7 @@ class CubeToBowl:
         self.model = mujoco.MjModel.from_xml_string(scene_xml(), {"wood.png": wood_texture()})
         self.data = mujoco.MjData(self.model)
         self.scratch = mujoco.MjData(self.model)  # for kinematics, away from the physics
+        self.shown = mujoco.MjData(self.model)  # an earlier moment, to be drawn
         self.renderer = None
         joints = [self.model.joint(name) for name in JOINTS]
         fingers = [self.model.joint(f"finger_{side}") for side in ("left", "right")]
@@ -87,12 +88,22 @@ def _drawn_places(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../nbs/simulators/20_cube_to_bowl.ipynb #0372568f
 @patch
+def moment(self: CubeToBowl) -> dict[str, np.ndarray]:  # places and turns, 8 kB
+    "Where everything is now: all that a picture shows."
+    parts = "xpos xquat xmat xipos ximat geom_xpos geom_xmat site_xpos site_xmat cam_xpos cam_xmat"
+    names = [*parts.split(), "light_xpos", "light_xdir"]
+    return {name: getattr(self.data, name).copy() for name in names}
+
+
+@patch
 def render(self: CubeToBowl,
     camera: str,  # 'front' or 'wrist'
+    moment: dict[str, np.ndarray] | None = None,  # None: now
 ) -> np.ndarray:  # uint8 (240, 320, 3) RGB
     "The picture of a camera. `InputError` where this process cannot draw."
     if self.renderer is None: self.renderer = open_renderer(self.model, HEIGHT, WIDTH)
-    self.renderer.update_scene(self.data, camera)
+    for name, places in (moment or {}).items(): getattr(self.shown, name)[:] = places
+    self.renderer.update_scene(self.shown if moment else self.data, camera)
     return self.renderer.render()
 
 
