@@ -13,19 +13,24 @@ Four sections, each a table:
 - inference: milliseconds of one answer of such a model, from images to the robot's units.
 
 No network and no checkpoint are needed. A row that fails says why, and the others go on; then the
-exit code is 1. `--size tiny --device cpu` goes the same way on any machine, to try the script.
+exit code is 1. Each section has a time limit of its own; each row is printed and written at once, so
+that a run that is cut keeps what was done. `--quick` goes the same way in small sizes in a minute;
+without a GPU every section runs so, on the CPU, and says so.
 """
 import argparse
 import gc
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -95,7 +100,7 @@ def _median_seconds(run, times: int = 10) -> float:
 
 
 # ------------------------------------------------------------------------------------------ machine
-def machine(args) -> list[dict]:
+def machine(args) -> list[dict]:  # one after the other
     "What the card is and reaches."
     rows = [dict(what="torch", value=torch.__version__), dict(what="cores", value=os.cpu_count())]
     if args.device != "cuda": return [dict(what="CPU", value=platform.processor() or "?"), *rows]
@@ -144,8 +149,7 @@ def _some_batch(base: Path, folder: Path, size: int = 4) -> dict:
     return Collator(prepared.processor, settings, seed=0)(data.__getitems__(list(range(size))))
 
 
-def _against_float64(args, folder: Path) -> list[dict]:
-    rows = []
+def _against_float64(args, folder: Path) -> Iterator[dict]:
     for family in families():
         base = tiny_base(family=family)
         batch = _some_batch(base, folder)
@@ -160,8 +164,7 @@ def _against_float64(args, folder: Path) -> list[dict]:
             if dtype is torch.bfloat16: del off["gradients"]  # nothing trains in it
             row = dict(what=f"{family.name}, small, {name}")
             row |= {k: f"{v:.1e}" for k, v in off.items()}
-            rows.append(row | dict(allowed=f"{most:.0e}", ok=max(off.values()) <= most))
-    return rows
+            yield row | dict(allowed=f"{most:.0e}", ok=max(off.values()) <= most)
 
 
 def _weights(folder: Path) -> torch.Tensor:
@@ -185,10 +188,9 @@ def _run(family, folder: Path, name: str, stop: int = 6):
     finetune(config, callbacks=[StopAfter(stop)])
 
 
-def _goes_on(args, folder: Path) -> list[dict]:
+def _goes_on(args, folder: Path) -> Iterator[dict]:
     "Two equal runs, and one that stopped half way and went on, to the bit."
-    rows = []
-    for family in families():
+    for family in families()[: 1 if args.quick else None]:
         own = folder / family.tiny_name
         for name, stop in (("whole", 6), ("again", 6), ("parts", 3), ("parts", 6)):
             _run(family, own, name, stop)
@@ -196,18 +198,30 @@ def _goes_on(args, folder: Path) -> list[dict]:
         for what, other in (("run twice", again), ("stopped and gone on", parts)):
             row = dict(what=f"{family.name}, small, 6 steps, {what}")
             row |= dict(weights=f"{_apart(other, whole):.1e}", allowed="0")
-            rows.append(row | dict(ok=torch.equal(other, whole)))
-    return rows
+            yield row | dict(ok=torch.equal(other, whole))
 
 
-def correctness(args) -> list[dict]:
-    "The GPU's numbers against the CPU's float64; runs against themselves."
-    rows = []
+def _graph_answers(args, folder: Path) -> Iterator[dict]:
+    "Answers of recordings against plain ones: the second and third question of a shape, and again."
+    for family in families():
+        policy, steps = _policy(args, folder / family.tiny_name, tiny_base(family=family))
+        noise = [policy.draw_noise(seed) for seed in range(3)]
+        flat = lambda n: torch.cat([torch.from_numpy(a).flatten().double() for a in policy.predict(steps, n).values()])
+        plain = [flat(n) for n in noise]
+        policy.accelerate()
+        quick, again = [flat(n) for n in noise], flat(noise[-1])
+        off, most = max(map(_apart, quick, plain)), 5e-2 if args.device == "cuda" else 1e-5
+        row = dict(what=f"{family.name}, small, recorded against plain", actions=f"{off:.1e}")
+        row |= dict(again_equal=torch.equal(again, quick[-1]), allowed=f"{most:.0e}")
+        yield row | dict(ok=off <= most and row["again_equal"])
+
+
+def correctness(args) -> Iterator[dict]:
+    "The GPU's numbers against the CPU's float64; runs and recordings against themselves."
     with tempfile.TemporaryDirectory() as folder:
-        for part in (_against_float64, _goes_on):  # what one has found stays where the other fails
-            found = _attempt(lambda: part(args, Path(folder)))
-            rows += found if isinstance(found, list) else [found]
-    return rows
+        for part in (_against_float64, _graph_answers, _goes_on):
+            try: yield from part(args, Path(folder))
+            except Exception as e: yield _failed(e)  # what the others find stays
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -223,6 +237,8 @@ SETTINGS = {
         global_batch_size=4, lora_parts=["language", "DiT"], memory="16gb"
     ),
 }
+
+QUICK = "as the recipe has it", "as one graph"
 
 
 def _released(folder: Path, device: str) -> Path:
@@ -374,37 +390,36 @@ def _with_share(rows: list[dict], rate: float | None) -> list[dict]:
     return rows
 
 
-def training(args) -> list[dict]:
+def training(args) -> Iterator[dict]:
     "Steps of training in the released size."
     rows, base = [], _base(args)
     for name, options in SETTINGS.items():
         if args.rows and name not in args.rows: continue
+        if args.quick and name not in QUICK: continue
         _free()
         if args.size == "tiny": options = options | dict(global_batch_size=4)
         with tempfile.TemporaryDirectory() as folder:
             found = _attempt(lambda: _train(args, name, base, Path(folder), options))
         rows.append(dict(what=name) | found)
-        print(_line(rows[-1]), flush=True)
-    return _with_share(rows, _rate(args))
+        yield _with_share(rows, _rate(args))[-1]
 
 
 # ---------------------------------------------------------------------------------------- inference
-def inference(args) -> list[dict]:
-    "One answer, one camera, four denoising steps: plain, as one graph, compiled and as one graph."
-    rows, plain = [], None
+def inference(args) -> Iterator[dict]:
+    "An answer, one camera, four denoising steps: plain, as one graph, compiled and as one graph."
     with tempfile.TemporaryDirectory() as place:
-        policy, steps = _policy(args, Path(place))
-        noise = policy.draw_noise(0)
-        for name, change in ANSWERS.items():
-            if args.rows and name not in args.rows: continue
-            found = _attempt(lambda: _answers(args, policy, change, steps, noise))
-            row, answer = dict(what=name) | found, found.pop("answer", None)
-            row.pop("answer", None)
-            if plain is None: plain = answer
-            elif answer is not None: row["from_plain"] = f"{_apart(answer, plain):.1e}"
-            rows.append(row)
-            print(_line(row), flush=True)
-    return rows
+        policy, one = _policy(args, Path(place), _base(args))
+        for rows in (1, 8):
+            policy.graphs, plain, steps, noise = None, None, one * rows, policy.draw_noise(0)
+            for name, change in ANSWERS.items():
+                if args.rows and name not in args.rows: continue
+                if "compiled" in name and (args.quick or rows > 1): continue
+                found = _attempt(lambda: _answers(args, policy, change, steps, noise))
+                answer = found.pop("answer", None)
+                row = dict(what=name, rows=rows) | found
+                if plain is None: plain = answer
+                elif answer is not None: row["from_plain"] = f"{_apart(answer, plain):.1e}"
+                yield row
 
 
 ANSWERS = {
@@ -414,10 +429,10 @@ ANSWERS = {
 }
 
 
-def _policy(args, folder: Path) -> tuple[Gr00tPolicy, list[dict]]:  # and a step to ask about
-    config = _sample_config(str(_base(args)), folder, "policy")
+def _policy(args, folder: Path, base: Path) -> tuple[Gr00tPolicy, list[dict]]:  # and a step to ask about
+    config = _sample_config(str(base), folder, "policy")
     prepared = prepare_data(config)
-    model = prepared.family.load_model(_base(args), device=args.device)
+    model = prepared.family.load_model(base, device=args.device)
     prepared.family.save(folder / "policy", model, prepared.processor)
     del model
     _free()
@@ -432,7 +447,7 @@ def _answers(args, policy, change, steps: list[dict], noise) -> dict:
     answer = policy.predict(steps, noise)
     first = time.perf_counter() - begun
     seconds = []
-    for _ in range(3 * args.steps):
+    for _ in range(args.answers):
         begun = time.perf_counter()
         policy.predict(steps, noise)
         seconds.append(time.perf_counter() - begun)
@@ -442,7 +457,8 @@ def _answers(args, policy, change, steps: list[dict], noise) -> dict:
         policy.processor.collate([policy.processor(s, policy.tag, False) for s in steps])
     ready = (time.perf_counter() - begun) / 20
     return dict(
-        answer_ms=1000 * statistics.median(seconds),
+        p50_ms=1000 * statistics.median(seconds),
+        p95_ms=1000 * sorted(seconds)[int(0.95 * (len(seconds) - 1))],
         slowest_ms=1000 * max(seconds),
         processor_ms=1000 * ready,
         first_seconds=first,
@@ -461,9 +477,37 @@ def _free():
 def _attempt(run) -> dict:
     "What it gives, or why it failed."
     try: return run()
-    except Exception as e:
-        traceback.print_exc()
-        return dict(failed=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}", ok=False)
+    except Exception as e: return _failed(e)
+
+
+def _failed(e: Exception) -> dict:
+    traceback.print_exception(e)
+    return dict(failed=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}", ok=False)
+
+
+class TimeIsUp(BaseException):
+    "No `Exception`: a row that catches its faults does not catch this."
+
+
+@contextmanager
+def _at_most(seconds: float):
+    "`TimeIsUp` in what runs longer."
+    def ring(*_): raise TimeIsUp
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try: yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _section(args, name: str, keep):
+    "Runs a section; `keep(row)` takes each row at once."
+    try:
+        with _at_most(args.limit or LIMITS[name]):
+            for row in SECTIONS[name](args): keep(row)
+    except TimeIsUp: keep(dict(what="the section's time was up: rows that follow were not measured"))
+    except Exception as e: keep(_failed(e))
 
 
 def _shown(value) -> str:
@@ -481,16 +525,20 @@ def _table(rows: list[dict]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-SECTIONS = dict(machine=machine, correctness=correctness, training=training, inference=inference)
+SECTIONS = dict(machine=machine, correctness=correctness, inference=inference, training=training)
+LIMITS = dict(machine=30, correctness=120, inference=150, training=180)  # seconds: eight minutes
 
 
 def _arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--sections", "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rows, a minute")
+    parser.add_argument("--limit", type=float, help="seconds a section may take, instead of its own")
     parser.add_argument("--rows", nargs="+", choices=[*SETTINGS, *ANSWERS], help="these alone")
     parser.add_argument("--size", choices=("3b", "tiny"), default="3b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--steps", type=int, default=20, help="that are measured")
+    parser.add_argument("--answers", type=int, default=100, help="that are measured")
     parser.add_argument("--warm", type=int, default=5, help="steps before them")
     parser.add_argument("--workers", type=int, default=8, help="loader processes")
     parser.add_argument("--profile", type=Path, help="where the longest kernels of each row go")
@@ -498,7 +546,9 @@ def _arguments():
     args = parser.parse_args()
     args.made = None
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no CUDA card here; --device cpu --size tiny tries the script.")
+        print("No GPU is here: every section runs in small sizes on the CPU. Times say nothing of a GPU.")
+        args.device, args.size, args.quick = "cpu", "tiny", True
+    if args.quick: args.size, args.steps, args.warm, args.workers, args.answers = "tiny", 2, 1, 0, 6
     return args
 
 
@@ -509,10 +559,13 @@ def main():
     for name in args.sections:
         _free()
         begun = time.perf_counter()
-        rows = _attempt(lambda: SECTIONS[name](args))
-        found[name] = rows if isinstance(rows, list) else [rows]
-        print(f"\n## {name}, {time.perf_counter() - begun:.0f} s\n\n{_table(found[name])}", flush=True)
-        if args.json: args.json.write_text(json.dumps(found, indent=1))
+        rows = found.setdefault(name, [])
+        def keep(row):
+            rows.append(row)
+            print(_line(row), flush=True)
+            if args.json: args.json.write_text(json.dumps(found, indent=1))
+        _section(args, name, keep)
+        print(f"\n## {name}, {time.perf_counter() - begun:.0f} s\n\n{_table(rows)}\n", flush=True)
     wrong = [r for rows in found.values() for r in rows if r.get("ok") is False]
     sys.exit(1 if wrong else 0)
 

@@ -178,7 +178,19 @@ def get_action(
     rtc: RTC | None = None,  # continue the batch's prev_actions [B, P, D], normalised; see `RTC`
 ) -> dict:  # action_pred [B, action_horizon, max_action_dim], normalised; [S, B, ...] if the noise is
     "Sample an action chunk for every sample, or S of them from one run of the backbone."
-    batch = self.prepare(batch)
+    return self.sample(self.prepare(batch), noise, num_inference_timesteps, keep_path, rtc)
+
+@patch
+@torch.no_grad()
+def sample(
+    self: Network,
+    batch: dict,  # from `prepare`: nothing in it is looked at any more
+    noise: Tensor | None = None,
+    num_inference_timesteps: int | None = None,
+    keep_path: bool = False,
+    rtc: RTC | None = None,
+) -> dict:  # as of `get_action`
+    "The answer to a batch that is prepared: tensors become tensors, and Python looks at none."
     backbone = self.see(batch)
     many = noise is not None and noise.dim() == 4
     if many:

@@ -139,6 +139,7 @@ class Gr00tPolicy:
         strict: bool = True,  # check every observation and action
         round_inputs: bool = True,  # round floating inputs to bfloat16, as officially
         tokenizer_path: str | None = None,  # for official checkpoints, which hold no tokenizer
+        accelerate: bool = False,  # see `accelerate`
     ):
         self.device = device_of(device)
         self.strict, self.round_inputs = strict, round_inputs
@@ -151,6 +152,7 @@ class Gr00tPolicy:
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.model = self.family.load_model(path, device=self.device, dtype=dtype).eval()
         self.graphs = None  # set by `accelerate`: answers that are replayed
+        if accelerate: self.accelerate()
 
     def get_modality_config(self) -> dict[str, ModalityConfig]:  # video, state, action, language
         return self.modality_config
@@ -415,7 +417,7 @@ def accelerate(
     self: Gr00tPolicy,
     compile: bool = False,  # also compile the blocks with torch.compile
 ) -> Gr00tPolicy:  # the same
-    "From now on answers are replayed from recordings; on a CPU everything is computed as before."
+    "From now on answers are replayed from recordings, one for each shape of question."
     if compile: self.family.compile_blocks(self.model)
     pads = "padding_matters" not in self.family.capabilities
     tokenizer = getattr(self.processor, "tokenizer", None)
