@@ -8,7 +8,7 @@ import torch
 from batches import TAG, batch_of
 
 from gr00t_nb.errors import InputError
-from gr00t_nb.model.rtc import RTC
+from gr00t_nb.rtc_settings import RTC
 from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.policy.policy import Gr00tPolicy
 
