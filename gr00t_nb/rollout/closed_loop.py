@@ -58,7 +58,7 @@ def wilson_interval(
 #: which gives the instruction, `outcome()`, `finished()` and `instructions`; `expert_commands()` where one can tell.
 SIMULATORS: dict[str, Callable] = dict(
     cube_to_bowl=CubeRobot, pusht=PushT, aloha_transfer_cube=AlohaTransfer, aloha_insertion=AlohaInsertion,
-    **{name: libero_suite(name) for name in LIBERO_SUITES},
+    **{name: libero_suite(name) for suite in LIBERO_SUITES for name in (suite, f"{suite}_signs")},
 )
 
 
