@@ -14,7 +14,8 @@ from gr00t_nb.policy.chunks import Chunking
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.robots.limits import propose_limits
 from gr00t_nb.robots.stand_ins import RecordedRobot
-from gr00t_nb.rollout import evaluate
+from gr00t_nb.rollout import closed_loop
+from gr00t_nb.rollout.evaluate import ClosedLoopConfig
 from gr00t_nb.rollout.loop import run_episode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,9 +77,9 @@ def test_others_are_refused_before_anything_starts(trained, tmp_path, monkeypatc
     policy.model.config = replace(policy.model.config, rtc_training_config=None)
     policy.family.save(tmp_path / "plain", policy.model, policy.processor)
     def started(*args, **kwargs): raise AssertionError("a worker was started")
-    monkeypatch.setattr(evaluate, "ProcessPoolExecutor", started)
+    monkeypatch.setattr(closed_loop, "ProcessPoolExecutor", started)
     told = dict(continuation="prefix", delay=3, processes=2, output_dir=str(tmp_path / "out"))
     with pytest.raises(InputError, match="was not trained to continue a prefix"):
-        evaluate.evaluate_closed_loop(evaluate.ClosedLoopConfig(str(tmp_path / "plain"), **told), progress=False)
+        closed_loop.evaluate_closed_loop(ClosedLoopConfig(str(tmp_path / "plain"), **told), progress=False)
     with pytest.raises(AssertionError, match="a worker was started"):
-        evaluate.evaluate_closed_loop(evaluate.ClosedLoopConfig(str(trained), **told), progress=False)
+        closed_loop.evaluate_closed_loop(ClosedLoopConfig(str(trained), **told), progress=False)

@@ -530,7 +530,7 @@ def test_a_recording_is_a_data_set(tmp_path):
 def test_three_episodes_in_the_simulator():
     "The expert puts the named cube into the bowl, with pictures drawn and the guard on; a wrong word is told apart."
     if importlib.util.find_spec("mujoco") is None: pytest.skip("mujoco (of the dev requirements) is not installed")
-    from gr00t_nb.rollout.evaluate import ScriptedPolicy
+    from gr00t_nb.rollout.closed_loop import ScriptedPolicy
     from gr00t_nb.simulators.cube_robot import CubeRobot
 
     class Looking(ScriptedPolicy):

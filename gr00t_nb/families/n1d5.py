@@ -25,7 +25,7 @@ from ..model.checkpoints import stored_tensors, weight_files
 from ..model.flow import whole_flow_time
 from ..model.layers import init_linear_layers
 from ..model.network import Network
-from ..model.rtc import delay_shares
+from ..rtc_settings import delay_shares
 
 # %% ../../nbs/families/50_n1d5.ipynb #b44a1423
 _BACKBONES = dict(  # by the name in a configuration: the network, and how it begins

@@ -27,7 +27,7 @@ from gr00t_nb.backbones.qwen2_5_vl import (
 )
 from ..errors import InputError
 from ..model.checkpoints import Misfit
-from ..model.rtc import delay_shares
+from ..rtc_settings import delay_shares
 
 # %% ../../nbs/families/40_n1d5_config.ipynb #24f6c523
 @dataclass

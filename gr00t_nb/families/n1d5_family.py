@@ -26,7 +26,7 @@ from ..fluxvla.fluxvla_processor import FluxvlaProcessor
 from ..model.action_head import loss_weights
 from ..model.flow import draw_flow as flow_draws
 from ..model.flow import whole_flow_time
-from ..model.rtc import delay_shares
+from ..rtc_settings import delay_shares
 from ..processing.processor import Gr00tProcessor
 from ..processing.processor_files import as_json, checked_ids, checked_statistics
 from ..processing.processor_files import processor_folder, read_modality_configs

@@ -18,8 +18,9 @@ from .dit import DiT, Moment, bucket_of, init_dit
 from .flow import euler, flow_buckets, flow_time, interpolate, sample_flow_time
 from .layers import sinusoid
 from .per_embodiment import CategorySpecificLinear, CategorySpecificMLP
-from .rtc import RTC, first_rows, steering
+from .rtc import first_rows, steering
 from .self_attention import SelfAttentionStack, init_self_attention
+from ..rtc_settings import RTC
 
 # %% ../../nbs/model/30_action_head.ipynb #91d336e2
 class MultiEmbodimentActionEncoder(nn.Module):

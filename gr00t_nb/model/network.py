@@ -21,7 +21,7 @@ from ..files import read_mapping, write_json
 from .action_head import ActionHead
 from .checkpoints import Misfit, checkpoint_folder, load_weights, mapped_names
 from .checkpoints import save_weights, stored_tensors, weight_files
-from .rtc import RTC
+from ..rtc_settings import RTC
 
 # %% ../../nbs/model/60_network.ipynb #b78424e7
 class Network(nn.Module):

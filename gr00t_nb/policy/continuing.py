@@ -9,7 +9,7 @@ __all__ = ['continuation_options', 'check_continuation', 'check_trained']
 import numpy as np
 
 from ..errors import InputError
-from ..model.rtc import RTC, delay_shares
+from ..rtc_settings import RTC, delay_shares
 from .chunks import ChunkSchedule, Chunking
 
 # %% ../../nbs/policy/25_continuing.ipynb #c0051974

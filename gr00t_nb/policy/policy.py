@@ -18,7 +18,7 @@ from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
 from ..checkpoints.registry import family_of
 from .preprocessing import check_preprocessing, device_of, tell_of_better
-from ..model.rtc import RTC
+from ..rtc_settings import RTC
 
 # %% ../../nbs/policy/10_policy.ipynb #1c27a332
 def _check_array(

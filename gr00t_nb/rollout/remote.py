@@ -172,15 +172,7 @@ def body(self: RemoteConfig, known: Mapping[str, Callable] = BODIES) -> Body:
 def policy(self: RemoteConfig) -> PolicyClient:
     "The policy behind the server. `InputError` where nobody answers."
     if not self.server: raise InputError("There is no policy: give --server host:port.")
-    host, _, port = self.server.rpartition(":")
-    if not host or not port.isdigit() or ":" in host.strip("[]") and host[0] != "[":
-        raise InputError(
-            f"The server is '{self.server}': expected host:port, such as gpu-machine:5555 or"
-            " [::1]:5555."
-        )
-    client = PolicyClient(host, int(port), token=self.token, jpeg=self.jpeg, timeout=self.answer_within)
-    client.get_modality_config()  # says in a sentence where nobody answers
-    return client
+    return PolicyClient.at(self.server, token=self.token, jpeg=self.jpeg, timeout=self.answer_within)
 
 # %% ../../nbs/rollout/58_remote.ipynb #f87f4908
 _ROS, _SO = ("aloha", "ur3"), ("so100", "so101")

@@ -174,6 +174,22 @@ def kill(self: PolicyClient):
     "Ends the server. This kit's server does it only for whoever has its token."
     self.call("kill")
 
+# %% ../../nbs/serving/30_client.ipynb #3d8d50ef
+@patch(cls_method=True)
+def at(
+    cls: PolicyClient,
+    server: str,  # host:port, such as gpu-machine:5555
+    **settings,  # as of `PolicyClient`
+) -> PolicyClient:
+    "The client of a server. `InputError` where that is no address, or nobody answers."
+    host, _, port = server.rpartition(":")
+    if not host or not port.isdigit() or ":" in host.strip("[]") and host[0] != "[":
+        expected = "expected host:port, such as gpu-machine:5555 or [::1]:5555"
+        raise InputError(f"The server is '{server}': {expected}.")
+    client = cls(host, int(port), **settings)
+    client.get_modality_config()  # says in a sentence where nobody answers
+    return client
+
 # %% ../../nbs/serving/30_client.ipynb #c013f609
 @patch
 def _compressed(self: PolicyClient, observation: dict) -> dict:

@@ -13,7 +13,7 @@ from batches import TAG, batch_of
 from gr00t_nb.engine.first_look import FirstLook
 from gr00t_nb.errors import InputError
 from gr00t_nb.loading.features import feature_batch
-from gr00t_nb.model.rtc import RTC
+from gr00t_nb.rtc_settings import RTC
 from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.processing.batches import split_batch

@@ -21,7 +21,7 @@ from gr00t_nb.families.n1d5 import FLUXVLA_NAMES, Gr00tN1d5
 from gr00t_nb.families.n1d5_config import Gr00tN1d5Config
 from gr00t_nb.files import write_json
 from gr00t_nb.model.checkpoints import Misfit, mapped_names, stored_tensors
-from gr00t_nb.model.rtc import RTC
+from gr00t_nb.rtc_settings import RTC
 
 TINY, NVIDIA = "fluxvla/tiny_model", "checkpoint_nvidia_names"
 PREDICTIONS = {

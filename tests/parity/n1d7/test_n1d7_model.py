@@ -21,7 +21,7 @@ from gr00t_nb.backbones.qwen3_vl import stretched_positions, token_positions
 from gr00t_nb.families.n1d7 import Gr00tN1d7
 from gr00t_nb.families.n1d7_config import Gr00tN1d7Config
 from gr00t_nb.model import layers
-from gr00t_nb.model.rtc import RTC
+from gr00t_nb.rtc_settings import RTC
 
 FORWARD, GRADIENT, FLOAT32 = 1e-5, 1e-4, 5e-5
 PRECISIONS = [(torch.float64, FORWARD), (torch.float32, FLOAT32)]
