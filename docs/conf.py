@@ -57,16 +57,16 @@ def contents(books) -> dict:
 
 
 def menu(app, page: str, template, context: dict, doctree, books):
-    "All pages, at the left of each. Furo asks Sphinx for them page by page, which took half of the build."
-    up, lines = "../" * page.count("/"), []
+    "All pages, at the left of each. Furo asks Sphinx for them page by page: half of the build."
+    up, lines, plain = "../" * page.count("/"), [], partial(escape, quote=False)
     titles = {name: title.astext() for name, title in app.env.titles.items()} | dict(genindex=NAMES)
     for heading, pages in [*shelves(books), ("more", ["genindex"])]:
-        text = f'<span class="caption-text">{escape(heading, quote=False)}</span>'
+        text = f'<span class="caption-text">{plain(heading)}</span>'
         lines += [f'<p class="caption" role="heading">{text}</p>', "<ul>"]
         for goal in pages:
-            item, link, href = "", "", f"{up}{goal}.html"
-            if goal == page: item, link, href = " current current-page", "current ", "#"
-            link = f'<a class="{link}reference internal" href="{href}">{escape(titles[goal], quote=False)}</a>'
+            item, kind, href = "", "", f"{up}{goal}.html"
+            if goal == page: item, kind, href = " current current-page", "current ", "#"
+            link = f'<a class="{kind}reference internal" href="{href}">{plain(titles[goal])}</a>'
             lines.append(f'<li class="toctree-l1{item}">{link}</li>')
         lines.append("</ul>")
     context["furo_navigation_tree"] = "\n".join(lines)

@@ -181,7 +181,10 @@ def command(main: Callable) -> Callable:
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         try:
-            result = main(*args, **kwargs)
+            try: result = main(*args, **kwargs)
+            except SystemExit:  # of --help, or with a verdict: what was said is not out yet
+                sys.stdout.flush()
+                raise
             sys.stdout.flush()
             return result
         except BrokenPipeError:
