@@ -69,7 +69,7 @@ ros: # ROS 1 for tests/test_ros.py, which is skipped where there is none; `make 
 
 test: setup browser ## every notebook, in a drawn order; tests of the package, its rules, and what is generated
 	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 clean: ## what can be made again: .venv, outputs, caches in the checkout
 	rm -rf .venv outputs _docs _proc build dist *.egg-info .pytest_cache

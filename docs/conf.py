@@ -6,6 +6,8 @@ opened from disk.
 import json
 import re
 import sys
+from functools import partial
+from html import escape
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -32,18 +34,47 @@ html_copy_source = False
 html_show_sphinx = html_show_copyright = False
 html_show_search_summary = False  # it would fetch pages, which a browser refuses from disk
 
+NAMES = "All names"  # what the page of them is called
+
+
+def shelves(books) -> list[tuple[str, list[str]]]:  # heading, pages in the order of reading
+    "The tutorials, then the floors from the ground."
+    found = []
+    for floor in ("tutorials", *(f for f in FLOORS if f != "tutorials")):
+        pages = [str(b.path.with_suffix("")) for b in books if b.floor == floor]
+        pages = [p for p in pages if p != "index"]
+        if pages: found.append((", ".join(FLOORS[floor]), pages))
+    return found
+
 
 def contents(books) -> dict:
     "A cell with the order of the pages: the tutorials, the floors from the ground, the names."
     lines = []
-    for floor in ("tutorials", *(f for f in FLOORS if f != "tutorials")):
-        pages = [str(b.path.with_suffix("")) for b in books if b.floor == floor]
-        pages = [p for p in pages if p != "index"]
-        if not pages: continue
-        name, what = FLOORS[floor]
-        lines += ["```{toctree}", ":hidden:", f":caption: {name}, {what}", "", *pages, "```", ""]
-    lines += ["```{toctree}", ":hidden:", ":caption: more", "", "All names <genindex>", "```"]
+    for heading, pages in shelves(books):
+        lines += ["```{toctree}", ":hidden:", f":caption: {heading}", "", *pages, "```", ""]
+    lines += ["```{toctree}", ":hidden:", ":caption: more", "", f"{NAMES} <genindex>", "```"]
     return dict(cell_type="markdown", id="contents", metadata={}, source="\n".join(lines))
+
+
+def menu(app, page: str, template, context: dict, doctree, books):
+    "All pages, at the left of each. Furo asks Sphinx for them page by page: half of the build."
+    up, lines, plain = "../" * page.count("/"), [], partial(escape, quote=False)
+    titles = {name: title.astext() for name, title in app.env.titles.items()} | dict(genindex=NAMES)
+    for heading, pages in [*shelves(books), ("more", ["genindex"])]:
+        text = f'<span class="caption-text">{plain(heading)}</span>'
+        lines += [f'<p class="caption" role="heading">{text}</p>', "<ul>"]
+        for goal in pages:
+            item, kind, href = "", "", f"{up}{goal}.html"
+            if goal == page: item, kind, href = " current current-page", "current ", "#"
+            link = f'<a class="{kind}reference internal" href="{href}">{plain(titles[goal])}</a>'
+            lines.append(f'<li class="toctree-l1{item}">{link}</li>')
+        lines.append("</ul>")
+    context["furo_navigation_tree"] = "\n".join(lines)
+
+
+def no_menu(app, page: str, template, context: dict, doctree):
+    "Keeps Furo from asking."
+    if "toctree" in context: context["toctree"] = lambda **how: ""
 
 
 def with_files(text: str, folder: Path) -> str:
@@ -109,4 +140,6 @@ def setup(app):
     except DocsError as e: sys.exit(f"error: {e}")
     app.setup_extension("names")
     app.connect("source-read", lambda *event: readable(*event, books))
+    app.connect("html-page-context", no_menu, priority=400)  # Furo's is 500
+    app.connect("html-page-context", partial(menu, books=books), priority=600)
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))

@@ -205,7 +205,11 @@ def command(main: Callable) -> Callable:
     def wrapped(*args, **kwargs):
         shown, warnings.formatwarning = warnings.formatwarning, _plainly
         try:
-            with _plain_warnings(): result = main(*args, **kwargs)
+            try:
+                with _plain_warnings(): result = main(*args, **kwargs)
+            except SystemExit:  # of --help, or with a verdict: what was said is not out yet
+                sys.stdout.flush()
+                raise
             sys.stdout.flush()
             return result
         except BrokenPipeError:

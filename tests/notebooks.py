@@ -1,7 +1,7 @@
 """Executes notebooks as nbdev_test does, in an order drawn from a printed seed, and sees that each
 leaves nothing behind.
 
-    python tests/notebooks.py                              # all of them, two at a time
+    python tests/notebooks.py                              # all of them, three at a time
     python tests/notebooks.py --seed 7                     # in the order of an earlier run
     python tests/notebooks.py nbs/data/00_video.ipynb      # one alone
 
@@ -90,7 +90,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all")
     parser.add_argument("--seed", type=int, help="of the order; default: drawn")
-    parser.add_argument("--workers", type=int, default=2, help="notebooks at a time")
+    parser.add_argument("--workers", type=int, default=3, help="notebooks at a time")
     return parser.parse_args()
 
 

@@ -1,9 +1,10 @@
 """Python commands as forks of one process that has imported the kit.
 
 A new interpreter computes for seven seconds until torch, transformers and the kit are imported; a
-fork has them. A test about an interpreter's own beginning or end (other packages, other users, what
-torchrun starts) starts one with `subprocess`.
+fork has them. A test about an interpreter's own beginning (other packages, other users, what torchrun
+starts) starts one with `subprocess`; a fork can end as an interpreter ends.
 """
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -32,7 +33,14 @@ def begin():
     with patch.dict(os.environ, FIXED | dict(PYTHONPATH=path)): ensure_running()
 
 
-def _command(words: list[str], cwd: Path, env: dict, streams: tuple[Path, Path], first: Callable):
+def _command(
+    words: list[str],
+    cwd: Path,
+    env: dict,
+    streams: tuple[Path, Path],
+    first: Callable,
+    ends: bool = False,
+):
     "In the fork: what `python WORDS` does."
     multiprocessing.set_start_method(None, force=True)  # the usual one, not the server's
     os.chdir(cwd)
@@ -40,11 +48,16 @@ def _command(words: list[str], cwd: Path, env: dict, streams: tuple[Path, Path],
     os.environ.update(env)
     for stream, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
+    first()
     # the streams of the server, which imported modules may hold, begin anew
     for number, stream in enumerate((sys.stdout, sys.stderr), 1):
         bytes_of = open(number, "wb", closefd=False)
         stream.__init__(bytes_of, env.get("PYTHONIOENCODING"), line_buffering=number == 2)
-    first()
+    if ends: _to_the_end(words, cwd)
+    else: _run(words, cwd)
+
+
+def _run(words: list[str], cwd: Path):
     if words[0] == "-m":
         sys.argv = ["-m", *words[2:]]
         sys.path.insert(0, str(cwd))
@@ -54,6 +67,17 @@ def _command(words: list[str], cwd: Path, env: dict, streams: tuple[Path, Path],
         sys.argv = words
         sys.path.insert(0, str((cwd / words[0]).parent))
         runpy.run_path(words[0], run_name="__main__")
+
+
+def _to_the_end(words: list[str], cwd: Path):
+    "As the interpreter does it: what was registered for its end is called, its streams are flushed."
+    code = 0
+    try: _run(words, cwd)
+    except SystemExit as e: code = e.code or 0  # the kit's are numbers
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    ctypes.pythonapi.Py_Exit(code)
 
 
 def _free_port() -> int:
@@ -77,6 +101,7 @@ class Running:
         cwd: Path = ROOT,
         processes: int = 1,  # so many, as torchrun starts them
         first: Callable = int,  # what each process does before it begins; int: nothing
+        ends: bool = False,  # as an interpreter ends; a fork's end is sudden
         **env,  # variables that differ; None: one that is not there
     ):
         begin()
@@ -86,7 +111,7 @@ class Running:
         self.files = Path(self.folder.name, "out"), Path(self.folder.name, "err")
         for f in self.files: f.touch()
         told = [known | (r if processes > 1 else {}) for r in ranks]
-        each = [(self.words, cwd, t, self.files, first) for t in told]
+        each = [(self.words, cwd, t, self.files, first, ends) for t in told]
         self.jobs = [CONTEXT.Process(target=_command, args=args) for args in each]
         for job in self.jobs: job.start()
 

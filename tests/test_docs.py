@@ -23,6 +23,7 @@ from house import FLOORS, DocsError, house, notebooks
 for package in ("sphinx", "myst_nb", "furo"):
     pytest.importorskip(package, reason=f"the site needs {package}: pip install -e '.[dev]'")
 BOOKS = notebooks(ROOT)
+IN_ORDER = BOOKS[:1] + sorted(BOOKS[1:], key=lambda b: b.floor != "tutorials")  # these come first
 CELLS = {
     b.path: [
         dict(c, source="".join(c["source"]))
@@ -90,9 +91,19 @@ def test_the_notebooks_are_read_in_a_row_the_tutorials_first(site):
         read.append(here)
         following = re.search(r'rel="next"[^>]* href="([^"]+)"', (site / here).read_text())
         here = following and os.path.normpath(Path(here).parent / following[1])
-    first, tutorials = BOOKS[:1], [b for b in BOOKS if b.floor == "tutorials"]
-    floors = [b for b in BOOKS[1:] if b.floor != "tutorials"]
-    assert read == [page_of(b) for b in first + tutorials + floors]
+    assert read == [page_of(b) for b in IN_ORDER]
+
+
+def test_the_menu_of_every_page_lists_all_in_that_order_and_marks_it(site):
+    listed = [page_of(b) for b in IN_ORDER[1:]] + ["genindex.html"]
+    for name in ["index.html", *listed]:
+        html = (site / name).read_text()
+        menu = re.findall(r'<li class="toctree-l1([^"]*)"><a class="([^"]*)" href="([^"]+)">', html)
+        goals = [name if g == "#" else os.path.normpath(Path(name).parent / g) for _, _, g in menu]
+        assert goals == listed, name
+        marks = [(item.strip(), kind.partition(" ")[0]) for item, kind, _ in menu]
+        here = [g for g, mark in zip(goals, marks) if mark == ("current current-page", "current")]
+        assert here == [name] * (name in listed), name
 
 
 def test_every_link_and_anchor_resolves_and_nothing_is_loaded_from_elsewhere(site, pages):

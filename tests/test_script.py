@@ -1,12 +1,12 @@
 "The command line: scripts/finetune.py on one process and on two, its help, and what it says to bad input."
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from gr00t_nb.evaluation.asking import held_out_episodes
 from gr00t_nb.settings.config import FinetuneConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
 SAMPLE = [
     *("--base-model-path", "tiny"),
     *("--dataset-path", "data_samples/cube_to_bowl"),
@@ -29,17 +28,6 @@ SAMPLE = [
     "--tune-llm",
     "--tune-visual",
 ]
-
-
-def run(*command, **env) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(c) for c in command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-    )
 
 
 def finetune(*args, **how) -> subprocess.CompletedProcess:
@@ -151,14 +139,20 @@ def test_what_one_process_alone_finds(tmp_path):
     assert out.returncode != 0 and not (tmp_path / "out").exists()
 
 
+def instead_of_torchcodec(folder: Path):
+    "From now on torchcodec is what this folder has."
+    for name in [m for m in sys.modules if m.partition(".")[0] == "torchcodec"]: del sys.modules[name]
+    sys.path.insert(0, str(folder))
+
+
 def test_missing_ffmpeg(tmp_path):
     "A torchcodec that finds no FFmpeg is answered with the command that installs it."
     fake = tmp_path / "torchcodec"
     fake.mkdir()
     why = "Could not load libtorchcodec. Likely causes: FFmpeg is not properly installed"
     (fake / "__init__.py").write_text(f"raise RuntimeError({why!r})")
-    command = [BIN / "python", "scripts/finetune.py", *SAMPLE, "--output-dir", tmp_path / "out"]
-    out = run(*command, PYTHONPATH=str(tmp_path))
+    first = partial(instead_of_torchcodec, tmp_path)
+    out = finetune(*SAMPLE, "--output-dir", tmp_path / "out", first=first)
     assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr
     assert "apt-get install" in out.stderr and "ffmpeg" in out.stderr.lower(), out.stderr
 

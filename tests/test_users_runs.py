@@ -19,6 +19,8 @@ from preloaded import Running, python
 from runs import ROBOT, ROOT, RUN, SAMPLE
 from transformers import TrainerCallback
 
+from gr00t_nb.conversion.lerobot_v3 import to_v3
+from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
 from gr00t_nb.embodiments import register_modality_config
 from gr00t_nb.errors import InputError
@@ -286,21 +288,35 @@ def test_wandb_without_a_key(tmp_path):
     assert "WANDB_API_KEY" in out.stderr and "--use-wandb" in out.stderr
 
 
-def nobody_reads(command: list) -> tuple[int, str]:  # exit code, standard error
-    "A command whose output goes to a pipe that nobody reads any more; its interpreter's end is part of it."
+def into_a_closed_pipe():
+    "From now on what is said goes to a pipe that nobody reads any more."
     reader, writer = os.pipe()
     os.close(reader)
-    wanted = dict(stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
-    out = subprocess.run([str(c) for c in command], env=environment(), **wanted)
-    os.close(writer)
+    os.dup2(writer, 1)
+
+
+def nobody_reads(*words) -> tuple[int, str]:  # exit code, standard error
+    "A command that nobody reads from; its interpreter's end is part of it."
+    out = python(*words, first=into_a_closed_pipe, ends=True)
     return out.returncode, out.stderr
+
+
+def test_an_interpreters_end_is_part_of_a_fork(tmp_path):
+    "What is flushed only then fails, with the exit code and the last word of a process of its own."
+    says = tmp_path / "says.py"
+    says.write_text("import sys\nsys.stdout.write('never read')\n")
+    how = dict(env=environment(PYTHONUNBUFFERED=None), stderr=subprocess.PIPE, text=True)
+    alone = subprocess.run([sys.executable, says], preexec_fn=into_a_closed_pipe, **how)
+    code, said = nobody_reads(says)
+    assert code == alone.returncode == 120
+    assert said.splitlines()[-1] == alone.stderr.splitlines()[-1] == "BrokenPipeError: [Errno 32] Broken pipe"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     "A run that nobody read from: it trains and saves all the same."
     output = tmp_path_factory.mktemp("piped") / "out"
-    code, said = nobody_reads(script(replace(RUN, save_steps=1, output_dir=str(output))))
+    code, said = nobody_reads(*script(replace(RUN, save_steps=1, output_dir=str(output)))[1:])
     assert code == 141 and "Traceback" not in said and "BrokenPipe" not in said, said
     return output
 
@@ -322,16 +338,21 @@ def test_head_reads_one_line_of_a_run(tmp_path):
 ASK = ["--dataset-path", SAMPLE, "--traj-ids", "0", "--steps", "8"]
 
 
+@pytest.fixture(scope="module")
+def two_episodes(tmp_path_factory) -> Path:
+    few = LeRobotDataset(SAMPLE, exclude_episodes=range(2, 40))
+    return to_v3(few, tmp_path_factory.mktemp("few") / "v3", progress=False).path
+
+
 @pytest.mark.parametrize("module, arguments", [
-    ("checkup.checkup", [SAMPLE, "--json"]),
+    ("checkup.checkup", ["DATA", "--json"]),
     ("checkup.checkup", ["--help"]),
-    ("conversion.convert", ["v3", SAMPLE, "OUT"]),
+    ("conversion.convert", ["v2", "DATA", "OUT"]),
     ("evaluation.diagnostics", ["--model-path", "TRAINED", *ASK, "--questions", "1", "--json"]),
 ])
-def test_a_closed_pipe_ends_a_command_without_a_word(tmp_path, trained, module, arguments):
-    stands = dict(TRAINED=trained, OUT=tmp_path / "out")
-    command = [sys.executable, "-m", f"gr00t_nb.{module}", *(stands.get(a, a) for a in arguments)]
-    code, said = nobody_reads(command)
+def test_a_closed_pipe_ends_a_command_without_a_word(tmp_path, trained, two_episodes, module, arguments):
+    stands = dict(TRAINED=trained, DATA=two_episodes, OUT=tmp_path / "out")
+    code, said = nobody_reads("-m", f"gr00t_nb.{module}", *(stands.get(a, a) for a in arguments))
     assert "Traceback" not in said and "BrokenPipe" not in said, said
     assert code == 141, said
 

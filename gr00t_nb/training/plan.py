@@ -380,12 +380,17 @@ def saving(config: FinetuneConfig) -> str:  # flags
     return _flags({k: v for k in names if (v := getattr(config, k))})
 
 # %% ../../nbs/training/37_plan.ipynb #ecae2273
+def _hopeless(case: _Case, changes: dict) -> bool:
+    "Whether the card has no room for what is held without any activation."
+    return case.least(**changes) > (1 - RESERVE) * case.card.memory
+
+
 def _fitting(case: _Case, said: FinetuneConfig) -> tuple[dict, Plan]:
     "The first set of levers whose plan fits, or else the last, and its plan."
     size = micro_size(case.prepared.config, case.world_size)
     *first, last = _ladder(said, case.prepared.family, size)
     for levers in first:
-        if case.least(**levers) > (1 - RESERVE) * case.card.memory: continue  # hopeless
+        if _hopeless(case, levers): continue
         if (plan := case.plan(**levers)).fits: return levers, plan
     return last, case.plan(**last)
 
@@ -408,8 +413,9 @@ def _without_a_part(case: _Case, levers: dict) -> str:
     config, family = case.prepared.config, case.prepared.family
     trained = [s for s in reversed(SWITCHES) if s in family.flags and getattr(config, s)]
     for switch in trained if len(trained) > 1 else []:
-        plan = case.plan(**levers, **{switch: False})
-        if plan.fits:
+        less = levers | {switch: False}
+        if _hopeless(case, less): continue
+        if (plan := case.plan(**less)).fits:
             return f", or train less with {_flags({switch: False})}, which takes {_gb(plan.peak)} GB"
     return ""
 

@@ -6,9 +6,16 @@ import msgpack
 import numpy as np
 
 from gr00t_nb.serving.endpoints import Endpoints, error_reply, read_head
-from gr00t_nb.serving.wire import unpack
+from gr00t_nb.serving.wire import pack, unpack
 
 HEALTH = dict(uptime_s=0.0, counts={}, latency_ms={})
+REPLIES = dict(  # request -> the recorded reply
+    req_ping="rep_ping",
+    req_reset="rep_reset",
+    req_get_modality_config="rep_get_modality_config",
+    req_get_action="rep_get_action",
+    req_get_action_with_token="rep_get_action",
+)
 
 
 class Recorded:
@@ -38,6 +45,12 @@ def reply_to(frame: bytes, endpoints: Endpoints) -> bytes:
     return endpoints.answer(request)[0]
 
 
+def leaves(message) -> list:
+    if isinstance(message, dict): return [x for v in message.values() for x in leaves(v)]
+    if isinstance(message, list): return [x for v in message for x in leaves(v)]
+    return [message]
+
+
 def client_of_n1d6(obj: dict):
     "The decoding rule of N1.6's client, written after its specification."
     if "__ndarray_class__" in obj: return np.load(io.BytesIO(obj["as_npy"]), allow_pickle=False)
@@ -61,3 +74,15 @@ def same(a, b) -> bool:
     if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, np.ndarray): return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     return type(a) is type(b) and a == b
+
+
+def answered_as_recorded(wire: Path, asked: str, reply: str | None, client, token: str):
+    """By the client's own rules the reply is the recorded one, or {} where none was recorded; what it
+    asked reaches the policy as it was sent."""
+    policy, frame = Recorded(wire), (wire / f"{asked}.msgpack").read_bytes()
+    said = reply_to(frame, Endpoints(policy, token if "token" in asked else None))
+    recorded = (wire / f"{reply}.msgpack").read_bytes() if reply else pack({})
+    assert same(read_as(client, said), read_as(client, recorded))
+    if not policy.asked: return
+    sent = read_as(client, frame)["data"]
+    assert same(list(policy.asked[0]), [sent["observation"], sent["options"]])

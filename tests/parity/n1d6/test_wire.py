@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundles import reference_root
-from serving_rules import Recorded, client_of_n1d6, read_as, reply_to, same
+from serving_rules import REPLIES, Recorded, answered_as_recorded, client_of_n1d6, leaves, reply_to
 
 from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.serving.endpoints import Endpoints
@@ -21,12 +21,6 @@ def pytest_generate_tests(metafunc):
     )
 
 
-def leaves(message):
-    if isinstance(message, dict): return [x for v in message.values() for x in leaves(v)]
-    if isinstance(message, list): return [x for v in message for x in leaves(v)]
-    return [message]
-
-
 def test_read_and_written(frame):
     data = frame.read_bytes()
     message = unpack(data)
@@ -40,25 +34,9 @@ def test_read_and_written(frame):
 def wire(bundle) -> Path: return bundle("policy/wire")
 
 
-REPLIES = dict(  # request -> the recorded reply
-    req_ping="rep_ping",
-    req_reset="rep_reset",
-    req_get_modality_config="rep_get_modality_config",
-    req_get_action="rep_get_action",
-    req_get_action_with_token="rep_get_action",
-)
-
-
 @pytest.mark.parametrize("asked", REPLIES)
 def test_recorded_requests_are_answered(wire, asked):
-    "By the client's own rules the reply is the recorded one; what it asked reaches the policy as it was sent."
-    policy, frame = Recorded(wire), (wire / f"{asked}.msgpack").read_bytes()
-    reply = reply_to(frame, Endpoints(policy, "secret" if "token" in asked else None))
-    recorded = (wire / f"{REPLIES[asked]}.msgpack").read_bytes()
-    assert same(read_as(client_of_n1d6, reply), read_as(client_of_n1d6, recorded))
-    if policy.asked:
-        sent = read_as(client_of_n1d6, frame)["data"]
-        assert same(list(policy.asked[0]), [sent["observation"], sent["options"]])
+    answered_as_recorded(wire, asked, REPLIES[asked], client_of_n1d6, "secret")
 
 
 def test_recorded_errors(wire):
