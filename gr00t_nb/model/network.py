@@ -180,6 +180,7 @@ def get_action(
     "Sample an action chunk for every sample, or S of them from one run of the backbone."
     return self.sample(self.prepare(batch), noise, num_inference_timesteps, keep_path, rtc)
 
+# %% ../../nbs/model/60_network.ipynb #5f112d83
 @patch
 @torch.no_grad()
 def sample(
