@@ -171,13 +171,14 @@ def _is_own(frame) -> bool:
 # %% ../nbs/00_errors.ipynb #33d79305
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    "Warnings are printed as `warning: ` and the sentence; a library's special ones as before."
-    before = warnings.formatwarning
+    "Warnings of the kit are printed as `warning: ` and the sentence; a library's with its place, as before."
+    before, main = warnings.formatwarning, getattr(sys.modules["__main__"], "__file__", None)
 
-    def line(message, category, *place):
-        return f"warning: {message}\n" if category is UserWarning else before(message, category, *place)
+    def plainly(message, category, filename, *place):
+        if filename == main or f"{os.sep}gr00t_nb{os.sep}" in filename: return f"warning: {message}\n"
+        return before(message, category, filename, *place)
 
-    warnings.formatwarning = line
+    warnings.formatwarning = plainly
     try: yield
     finally: warnings.formatwarning = before
 
@@ -188,22 +189,11 @@ def _close_output():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _plainly(message, category, filename: str, lineno: int, line=None) -> str:
-    "A warning of the kit as a sentence; that of a library with its place, as Python shows it."
-    main = getattr(sys.modules["__main__"], "__file__", None)
-    if filename == main or f"{os.sep}gr00t_nb{os.sep}" in filename: return f"note: {message}\n"
-    return _with_place(message, category, filename, lineno, line)
-
-
-_with_place = warnings.formatwarning
-
-
 def command(main: Callable) -> Callable:
     "Wraps a `main()`: an error that has a sentence is printed as that and ends the process with exit code 2."
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
-        shown, warnings.formatwarning = warnings.formatwarning, _plainly
         try:
             try:
                 with _plain_warnings(): result = main(*args, **kwargs)
@@ -223,8 +213,6 @@ def command(main: Callable) -> Callable:
             if sentence is None: raise
             print(f"error: {sentence}", file=sys.stderr)
             sys.exit(2)
-        finally:
-            warnings.formatwarning = shown
 
     return wrapped
 
