@@ -215,6 +215,14 @@ def test_cells(book):
             assert widest <= 95, f"{place} is {widest} columns wide"
 
 
+def test_pictures_are_plots():
+    "pyplot keeps what it draws, and draws it as the caller's settings say; a `Plot` does neither."
+    for book, cells in notebooks().items():
+        for i, c in enumerate(cells):
+            found = c["cell_type"] == "code" and re.search(r"\bplt\.(subplot\w*|figure|show)\(", c["source"])
+            assert not found, f"{name_of(book)}, cell {i}: {found[0]} draws outside of the kit's style"
+
+
 def only_imports(source: str) -> bool:
     return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body)
 
