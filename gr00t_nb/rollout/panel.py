@@ -84,15 +84,16 @@ class RunPanel:
         pressed = dict(start=self._start, pause=self._pause, stop=self._stop, prepare=self._prepare)
         for name, act in pressed.items(): getattr(self, name).on_click(lambda _, act=act: act())
         hidden = dict(visibility="hidden")  # until there is something to see
-        picture = lambda: widgets.Image(format="jpeg", layout=of(height="200px", **hidden))
+        whole = dict(height="200px", object_fit="contain", object_position="left top", **hidden)
+        picture = lambda: widgets.Image(format="jpeg", layout=of(**whole))  # smaller where it is narrow
         self.pictures = {v: picture() for v in self.session.robot.views}
         named = [[widgets.Label(v), p] for v, p in self.pictures.items()]
-        captioned = [widgets.VBox(pair, layout=of(flex="0 0 auto", min_width="150px")) for pair in named]
+        captioned = [widgets.VBox(pair, layout=of(min_width="80px")) for pair in named]
         # as large as it is drawn, unless the page is narrower
-        place = of(max_width="100%", height="auto", align_self="flex-start", **hidden)
+        place = of(max_width="calc(100% - 4px)", height="auto", align_self="flex-start", **hidden)
         self.chunk, self.said = widgets.Image(format="png", layout=place), widgets.HTML("standing")
         rows = [self.task, self.repeats], [self.start, self.pause, self.stop, self.prepare], captioned
-        choice, buttons, cameras = (widgets.HBox(r, layout=of(flex_flow="row wrap")) for r in rows)
+        choice, buttons, cameras = map(widgets.HBox, rows)
         self.root = widgets.VBox([choice, buttons, self.said, cameras, self.chunk])
 
 # %% ../../nbs/rollout/55_panel.ipynb #c0133754

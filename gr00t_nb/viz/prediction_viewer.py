@@ -389,8 +389,7 @@ def go_worst(self: PredictionViewer,
     rank: int = 0,  # 0: the worst of those known, 1: the next, ...
 ):
     "Goes to a peak of the error, of the policies that are shown."
-    kept = self.peaks()
-    if not kept: return
+    if not (kept := self.peaks()): return
     self._peaks = kept[:rank % len(kept) + 1]
     self.go(self._peaks[-1])
 
