@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from gr00t_nb.robots.limits import propose_limits
 from gr00t_nb.robots.robot import GroupLimits, MotionLimits, Observation, WallClock
 from gr00t_nb.robots.stand_ins import RecordedRobot, StandIn
 from gr00t_nb.robots.watch import WatchSettings
+from gr00t_nb.rollout import evaluate
 from gr00t_nb.rollout.loop import Control, run_episode
 from gr00t_nb.rollout.questions import ThreadAsker
 from gr00t_nb.rollout.recorder import EpisodeRecorder
@@ -526,6 +529,24 @@ def test_a_recording_is_a_data_set(tmp_path):
 
 
 # ---- closed loop in the simulator
+
+def test_pictures_are_drawn_where_somebody_wants_them(monkeypatch):
+    "A process knows its own episodes alone: it draws all that are among the first of all, and few others."
+    rng = np.random.default_rng(0)
+    won, workers, count, drawn = rng.random(80) < 0.3, [Counter(), Counter(), Counter()], Counter(), 0
+    film = [dict(front=np.zeros((2, 2, 3), np.uint8))] * 9
+    played = lambda policy, robot, config, e: (SimpleNamespace(success=bool(won[e])), film)
+    monkeypatch.setattr(evaluate, "closed_loop_episode", played)
+    for e in range(80):
+        here = None, SimpleNamespace(views=("front",)), workers[rng.integers(3)]
+        monkeypatch.setattr(evaluate, "_here", here)
+        score, few, frames = evaluate._play((evaluate.ClosedLoopConfig("x", videos=3), e))
+        count[score.success] += 1
+        if count[score.success] <= evaluate.SHEET: assert few.shape == (6, 2, 2, 3)
+        if count[score.success] <= 3: assert frames.shape == (9, 2, 2, 3)
+        drawn += few is not None
+    assert 2 * evaluate.SHEET <= drawn <= 3 * 2 * evaluate.SHEET and drawn < 80
+
 
 def test_three_episodes_in_the_simulator():
     "The expert puts the named cube into the bowl, with pictures drawn and the guard on; a wrong word is told apart."
