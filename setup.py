@@ -19,10 +19,12 @@ setup(
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={
+        "aloha": ["gym-aloha==0.1.5"],
         "dev": cfg["dev_requirements"].split(),
         "hdf5": ["h5py>=3.12"],
         "lora": ["peft>=0.18"],
         "memory": ["torchao>=0.18"],
+        "pusht": ["gym-pusht==0.1.8"],
         "tensorboard": ["tensorboard>=2.19"],
         "ur": ["ur_rtde>=1.6"],
         "wandb": ["wandb>=0.20"],

@@ -57,9 +57,13 @@ def wilson_interval(
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0085fc0
 #: Simulators by name: made without arguments; beside a `Robot` they have `reset(episode, seed)`,
-#: which gives the instruction, `outcome()`, `finished()` and `instructions`; `expert_commands()` where one can tell.
+#: which gives the instruction, `outcome()`, `finished()` and `instructions`;
+#: `expert_commands()` where one can tell.
 SIMULATORS: dict[str, Callable] = dict(
-    cube_to_bowl=CubeRobot, pusht=PushT, aloha_transfer_cube=AlohaTransfer, aloha_insertion=AlohaInsertion,
+    cube_to_bowl=CubeRobot,
+    pusht=PushT,
+    aloha_transfer_cube=AlohaTransfer,
+    aloha_insertion=AlohaInsertion,
     **{name: libero_suite(name) for suite in LIBERO_SUITES for name in (suite, f"{suite}_signs")},
 )
 
@@ -165,7 +169,8 @@ class EpisodesConfig:
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}: expected a whole number of at least 0.")
         if self.record and self.processes > 1:
-            raise InputError(f"A recording is written by one process, but processes is {self.processes}: leave one out.")
+            said = f"A recording is written by one process, but processes is {self.processes}"
+            raise InputError(f"{said}: leave one of them out.")
         self._check_rhythm()
         simulator_of(self.simulator)
 
@@ -195,7 +200,8 @@ def longest(self: EpisodesConfig) -> int:  # periods
 
 
 @patch(as_prop=True)
-def title(self: EpisodesConfig) -> str: return f"{self.episodes} episodes of {self.simulator}, seed {self.seed}"
+def title(self: EpisodesConfig) -> str:
+    return f"{self.episodes} episodes of {self.simulator}, seed {self.seed}"
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c015e569
 #: In a simulator a camera that shows the same has seen the same: it cannot freeze.
@@ -235,15 +241,17 @@ class ServedConfig(EpisodesConfig):
     "Let a policy behind a server act in a simulator, and count."
     server: str = "127.0.0.1:5555"  # host:port of the policy
     token: str | None = None  # where the server wants one
-    jpeg: int | None = None  # quality of pictures on the way to the server, such as 95; none: as they are
+    jpeg: int | None = None  # quality of pictures on their way, such as 95; none: as they are
     answer_within: float = 60.0  # seconds
 
     @property
-    def folder(self) -> Path: return Path(self.output_dir or Path("outputs/closed_loop") / self.simulator)
+    def folder(self) -> Path:
+        return Path(self.output_dir or Path("outputs/closed_loop") / self.simulator)
 
     def policy(self) -> PolicyClient:
         "`InputError` where nobody answers."
-        return PolicyClient.at(self.server, token=self.token, jpeg=self.jpeg, timeout=self.answer_within)
+        settings = dict(token=self.token, jpeg=self.jpeg, timeout=self.answer_within)
+        return PolicyClient.at(self.server, **settings)
 
     def options(self, policy, episode: int) -> Callable[[int], dict]:  # by tick
         "The server decides."
@@ -341,9 +349,8 @@ def _begin(config: EpisodesConfig):
     robot = simulator_of(config.simulator)()
     policy = fit_policy(config.policy(), robot)
     rows = len(policy.get_modality_config()["action"].delta_indices)
-    names = getattr(robot, "names", None)
-    record = EpisodeRecorder(config.record, robot, rows, names) if config.record else None
-    _here = policy, robot, record, Counter()
+    told = config.record, robot, rows, getattr(robot, "names", None)
+    _here = policy, robot, EpisodeRecorder(*told) if config.record else None, Counter()
 
 
 def _play(

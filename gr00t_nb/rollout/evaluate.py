@@ -34,7 +34,8 @@ class ClosedLoopConfig(EpisodesConfig):
         if self.start_noise not in ("zero", "drawn"):
             raise InputError(f"start_noise is '{self.start_noise}': expected zero or drawn.")
         if self.denoising_steps is not None and self.denoising_steps < 1:
-            raise InputError(f"denoising_steps is {self.denoising_steps}: expected at least 1, or none.")
+            found = f"denoising_steps is {self.denoising_steps}"
+            raise InputError(f"{found}: expected at least 1, or none.")
 
     @property
     def folder(self) -> Path: return Path(self.output_dir or Path(self.model_path) / "closed_loop")
@@ -50,7 +51,10 @@ def policy(self: ClosedLoopConfig) -> Gr00tPolicy:
 
 
 @patch
-def options(self: ClosedLoopConfig, policy: Gr00tPolicy, episode: int) -> Callable[[int], dict]:  # by tick
+def options(self: ClosedLoopConfig,
+    policy: Gr00tPolicy,
+    episode: int,
+) -> Callable[[int], dict]:  # by tick
     "With each question goes the noise that its answer begins from."
     zero = np.zeros_like(policy.draw_noise(0, 1))
     if self.start_noise == "zero": return lambda tick: dict(noise=zero)
