@@ -1,4 +1,6 @@
-"""Fine-tune in a process of its own, with the dummy known: python train.py [--double] [--traced] ARGUMENTS of scripts/finetune.py
+"""Fine-tune in a process of its own, with the dummy known: python train.py [--double] [--traced] ARGUMENTS
+
+The arguments are those of scripts/finetune.py.
 
 With --double the model computes in float64: what is left between two ways of summing is then
 far below what a difference in data, noise or schedule makes. With --traced what is compiled is
