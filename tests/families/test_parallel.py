@@ -216,6 +216,20 @@ def test_a_step_that_is_left_out_leaves_shards_alone(tmp_path):
 
 
 @pytest.mark.engine
+def test_compiled_blocks_are_sharded(family, tmp_path):
+    "Blocks that are compiled before they are sharded train as those that are not."
+    if not family.blocks: pytest.skip("it has no blocks to compile")
+    for name, more in (("plain", {}), ("compiled", dict(compile=True))):
+        place = dict(output_dir=str(tmp_path / name), base_model_path=family.tiny_name, parallel="fsdp2")
+        config = FinetuneConfig(**COMMON | still(family) | place | dict(save_steps=STEPS) | more)
+        done = python(HERE / "train.py", "--double", "--traced", *config.to_flags(), processes=2)
+        assert done.returncode == 0, done.stderr[-4000:]
+    a, b = (losses(tmp_path / name) for name in ("plain", "compiled"))
+    assert set(a) == set(b) == {1, 2} and all(abs(a[s] - b[s]) <= 1e-6 * a[s] for s in a)
+    assert_same_weights(tmp_path / "plain", tmp_path / "compiled", 1e-9)
+
+
+@pytest.mark.engine
 def test_what_else_a_run_can_be_asked_for(run, family):
     """Adapters, single rows, parts of batches and bfloat16 give the numbers of DDP. After the first
     step bfloat16 rounds the last bit of a sum to its own: losses agree to its width, weights in the

@@ -1,9 +1,13 @@
-"""Fine-tune in a process of its own, with the dummy known: python train.py [--double] ARGUMENTS of scripts/finetune.py
+"""Fine-tune in a process of its own, with the dummy known: python train.py [--double] [--traced] ARGUMENTS
+
+The arguments are those of scripts/finetune.py.
 
 With --double the model computes in float64: what is left between two ways of summing is then
-far below what a difference in data, noise or schedule makes.
+far below what a difference in data, noise or schedule makes. With --traced what is compiled is
+traced as ever and then run as it is written: a compiler of C++ takes minutes.
 """
 import sys
+from functools import partial
 
 import torch
 from dummy import DUMMY
@@ -20,6 +24,9 @@ def in_double(family):
 
 if __name__ == "__main__":
     register(DUMMY)
+    if "--traced" in sys.argv:
+        sys.argv.remove("--traced")
+        torch.compile = partial(torch.compile, backend="eager")
     if "--double" in sys.argv:
         sys.argv.remove("--double")
         for family in families(): in_double(family)
