@@ -237,7 +237,7 @@ CASES = {
     ),
     "video of another rate": (
         lambda d: frames(d, 2, lambda x: x[np.arange(len(x) * 3 // 2) * 2 // 3], fps=30),
-        "error", "rate_video", video_of(2), 2, 110,
+        "error", "rate_video", video_of(2), 2, 113,
     ),
     "video size": (
         lambda d: frames(d, 2, lambda x: x[:, ::2, ::2]),
