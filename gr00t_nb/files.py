@@ -64,7 +64,7 @@ def read_json(
 ):  # the decoded object
     "Reads a JSON file; `InputError` names it where it is missing or broken (and the line)."
     path = Path(path)
-    try: return json.loads(path.read_text(encoding="utf-8"))
+    try: return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows writes a mark in front
     except FileNotFoundError:
         raise InputError(f"There is no file {path}: expected a JSON file there.") from None
     except (OSError, UnicodeDecodeError) as e:
@@ -116,7 +116,7 @@ def read_jsonl(
 ) -> list[dict]:  # the objects in order; empty lines are passed over
     "Reads a JSON-lines file; `InputError` names file and line where one is broken or is no object."
     path = Path(path)
-    try: text = path.read_text(encoding="utf-8")
+    try: text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(
             f"There is no file {path}: expected one JSON object a line there."

@@ -9,6 +9,9 @@ from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from runs import ROOT, RUN, SAMPLE
 
@@ -233,3 +236,40 @@ def test_stale_statistics_are_told_and_left_be_as_advised(data, tmp_path, stale)
 
 
 def scale(x): return [scale(v) for v in x] if isinstance(x, list) else 57.29578 * x
+
+
+def test_a_robot_without_a_configuration_gets_one_as_advised(tmp_path, monkeypatch):
+    "By training and by the check-up: the command that is named makes the file that is missing."
+    monkeypatch.chdir(tmp_path)
+    MODALITY_CONFIGS.pop("new_embodiment", None)
+    bare = replace(SHORT, modality_config_path=None, output_dir=str(tmp_path / "out"))
+    with pytest.raises(InputError) as refused: finetune(bare)
+    with pytest.raises(InputError) as checked: check_dataset(SAMPLE, "NEW_EMBODIMENT", progress=False)
+    command = re.search(r"\(python -m gr00t_nb.data.proposal (.*?)\)", str(refused.value))[1]
+    assert command == f"{SAMPLE} --output my_robot.py" and command in str(checked.value)
+    proposing.main(command.split())
+    finetune(replace(bare, modality_config_path=str(tmp_path / "my_robot.py")))
+
+
+def test_a_range_of_nearly_nothing_gets_a_floor_as_advised(data, tmp_path):
+    "In the statistics of the checkpoint, in the record, and when the run goes on."
+    for file in sorted((data / "data").rglob("*.parquet")):
+        t = pq.read_table(file)
+        x = np.stack(t["observation.state"].to_numpy())
+        x[:, 2] = 0.3 + 1e-6 * np.random.default_rng(len(x)).standard_normal(len(x))
+        column = pa.array(list(x.astype(np.float32)), pa.list_(pa.float32()))
+        t = t.set_column(t.column_names.index("observation.state"), "observation.state", column)
+        pq.write_table(t, file)
+    for name in ("stats.json", "episodes_stats.jsonl"): (data / "meta" / name).unlink(missing_ok=True)
+    warned = [p for p in check_dataset(data, progress=False).problems if p.kind == "near_constant"]
+    floor = float(re.search(r"--range-floor ([\d.]+)", warned[0].mend)[1])
+    config = replace(SHORT, dataset_path=str(data), output_dir=str(tmp_path / "out"), range_floor=floor)
+    finetune(config)
+    kept = json.loads((tmp_path / "out/statistics.json").read_text())["new_embodiment"]["state"]["single_arm"]
+    for low, high in (("min", "max"), ("q01", "q99")):
+        assert np.isclose(kept[high][2] - kept[low][2], floor, rtol=1e-4)
+    assert np.isclose(kept["std"][2], floor / 12**0.5)
+    record = json.loads((tmp_path / "out/experiment_cfg/finetune.json").read_text())
+    assert record["config"]["range_floor"] == floor
+    with pytest.raises(InputError, match="range_floor was 0.01, now None"):
+        finetune(replace(config, range_floor=None, max_steps=2))

@@ -235,6 +235,10 @@ CASES = {
         lambda d: frames(d, 2, lambda x: x, fps=30),
         "warning", "fps_video", video_of(2), 2, None,
     ),
+    "video of another rate": (
+        lambda d: frames(d, 2, lambda x: x[np.arange(len(x) * 3 // 2) * 2 // 3], fps=30),
+        "error", "rate_video", video_of(2), 2, 113,
+    ),
     "video size": (
         lambda d: frames(d, 2, lambda x: x[:, ::2, ::2]),
         "warning", "video_size", video_of(2), 2, None,
@@ -728,7 +732,7 @@ def test_what_the_configuration_leaves_out_does_not_shout(folder):
     }
 
 
-@pytest.mark.parametrize("kind, most", [("state", 128), ("action", 128)])
+@pytest.mark.parametrize("kind, most", [("state", 132), ("action", 132)])
 def test_more_dimensions_than_the_model_takes(folder, kind, most):
     name = {"state": "observation.state", "action": "action"}[kind]
     for e in range(4):
@@ -744,6 +748,8 @@ def test_more_dimensions_than_the_model_takes(folder, kind, most):
     found = [p for p in check(folder).problems if p.kind == "too_many_dimensions"]
     assert [p.severity for p in found] == ["error"]
     assert f"at most {most}" in found[0].expected and "133" in found[0].found
+    report = check(folder, limits=dict(max_state_dim=133, max_action_dim=133))
+    assert not [p for p in report.problems if p.kind == "too_many_dimensions"]
 
 
 def test_horizon_longer_than_the_model_takes(healthy):

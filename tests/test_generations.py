@@ -8,6 +8,7 @@ import pytest
 from gr00t_nb.checkpoints.base_models import resolve_base_model, tiny_family
 from gr00t_nb.checkpoints.registry import families
 from gr00t_nb.settings.checks import SWITCHES
+from gr00t_nb.tag_tables import GENERATION_LIMITS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,6 +37,7 @@ def test_the_table_is_the_families(where):
         assert row["parameters"] == f"{whole / 1e9:.3g} B"
         assert row["of these trained, if nothing else is said"] == f"{trained / 1e9:.3g} B"
         limits = family.limits(base)
+        assert GENERATION_LIMITS[family.name] == limits
         assert row["steps of a chunk, at most"] == str(limits["max_horizon"])
         widths = f"{limits['max_state_dim']}, {limits['max_action_dim']}"
         assert row["numbers of a state, of an action, at most"] == widths
@@ -53,3 +55,9 @@ def _official(family) -> dict:
 
 def test_both_places_say_the_same():
     assert len({json.dumps(table(t)) for t in texts().values()}) == 1
+
+
+def test_every_generation_has_its_limits_in_the_table():
+    "A variant of a generation, such as one with PaliGemma, is asked itself where it is the base model."
+    named = {f.name.partition(" with ")[0] for f in families() if f.name.startswith("GR00T")}
+    assert {*GENERATION_LIMITS} == named

@@ -19,11 +19,13 @@ from gr00t_nb.conversion.lerobot_v3 import to_v3
 from gr00t_nb.data.language import read_instruction
 from gr00t_nb.data.lerobot import LeRobotDataset
 from gr00t_nb.data.video import decode_frames
+from gr00t_nb.embodiments import MODALITY_CONFIGS, load_modality_config
 from gr00t_nb.errors import InputError
 from gr00t_nb.modality_configs import ActionConfig, ModalityConfig
 from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 from gr00t_nb.processing.rotation import quaternion_pose, quaternion_to_matrix
 from gr00t_nb.processing.statistics import dataset_statistics, relative_statistics
+from gr00t_nb.training.prepare import require_sound
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data_samples" / "cube_to_bowl"
 FRONT = "observation.images.front"
@@ -52,6 +54,13 @@ def joined(folder, tmp_path):
     "The same in version 3.0, with several tables and videos."
     with contextlib.redirect_stdout(io.StringIO()):
         return to_v3(LeRobotDataset(folder), tmp_path / "v3", 0.02, 0.2, progress=False).path
+
+
+@pytest.fixture
+def robot():
+    "The sample's modality configuration."
+    load_modality_config(SAMPLE.parent / "cube_to_bowl_config.py")
+    return MODALITY_CONFIGS["new_embodiment"]
 
 
 def edit(file, change):
@@ -459,3 +468,56 @@ def test_many_alike_findings_are_one_line(folder):
         and "episodes 0-3" in line.where
         and "11 more like it" in line.says
     )
+
+
+# ------------------------------------------------------------------------------ frames that are no rows
+def at_other_rate(folder, fps):
+    "All front videos, of the same length in seconds."
+    for file in sorted((folder / "videos").rglob(f"{FRONT}/**/*.mp4")):
+        kept = file.rename(file.with_suffix(".old"))
+        subprocess.run(["ffmpeg", "-v", "error", "-i", kept, "-r", str(fps), file], check=True)
+        kept.unlink()
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the program ffmpeg")
+@pytest.mark.parametrize("fps, where", [(30, "early"), (10, "late")])
+def test_a_video_of_another_rate_is_refused_and_mended(folder, fps, where, robot):
+    at_other_rate(folder, fps)
+    found = [p for p in report(folder).of("error") if p.kind == "rate_video"]
+    assert {p.episode for p in found} == {0, 1, 2, 3}
+    ds = LeRobotDataset(folder)
+    rows = ds.length(0)
+    shift = (rows - 1) / 20 - (rows - 1) / 30 if fps == 30 else ((rows + 1) // 2 - 1) * 0.05
+    told = float(found[0].found.partition("up to ")[2].split()[0])
+    assert abs(told - shift) < 0.1 and where in found[0].found
+    for skip_broken in (False, True):  # nothing fails where these frames are read: they are never skipped
+        with pytest.raises(InputError, match="pictures come up to"):
+            require_sound(ds, robot, progress=False, skip_broken=skip_broken)
+    for p in found:
+        file = folder / p.file
+        words = p.mend.partition("rate of the rows: ")[2].split()
+        made = file.with_suffix(".new.mp4")
+        place = {"OLD": str(file), "NEW": str(made)}
+        subprocess.run([place.get(w, w) for w in words] + ["-v", "error"], check=True)
+        made.replace(file)
+    assert not report(folder).of("error")
+    shown, there = (decode_frames(d / found[0].file).astype(float) for d in (folder, SAMPLE))
+    for row in range(0, rows, 12) if fps == 30 else ():  # the picture of the row, or of the one beside it
+        near = np.abs(there - shown[row]).mean((1, 2, 3)).argmin()
+        assert abs(near - row) <= 1, (near, row)
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the program ffmpeg")
+def test_a_shared_video_of_another_rate_is_refused(joined):
+    "In version 3.0 frames are found by seconds and the fps of info.json."
+    assert not report(joined).of("error")
+    at_other_rate(joined, 30)
+    assert "rate_video" in {p.kind for p in report(joined).of("error")}
+
+
+def test_metadata_with_a_mark_in_front_are_read(folder):
+    "Windows' editors write one, and its line ends."
+    for name in ("info.json", "modality.json", "episodes.jsonl", "tasks.jsonl"):
+        file = folder / "meta" / name
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert not report(folder).of("error") and len(LeRobotDataset(folder)) == 4

@@ -37,6 +37,7 @@ from ..data.layouts import listing_of
 from ..data.layouts_v3 import dataset_folder
 from ..data.modality import Given, depth_reason, original_key
 from ..data.moments import Moments
+from ..data.proposal import no_configuration
 from ..data.video import check_ffmpeg
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
 from ..errors import InputError, command
@@ -52,11 +53,14 @@ def _moments(findings: list[Findings]) -> dict[str, Moments]:
 def _standing(m: Metadata, kind: str, column: str, dims: list[int], used: bool) -> Fault:
     how = "never changes" if kind == "constant" else "hardly ever changes"
     unused = "" if used else ", which the configuration does not use"
+    remedy = "leave these dimensions out of the configuration"
+    floor = kind == "near_constant" and used
+    if floor: remedy += ", or train with --range-floor 0.01 (least width, in the data's units)"
     return Fault(
         kind,
         found=f"'{column}' {how} in dimensions {dimensions(m, column, dims)}{unused}",
-        expected="values that move",
-        fix="leave these dimensions out of the configuration" if used else "nothing",
+        expected="values that move" + ", or --range-floor in training" * floor,
+        fix=remedy if used else "nothing",
         about=column if used else f"{column} (unused)",
     )
 
@@ -223,21 +227,15 @@ def _check_cameras(
     return tuple(seen)
 
 # %% ../../nbs/checkup/40_checkup.ipynb #8b4defe8
-def _no_config(value: str) -> str:
-    return (
-        f"'{value}' has no modality configuration: give the file that registers one"
-        " (modality_config_path=, --modality-config-path), or one of"
-        f" {', '.join(MODALITY_CONFIGS)}."
-    )
-
-
-def _config_of(embodiment, config, modality_config_path) -> dict[str, ModalityConfig] | None:
+def _config_of(
+    embodiment, config, modality_config_path, path=None
+) -> dict[str, ModalityConfig] | None:
     "The modality configuration that was asked for, or None."
     tags = load_modality_config(modality_config_path) if modality_config_path is not None else []
     if config is not None: return check_modality_config(config)
     if embodiment is None and not tags: return None
     value = embodiment_value(embodiment) if embodiment is not None else tags[0]
-    if value not in MODALITY_CONFIGS: raise InputError(_no_config(value))
+    if value not in MODALITY_CONFIGS: raise no_configuration(value, MODALITY_CONFIGS, path)
     return MODALITY_CONFIGS[value]
 
 # %% ../../nbs/checkup/40_checkup.ipynb #3453f4aa
@@ -316,18 +314,19 @@ def check_dataset(
     exclude_episodes: Iterable[int] | None = None,  # episodes to leave out, by number (episode_index)
     modality: Given = None,  # in place of meta/modality.json: a file like it, or what it holds
     shipped_statistics: bool = True,  # a run reads these files; False: it computes its own
+    limits: dict[str, int] | None = None,  # `base_limits(...)`; None: any released model's
 ) -> Report:
     """Checks a LeRobot data set, version 2.0, 2.1 or 3.0; reports every problem. Writes nothing.
 
     `InputError` where there is no data set, and for arguments that do not fit.
     """
     start = time.perf_counter()
-    config = _config_of(embodiment, config, modality_config_path)
+    config = _config_of(embodiment, config, modality_config_path, path)
     m = read_metadata(path, modality)
     used = used_columns(m, config)
     for check in (check_totals, check_extra_files, check_slices): check(m)
     exclude(m, exclude_episodes)
-    check_configuration(m, config)
+    check_configuration(m, config, limits)
     check_mask_names(m, used)
     cameras = _check_cameras(m, used, config)
     if cameras: check_ffmpeg()  # without it every video would look broken
@@ -357,6 +356,9 @@ class CheckupConfig:
     workers: int | None = None  # threads; none: one per processor, at most 8
     exclude_episodes: list[int] | None = None  # episodes to leave out, by their number (episode_index)
     shipped_statistics: bool = True  # of a run that reads them; without, what is wrong with them is not told
+    max_horizon: int | None = None  # steps that your base model takes; none: any released one's
+    max_state_dim: int | None = None  # numbers of the state, likewise
+    max_action_dim: int | None = None  # numbers of an action, likewise
     json: bool = False  # print JSON and nothing else on standard output
 
 # %% ../../nbs/checkup/40_checkup.ipynb #dcb264b9
@@ -371,6 +373,8 @@ def _stop_as_json(path: str, error: InputError):
 
 def _report_of(c: CheckupConfig) -> Report:
     "The check-up that a command line asks for; what a configuration file prints goes to standard error."
+    names = "max_horizon", "max_state_dim", "max_action_dim"
+    limits = {n: getattr(c, n) for n in names if getattr(c, n) is not None}
     with contextlib.redirect_stdout(sys.stderr):
         return check_dataset(
             c.path,
@@ -382,6 +386,7 @@ def _report_of(c: CheckupConfig) -> Report:
             exclude_episodes=c.exclude_episodes,
             modality=c.modality_path,
             shipped_statistics=c.shipped_statistics,
+            limits=limits,
         )
 
 # %% ../../nbs/checkup/40_checkup.ipynb #b992b20b

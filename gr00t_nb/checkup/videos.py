@@ -229,6 +229,33 @@ def _format_faults(m: Metadata, column: str, metadata) -> Iterator[Fault]:
     size = metadata.height, metadata.width
     if said[0] and size != said: yield _other_size(column, size, said, "video")
 
+# %% ../../nbs/checkup/25_videos.ipynb #7066af99
+def _no_frame_of_a_row(column: str, frames: int, rows: int, fps: float, said: float) -> Fault:
+    last = min(frames, rows) - 1
+    late = last / said - last / fps  # seconds
+    filters = f"fps={said:g},tpad=stop=-1:stop_mode=clone"
+    again = f"ffmpeg -i OLD -vf {filters} -frames:v {rows} -g 2 -bf 0 NEW"
+    shift = f"up to {abs(late):.1f} s too {'early' if late > 0 else 'late'}"
+    return Fault(
+        "rate_video",
+        found=f"{frames} frames at {fps:.4g} Hz for {rows} rows at {said:g} Hz: pictures come {shift}",
+        expected="a frame for each row, at the fps of info.json",
+        mend=f"write the video again at the rate of the rows: {again}",
+        row=last,
+        about=column,
+    )
+
+
+def _rate_fault(
+    m: Metadata, column: str, frames: int, rows: int | None, fps: float
+) -> Fault | None:  # frames and rows of a file, which several episodes may share
+    "Whether a video of another rate lasts as long as the rows, so that its frames are not theirs."
+    if not (m.fps and fps and rows and frames) or abs(fps / m.fps - 1) <= 0.02: return None
+    as_long = rows * fps / m.fps  # frames
+    off = abs(frames - as_long)
+    if off > max(2, 0.05 * as_long) or off >= abs(frames - rows): return None
+    return _no_frame_of_a_row(column, frames, rows, fps, m.fps)
+
 # %% ../../nbs/checkup/25_videos.ipynb #7e086ed7
 PAIRS, APART = 8, 3  # pairs of frames that are decoded of each video, and the distance of the two
 
@@ -337,6 +364,9 @@ def check_video(
     if 0 < claimed[0] and len(decoder) < claimed[1]:
         return f.add(severity, _offsets_moved(column, claimed, len(decoder)), file)
     clip = _Clip.of(decoder, place)
+    counts = (clip.count, f.rows) if place.count is None else (len(decoder), claimed[1])
+    if fault := _rate_fault(m, column, *counts, float(decoder.metadata.average_fps or 0)):
+        return f.add(severity, fault, file)
     if found := _length_fault(column, clip.count, f, severity): f.add(*found, file)
     for fault in _format_faults(m, column, decoder.metadata): f.add("warning", fault, file)
     for how_bad, fault in _picture_faults(m, column, clip, severity, motion, thorough):

@@ -67,7 +67,7 @@ def numbered_lines(
     "The objects of a JSON-lines file with the numbers of their lines; empty lines are passed over."
     each, restore = f"one JSON object for each {what}", "restore the file"
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # Windows writes a mark in front
     except UnicodeDecodeError:
         fault(MetadataFault(file, "holds bytes that are no UTF-8 text", each, restore))
         return []

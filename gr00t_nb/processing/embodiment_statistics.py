@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FINGERPRINTS', 'feature_fingerprint', 'relative_fingerprints', 'current_names', 'embodiment_statistics',
-           'degenerate_dimensions', 'largest_difference']
+           'degenerate_dimensions', 'widened', 'largest_difference']
 
 # %% ../../nbs/processing/15_embodiment_statistics.ipynb #1bba350c
 import contextlib
@@ -340,6 +340,28 @@ def degenerate_dimensions(
                         steps=int(still[:, d].sum()),
                     ))
     return list(found.values())
+
+# %% ../../nbs/processing/15_embodiment_statistics.ipynb #805a4bef
+def widened(
+    statistics: dict,  # of an embodiment: {"state": {group: entries}, ...}
+    floor: float,  # least width of a range, physical units
+) -> dict:  # of the same form
+    "Statistics whose ranges have at least a width; what never changes stays as it is."
+    each = lambda groups: {g: s | _wide_enough(s, floor) for g, s in (groups or {}).items()}
+    return {kind: each(groups) for kind, groups in statistics.items()}
+
+
+def _wide_enough(s: dict, floor: float) -> dict[str, list]:  # the entries that a floor may change
+    x = {k: np.asarray(s[k], np.float64) for k in ENTRIES if k in s}
+    if not {"min", "max"} <= x.keys(): return {}
+    moves = ~np.isclose(x["max"], x["min"])  # as normalization asks
+    for low, high in (("min", "max"), ("q01", "q99")):
+        if not {low, high} <= x.keys(): continue
+        middle, narrow = (x[low] + x[high]) / 2, moves & (x[high] - x[low] < floor)
+        x[low] = np.where(narrow, middle - floor / 2, x[low])
+        x[high] = np.where(narrow, middle + floor / 2, x[high])
+    if "std" in x: x["std"] = np.where(moves, np.maximum(x["std"], floor / 12**0.5), x["std"])
+    return {k: v.tolist() for k, v in x.items() if k != "mean"}
 
 # %% ../../nbs/processing/15_embodiment_statistics.ipynb #c5f3394b
 def largest_difference(

@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 from typing import get_args
 
+from ..data.proposal import no_configuration
 from ..embodiments import MODALITY_CONFIGS, load_modality_config
 from ..processes.parallel import WHOLE, check_parallel, engine_of
 from ..errors import InputError, did_you_mean
@@ -159,6 +160,8 @@ def _check_numbers(config: FinetuneConfig):
     expect(clip is None or 0 < clip < math.inf, "max_grad_norm", "a positive number such as 1.0")
     good = betas is None or len(betas) == 2 and all(0 <= b < 1 for b in betas)
     expect(good, "adam_betas", "two numbers from 0 and below 1, such as 0.9 0.999")
+    floor = config.range_floor
+    expect(floor is None or 0 < floor < math.inf, "range_floor", "a positive width such as 0.01")
     expect(0 <= config.seed < 2**32, "seed", "a whole number from 0 to 4294967295")
     for name, top in SHARES.items():
         value = getattr(config, name)
@@ -384,14 +387,11 @@ def choose_modality_config(
     in_checkpoint: dict,  # the base checkpoint's configurations, by tag
     from_file: bool = False,  # the user registered it with a file
     robots: Robots | None = None,  # of the base model's generation
+    dataset: str | None = None,  # that it is for: a sentence names it
 ) -> dict:  # modality -> ModalityConfig
     "The modality configuration to train `tag` with; `InputError` where there is none."
     guessed = tag in _FILLS_A_GAP and not from_file
     if robots and guessed and tag in robots.configs: return robots.configs[tag]
     if tag in in_checkpoint and (guessed or tag not in MODALITY_CONFIGS): return in_checkpoint[tag]
     if tag in MODALITY_CONFIGS: return MODALITY_CONFIGS[tag]
-    known = ", ".join(sorted({*MODALITY_CONFIGS, *in_checkpoint}))
-    raise InputError(
-        f"No modality configuration is known for '{tag}' (there are {known}): write one in a Python"
-        " file that calls register_modality_config, and give it with --modality-config-path."
-    )
+    raise no_configuration(tag, {*MODALITY_CONFIGS, *in_checkpoint}, dataset)

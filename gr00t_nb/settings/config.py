@@ -50,6 +50,7 @@ class DataOptions:
     val_fraction: float = 0.0  # share of the episodes, drawn by seed, that is held out; the checkpoint records which
     shipped_statistics: bool = True  # normalize by meta/stats.json where there is one, as officially
     override_statistics: Switch = None  # normalize by this data set's statistics even where the checkpoint has some
+    range_floor: float | None = None  # least width of a range to normalize by, in the data's units; none: as recorded
 
 # %% ../../nbs/settings/10_config.ipynb #07592059
 @dataclass
@@ -87,7 +88,7 @@ class ModelOptions:
     recompute_parts: list[str] | None = None  # the same for these parts alone, such as language DiT
     compile: bool = False  # torch.compile for every transformer block: some minutes first, then faster steps
     step_graph: bool = False  # a step's kernels recorded once as a CUDA graph: for one GPU that waits for Python
-    bf16: bool | None = None  # bfloat16 autocast; none: on a GPU that has it
+    bf16: Switch = None  # bfloat16 autocast; none: on a GPU that has it
 
 # %% ../../nbs/settings/10_config.ipynb #a07903cd
 @dataclass

@@ -43,6 +43,7 @@ RETIRED_FLAGS = {
     "image-target-size": "refused: shortest_image_edge in processor_config.json has replaced it",
 }  # setting of older recipes -> what has replaced it
 _KNOWN = OFFICIAL_FLAGS | RETIRED_FLAGS
+_OF_SHARDS = ("shard-size", "episode-sampling-rate", "num-shards-per-epoch")
 
 # %% ../../nbs/settings/30_official_flags.ipynb #c4ba66bb
 def _apart(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -136,4 +137,13 @@ def from_flags(
         config, means = _translated(config, flag, said), _KNOWN[flag]
         asked = said.lower() not in ("false", "none", "0")
         if asked and means.startswith("without"): notes.append(f"--{flag} is {means}.")
-    return config, notes
+    return config, notes + _of_another_order(ours, config)
+
+
+def _of_another_order(ours: Sequence[str], config: FinetuneConfig) -> list[str]:
+    "That flags of NVIDIA's shards were given, and the order is the kit's own."
+    given = {a[2:].partition("=")[0].replace("_", "-") for a in ours if a.startswith("--")}
+    named = [f"--{flag}" for flag in _OF_SHARDS if flag in given]
+    if config.sampling == "official" or not named: return []
+    are = "are" if len(named) > 1 else "is"
+    return [f"{', '.join(named)} {are} without effect: shards are of --sampling official alone."]

@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..checkup.checkup import check_dataset
+from ..checkup.metadata import too_large
 from ..checkup.problems import Problem, grouped, ranges
 from ..checkup.shipped_statistics import of_shipped
 from ..data.info import read_info
@@ -43,8 +44,8 @@ from ..settings.checks import check_config, choose_modality_config, resolved
 from ..settings.config import FinetuneConfig
 from ..settings.mixtures import MixtureEntry
 from ..settings.recipe import ColumnRobot
-from ..settings.roots import EntryFacts, Root, require_together, robot_statistics
-from ..settings.roots import settle_slots
+from ..settings.roots import EntryFacts, Root, check_floor, require_together
+from ..settings.roots import robot_statistics, settle_slots
 from ..embodiments import MODALITY_CONFIGS, embodiment_value
 from ..tag_tables import Robots
 
@@ -56,6 +57,7 @@ def _exclude(episodes) -> str:  # part of a command line
 def _refusal(dataset: LeRobotDataset, report, errors: list, shipped=True) -> str:
     "The sentence about a data set with errors."
     first, single = errors[0], {p.episode for p in errors}
+    if sentence := too_large(dataset.path, errors): return sentence
     place = [
         first.file,
         None if first.episode is None else f"episode {first.episode}",
@@ -76,6 +78,7 @@ def _refusal(dataset: LeRobotDataset, report, errors: list, shipped=True) -> str
 
 # %% ../../nbs/training/10_prepare.ipynb #a6ef4a6c
 _OF_CHUNKS = ("episode_short", "no_training_step", "horizon_too_long")
+_READABLE = ("rate_video",)  # wrong data, and yet nothing fails where they are read
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,13 @@ def _unmet(
     return Unmet(windows, True, tuple(current_names(ds, robot, entry.tag)))
 
 # %% ../../nbs/training/10_prepare.ipynb #f352b38d
-def _record_of(dataset: LeRobotDataset, modality_config: dict, unmet: Unmet = Unmet()) -> Path:
+def _record_of(
+    dataset: LeRobotDataset, modality_config: dict, unmet: Unmet = Unmet(), limits=None
+) -> Path:
     "Where it is remembered that these files are sound for this use."
     used = {m: c.to_json() for m, c in modality_config.items()}
     what = [used, dataset.excluded, dataset.modality, *([asdict(unmet)] if unmet != Unmet() else [])]
-    what = json.dumps(what, sort_keys=True)
+    what = json.dumps(what + [limits] if limits else what, sort_keys=True)
     state = fingerprint(p for p in dataset.path.rglob("*") if p.is_file())
     name = f"{state}-{hashlib.sha256(what.encode()).hexdigest()[:8]}.json"
     return cache_dir() / "checkup" / name
@@ -125,9 +130,10 @@ def require_sound(
     progress: bool = True,  # show a bar
     skip_broken: bool = False,  # let errors of single episodes pass, with a warning
     unmet: Unmet = Unmet(),  # problems that the run does not meet
+    limits: dict[str, int] | None = None,  # of the base model; None: any released one's
 ) -> list[str]:  # the check-up's warnings, each once
     "Refuses a data set with errors, in one sentence that says where the whole table is."
-    record = _record_of(dataset, modality_config, unmet)
+    record = _record_of(dataset, modality_config, unmet, limits)
     if record.exists() and "told" in (known := read_json(record)): return known["told"]
     report = check_dataset(
         dataset.path,
@@ -135,17 +141,19 @@ def require_sound(
         progress=progress,
         exclude_episodes=dataset.excluded,
         modality=dataset.given,
+        limits=limits,
     )
     told = _told([p for p in report.of("warning") if not unmet.holds(p)])
     errors = [p for p in report.of("error") if not unmet.holds(p)]
     if dataset.proposed: errors = [p for p in errors if p.kind != "modality_missing"]
-    single = sorted({p.episode for p in errors if p.episode is not None})
+    broken = [p for p in errors if p.episode is not None and p.kind not in _READABLE]
+    single = sorted({p.episode for p in broken})
     if skip_broken and single:
         warnings.warn(
             f"The check-up found errors in the episodes {ranges(single)} of {dataset.path}: other"
             " steps will take the place of those that cannot be read."
         )
-        errors = [p for p in errors if p.episode is None]
+        errors = [p for p in errors if p not in broken]
         if not errors: return told  # and ask again next time
     if errors: raise InputError(_refusal(dataset, report, errors, unmet.but or not unmet.statistics))
     keep(record, dict(path=str(dataset.path), told=told))
@@ -290,7 +298,8 @@ def _robot(entry: MixtureEntry, processor, robots: Robots | None) -> dict:  # by
     if entry.robot and not entry.modality_config_path:
         return check_modality_config(_described(entry, dataset_folder(entry.roots[0]))[1], entry.name)
     from_file = entry.modality_config_path is not None
-    return choose_modality_config(entry.tag, processor.modality_configs, from_file, robots)
+    known = processor.modality_configs
+    return choose_modality_config(entry.tag, known, from_file, robots, entry.roots[0])
 
 # %% ../../nbs/training/10_prepare.ipynb #1230dc2a
 def _roots(
@@ -300,6 +309,7 @@ def _roots(
     config: FinetuneConfig,
     processor,
     robots: Robots | None = None,  # of the model's generation
+    limits: dict[str, int] | None = None,  # of the base model
 ) -> list[Root]:
     "The data sets of an entry, checked and split."
     robot, told = _robot(entry, processor, robots), []
@@ -307,7 +317,8 @@ def _roots(
         require_keys(ds, robot)
         checked = config.check_data
         unmet = _unmet(entry, ds, robot, config, processor)
-        told.append(require_sound(ds, robot, skip_broken=config.skip_broken, unmet=unmet) if checked else [])
+        how = dict(skip_broken=config.skip_broken, unmet=unmet, limits=limits)
+        told.append(require_sound(ds, robot, **how) if checked else [])
     told[0] = told[0] + _without_effect(robot, processor)
     parts = [(list(range(len(ds))), []) for ds in datasets]
     fraction = entry.says("val_fraction", config)
@@ -378,15 +389,16 @@ def prepare_data(
     if config.sampling == "official" and hasattr(processor, "dataset_class"): raise _no_stream(processor)
     entries = [_as_meant(e, family) for e in entries]
     settle_slots(entries, processor, family.read_config(base), family.robots)
-    roots = []
+    roots, limits = [], family.limits(base)
     for number, (e, datasets) in enumerate(zip(entries, opened)):
-        roots += _roots(number, e, datasets, config, processor, family.robots)
+        roots += _roots(number, e, datasets, config, processor, family.robots, limits)
     require_together(roots, family)
     for tag in dict.fromkeys(r.tag for r in roots):
         own = [r for r in roots if r.tag == tag]
         override = own[0].entry.says("override_statistics", config)
         strict = getattr(processor, "fingerprinted", False)
         robot, statistics = own[0].modality_config, robot_statistics(own, config, strict)
+        if tag in processor.statistics and not override: check_floor(config, tag)
         processor.set_embodiment(tag, robot, statistics, override=override)
     prepared = Prepared(config, base, family, processor, roots)
     _check_validation(prepared)

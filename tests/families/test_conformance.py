@@ -1,4 +1,5 @@
 "What holds for every family. No test here names one."
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from batches import TAG
 from capabilities import TESTS, loss_of, padding_does_not_matter
 from dummy import DUMMY
 
+from gr00t_nb.checkup.metadata import check_configuration, read_metadata
 from gr00t_nb.data.steps import read_steps
 from gr00t_nb.errors import InputError
+from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.evaluation.diagnostics import diagnose
 from gr00t_nb.evaluation.open_loop import evaluate_open_loop
 from gr00t_nb.evaluation.predictions import Predictions
@@ -73,6 +76,25 @@ def test_limits_are_the_models(family, base):
     horizon, width = family.chunk_shape(family.read_config(base))
     assert base_limits(base)["max_horizon"] == horizon
     assert base_limits(base)["max_action_dim"] == width
+
+
+def test_the_check_up_asks_what_the_model_takes(family, base, sample):
+    "One number or step more than the base model takes is an error, as many as it takes are none."
+    limits, found = family.limits(base), {}
+    for more in (0, 1):
+        modality = json.loads(json.dumps(sample.data.modality))
+        config = {k: ModalityConfig([0], ["all"]) for k in ("state", "action")}
+        config["action"] = ModalityConfig(range(limits["max_horizon"] + more), ["all"])
+        for kind in config:
+            size = limits[f"max_{kind}_dim"] + more
+            modality[kind] = dict(all=dict(start=0, end=size))
+        metadata = read_metadata(sample.data.path, modality)
+        check_configuration(metadata, config, limits)
+        found[more] = [p for p in metadata.problems if "as the base model takes" in p.expected]
+    assert not found[0]
+    kinds = ["too_many_dimensions", "too_many_dimensions", "horizon_too_long"]
+    assert [p.kind for p in found[1]] == kinds
+    assert f"at most {limits['max_state_dim']}" in found[1][0].expected
 
 
 def test_another_familys_checkpoint_is_refused(family, base):
