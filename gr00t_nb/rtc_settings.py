@@ -28,6 +28,7 @@ class RTC:
     schedule: str = "exp"  # how the pull fades behind the prefix: exp, linear, ones, zeros
     decay_end: int | None = None  # the first row without any pull; None: 2 * prefix_len
     max_guidance_weight: float = 5.0  # the strongest pull
+    prefix_weight: float = 1.0  # of the pull on the prefix itself; 0: it says nothing to the rest
     use_vjp: bool = False  # pull through the network's derivative, at the cost of a backward pass
     ramp_rate: float = 6.0  # of ramp: how soon the rows behind the prefix are free
 
@@ -37,6 +38,7 @@ class RTC:
         _at_least("prefix_len", self.prefix_len, 0)
         if self.decay_end is not None: _at_least("decay_end", self.decay_end, self.prefix_len)
         _at_least("max_guidance_weight", self.max_guidance_weight, 0, whole=False)
+        _at_least("prefix_weight", self.prefix_weight, 0, whole=False)
         _one_of("use_vjp", self.use_vjp, (True, False))
         _at_least("ramp_rate", self.ramp_rate, 0, whole=False)
 

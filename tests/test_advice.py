@@ -262,7 +262,7 @@ def test_a_range_of_nearly_nothing_gets_a_floor_as_advised(data, tmp_path):
         pq.write_table(t, file)
     for name in ("stats.json", "episodes_stats.jsonl"): (data / "meta" / name).unlink(missing_ok=True)
     warned = [p for p in check_dataset(data, progress=False).problems if p.kind == "near_constant"]
-    floor = float(re.search(r"--range-floor ([\d.]+)", warned[0].mend)[1])
+    floor = float(re.search(r"--range-floor ([\d.]+)", warned[0].fix)[1])
     config = replace(SHORT, dataset_path=str(data), output_dir=str(tmp_path / "out"), range_floor=floor)
     finetune(config)
     kept = json.loads((tmp_path / "out/statistics.json").read_text())["new_embodiment"]["state"]["single_arm"]

@@ -495,7 +495,7 @@ def test_a_video_of_another_rate_is_refused_and_mended(folder, fps, where, robot
             require_sound(ds, robot, progress=False, skip_broken=skip_broken)
     for p in found:
         file = folder / p.file
-        words = p.mend.partition("rate of the rows: ")[2].split()
+        words = p.fix.partition("rate of the rows: ")[2].split()
         made = file.with_suffix(".new.mp4")
         place = {"OLD": str(file), "NEW": str(made)}
         subprocess.run([place.get(w, w) for w in words] + ["-v", "error"], check=True)

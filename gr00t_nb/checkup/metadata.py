@@ -362,7 +362,7 @@ def too_large(
     "The sentence about a robot that is too large for the base model."
     if any(p.kind not in ("too_many_dimensions", "horizon_too_long") for p in errors): return ""
     asked = "; ".join(f"{p.found}, expected {p.expected}" for p in errors)
-    remedy = " and ".join(dict.fromkeys(p.mend for p in errors))
+    remedy = " and ".join(dict.fromkeys(p.fix for p in errors))
     return (
         f"{path} does not fit the base model: {asked}. In the modality configuration {remedy},"
         " or give another --base-model-path."

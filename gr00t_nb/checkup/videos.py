@@ -240,7 +240,7 @@ def _no_frame_of_a_row(column: str, frames: int, rows: int, fps: float, said: fl
         "rate_video",
         found=f"{frames} frames at {fps:.4g} Hz for {rows} rows at {said:g} Hz: pictures come {shift}",
         expected="a frame for each row, at the fps of info.json",
-        mend=f"write the video again at the rate of the rows: {again}",
+        fix=f"write the video again at the rate of the rows: {again}",
         row=last,
         about=column,
     )
