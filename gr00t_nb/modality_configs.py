@@ -144,8 +144,8 @@ class ModalityConfig:
             raise InputError(f"A modality is {d!r}: expected an object with delta_indices and so on.")
         if missing := [k for k in ("delta_indices", "modality_keys") if k not in d]:
             raise InputError(
-                f"A modality lacks {' and '.join(missing)}: expected delta_indices, such as [0],"
-                " and modality_keys."
+                f"A modality lacks {' and '.join(missing)}: expected delta_indices,"
+                " such as [0], and modality_keys."
             )
         return cls(**{f.name: d[f.name] for f in fields(cls) if f.name in d})
 
@@ -157,8 +157,8 @@ def _check_relative(action: ModalityConfig, states: list[str], name: str) -> Non
         if c.rep is ActionRepresentation.RELATIVE and group not in states:
             raise InputError(
                 f"Action '{key}' of '{name}' is relative to the state group '{group}', which is not"
-                f" among its states ({', '.join(states)}): add it there, or name another with"
-                f" state_key.{did_you_mean(group, states)}"
+                f" among its states ({', '.join(states)}): add it there,"
+                f" or name another with state_key.{did_you_mean(group, states)}"
             )
 
 # %% ../nbs/08_modality_configs.ipynb #1d15d24b
@@ -170,8 +170,8 @@ def _check_masks(config: dict[str, ModalityConfig], name: str) -> None:
     if lacking:
         raise InputError(
             f"'{name}' has masks of {', '.join(mask.modality_keys) or 'nothing'}, but none of the"
-            f" camera '{lacking[0]}': expected a mask key for each camera, with the camera's"
-            f" name.{did_you_mean(lacking[0], mask.modality_keys)}"
+            f" camera '{lacking[0]}': expected a mask key for each camera,"
+            f" with the camera's name.{did_you_mean(lacking[0], mask.modality_keys)}"
         )
     if mask.delta_indices != video.delta_indices:
         raise InputError(

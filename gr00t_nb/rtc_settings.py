@@ -72,8 +72,8 @@ def _made(kind: type, settings: dict, **given):
     for name in settings:
         if name not in known:
             raise InputError(
-                f"Real-time chunking has no setting {name!r}; it has {', '.join(known)}."
-                f"{did_you_mean(name, known)}"
+                f"Real-time chunking has no setting {name!r};"
+                f" it has {', '.join(known)}.{did_you_mean(name, known)}"
             )
     return kind(**settings | given)
 

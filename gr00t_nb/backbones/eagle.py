@@ -303,8 +303,8 @@ class Eagle(nn.Module):
         if num_layers > text["num_hidden_layers"]:
             raise InputError(
                 f"select_layer is {num_layers}, but the language model of the vision-language"
-                f" configuration has only {text['num_hidden_layers']} layers; choose at most that"
-                " many."
+                f" configuration has only {text['num_hidden_layers']} layers;"
+                " choose at most that many."
             )
         self.image_token_index = config["image_token_index"]
         self.patch = vision.get("patch_size", 14)

@@ -40,8 +40,8 @@ def paligemma_config(
     for part, (said, known) in kinds.items():
         if (kind := said.get("model_type", known)) != known:
             raise InputError(
-                f"The {part} is of the model_type {kind!r}: expected {known!r}, as in"
-                " google/paligemma-3b-pt-224."
+                f"The {part} is of the model_type {kind!r}: expected {known!r},"
+                " as in google/paligemma-3b-pt-224."
             )
     needed = ("hidden_size", "num_hidden_layers")
     if lacking := [k for k in needed if k not in eyes or k not in words]:

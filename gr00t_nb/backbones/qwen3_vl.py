@@ -328,8 +328,8 @@ class Qwen3VL(nn.Module):
         if num_layers > words["num_hidden_layers"]:
             raise InputError(
                 f"select_layer is {num_layers}, but the language model of the vision-language"
-                f" configuration has only {words['num_hidden_layers']} layers; choose at most that"
-                " many."
+                f" configuration has only {words['num_hidden_layers']} layers;"
+                " choose at most that many."
             )
         self.image_token_id = config["image_token_id"]
         self.visual = DeepStackTower(eyes)

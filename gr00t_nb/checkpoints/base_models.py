@@ -100,8 +100,8 @@ def resolve_base_model(
         if not weights: known += filter(None, (f.released_name for f in families()))
         raise InputError(
             f"There is no base model at {name}: give a checkpoint folder, a hub id such as"
-            f" nvidia/GR00T-N1.6-3B, or one of {', '.join(known)}, with --base-model-path."
-            f"{did_you_mean(str(name), known)}"
+            f" nvidia/GR00T-N1.6-3B, or one of {', '.join(known)},"
+            f" with --base-model-path.{did_you_mean(str(name), known)}"
         )
     if (path / "config.json").is_file(): return path
     raise no_checkpoint(path)

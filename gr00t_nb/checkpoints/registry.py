@@ -35,8 +35,8 @@ def register(family: Family) -> Family:
                 )
     if strange := sorted(family.capabilities - CAPABILITIES.keys()):
         raise InputError(
-            f"{family.name} declares {', '.join(strange)}; the capabilities are"
-            f" {', '.join(CAPABILITIES)}."
+            f"{family.name} declares {', '.join(strange)};"
+            f" the capabilities are {', '.join(CAPABILITIES)}."
         )
     _FAMILIES[family.model_type] = family
     return family

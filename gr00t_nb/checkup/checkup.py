@@ -129,8 +129,8 @@ def _task_single(text: str) -> Fault:
         found=f"one instruction only: '{text[:80]}'",
         expected="several",
         fix=(
-            "expect a policy that ignores language; add episodes with other instructions if it"
-            " should listen"
+            "expect a policy that ignores language;"
+            " add episodes with other instructions if it should listen"
         ),
     )
 

@@ -109,8 +109,8 @@ def _of_other_data(m: Metadata, column: str, dims: np.ndarray) -> Fault:
         ),
         expected="statistics of this data",
         fix=(
-            "nothing, if the file describes a larger collection of which this is a part; else"
-            " remove it"
+            "nothing, if the file describes a larger collection of which this is a part;"
+            " else remove it"
         ),
         about=column,
     )

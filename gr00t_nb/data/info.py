@@ -105,8 +105,8 @@ def info_file(
     "The file that makes a folder a data set; where it is missing, a sentence names one nearby."
     if not path.exists():
         raise InputError(
-            f"There is no folder {path}: expected the root of a LeRobot data set, the folder that"
-            " holds meta/."
+            f"There is no folder {path}: expected the root of a LeRobot data set,"
+            " the folder that holds meta/."
         )
     file = path / "meta/info.json"
     if file.is_file(): return file

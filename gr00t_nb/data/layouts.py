@@ -121,8 +121,8 @@ def mask_file(
     if not usable or re.search(r":\d{3}", pattern):  # a width of a billion digits could be filled in
         raise InputError(
             f"{root / 'meta/info.json'} gives the mask_path {repr(pattern)[:80]}: expected a"
-            f" pattern of file names with {{episode_index}}, such as '{MASK_PATH}'; write where the"
-            " masks lie."
+            f" pattern of file names with {{episode_index}}, such as '{MASK_PATH}';"
+            " write where the masks lie."
         )
     numbers = dict(episode_index=episode.index, episode_chunk=0)
     numbers["episode_chunk"] = episode.index // (size if is_whole(size) and size > 0 else 1000)
@@ -243,8 +243,8 @@ def check_frames(
     if last >= held:
         raise InputError(
             f"Its frames {place.first} to {last} run over the end of {place.path}, which holds"
-            f" {held} frames: the offsets in meta/episodes do not fit the video; restore both from"
-            " one source."
+            f" {held} frames: the offsets in meta/episodes do not fit the video;"
+            " restore both from one source."
         )
     if 0 < claimed[0] and held < claimed[1]: raise InputError(moved_offsets(place, claimed, held))
     if len(indices) and not (0 <= indices.min() and indices.max() < e.length):

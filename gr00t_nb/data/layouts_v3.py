@@ -143,8 +143,8 @@ def _read_tables(self: LayoutV3, files: list[Path]) -> pa.Table:
     missing = [c for c in _OF_EPISODE if c not in table.column_names and c != "tasks"]
     if missing:
         raise InputError(
-            f"{files[0]} has no column {', '.join(missing)}: expected the episode metadata of"
-            " LeRobot 3.0."
+            f"{files[0]} has no column {', '.join(missing)}:"
+            " expected the episode metadata of LeRobot 3.0."
         )
     return table
 

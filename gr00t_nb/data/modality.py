@@ -96,8 +96,8 @@ def check_modality(
     "The same dict with all four kinds present; masks where it has any. `InputError` for no object."
     if not isinstance(modality, dict):
         raise InputError(
-            f"{where} holds {type(modality).__name__}: expected an object with state, action, video"
-            " and annotation."
+            f"{where} holds {type(modality).__name__}: expected an object with state,"
+            " action, video and annotation."
         )
     out = dict(modality)
     for kind in (*MODALITY_KINDS, *(["mask"] if "mask" in modality else ())):

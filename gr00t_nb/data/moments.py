@@ -133,8 +133,8 @@ def merge_statistics(
     if not all(s.keys() == statistics[0].keys() for s in statistics):
         forms = " and ".join(str(sorted(s)) for s in statistics)
         raise InputError(
-            f"Statistics of different form cannot be merged: {forms}; the data sets must have the"
-            " same groups."
+            f"Statistics of different form cannot be merged: {forms};"
+            " the data sets must have the same groups."
         )
     if "mean" in statistics[0]:
         return _merge_entries(statistics, np.asarray(weights, np.float64) / total)

@@ -235,8 +235,8 @@ def _taken_groups(
     if not ds.modality[kind]:
         raise InputError(
             f"{ds.path} has no {kind} groups in modality.json (columns of info.json:"
-            f" {', '.join(ds.info['features'])}): name the parts of the {kind}, with start and end:"
-            f" {change_modality(ds)}."
+            f" {', '.join(ds.info['features'])}): name the parts of the {kind},"
+            f" with start and end: {change_modality(ds)}."
         )
     rows = {g: x for g, x in _look(ds, kind).items() if g not in without}
     if not rows:

@@ -224,8 +224,8 @@ def _checked(
     if wanted[-1] >= frames:
         raise InputError(
             f"Frame {wanted[-1]} of {path} was asked for, but the video holds {frames} frames (0 to"
-            f" {frames - 1}): it is shorter than its table; restore it, or leave its episode out"
-            " with exclude_episodes."
+            f" {frames - 1}): it is shorter than its table; restore it,"
+            " or leave its episode out with exclude_episodes."
         )
 
 # %% ../../nbs/data/00_video.ipynb #d385e74e
@@ -401,6 +401,6 @@ def write_video(
             encoder.to_file(str(temporary), extra_options=options, **format)
         except RuntimeError as e:
             raise InputError(
-                f"{path} cannot be written as H.264 ({ffmpeg_reason(e, path)}): this FFmpeg may"
-                " lack libx264."
+                f"{path} cannot be written as H.264 ({ffmpeg_reason(e, path)}):"
+                " this FFmpeg may lack libx264."
             ) from None

@@ -92,8 +92,8 @@ def _remembers(seen: Sequence[int], asked: Sequence[int]) -> str:
     count = "All" if len(seen) == len(asked) else f"{len(seen)}"
     return (
         f"{count} of the {len(asked)} episodes that are asked about were trained on: errors say what"
-        " the policy remembers, and not what it will do on new ones; hold some out of training with"
-        " --val-fraction 0.1."
+        " the policy remembers, and not what it will do on new ones;"
+        " hold some out of training with --val-fraction 0.1."
     )
 
 # %% ../../nbs/evaluation/10_asking.ipynb #76ea45f5

@@ -37,8 +37,8 @@ def named_policies(
     for p in several.values() if isinstance(several, dict) else several:
         if not hasattr(p, "predict"):
             raise InputError(
-                f"{type(p).__name__} {str(p)[:60]!r} is no policy: load one,"
-                " Gr00tPolicy(embodiment_tag, checkpoint_folder)."
+                f"{type(p).__name__} {str(p)[:60]!r} is no policy:"
+                " load one, Gr00tPolicy(embodiment_tag, checkpoint_folder)."
             )
     if isinstance(several, dict): return {str(k): p for k, p in several.items()}
     parts = [Path(getattr(p, "model_path", "policy")).resolve().parts for p in several]

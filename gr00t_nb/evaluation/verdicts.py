@@ -109,8 +109,8 @@ def _motion_findings(p: Probes, limits: Limits) -> list[Finding]:
         good=f"Along the recorded motion it goes {m:.0%} of the way.",
     )
     advice = (
-        "Answers near the mean are what too short a training gives, and inputs that do not say what"
-        " comes next."
+        "Answers near the mean are what too short a training gives,"
+        " and inputs that do not say what comes next."
     )
     out = [_finding(severity, "motion", text[severity], m, advice)]
     curve = error_by_horizon(p)["policy"]
@@ -121,8 +121,8 @@ def _motion_findings(p: Probes, limits: Limits) -> list[Finding]:
         f" {last:.1%} at the last ({len(curve)} steps)."
     )
     advice = (
-        "If the end of a chunk is much worse than its beginning, let the robot ask more often (a"
-        " smaller action_horizon)."
+        "If the end of a chunk is much worse than its beginning,"
+        " let the robot ask more often (a smaller action_horizon)."
     )
     return out + [_finding("note", "horizon", aging, curve[-1], advice)]
 
@@ -180,8 +180,8 @@ def _input_findings(p: Probes, limits: Limits) -> list[Finding]:
     out = [_input_finding(name, c, unchanged, empty, limits) for name, c in inputs.items()]
     if any(c.kind == "prompt" for c in p.changes): return out
     text = (
-        "Whether the policy listens cannot be seen: the data set knows one task only,"
-        f" “{p.recording.prompts[0]}”."
+        "Whether the policy listens cannot be seen:"
+        f" the data set knows one task only, “{p.recording.prompts[0]}”."
     )
     advice = "Such a policy does its one task whatever it is told."
     return out + [_finding("note", "prompt", text, None, advice)]
@@ -196,8 +196,8 @@ def _noise_findings(p: Probes, limits: Limits) -> list[Finding]:
         text = "The noise does not matter: all draws give the recorded actions."
         return [_finding("good", "noise", text, apart)]
     text = (
-        f"Two draws of the noise give answers {apart:.1%} of the spread apart, {ratio.value:.2f} of"
-        " the error"
+        f"Two draws of the noise give answers {apart:.1%} of the spread apart,"
+        f" {ratio.value:.2f} of the error"
     )
     if ratio.value > limits.scatter:
         advice = f"{_LONGER}, or take the mean of several answers."

@@ -142,8 +142,8 @@ def read_config(
     values = source if isinstance(source, dict) else read_mapping(Path(source) / "config.json")
     if (kind := values.get("model_type", self.model_type)) != self.model_type:
         raise InputError(
-            f"The configuration is of a model of type {kind!r}; expected {self.model_type!r}, a"
-            f" {self.name} checkpoint."
+            f"The configuration is of a model of type {kind!r}; expected {self.model_type!r},"
+            f" a {self.name} checkpoint."
         )
     return self.config_class.from_dict(values)
 
@@ -218,8 +218,8 @@ def check_flags(
     for name in flags:
         if name not in self.flags:
             raise InputError(
-                f"{self.name} has no flag {name}; it has {', '.join(self.flags)}."
-                f"{did_you_mean(name, self.flags)}"
+                f"{self.name} has no flag {name};"
+                f" it has {', '.join(self.flags)}.{did_you_mean(name, self.flags)}"
             )
 
 

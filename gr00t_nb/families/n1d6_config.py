@@ -115,8 +115,8 @@ def from_dict(
     "Known keys become fields, unknown ones are kept in `extra`."
     if (kind := values.get("model_type", cls.model_type)) != cls.model_type:
         raise InputError(
-            f"The configuration is of a model of type {kind!r}; expected {cls.model_type!r}, a"
-            f" {cls.generation} checkpoint."
+            f"The configuration is of a model of type {kind!r}; expected {cls.model_type!r},"
+            f" a {cls.generation} checkpoint."
         )
     known = {f.name for f in fields(cls)} - {"extra", "given"}
     own = {k: v for k, v in values.items() if k in known}

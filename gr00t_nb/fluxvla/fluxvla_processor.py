@@ -78,8 +78,8 @@ class FluxvlaRobot:
             if triples := getattr(self, name): setattr(self, name, [list(t) for t in triples])
         if (self.pixel_means is None) != (self.pixel_stds is None):
             raise InputError(
-                "One of pixel_means and pixel_stds is given: give both, or neither for the"
-                " checkpoint's constants."
+                "One of pixel_means and pixel_stds is given: give both,"
+                " or neither for the checkpoint's constants."
             )
 
 # %% ../../nbs/fluxvla/50_fluxvla_processor.ipynb #c6ffbe68

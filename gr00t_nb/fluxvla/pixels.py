@@ -48,8 +48,8 @@ def pixel_constants(
         if len(triples) not in (1, images):
             raise InputError(
                 f"There are {len(triples)} {name} for {images} images of a sample: give one triple"
-                " for each, in the order of the cameras and with those that pad, or a single one"
-                " for all."
+                " for each, in the order of the cameras and with those that pad,"
+                " or a single one for all."
             )
     both = [np.broadcast_to(np.asarray(t, np.float32), (images, 3)) for t in (means, stds)]
     return np.stack(both, 1)

@@ -121,8 +121,8 @@ def path(self: FrameCache,
     place = ds.layout.rows(e) if stored_as_images(ds, view) else ds.layout.frames(e, column)
     kind = scaling(**self.settings)
     key = (  # 1: the version of this format
-        f"1 {fingerprint([place.path.resolve()])} {column} {place.first} {ds.length(episode)}"
-        f" {kind} {self.side}"
+        f"1 {fingerprint([place.path.resolve()])} {column} {place.first}"
+        f" {ds.length(episode)} {kind} {self.side}"
     )
     return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 

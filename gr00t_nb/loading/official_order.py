@@ -52,8 +52,8 @@ def shard_episodes(
     if not all(sum(len(steps) for _, steps in shard) for shard in shards):
         cut = f"{sum(effective)} steps in {len(lengths)} episodes of {cuts} pieces"
         raise InputError(
-            f"{cut} cannot fill {len(shards)} shards of {shard_size}: give a larger shard_size or a"
-            " smaller episode_sampling_rate."
+            f"{cut} cannot fill {len(shards)} shards of {shard_size}:"
+            " give a larger shard_size or a smaller episode_sampling_rate."
         )
     return shards
 

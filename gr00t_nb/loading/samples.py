@@ -59,8 +59,8 @@ def _check_cache(cache: FrameCache | None, processor, unscaled: bool = False):
     if unscaled:
         raise InputError(
             "A frame cache holds frames that were scaled, and the augmentation by masks repaints"
-            " them before that: train without --frame-cache, or switch the augmentation off"
-            " (--extra-augmentation-config '{}')."
+            " them before that: train without --frame-cache,"
+            " or switch the augmentation off (--extra-augmentation-config '{}')."
         )
     ours = getattr(processor, "image_settings", None)
     if ours is None:
@@ -73,8 +73,8 @@ def _check_cache(cache: FrameCache | None, processor, unscaled: bool = False):
     if held != needed:
         holds = f"The frame cache holds frames of side {held[1]} scaled by {held[0]} interpolation"
         raise InputError(
-            f"{holds}, and the processor needs {needed[1]}, {needed[0]}: make it with"
-            " FrameCache(**processor.image_settings)."
+            f"{holds}, and the processor needs {needed[1]}, {needed[0]}:"
+            " make it with FrameCache(**processor.image_settings)."
         )
 
 # %% ../../nbs/loading/20_samples.ipynb #8c9f3a89

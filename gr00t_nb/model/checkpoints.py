@@ -110,8 +110,8 @@ def stored_tensors(
     total, end = file.stat().st_size, max((t.start + t.size for t in found.values()), default=0)
     if end > total:
         raise InputError(
-            f"{file} has {total} bytes where its header tells of {end}; it was cut short, copy it"
-            " again."
+            f"{file} has {total} bytes where its header tells of {end};"
+            " it was cut short, copy it again."
         )
     return dict(sorted(found.items(), key=lambda item: item[1].start))
 
@@ -156,8 +156,8 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         why = str(e).strip().splitlines()[0][:80] if str(e).strip() else type(e).__name__
         raise InputError(
             f"{file} cannot be read as bare weights ({why}): it is a Python pickle, which can run"
-            " code when it is opened. Save model.state_dict() alone, as safetensors or with"
-            " torch.save."
+            " code when it is opened. Save model.state_dict() alone,"
+            " as safetensors or with torch.save."
         ) from None
     if isinstance(held, dict) and isinstance(held.get("model"), dict): held = held["model"]
     if isinstance(held, dict) and held and all(isinstance(t, Tensor) for t in held.values()):

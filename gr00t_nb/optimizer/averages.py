@@ -99,8 +99,8 @@ def save(self: Averages,
 # %% ../../nbs/optimizer/20_averages.ipynb #f0182c1e
 def _missing(file: Path, what: str) -> InputError:
     return InputError(
-        f"{file} {what}: give the whole checkpoint, or start anew with another --output-dir, and"
-        f" --base-model-path {file.parent}."
+        f"{file} {what}: give the whole checkpoint, or start anew with another --output-dir,"
+        f" and --base-model-path {file.parent}."
     )
 
 

@@ -74,8 +74,8 @@ def check_observation(
         for key in keys:
             if key not in given:
                 raise InputError(
-                    f"The observation's {modality} has {', '.join(given) or 'nothing'}, but not"
-                    f" '{key}'.{did_you_mean(key, given)}"
+                    f"The observation's {modality} has {', '.join(given) or 'nothing'},"
+                    f" but not '{key}'.{did_you_mean(key, given)}"
                 )
             shape = batch, len(config[modality].delta_indices), *tail
             _check_array(given[key], f"{modality} '{key}'", dtype, shape)

@@ -51,8 +51,8 @@ def card_of(
     if _plain(name) in known: return known[_plain(name)]
     near = did_you_mean(_plain(name), known)
     raise InputError(
-        f"There is no GPU {name!r} in the kit's table ({', '.join(known)}): give its memory, such"
-        f" as 24gb.{near}"
+        f"There is no GPU {name!r} in the kit's table ({', '.join(known)}):"
+        f" give its memory, such as 24gb.{near}"
     )
 
 

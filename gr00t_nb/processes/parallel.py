@@ -64,8 +64,8 @@ def group_size(
 def _check_group(engine: str, world_size: int, shard_group: int | None):
     if engine != "hsdp" and shard_group is not None:
         raise InputError(
-            f"shard_group is {shard_group}, and only --parallel hsdp has groups: leave"
-            " --shard-group out."
+            f"shard_group is {shard_group}, and only --parallel hsdp has groups:"
+            " leave --shard-group out."
         )
     size = group_size(engine, world_size, shard_group)
     if engine == "hsdp" and (size < 2 or world_size % size):

@@ -305,8 +305,8 @@ def _say_sampled(ds: LeRobotDataset, statistics: dict[str, dict]):
     if sampled:
         rows = ", ".join(f"{n} come from {k:,} of {m:,} rows" for n, (k, m) in sampled.items())
         warn(
-            f"The quantiles q01 and q99 of {rows} of {ds.path}; mean, std, min and max from all of"
-            " them."
+            f"The quantiles q01 and q99 of {rows} of {ds.path}; mean,"
+            " std, min and max from all of them."
         )
 
 

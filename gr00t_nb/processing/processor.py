@@ -273,8 +273,8 @@ def _sentences(self: Gr00tProcessor, steps: Sequence[Mapping], embodiment: str) 
         key, sentence = next(iter(self._gather(s, embodiment, "language").items()))
         if not isinstance(sentence, str):
             raise InputError(
-                f"'{key}' of '{embodiment}' is {type(sentence).__name__}: expected one string, the"
-                " instruction."
+                f"'{key}' of '{embodiment}' is {type(sentence).__name__}:"
+                " expected one string, the instruction."
             )
         out.append(sentence)
     return out
@@ -316,13 +316,13 @@ def many(self: Gr00tProcessor,
     if not steps: return []
     if training and (rngs is None or any(r is None for r in rngs)):
         raise InputError(
-            "training=True draws the augmentation of the images: pass the generator to draw it"
-            " from, rng=np.random.default_rng(seed)."
+            "training=True draws the augmentation of the images:"
+            " pass the generator to draw it from, rng=np.random.default_rng(seed)."
         )
     if embodiment not in self.embodiment_ids:
         raise InputError(
-            f"'{embodiment}' has no index among the embodiments: add it to"
-            f" embodiment_ids.{did_you_mean(embodiment, self.embodiment_ids)}"
+            f"'{embodiment}' has no index among the embodiments:"
+            f" add it to embodiment_ids.{did_you_mean(embodiment, self.embodiment_ids)}"
         )
     sentences = self._sentences(steps, embodiment)
     drawn = rngs if training and self.augments else [None] * len(steps)
@@ -352,8 +352,8 @@ def collate(self: Gr00tProcessor,
     "Makes a batch: prompts with room for the images, padded on the left; images, numbers stacked."
     if self.encoder is None:
         raise InputError(
-            "The processor has no tokenizer: give one, tokenizer=load_tokenizer(path), or"
-            " train_tokenizer(texts)."
+            "The processor has no tokenizer: give one,"
+            " tokenizer=load_tokenizer(path), or train_tokenizer(texts)."
         )
     return make_batch(samples, self.encoder, self.token_side, self.expand)
 

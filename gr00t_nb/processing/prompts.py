@@ -94,8 +94,8 @@ def expand_images(
 # %% ../../nbs/processing/40_prompts.ipynb #cc1f100d
 QWEN_TOKENS = (
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|>"
-    " <|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|>"
-    " <|image_pad|> <|video_pad|>"
+    " <|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|>"
+    " <|vision_pad|> <|image_pad|> <|video_pad|>"
 ).split()  # special tokens of Qwen3, in the order of their ids
 QWEN_WORDS = (
     "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|>"
@@ -202,8 +202,8 @@ def train_tokenizer(
     texts = [] if isinstance(texts, str) else list(texts)
     if not texts:
         raise InputError(
-            "There are no texts to train a tokenizer from: give the instructions of a data set,"
-            " list(ds.tasks.values())."
+            "There are no texts to train a tokenizer from:"
+            " give the instructions of a data set, list(ds.tasks.values())."
         )
     framed = [frame.format(t) for t in texts]
     return _byte_bpe(framed, vocab_size, [*QWEN_TOKENS, *added], QWEN_WORDS, template)

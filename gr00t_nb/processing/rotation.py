@@ -21,8 +21,8 @@ def _unit(
     if (n < 1e-12).any():  # NaN passes: what is unknown stays unknown
         raise InputError(
             "A rotation of 6 numbers holds a zero row or two parallel rows, which is no rotation:"
-            " expected the first two rows of a rotation matrix; check the columns that the pose is"
-            " read from."
+            " expected the first two rows of a rotation matrix;"
+            " check the columns that the pose is read from."
         )
     return v / n
 

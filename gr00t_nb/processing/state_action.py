@@ -110,8 +110,8 @@ def config_of(self: StateActionProcessor,
         )
     if modality not in known[embodiment]:
         raise InputError(
-            f"The modality configuration of '{embodiment}' has no '{modality}': it has"
-            f" {', '.join(known[embodiment])}."
+            f"The modality configuration of '{embodiment}' has no '{modality}':"
+            f" it has {', '.join(known[embodiment])}."
         )
     return known[embodiment][modality]
 
@@ -303,8 +303,8 @@ def _check_horizon(
         raise InputError(
             f"The action group '{group}' of '{embodiment}' comes in chunks of {steps} steps where"
             f" its relative statistics have {bounds.shape[0]}: they were computed for another"
-            " horizon; compute them anew with embodiment_statistics(ds, config,"
-            " use_shipped=False)."
+            " horizon;"
+            " compute them anew with embodiment_statistics(ds, config, use_shipped=False)."
         )
 
 # %% ../../nbs/processing/20_state_action.ipynb #9204f11f
@@ -355,8 +355,8 @@ def _reference(self: StateActionProcessor,
     if key not in given:
         raise InputError(
             f"The action group '{group}' of '{embodiment}' is relative to the state group '{key}',"
-            f" which was not given (given: {', '.join(given) or 'no state'}): pass the raw state."
-            f"{did_you_mean(key, given)}"
+            f" which was not given (given: {', '.join(given) or 'no state'}):"
+            f" pass the raw state.{did_you_mean(key, given)}"
         )
     if config.type is ActionType.NON_EEF and config.format is not ActionFormat.DEFAULT:
         raise InputError(
@@ -411,8 +411,8 @@ def to_absolute(self: StateActionProcessor,
     if config.type is ActionType.EEF and config.format is ActionFormat.DEFAULT:
         raise InputError(
             f"The action group '{group}' of '{embodiment}' is a relative pose of format DEFAULT,"
-            " which GR00T N1.6 cannot turn back into an absolute one: use the format XYZ_ROT6D or"
-            " XYZ_ROTVEC."
+            " which GR00T N1.6 cannot turn back into an absolute one:"
+            " use the format XYZ_ROT6D or XYZ_ROTVEC."
         )
     self._check_width(embodiment, group, reference, x)
     if config.type is ActionType.NON_EEF: return x + reference

@@ -51,8 +51,8 @@ def dataset_statistics(
         stats = _gathered(_column_rows(ds, c), ds.total_steps, width)
         if stats is None:
             raise InputError(
-                f"Column '{c}' of {ds.path} has no rows in any episode: there is nothing to take"
-                " statistics of."
+                f"Column '{c}' of {ds.path} has no rows in any episode:"
+                " there is nothing to take statistics of."
             )
         out[c] = {k: v.tolist() for k, v in stats.items()}
     return out
@@ -160,8 +160,8 @@ def _check_widths(ds: LeRobotDataset, w: _Windows):
     if a.width != s.width:
         raise InputError(
             f"Action '{a.name}' of {ds.path} has {a.width} values, but the state '{s.name}' that it"
-            f" is relative to has {s.width}: name another state with state_key, or make the action"
-            " ABSOLUTE."
+            f" is relative to has {s.width}: name another state with state_key,"
+            " or make the action ABSOLUTE."
         )
     if problem := pose_problem(w.config, a.width):
         raise InputError(f"Action '{a.name}' of {ds.path} {problem}: {pose_remedy(a.width)}.")

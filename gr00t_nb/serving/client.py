@@ -34,13 +34,13 @@ def check_address(
     host = bare_host(host)
     if not isinstance(host, str) or not host or any(c in host for c in "/ @[]"):
         raise InputError(
-            f"The host is {host!r}: expected a name or an address alone, such as gpu-machine"
-            " or 10.0.0.2."
+            f"The host is {host!r}: expected a name or an address alone,"
+            " such as gpu-machine or 10.0.0.2."
         )
     if not isinstance(port, int) or isinstance(port, bool) or not 0 < port <= 65535:
         raise InputError(
-            f"The port is {port!r}: expected a whole number from 1 to 65535, such as"
-            " 5555."
+            f"The port is {port!r}: expected a whole number from 1 to 65535,"
+            " such as 5555."
         )
     return host
 
@@ -56,8 +56,8 @@ def check_asking(
     whole = isinstance(jpeg, int) and not isinstance(jpeg, bool)
     if jpeg is not None and not (whole and 1 <= jpeg <= 100):
         raise InputError(
-            f"jpeg is {jpeg!r}: expected a quality from 1 to 100, such as 95, or"
-            " none."
+            f"jpeg is {jpeg!r}: expected a quality from 1 to 100,"
+            " such as 95, or none."
         )
 
 

@@ -93,8 +93,8 @@ def check_arguments(
     if not isinstance(data.get("observation", {}), dict):
         kind = type(data["observation"]).__name__
         raise InputError(
-            f"The observation is a {kind}: expected a map with video, state and"
-            " language."
+            f"The observation is a {kind}: expected a map with video,"
+            " state and language."
         )
     for a in _leaves(data):
         rows = len(a) if isinstance(a, np.ndarray) and a.ndim else 0
@@ -137,8 +137,8 @@ class Endpoints:
         if unknown := [v for v in fluxvla_views or {} if v not in views]:
             near = did_you_mean(unknown[0], views)
             raise InputError(
-                f"The policy has no view '{unknown[0]}': it has"
-                f" {', '.join(views)}.{near}"
+                f"The policy has no view '{unknown[0]}':"
+                f" it has {', '.join(views)}.{near}"
             )
         self.fluxvla_views, self._names = fluxvla_views, None
 

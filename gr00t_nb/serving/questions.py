@@ -68,8 +68,8 @@ class FluxvlaNames:
             )
         if len(config["video"].delta_indices) != 1 or len(config["state"].delta_indices) != 1:
             raise InputError(
-                "FluxVLA's clients send one moment, and this policy wants several: ask it in another"
-                " dialect."
+                "FluxVLA's clients send one moment, and this policy wants several:"
+                " ask it in another dialect."
             )
         groups, example = config["state"].modality_keys, example_question(policy)
         if example is None and len(groups) > 1:

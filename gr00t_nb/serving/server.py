@@ -61,8 +61,8 @@ def check_pace(
     "`InputError` where a port is none, or where every question would be late."
     if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65535:
         raise InputError(
-            f"The port is {port!r}: expected a whole number from 0 (one that is free) to"
-            " 65535."
+            f"The port is {port!r}: expected a whole number from"
+            " 0 (one that is free) to 65535."
         )
     if not late_after > 0:
         raise InputError(f"late_after is {late_after!r}: expected seconds above 0.")
@@ -323,8 +323,8 @@ def _recorded(self: ServerConfig) -> EpisodePolicy:
         )
     if not Path(self.dataset_path).expanduser().is_dir():
         raise InputError(
-            f"There is no folder {self.dataset_path}: give --dataset-path, the folder of a LeRobot"
-            " data set."
+            f"There is no folder {self.dataset_path}: give --dataset-path,"
+            " the folder of a LeRobot data set."
         )
     if self.modality_config_path: load_modality_config(self.modality_config_path)
     tag = embodiment_value(self.embodiment_tag)

@@ -25,8 +25,8 @@ def _array_bytes(a: np.ndarray) -> bytes:
         np.save(stream, a, allow_pickle=False)
     except ValueError:
         raise InputError(
-            f"An array of dtype {a.dtype} cannot travel: expected numbers, booleans or fixed-length"
-            " text."
+            f"An array of dtype {a.dtype} cannot travel: expected numbers,"
+            " booleans or fixed-length text."
         ) from None
     return stream.getvalue()
 

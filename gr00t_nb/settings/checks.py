@@ -211,8 +211,8 @@ def _check_data(config: FinetuneConfig) -> list[MixtureEntry]:
         if MODALITY_CONFIGS[e.tag] != robot: raise _two_robots(first, e)
     if config.step_graph and len({e.tag for e in entries}) > 1:
         raise InputError(
-            "step_graph records a batch of one shape, and those of several robots differ: leave"
-            " --step-graph out."
+            "step_graph records a batch of one shape, and those of several robots differ:"
+            " leave --step-graph out."
         )
     return entries
 
@@ -220,8 +220,8 @@ def _check_data(config: FinetuneConfig) -> list[MixtureEntry]:
 def _two_robots(a: MixtureEntry, b: MixtureEntry) -> InputError:
     return InputError(
         f"{a.modality_config_path} of the entry '{a.name}' and {b.modality_config_path} of '{b.name}'"
-        f" say different things of the robot '{a.tag}': give both the same file, or give one of them"
-        " another embodiment_tag."
+        f" say different things of the robot '{a.tag}': give both the same file,"
+        " or give one of them another embodiment_tag."
     )
 
 # %% ../../nbs/settings/40_checks.ipynb #798773aa
@@ -240,8 +240,8 @@ def _check_step_graph(config: FinetuneConfig, world_size: int):
     if not config.step_graph: return
     if world_size > 1:
         raise InputError(
-            f"step_graph records the step of one process, and {world_size} are running: leave"
-            " --step-graph out."
+            f"step_graph records the step of one process, and {world_size} are running:"
+            " leave --step-graph out."
         )
     if config.micro_batch_size:
         raise InputError(
@@ -339,8 +339,8 @@ def _check_features(config: FinetuneConfig):
     said = next((n for n in _RANDOM_IMAGES if getattr(config, n) not in (None, 0, {}, "{}")), None)
     if said and not config.augment:
         raise InputError(
-            f"{said} changes training images, and --no-augment asks that nothing does: leave out one of"
-            " them."
+            f"{said} changes training images, and --no-augment asks that nothing does:"
+            " leave out one of them."
         )
     if not config.cache_features: return
     keeps = "cache_features keeps what a frozen network sees of a step, and"

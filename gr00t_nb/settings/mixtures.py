@@ -172,8 +172,8 @@ def _entry(name: str, said, place: str) -> MixtureEntry:
     "An entry as a file has it."
     if not isinstance(name, str):
         raise InputError(
-            f"{place}: an entry is called {name!r}, which YAML does not read as a word: put the name"
-            " into quotes."
+            f"{place}: an entry is called {name!r}, which YAML does not read as a word:"
+            " put the name into quotes."
         )
     if not isinstance(said, dict):
         raise InputError(f"{place}: '{name}' holds {said!r}: {_EXPECTED}.")
@@ -200,8 +200,8 @@ def read_mixture(
         try: text = Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             raise InputError(
-                f"There is no mixture at {source} that can be read: give a YAML file with"
-                f" --mixture; {_EXPECTED}."
+                f"There is no mixture at {source} that can be read:"
+                f" give a YAML file with --mixture; {_EXPECTED}."
             ) from None
     entries = [_entry(name, said, place) for name, said in _parsed(text, place).items()]
     for e in entries: _check_kinds(e)

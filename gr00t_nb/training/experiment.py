@@ -28,8 +28,8 @@ from .prepare import Prepared, Root
 
 # %% ../../nbs/training/20_experiment.ipynb #2cacdf8d
 _NO_TORCHAO = (
-    "--adamw-8bit needs the package torchao: `pip install torchao`, or leave it out (--no-adamw-8bit"
-    " with --memory)."
+    "--adamw-8bit needs the package torchao: `pip install torchao`,"
+    " or leave it out (--no-adamw-8bit with --memory)."
 )
 
 

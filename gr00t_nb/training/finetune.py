@@ -94,11 +94,9 @@ def _start(hooks: Hooks, prepared: Prepared):
     "Tells a loss that wants to know which robot it is of."
     if not hasattr(hooks.loss, "start"): return
     if len(prepared.tags) > 1:
-        raise InputError(
-            "hooks.loss is made for the chunk of one robot, and the mixture has"
-            f" {len(prepared.tags)} ({', '.join(prepared.tags)}): leave it out, or write a loss"
-            " without `start`."
-        )
+        one = "hooks.loss is made for the chunk of one robot, and the mixture has"
+        many = f"{len(prepared.tags)} ({', '.join(prepared.tags)})"
+        raise InputError(f"{one} {many}: leave it out, or write a loss without `start`.")
     hooks.loss.start(prepared.processor, prepared.tags[0])
 
 # %% ../../nbs/training/40_finetune.ipynb #55fdf782
@@ -345,10 +343,8 @@ def _how_to_go_on(result: FinetuneResult) -> str:
 def _chosen_hooks(config: FinetuneConfig, hooks: Hooks | None) -> Hooks:
     if config.hooks is None: return hooks or Hooks()
     if hooks is None: return read_hooks(config.hooks)
-    raise InputError(
-        f"hooks come from {config.hooks} and as an argument: give one of the two, and leave"
-        " config.hooks None where it is the argument."
-    )
+    two = f"hooks come from {config.hooks} and as an argument: give one of the two"
+    raise InputError(f"{two}, and leave config.hooks None where it is the argument.")
 
 # %% ../../nbs/training/40_finetune.ipynb #958fdd56
 def finetune(

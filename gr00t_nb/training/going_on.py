@@ -148,8 +148,8 @@ def find_resume(
     if not before:
         raise InputError(
             f"{newest} was not written by this kit's finetune (it holds no"
-            " experiment_cfg/finetune.json): choose another --output-dir, and give it as"
-            " --base-model-path instead."
+            " experiment_cfg/finetune.json): choose another --output-dir,"
+            " and give it as --base-model-path instead."
         )
     known = family_of(newest) if (newest / "config.json").exists() else prepared.family
     then, now = (dict(model=f.name) for f in (known, prepared.family))

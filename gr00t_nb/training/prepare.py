@@ -346,8 +346,8 @@ def _check_repainting(config: FinetuneConfig, tags: list[str], processor):
         robots = " and ".join(f"'{t}'" for t in tags)
         raise InputError(
             f"extra_augmentation_config repaints frames by their masks, and {robots} has none: give its"
-            " modality configuration a `mask` entry with the keys of its cameras, or leave"
-            " --extra-augmentation-config out."
+            " modality configuration a `mask` entry with the keys of its cameras,"
+            " or leave --extra-augmentation-config out."
         )
     if used and config.frame_cache:
         raise InputError(

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from ..checkup.problems import Report
 from ..checkup.unusual import EpisodeScore, dataset_scales, unusual_episodes
 from ..data.lerobot import LeRobotDataset
+from ..data.modality import groups_of
 from ..modality_configs import ModalityConfig
 from ..errors import InputError
 from ..data.video import write_video
@@ -40,9 +41,9 @@ MANY = 16  # dimensions that are drawn at once, unless more are asked for
 def _first_group(source: TraceSource) -> str | None:  # None: all
     "What is drawn at first: all groups, or the first one where they have too many dimensions."
     known = source.ds.modality
-    entries = {g: known["action"].get(g) or known["state"][g] for g in source.groups}
-    total = sum(e["end"] - e["start"] for e in entries.values())
-    return next(iter(entries)) if total > MANY and len(entries) > 1 else None
+    groups = groups_of(known, "state") | groups_of(known, "action")
+    total = sum(groups[g].width for g in source.groups)
+    return next(iter(source.groups)) if total > MANY and len(source.groups) > 1 else None
 
 
 def _calmest(panels: list[Panel]) -> set[str]:  # titles

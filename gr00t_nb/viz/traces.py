@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..checkup.unusual import all_numbers
 from ..data.lerobot import LeRobotDataset
+from ..data.modality import groups_of
 from ..data.steps import require_keys
 from ..modality_configs import ActionConfig, ModalityConfig
 from ..embodiments import embodiment_value
@@ -31,7 +32,7 @@ def whole_config(
     horizon: int = 16,  # steps of a chunk
 ) -> dict[str, ModalityConfig]:  # video, state, action and language
     "All groups of a data set, with actions relative where a state has the same name and width."
-    width = lambda kind, g: ds.modality[kind][g]["end"] - ds.modality[kind][g]["start"]
+    width = lambda kind, g: groups_of(ds.modality, kind)[g].width
     state, action = list(ds.modality["state"]), list(ds.modality["action"])
     same = lambda g: g in state and width("state", g) == width("action", g)
     forms = [ActionConfig("RELATIVE" if same(g) else "ABSOLUTE") for g in action]
