@@ -298,7 +298,6 @@ def _stuck(self: Rollout, command: dict[str, np.ndarray]) -> str | None:
     if now - self.way[1] <= STUCK_AFTER: return None
     return f"the robot has come no nearer to where the chunk begins for {STUCK_AFTER:g} s: it limits what it is sent"
 
-
 # %% ../../nbs/rollout/20_loop.ipynb #c0237107
 LONGEST_BRAKING = 30.0  # seconds
 
