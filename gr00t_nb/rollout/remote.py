@@ -52,7 +52,7 @@ class RemoteConfig:
     dry_run: bool = False  # look, ask, guard, print and draw; move nothing
     execution_length: int | None = None  # rows of a chunk until the next question; None: all
     asynchronous: bool = False  # the robot moves on while the policy computes
-    continuation: str | None = None  # guidance, ramp or prefix
+    continuation: str | None = None  # fade, guidance, ramp or prefix: chunks continue each other
     ensemble: float | None = None  # temporal ensembling, such as 0.01
     limits: str | None = None  # JSON file with limits by group
     max_age: float = 0.5  # seconds that a picture or state may be old
@@ -188,7 +188,7 @@ def _without_effect(self: RemoteConfig) -> Iterator[tuple[str, str]]:
         for name in ("token", "jpeg"): yield name, "is for a --server"
     if self.instruction is None: yield "repeats", "is for one --instruction; the keyboard asks for it"
     else: yield "tasks", "is for the keyboard, and one --instruction was given"
-    if not self.asynchronous and self.continuation != "ramp":
+    if not self.asynchronous and self.continuation not in ("fade", "ramp"):
         yield "continuation", "is for a robot that moves on, --asynchronous"
 
 
