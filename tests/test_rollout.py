@@ -24,11 +24,10 @@ from gr00t_nb.robots.limits import propose_limits
 from gr00t_nb.robots.robot import GroupLimits, MotionLimits, Observation, WallClock
 from gr00t_nb.robots.stand_ins import RecordedRobot, StandIn
 from gr00t_nb.robots.watch import WatchSettings
-from gr00t_nb.rollout import evaluate
+from gr00t_nb.rollout import closed_loop
 from gr00t_nb.rollout.loop import Control, run_episode
 from gr00t_nb.rollout.questions import ThreadAsker
 from gr00t_nb.rollout.recorder import EpisodeRecorder
-from gr00t_nb.rollout.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data_samples/cube_to_bowl"
@@ -400,19 +399,6 @@ def test_a_rest_lies_within_the_range():
         MotionLimits.from_json(dict(base=dict(low=[-1], high=[1], velocity=[1], acceleration=[1], rest=[None])))
 
 
-def test_a_prepare_pose_is_reached_or_told():
-    class Still(StandIn):
-        def act(self, command):
-            self.clock.advance(1 / self.rate)
-            self.at["arm"] += np.random.default_rng(len(self.sent)).normal(0, 1e-5, 6)
-            self.sent.append(command)
-            return command
-    told = dict(limits=LIMITS, pose=dict(arm=np.full(6, 0.5)))
-    result = Session(Waves(calm), Still(rate=20, limits=LIMITS), **told).prepare(seconds=3)
-    assert "not within 0.1" in result.reason and not result.ended_well
-    assert Session(Waves(calm), StandIn(rate=20, limits=LIMITS), **told).prepare().reason == "done"
-
-
 def test_a_loop_that_hangs_is_stopped_from_outside():
     "The camera's driver blocks until somebody has called stop."
     stopped = threading.Event()
@@ -535,26 +521,25 @@ def test_pictures_are_drawn_where_somebody_wants_them(monkeypatch):
     rng = np.random.default_rng(0)
     won, workers, count, drawn = rng.random(80) < 0.3, [Counter(), Counter(), Counter()], Counter(), 0
     film = [dict(front=np.zeros((2, 2, 3), np.uint8))] * 9
-    played = lambda policy, robot, config, e: (SimpleNamespace(success=bool(won[e])), film)
-    monkeypatch.setattr(evaluate, "closed_loop_episode", played)
+    played = lambda policy, robot, config, e, record: (SimpleNamespace(success=bool(won[e])), film)
+    monkeypatch.setattr(closed_loop, "closed_loop_episode", played)
     for e in range(80):
-        here = None, SimpleNamespace(views=("front",)), workers[rng.integers(3)]
-        monkeypatch.setattr(evaluate, "_here", here)
-        score, few, frames = evaluate._play((evaluate.ClosedLoopConfig("x", videos=3), e))
+        here = None, SimpleNamespace(views=("front",)), None, workers[rng.integers(3)]
+        monkeypatch.setattr(closed_loop, "_here", here)
+        score, few, frames = closed_loop._play((closed_loop.ServedConfig(videos=3), e))
         count[score.success] += 1
-        if count[score.success] <= evaluate.SHEET: assert few.shape == (6, 2, 2, 3)
+        if count[score.success] <= closed_loop.SHEET: assert few.shape == (6, 2, 2, 3)
         if count[score.success] <= 3: assert frames.shape == (9, 2, 2, 3)
         drawn += few is not None
-    assert 2 * evaluate.SHEET <= drawn <= 3 * 2 * evaluate.SHEET and drawn < 80
+    assert 2 * closed_loop.SHEET <= drawn <= 3 * 2 * closed_loop.SHEET and drawn < 80
 
 
 def test_three_episodes_in_the_simulator():
     "The expert puts the named cube into the bowl, with pictures drawn and the guard on; a wrong word is told apart."
     if importlib.util.find_spec("mujoco") is None: pytest.skip("mujoco (of the dev requirements) is not installed")
-    from gr00t_nb.rollout.closed_loop import ScriptedPolicy
     from gr00t_nb.simulators.cube_robot import CubeRobot
 
-    class Looking(ScriptedPolicy):
+    class Looking(closed_loop.ScriptedPolicy):
         def get_modality_config(self):
             return super().get_modality_config() | dict(video=ModalityConfig([0], ["front"]))
         def get_action(self, question, options=None):

@@ -56,9 +56,11 @@ def wilson_interval(
     return max(float(low), 0.0), min(float(high), 1.0)
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0085fc0
-#: Simulators by name: made without arguments; beside a `Robot` they have `reset(episode, seed)`,
-#: which gives the instruction, `outcome()`, `finished()` and `instructions`;
-#: `expert_commands()` where one can tell.
+#: Simulators by name: made without arguments. Each is a `Robot` whose `views` may be set to ().
+#: `reset(episode, seed)` gives the instruction; `outcome()` names what became of the episode,
+#: `succeeded` is whether it was that, `finished()` whether nothing more can come.
+#: Where one can tell: `expert_commands()`; `max_steps` of an episode;
+#: `confused`, the outcome of an episode in which something else was moved than was named.
 SIMULATORS: dict[str, Callable] = dict(
     cube_to_bowl=CubeRobot,
     pusht=PushT,
@@ -71,11 +73,8 @@ SIMULATORS: dict[str, Callable] = dict(
 def simulator_of(name: str) -> Callable:
     "`InputError` where there is none of that name."
     if name in SIMULATORS: return SIMULATORS[name]
-    known = " or ".join(SIMULATORS)
-    raise InputError(
-        f"There is no simulator '{name}': expected"
-        f" {known}.{did_you_mean(name, SIMULATORS)}"
-    )
+    near, known = did_you_mean(name, SIMULATORS), " or ".join(SIMULATORS)
+    raise InputError(f"There is no simulator '{name}': expected {known}.{near}")
 
 
 @dataclass
@@ -118,7 +117,7 @@ class ScriptedPolicy:
         rows = [self.commands[k] for k in steps]
         return {g: np.stack([r[g] for r in rows])[None] for g in rows[0]}, {}
 
-
+# %% ../../nbs/rollout/40_closed_loop.ipynb #fd00186e
 def _still(robot) -> list[dict]:
     "The state of now, for ever; a speed, or a difference, at its rest."
     state, limits = robot.observe().state, robot.limits.groups
@@ -268,6 +267,7 @@ class ClosedLoopResult:
     "Scores of a policy, and of its yardsticks."
     policy: list[RolloutScore]
     baselines: dict[str, list[RolloutScore]] = field(default_factory=dict)
+    confused: str | None = None  # the simulator's outcome where something else was moved than was named
 
     def rows(self, scores: list[RolloutScore]) -> dict[str, list[RolloutScore]]:
         "By instruction, and all."
@@ -275,7 +275,8 @@ class ClosedLoopResult:
         return {t: [s for s in scores if s.instruction == t] for t in texts} | dict(all=scores)
 
     def to_dict(self) -> dict:  # it can be written as JSON
-        summary = lambda scores: {name: _summary(rows) for name, rows in self.rows(scores).items()}
+        count = lambda rows: _summary(rows, self.confused)
+        summary = lambda scores: {name: count(rows) for name, rows in self.rows(scores).items()}
         everybody = dict(policy=self.policy) | self.baselines
         return dict(
             summary={who: summary(scores) for who, scores in everybody.items()},
@@ -283,18 +284,18 @@ class ClosedLoopResult:
         )
 
 
-def _summary(scores: list[RolloutScore]) -> dict:
+def _summary(scores: list[RolloutScore], confused: str | None) -> dict:
     "Counts and intervals of some episodes."
     wins = [s for s in scores if s.success]
-    outcomes = Counter(s.outcome for s in scores)
-    decided = len(wins) + outcomes["wrong cube"]
-    return dict(
+    outcomes, named = Counter(s.outcome for s in scores), {}
+    if confused is not None:
+        decided = len(wins), len(wins) + outcomes[confused]
+        named = dict(named_of_decided=decided, named_interval=wilson_interval(*decided))
+    return named | dict(
         episodes=len(scores),
         successes=len(wins),
         interval=wilson_interval(len(wins), len(scores)),
         outcomes=dict(outcomes),
-        named_of_decided=(len(wins), decided),
-        named_interval=wilson_interval(len(wins), decided),
         seconds_to_success=float(np.median([s.seconds for s in wins])) if wins else None,
         chunks=float(np.mean([s.chunks for s in scores])),
         changed=sum(s.changed for s in scores) / max(sum(s.periods for s in scores), 1),
@@ -303,12 +304,13 @@ def _summary(scores: list[RolloutScore]) -> dict:
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0214c26
 @patch
 def __str__(self: ClosedLoopResult):
-    lines = [f"{'':32}             success      named of decided seconds  chunks  changed"]
+    named = "" if self.confused is None else f" {'named of decided':>20}"
+    lines = [f"{'':31} {'success':>20}{named} {'time':>6} {'chunks':>6} {'changed':>7}"]
     for who, scores in (dict(policy=self.policy) | self.baselines).items():
         parts = self.rows(scores) if who == "policy" else dict(all=scores)
         for name, rows in parts.items():
-            lines.append(_line(who if name == "all" else f"  {name}", _summary(rows)))
-    ends = _summary(self.policy)["outcomes"]
+            lines.append(_line(who if name == "all" else f"  {name}", _summary(rows, self.confused)))
+    ends = _summary(self.policy, self.confused)["outcomes"]
     lines.append("the policy's episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(ends.items())))
     return "\n".join([*lines, *_faults(self.policy)])
 
@@ -327,11 +329,12 @@ def _faults(scores: list[RolloutScore]) -> list[str]:  # lines; none where all c
 
 def _line(name: str, s: dict) -> str:
     def share(k, n, ends):
-        return f"{k:3} of {n:3} ({ends[0]:4.0%} to {ends[1]:4.0%})" if n else f"{'none':>23}"
-    won = share(s["successes"], s["episodes"], s["interval"])
-    named = share(*s["named_of_decided"], s["named_interval"])
-    seconds = "      -" if s["seconds_to_success"] is None else f"{s['seconds_to_success']:7.1f}"
-    return f"{name[:32]:32} {won} {named} {seconds} {s['chunks']:7.1f} {s['changed']:8.1%}"
+        low, high = (f"{100 * end:.0f}" for end in ends)
+        return f"{f'{k}/{n} ({low} to {high} %)' if n else 'none':>20}"
+    shares = share(s["successes"], s["episodes"], s["interval"])
+    if "named_interval" in s: shares += " " + share(*s["named_of_decided"], s["named_interval"])
+    time = "-" if s["seconds_to_success"] is None else f"{s['seconds_to_success']:.1f} s"
+    return f"{name[:31]:31} {shares} {time:>6} {s['chunks']:6.1f} {s['changed']:7.1%}"
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0245659
 SHEET = 8  # episodes on a sheet
@@ -364,7 +367,7 @@ def _play(
     wanted = count[score.success] <= config.videos
     return score, few, np.stack([p[robot.views[0]] for p in film]) if wanted else None
 
-
+# %% ../../nbs/rollout/40_closed_loop.ipynb #327906dc
 def _played(config: EpisodesConfig):
     "Each episode in turn, in this process or in several."
     tasks = [(config, e) for e in range(config.episodes)]
@@ -417,7 +420,7 @@ def evaluate_closed_loop(
             name = config.folder / f"{kind}_{score.episode:03d}.mp4"
             name.parent.mkdir(parents=True, exist_ok=True)
             write_video(name, frames, simulator.rate / 2)
-    result = ClosedLoopResult(scores)
+    result = ClosedLoopResult(scores, confused=getattr(simulator, "confused", None))
     if config.baselines:
         told = (range(config.episodes), config.seed, config.longest)
         expert = getattr(simulator, "expert_commands", None)

@@ -60,16 +60,10 @@ def _check_names(names: dict[str, list[str]], robot: Robot):
         widths = {w[group] for w in (robot.state, robot.action) if group in w}
         if not widths:
             known = ", ".join({**robot.state, **robot.action})
-            raise InputError(
-                f"There are names of '{group}': expected groups of the robot, which has"
-                f" {known}."
-            )
+            raise InputError(f"There are names of '{group}': expected groups of the robot, which has {known}.")
         if {len(own)} != widths:
             expected = " and ".join(map(str, sorted(widths)))
-            raise InputError(
-                f"The names of '{group}' are {len(own)}: expected {expected}, one for each"
-                " number."
-            )
+            raise InputError(f"The names of '{group}' are {len(own)}: expected {expected}, one for each number.")
 
 # %% ../../nbs/rollout/10_recorder.ipynb #c008ee8c
 class EpisodeRecorder:
@@ -87,10 +81,7 @@ class EpisodeRecorder:
         if self.folder.exists() and any(self.folder.iterdir()):
             raise InputError(f"{folder} is not empty: give a folder that does not exist.")
         if not isinstance(horizon, (int, np.integer)) or horizon < 1:
-            raise InputError(
-                f"The horizon is {horizon!r}: expected a whole number of rows, at least"
-                " 1."
-            )
+            raise InputError(f"The horizon is {horizon!r}: expected a whole number of rows, at least 1.")
         _check_names(names or {}, robot)
         check_writable(self.folder)
         self.writer = WriterV2(self.folder, robot.rate, robot_type=type(robot).__name__)

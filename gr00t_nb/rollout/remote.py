@@ -52,7 +52,7 @@ class RemoteConfig:
     dry_run: bool = False  # look, ask, guard, print and draw; move nothing
     execution_length: int | None = None  # rows of a chunk until the next question; None: all
     asynchronous: bool = False  # the robot moves on while the policy computes
-    continuation: str | None = None  # guidance, ramp or prefix
+    continuation: str | None = None  # fade, guidance, ramp or prefix: chunks continue each other
     ensemble: float | None = None  # temporal ensembling, such as 0.01
     limits: str | None = None  # JSON file with limits by group
     max_age: float = 0.5  # seconds that a picture or state may be old
@@ -126,12 +126,9 @@ def _broken(path: str, e: Exception) -> InputError:
     "The error of a robot's file that cannot be run."
     if isinstance(e, InputError): return InputError(f"{path}: {e}")
     if isinstance(e, SyntaxError) and e.filename == path:
-        return InputError(f"{path}, line {e.lineno}, is no Python ({e.msg}): mend it there.")
+        return InputError(f"{path}, line {e.lineno}, is no Python ({e.msg}): fix it there.")
     if isinstance(e, ModuleNotFoundError):
-        return InputError(
-            f"{path} needs the package {e.name}, which is not installed here: install"
-            " it."
-        )
+        return InputError(f"{path} needs the package {e.name}, which is not installed here: install it.")
     return failed_within(path, e)
 
 
@@ -139,10 +136,7 @@ def _own(path: str) -> Body:
     try: made = runpy.run_path(path)
     except Exception as e: raise _broken(path, e) from e
     if "robot" not in made:
-        raise InputError(
-            f"{path} has no function robot(): it makes your"
-            " robot."
-        )
+        raise InputError(f"{path} has no function robot(): it makes your robot.")
     try: found = made["robot"]()
     except Exception as e:
         if sentence := sentence_of(e): raise InputError(sentence) from e
@@ -194,7 +188,7 @@ def _without_effect(self: RemoteConfig) -> Iterator[tuple[str, str]]:
         for name in ("token", "jpeg"): yield name, "is for a --server"
     if self.instruction is None: yield "repeats", "is for one --instruction; the keyboard asks for it"
     else: yield "tasks", "is for the keyboard, and one --instruction was given"
-    if not self.asynchronous and self.continuation != "ramp":
+    if not self.asynchronous and self.continuation not in ("fade", "ramp"):
         yield "continuation", "is for a robot that moves on, --asynchronous"
 
 
@@ -213,7 +207,7 @@ def _limits_of(path: str) -> MotionLimits:
     "Limits of a JSON file; `InputError` where it is none."
     try: return MotionLimits.from_json(json.loads(Path(path).read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise InputError(f"{path} is no JSON ({e}): mend it, or leave out --limits.") from None
+        raise InputError(f"{path} is no JSON ({e}): fix it, or leave out --limits.") from None
     except InputError as e: raise InputError(f"{path}: {e}") from None
 
 
@@ -227,15 +221,9 @@ def check(self: RemoteConfig):
     "`InputError` where something told is wrong by itself."
     for name in ("repeats", "max_steps"):
         if (value := getattr(self, name)) < 1:
-            raise InputError(
-                f"{name} is {value}: expected at least"
-                " 1."
-            )
+            raise InputError(f"{name} is {value}: expected at least 1.")
     if not self.patience > 0:
-        raise InputError(
-            f"patience is {self.patience}: expected seconds above"
-            " 0."
-        )
+        raise InputError(f"patience is {self.patience}: expected seconds above 0.")
     seconds = self.answer_within if np.isfinite(self.answer_within) else 1.0
     WatchSettings(max_age=self.max_age, answer_within=self.answer_within)
     check_asking(seconds, self.jpeg)
@@ -264,7 +252,9 @@ def session(self: RemoteConfig, policy, body: Body) -> Session:
     robot, pose, limits = body.robot, body.pose, body.robot.limits
     dataset = LeRobotDataset(self.dataset_path) if self.dataset_path else None
     if self.limits: limits = _limits_of(self.limits)
-    elif limits is None and dataset is not None: limits = propose_limits(dataset)
+    elif limits is None and dataset is not None:
+        limits = propose_limits(dataset)
+        print(f"Limits proposed from {self.dataset_path}: {json.dumps(limits.to_json())}")
     if pose is None and dataset is not None: pose = first_pose(dataset, robot.action)
     named = dict(views=_pairs(self.views, "views"), snaps=body.snaps)
     groups = {k: _pieces(getattr(self, k), "groups") for k in ("state", "action")}

@@ -13,9 +13,9 @@ from fastcore.basics import patch
 
 from ..errors import InputError, command
 from ..policy.policy import Gr00tPolicy
+from .closed_loop import SIMULATORS, simulator_of
 from .remote import BODIES, Body, RemoteConfig, run_session
 from ..serving.client import PolicyClient
-from ..simulators.cube_robot import CubeRobot
 
 # %% ../../nbs/rollout/60_run.ipynb #c0058230
 @dataclass
@@ -31,10 +31,7 @@ class RunConfig(RemoteConfig):
 def check(self: RunConfig):
     "As of a remote run; and the scene's seed."
     if self.seed < 0:
-        raise InputError(
-            f"seed is {self.seed}: expected a whole number of at least"
-            " 0."
-        )
+        raise InputError(f"seed is {self.seed}: expected a whole number of at least 0.")
     RemoteConfig.check(self)
 
 
@@ -42,7 +39,7 @@ def check(self: RunConfig):
 def _without_effect(self: RunConfig) -> Iterator[tuple[str, str]]:
     "Those of a remote run; and what is for a checkpoint, or for the simulator."
     yield from RemoteConfig._without_effect(self)
-    if self.robot != "cube_to_bowl": yield "seed", "is for cube_to_bowl"
+    if self.robot not in SIMULATORS: yield "seed", "is for a simulator"
     if self.model_path is None:
         for name in ("embodiment_tag", "device"): yield name, "is for a --model-path"
 
@@ -56,21 +53,19 @@ def policy(self: RunConfig) -> Gr00tPolicy | PolicyClient:
     return RemoteConfig.policy(self)
 
 # %% ../../nbs/rollout/60_run.ipynb #c0075282
-class _Scenes(CubeRobot):
-    "The simulated arm, whose scene is drawn when it is made."
-
-    def __init__(self, seed: int):
-        super().__init__()
-        self.reset(0, seed)
-
-
 def _simulated(c: RunConfig) -> Body:
-    robot = _Scenes(c.seed)
-    seen = robot.observe().state
-    return Body(robot, pose={g: seen[g] for g in robot.action})
+    "A simulator by name. Its prepare pose is where the scene begins, where commands are places."
+    robot = simulator_of(c.robot)()
+    robot.reset(0, c.seed)
+    seen, limits = robot.observe().state, robot.limits.groups
+    places = all(
+        g in seen and len(seen[g]) == d and (limits[g] is None or limits[g].rest is None)
+        for g, d in robot.action.items()
+    )
+    return Body(robot, pose={g: seen[g] for g in robot.action} if places else None)
 
 
-ROBOTS = BODIES | dict(cube_to_bowl=_simulated)
+ROBOTS = BODIES | dict.fromkeys(SIMULATORS, _simulated)
 
 
 @command

@@ -115,9 +115,7 @@ def prepare(self: Session,
 ) -> RolloutResult:
     "Goes to the prepare pose, in steps. `InputError` where the robot has none."
     if self.pose is None:
-        raise InputError(
-            "The robot has no prepare pose: give one, or the data set whose episodes begin there."
-        )
+        raise InputError("The robot has no prepare pose: give one, or the data set whose episodes begin there.")
     way = way_to_pose(self._place(), self.pose, self._steps())
     goal, there = {g: rows[-1] for g, rows in way.items()}, []
     self._check_within(goal)

@@ -33,6 +33,7 @@ class CubeRobot:
     "The six-joint arm at its table as a `Robot`. Call `reset` before anything else."
     rate, limits = float(FPS), _LIMITS
     instructions = TASKS
+    confused = "wrong cube"  # the outcome where the sentence was not followed
 
     def __init__(self,
         render: bool = True,  # False: no cameras, and no OpenGL
