@@ -369,10 +369,8 @@ def with_epochs(prepared: Prepared) -> Prepared:
     if config.max_epochs is None: return prepared
     steps = ends_of_epochs(prepared)[-1]
     if config.max_steps not in (steps, None):
-        raise InputError(
-            f"max_steps is {config.max_steps} and max_epochs {config.max_epochs}, which are"
-            f" {steps} steps of this data: give one of the two."
-        )
+        said = f"max_steps is {config.max_steps} and max_epochs {config.max_epochs}"
+        raise InputError(f"{said}, which are {steps} steps of this data: give one of the two.")
     return replace(prepared, config=replace(config, max_steps=steps))
 
 # %% ../../nbs/training/10_prepare.ipynb #41a64a3c
