@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 
 import torch.distributed as dist
 from fastcore.basics import patch
@@ -77,11 +78,16 @@ def first_does(self: Together, what: str, first: bool) -> Iterator[None]:
 _ROUNDS = itertools.count()  # all processes check the same things in the same order
 
 
+@cache
+def _meeting(patience: timedelta) -> Store:
+    "The store of this run; kept, because without torchrun the first process holds it for all."
+    return next(dist.rendezvous("env://", timeout=patience))[0]
+
+
 def _store(patience: timedelta) -> Store | None:
     "Where processes that are not connected yet leave notes of this round; None for a process alone."
     if int(os.environ.get("WORLD_SIZE", 1)) == 1: return None
-    store, _, _ = next(dist.rendezvous("env://", timeout=patience))
-    return dist.PrefixStore(f"gr00t_nb/checks/{next(_ROUNDS)}", store)
+    return dist.PrefixStore(f"gr00t_nb/checks/{next(_ROUNDS)}", _meeting(patience))
 
 
 def _fault_of_all(store: Store, fault: str | None, patience: timedelta) -> str | None:

@@ -183,7 +183,10 @@ def session_of(settings, policy: Raw, recorder: Recorder, length: int | None = N
     recorder.drivers = drivers
     fitted = fit_policy(policy, robot, snaps=settings.snaps)
     watch = WatchSettings(frozen_after=np.inf)
-    return Session(fitted, robot, chunks=Chunking(length), pose=settings.prepare, watch=watch)
+    session = Session(fitted, robot, chunks=Chunking(length), pose=settings.prepare, watch=watch)
+    # without limits ours goes slowly to where a chunk begins; FluxVLA's goes at once
+    session.shared["first_step"] = np.inf
+    return session
 
 
 def published(log: list) -> list: return [e for e in log if e[0] == "publish"]
