@@ -206,9 +206,10 @@ def test_libero_through_the_loop(signs, gripper, sent):
     fitted, config = fit_policy(policy, robot), ServedConfig(simulator="libero_goal")
     assert config.longest == 300
     for episode, sentence in enumerate(robot.instructions):
-        score, frames = closed_loop_episode(fitted, robot, config, episode)
+        score, film = closed_loop_episode(fitted, robot, config, episode)
         assert (score.instruction, score.outcome, score.reason) == (sentence, "done", "done")
-        assert frames[0].shape == (256, 256, 3) and frames[0][-1, -1].min() == 255
+        first = film[0][robot.views[0]]
+        assert first.shape == (256, 256, 3) and first[-1, -1].min() == 255
         moved = [told for told in robot.env.told if told[:3].any()]
         assert len(moved) < 10 and all(told[6] == sent for told in moved)
         assert robot.env.told[-1].tolist() == [0] * 7  # stopped: the hand stands, the gripper is left as it is
