@@ -24,7 +24,8 @@ import numpy as np
 from gr00t_nb.files import write_json
 from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.serving.client import PolicyClient
-from gr00t_nb.serving.server import PolicyServer, quick_turns
+from gr00t_nb.serving.fair_queue import quick_turns
+from gr00t_nb.serving.server import PolicyServer
 
 CAMERAS = {"one 256x256": [(256, 256)], "three 640x480": [(480, 640)] * 3}
 

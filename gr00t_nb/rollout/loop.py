@@ -8,7 +8,6 @@ __all__ = ['SLOW', 'STUCK_AFTER', 'FIRST_WAY', 'LONGEST_BRAKING', 'HUSHED', 'Con
 
 # %% ../../nbs/rollout/20_loop.ipynb #c0028b26
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from ..policy.continuing import check_continuation, continuation_options
 from ..robots.guard import REASONS, Guard, Sent, change_lines, plot_guarded
 from ..robots.robot import MotionLimits, Observation, Robot, check_seen
 from ..robots.watch import Heartbeat, Watch, WatchSettings
+from ..serving.fair_queue import quick_turns
 from .questions import History, asker_for, check_match, wait_for_policy
 from .recorder import EpisodeRecorder
 
@@ -352,15 +352,6 @@ def _guarded_limits(limits: MotionLimits | None, robot: Robot) -> MotionLimits:
     limits.check(robot.action)
     return limits
 
-
-@contextmanager
-def _quick_turns() -> Iterator[None]:
-    "Threads take turns every half millisecond: a policy in Python must not make the loop late."
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(5e-4)
-    try: yield
-    finally: sys.setswitchinterval(before)
-
 # %% ../../nbs/rollout/20_loop.ipynb #bd14b357
 HUSHED = "the loop was silent for too long, and the robot was stopped"
 
@@ -379,7 +370,7 @@ def _leave(self: Rollout):
 @patch
 def run(self: Rollout) -> RolloutResult:
     "Period after period, until there is a reason to end."
-    with _quick_turns(): return self._run()
+    with quick_turns(5e-4): return self._run()  # a policy in Python must not make the loop late
 
 
 @patch
