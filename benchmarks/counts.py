@@ -13,7 +13,7 @@ import tempfile
 import torch
 
 from gr00t_nb.checkpoints.registry import families
-from gr00t_nb.policy.trace import simplified
+from gr00t_nb.replay.trace import simplified
 
 CARDS = {"H100": (2.98e12, 779e12)}  # bytes and operations a second, from RESULTS.md
 SEEN = {"Gr00tN1d6": (252, 81), "Gr00tN1d7": (256, 64), "Gr00tN1d5": (224, 256)}  # side, image tokens

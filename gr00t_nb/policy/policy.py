@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .graphs import ActionGraphs
+from ..replay.fusion import inductor
+from ..replay.graphs import ActionGraphs
 from ..modality_configs import ModalityConfig
 from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
@@ -415,14 +416,13 @@ def denoise(
 @patch
 def accelerate(
     self: Gr00tPolicy,
-    compile: bool = False,  # also compile the blocks with torch.compile
+    compile: bool = False,  # also compile what is recorded, which takes a minute for each shape
 ) -> Gr00tPolicy:  # the same
     "From now on answers are replayed from recordings, one for each shape of question."
-    if compile: self.family.compile_blocks(self.model)
     pads = "padding_matters" not in self.family.capabilities
     tokenizer = getattr(self.processor, "tokenizer", None)
     pad = tokenizer.pad_token_id if pads and tokenizer is not None else None
-    self.graphs = ActionGraphs(self.model, pad)
+    self.graphs = ActionGraphs(self.model, pad, compile=inductor if compile else None)
     return self
 
 # %% ../../nbs/policy/10_policy.ipynb #57f942da
