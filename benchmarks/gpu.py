@@ -10,7 +10,8 @@ Four sections, each a table:
 - training: steps of a model of the released size with random weights, through the same trainer,
   optimizer, loader and data set as `scripts/finetune.py`. Seconds of a step by phase, counted
   operations, share of the card's datasheet rate (MFU), largest memory, waiting for data;
-- inference: milliseconds of one answer of such a model, from images to the robot's units.
+- inference: milliseconds of one answer of such a model of each generation, from images to the
+  robot's units; of a recording its own share, how many calls it has, and how its products are cut.
 
 No network and no checkpoint are needed. A row that fails says why, and the others go on; then the
 exit code is 1. Each section has a time limit of its own; each row is printed and written at once, so
@@ -32,6 +33,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -64,21 +66,21 @@ DATASHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RT
 #: dense bf16 operations a second, by a word of the card's name
 
 
-def _robot(folder: Path) -> Path:
-    "The sample's modality configuration with its front camera alone."
+def _robot(folder: Path, cameras: int) -> Path:
+    "The sample's modality configuration, with its front camera alone or as it is."
     text = Path(f"{SAMPLE}_config.py").read_text()
-    path = folder / "front_camera.py"
-    path.write_text(text.replace('"front", "wrist"', '"front"'))
+    path = folder / f"{cameras}_cameras.py"
+    path.write_text(text.replace('"front", "wrist"', '"front"') if cameras == 1 else text)
     return path
 
 
-def _sample_config(base: str, folder: Path, name: str, **options) -> FinetuneConfig:
+def _sample_config(base: str, folder: Path, name: str, cameras: int = 1, **options) -> FinetuneConfig:
     folder.mkdir(parents=True, exist_ok=True)
     return FinetuneConfig(
         base_model_path=base,
         dataset_path=str(SAMPLE),
         embodiment_tag="NEW_EMBODIMENT",
-        modality_config_path=str(_robot(folder)),
+        modality_config_path=str(_robot(folder, cameras)),
         output_dir=str(folder / name),
         check_data=False,
         **options,
@@ -405,32 +407,69 @@ def training(args) -> Iterator[dict]:
 
 
 # ---------------------------------------------------------------------------------------- inference
-def inference(args) -> Iterator[dict]:
-    "An answer, one camera, four denoising steps: plain, as one graph, compiled and as one graph."
-    with tempfile.TemporaryDirectory() as place:
-        policy, one = _policy(args, Path(place), _base(args))
-        for rows in (1, 8):
-            policy.graphs, plain, steps, noise = None, None, one * rows, policy.draw_noise(0)
-            for name, change in ANSWERS.items():
-                if args.rows and name not in args.rows: continue
-                if "compiled" in name and (args.quick or rows > 1): continue
-                found = _attempt(lambda: _answers(args, policy, change, steps, noise))
-                answer = found.pop("answer", None)
-                row = dict(what=name, rows=rows) | found
-                if plain is None: plain = answer
-                elif answer is not None: row["from_plain"] = f"{_apart(answer, plain):.1e}"
-                yield row
-
-
-ANSWERS = {
+ANSWERS = {  # what a row does first; one more camera, eight robots and a compiler are for N1.6 alone, or for three
     "an answer": lambda policy: None,
     "an answer as one graph": lambda policy: policy.accelerate(),
     "an answer compiled, as one graph": lambda policy: policy.accelerate(compile=True),
 }
+IMAGE_WORDS = dict(image_token_index="<IMG_CONTEXT>", image_token_id="<|image_pad|>")
 
 
-def _policy(args, folder: Path, base: Path) -> tuple[Gr00tPolicy, list[dict]]:  # and a step to ask about
-    config = _sample_config(str(base), folder, "policy")
+def inference(args) -> Iterator[dict]:
+    "Answers, four denoising steps: plain, as one graph, compiled and as one graph."
+    sizes = [f for f in families() if f.released_name] if args.size == "3b" else families()[:1]
+    for family in sizes:
+        if args.families and family.released_name not in args.families: continue
+        first = family is sizes[0]
+        for cameras, robots in ((1, 1), (2, 1), (1, 8)) if first else ((1, 1),):
+            with tempfile.TemporaryDirectory() as place:
+                try: policy, one = _answering(args, Path(place), family, cameras)
+                except Exception as e: yield dict(what=family.name) | _failed(e)
+                else: yield from _ways(args, policy, one * robots, family.name, cameras)
+            policy = None
+            _free()
+
+
+def _ways(args, policy, steps: list[dict], name: str, cameras: int) -> Iterator[dict]:
+    "The same question, answered in each way."
+    plain, noise = None, policy.draw_noise(0)
+    for what, change in ANSWERS.items():
+        if args.rows and what not in args.rows: continue
+        if "compiled" in what and (args.quick or len(steps) > 1 or cameras > 1): continue
+        found = _attempt(lambda: _answers(args, policy, change, steps, noise))
+        answer = found.pop("answer", None)
+        row = dict(what=f"{name}, {what}", cameras=cameras, robots=len(steps)) | found
+        if plain is None: plain = answer
+        elif answer is not None: row["from_plain"] = f"{_apart(answer, plain):.1e}"
+        yield row
+
+
+def _answering(args, folder: Path, family, cameras: int):
+    "A policy of the released size with random weights, which are never on a disk."
+    if args.size == "tiny": return _policy(args, folder, tiny_base(family=family), cameras)
+    base = folder / "base"
+    base.mkdir()
+    family.save_outline(base)
+    config = _sample_config(str(base), folder, "policy", cameras)
+    prepared = prepare_data(config)
+    outline = family.outline(base)
+    vlm = dict(outline.vlm_config)
+    word = next(k for k in IMAGE_WORDS if k in vlm)
+    vlm[word] = prepared.processor.tokenizer.convert_tokens_to_ids(IMAGE_WORDS[word])
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(args.device): model = family.model_class.from_config(outline.config, vlm)
+    finally: torch.set_default_dtype(before)
+    prepared.processor.save_pretrained(base)
+    with patch.object(type(family), "load_model", lambda *_, **__: model.to(torch.bfloat16)):
+        policy = Gr00tPolicy(prepared.root.tag, base, device=args.device)
+    return policy, read_steps(prepared.root.dataset, 0, [0], prepared.root.modality_config)
+
+
+def _policy(args, folder: Path, base: Path, cameras: int = 1) -> tuple[Gr00tPolicy, list[dict]]:
+    "A policy of a base, and a step to ask about."
+    config = _sample_config(str(base), folder, "policy", cameras)
     prepared = prepare_data(config)
     model = prepared.family.load_model(base, device=args.device)
     prepared.family.save(folder / "policy", model, prepared.processor)
@@ -446,6 +485,8 @@ def _answers(args, policy, change, steps: list[dict], noise) -> dict:
     change(policy)
     answer = policy.predict(steps, noise)
     first = time.perf_counter() - begun
+    for _ in range(3): policy.predict(steps, noise)  # the second proves a recording
+    answer = policy.predict(steps, noise)
     seconds = []
     for _ in range(args.answers):
         begun = time.perf_counter()
@@ -463,8 +504,37 @@ def _answers(args, policy, change, steps: list[dict], noise) -> dict:
         processor_ms=1000 * ready,
         first_seconds=first,
         tokens=list(batch["input_ids"].shape),
+        **_recorded(args, policy),
         answer=torch.cat([torch.from_numpy(a).flatten().double() for a in answer.values()]),
     )
+
+
+def _recorded(args, policy) -> dict:
+    "What a recording on a GPU is, and how long it takes by itself; its longest kernels to a file."
+    played = policy.graphs and [r.played for r in policy.graphs.recordings.values()][-1]
+    if args.device != "cuda" or not played: return {}
+    start = played.replay._replay
+    table = _kernels(start)
+    if args.profile:
+        with open(args.profile, "a") as f: f.write(f"{table}\n\n")
+    cuts = {str(k): {n: round(1e6 * t) for n, t in v.items()} for k, v in played.cuts.items()}
+    memory = round(torch.cuda.max_memory_reserved() / 1e9, 1)
+    return dict(
+        graph_ms=1000 * _median_seconds(start),
+        calls=len(played.steps),
+        functions=played.functions,
+        reserved_gb=memory,
+        cuts=json.dumps(cuts),
+    )
+
+
+def _kernels(run) -> str:
+    "The longest kernels of a call."
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    found = profile.key_averages()
+    return found.table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=100)
 
 
 # -------------------------------------------------------------------------------------------- frame
@@ -534,6 +604,7 @@ def _arguments():
     parser.add_argument("--sections", "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="small sizes and few rows, a minute")
     parser.add_argument("--limit", type=float, help="seconds a section may take, instead of its own")
+    parser.add_argument("--families", nargs="+", help="released names, such as n1.7-3b: answers of these alone")
     parser.add_argument("--rows", nargs="+", choices=[*SETTINGS, *ANSWERS], help="these alone")
     parser.add_argument("--size", choices=("3b", "tiny"), default="3b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
