@@ -49,8 +49,8 @@ def area_is_sure(
 
 # %% ../nbs/14_filters.ipynb #c015d85b
 @lru_cache(256)
-def _area_mix(side: int, edge: int, length: int) -> tuple[Mix, slice]:  # and which new rows are not black
-    "The mix of an image's `length` rows in the middle of a square of `side`."
+def _area_mix(side: int, edge: int, length: int) -> tuple[Mix, slice]:
+    "The mix, and which new rows are not black, of an image's `length` rows in the middle of a square of `side`."
     p, q = (n // math.gcd(side, edge) for n in (side, edge))
     top, made = (side - length) // 2, []
     for new in range(edge):  # it covers p of the units of which an old row has q
@@ -59,16 +59,19 @@ def _area_mix(side: int, edge: int, length: int) -> tuple[Mix, slice]:  # and wh
         made.append([(s - top, min(end, (s + 1) * q) - max(first, s * q)) for s in old])
     full = [i for i, own in enumerate(made) if own]
     shown = slice(full[0], full[-1] + 1)
-    return _mix(made[shown], np.float32), shown
+    return _mix(made[shown]), shown
 
 
-def _mix(made: list[list[tuple[int, float]]], dtype) -> Mix:  # (old row, weight) of each new row
-    "A mix from lists."
+def _mix(made: list[list[tuple[int, float]]]) -> Mix:
+    "A mix from (old row, weight) of each new row."
     flat = np.array([pair for own in made for pair in own])
     starts = np.cumsum([0, *map(len, made)])[:-1]
-    return Mix(flat[:, 0].astype(np.int64), starts, flat[:, 1].astype(dtype))
+    return Mix(flat[:, 0].astype(np.int64), starts, flat[:, 1].astype(np.float32))
 
 # %% ../nbs/14_filters.ipynb #c0169941
+_STRIP = 80_000  # pixels whose floats stay near the core
+
+
 def area_in_square(
     image: np.ndarray,  # (H, W, 3) uint8
     edge: int,  # pixels
@@ -77,10 +80,15 @@ def area_in_square(
     h, w = image.shape[:2]
     across, columns = _area_mix(max(h, w), edge, w)
     down, rows = _area_mix(max(h, w), edge, h)
-    narrow = across(_table(cv2.transpose(image))).numpy().reshape(-1, h, 3)
-    small = down(_table(cv2.transpose(narrow)))
+    low = np.empty((w, rows.stop - rows.start, 3), np.float32)  # turned over: columns as rows
+    strip = max(1, _STRIP // h)
+    for x in range(0, w, strip):
+        sums = down(_table(image[:, x:x + strip].copy()))
+        cv2.transpose(sums.numpy().reshape(len(sums), -1, 3), low[x:x + strip])
+    small = across(_table(low))
     p = max(h, w) // math.gcd(max(h, w), edge)
-    levels = cv2.convertScaleAbs(small.numpy(), alpha=1 / p**2).reshape(len(small), -1, 3)
+    levels = cv2.convertScaleAbs(small.numpy(), alpha=1 / p**2)
+    levels = cv2.transpose(levels.reshape(len(small), -1, 3))
     if levels.shape[:2] == (edge, edge): return levels
     out = np.zeros((edge, edge, 3), np.uint8)
     out[rows, columns] = levels
@@ -113,20 +121,19 @@ def _pillow_weights(old: int, new: int) -> list[list[tuple[int, int]]]:  # (row,
 
 # %% ../nbs/14_filters.ipynb #c024c5c6
 @lru_cache(256)
-def _bicubic_mixes(old: int, new: int) -> tuple[Mix, Mix]:
-    "Mixes of the upper half of Pillow's weights, and of the lower in the upper one's units."
+def _bicubic_mix(old: int, new: int) -> Mix:
+    "The upper half of Pillow's weights for each new row, and then the lower in the upper one's units."
     half, made = _ONE // 2, _pillow_weights(old, new)
-    upper = _mix([[(r, w >> half) for r, w in own] for own in made], np.float32)
-    lower = _mix([[(r, (w & 2**half - 1) * 2.0**-half) for r, w in own] for own in made], np.float32)
-    return upper, lower
+    upper = [[(r, w >> half) for r, w in own] for own in made]
+    lower = [[(r, (w & 2**half - 1) * 2.0**-half) for r, w in own] for own in made]
+    return _mix(upper + lower)
 
 
 def _bicubic_rows(image: np.ndarray, new: int) -> np.ndarray:  # (new, width, 3) uint8
     "An image with another number of rows."
-    upper, lower = _bicubic_mixes(len(image), new)
-    table, unit = _table(image), 2.0 ** (_ONE // 2 - _ONE)
-    sums = upper(table).numpy(), lower(table).floor_().numpy()
-    out = cv2.addWeighted(sums[0], unit, sums[1], unit, unit / 2, dtype=cv2.CV_8U)
+    sums, unit = _bicubic_mix(len(image), new)(_table(image)), 2.0 ** (_ONE // 2 - _ONE)
+    upper, lower = sums[:new].numpy(), sums[new:].floor_().numpy()
+    out = cv2.addWeighted(upper, unit, lower, unit, unit / 2, dtype=cv2.CV_8U)
     return out.reshape(new, -1, 3)
 
 # %% ../nbs/14_filters.ipynb #c026489e
