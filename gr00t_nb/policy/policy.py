@@ -28,14 +28,15 @@ def _check_array(
     shape: tuple,  # expected shape; None where any length will do
 ):
     "An array of this dtype and shape, or one sentence about the difference."
+    array = isinstance(value, np.ndarray)
+    fits = array and value.ndim == len(shape)
+    fits = fits and all(e in (None, s) for e, s in zip(shape, value.shape))
+    if fits and value.dtype == dtype: return
     sides = ", ".join("any" if s is None else str(s) for s in shape)
     expected = f"expected a {np.dtype(dtype).name} array of shape ({sides})"
-    if not isinstance(value, np.ndarray):
-        raise InputError(f"{name} is a {type(value).__name__}: {expected}.")
+    if not array: raise InputError(f"{name} is a {type(value).__name__}: {expected}.")
     if value.dtype != dtype: raise InputError(f"{name} has dtype {value.dtype}: {expected}.")
-    fits = value.ndim == len(shape) and all(e in (None, s) for e, s in zip(shape, value.shape))
-    if not fits:
-        raise InputError(f"{name} has shape {value.shape}: {expected}.")
+    raise InputError(f"{name} has shape {value.shape}: {expected}.")
 
 # %% ../../nbs/policy/10_policy.ipynb #1f893503
 def check_is_map(observation):
@@ -252,7 +253,7 @@ def to_device(
         if not isinstance(x, torch.Tensor): return x
         x = x.to(self.device)
         if not self.round_inputs: return x
-        if x.dtype == torch.uint8: x = (x.float() / 255 - 0.5) / 0.5
+        if x.dtype == torch.uint8: x = x.float().div_(255).sub_(0.5).div_(0.5)
         return x.bfloat16().float() if x.is_floating_point() else x
     return {k: move(v) for k, v in batch.items()}
 
