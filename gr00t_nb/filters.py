@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 # %% ../nbs/14_filters.ipynb #c00549f1
 @dataclass(frozen=True)
@@ -32,9 +33,21 @@ class Mix:
         return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
 
 # %% ../nbs/14_filters.ipynb #c009788d
-def _table(image: np.ndarray) -> torch.Tensor:  # (rows, pixels * channels) float32
-    "The rows of an image that may be written to."
-    return torch.from_numpy(image.reshape(len(image), -1)).float()
+_PLAIN = np.float32([1, 0]).view(np.uint8)  # scale and offset of a row
+
+
+@patch
+def of_image(self: Mix,
+    image: np.ndarray,  # (old rows, W, C) uint8
+) -> np.ndarray:  # (new rows, W, C) float32
+    "The new rows of an image."
+    height, width = len(image), image[0].size
+    table = np.empty((height, width + len(_PLAIN)), np.uint8)
+    table[:, :width], table[:, width:] = image.reshape(height, width), _PLAIN
+    arrays = map(torch.from_numpy, (table, self.rows, self.starts))
+    add_up = torch.ops.quantized.embedding_bag_byte_rowwise_offsets
+    made = add_up(*arrays, False, 0, False, torch.from_numpy(self.weights), None, False)
+    return made.numpy().reshape(-1, *image.shape[1:])
 
 # %% ../nbs/14_filters.ipynb #c011db63
 def area_is_sure(
@@ -69,9 +82,6 @@ def _mix(made: list[list[tuple[int, float]]]) -> Mix:
     return Mix(flat[:, 0].astype(np.int64), starts, flat[:, 1].astype(np.float32))
 
 # %% ../nbs/14_filters.ipynb #c0169941
-_STRIP = 80_000  # pixels whose floats stay near the core
-
-
 def area_in_square(
     image: np.ndarray,  # (H, W, 3) uint8
     edge: int,  # pixels
@@ -80,14 +90,10 @@ def area_in_square(
     h, w = image.shape[:2]
     across, columns = _area_mix(max(h, w), edge, w)
     down, rows = _area_mix(max(h, w), edge, h)
-    low = np.empty((w, rows.stop - rows.start, 3), np.float32)  # turned over: columns as rows
-    strip = max(1, _STRIP // h)
-    for x in range(0, w, strip):
-        sums = down(_table(image[:, x:x + strip].copy()))
-        cv2.transpose(sums.numpy().reshape(len(sums), -1, 3), low[x:x + strip])
-    small = across(_table(low))
+    low = cv2.transpose(down.of_image(image)).reshape(w, -1)  # columns as rows
+    small = across(torch.from_numpy(low)).numpy()
     p = max(h, w) // math.gcd(max(h, w), edge)
-    levels = cv2.convertScaleAbs(small.numpy(), alpha=1 / p**2)
+    levels = cv2.convertScaleAbs(small, alpha=1 / p**2)
     levels = cv2.transpose(levels.reshape(len(small), -1, 3))
     if levels.shape[:2] == (edge, edge): return levels
     out = np.zeros((edge, edge, 3), np.uint8)
@@ -129,12 +135,11 @@ def _bicubic_mix(old: int, new: int) -> Mix:
     return _mix(upper + lower)
 
 
-def _bicubic_rows(image: np.ndarray, new: int) -> np.ndarray:  # (new, width, 3) uint8
+def _bicubic_rows(image: np.ndarray, new: int) -> np.ndarray:  # (new, W, 3) uint8
     "An image with another number of rows."
-    sums, unit = _bicubic_mix(len(image), new)(_table(image)), 2.0 ** (_ONE // 2 - _ONE)
-    upper, lower = sums[:new].numpy(), sums[new:].floor_().numpy()
-    out = cv2.addWeighted(upper, unit, lower, unit, unit / 2, dtype=cv2.CV_8U)
-    return out.reshape(new, -1, 3)
+    sums, unit = _bicubic_mix(len(image), new).of_image(image), 2.0 ** (_ONE // 2 - _ONE)
+    upper, lower = sums[:new], np.floor(sums[new:], sums[new:])
+    return cv2.addWeighted(upper, unit, lower, unit, unit / 2, dtype=cv2.CV_8U)
 
 # %% ../nbs/14_filters.ipynb #c026489e
 def bicubic_is_sure(

@@ -272,6 +272,14 @@ def check_statistics(self: StateActionProcessor,
         for group in self.config_of(embodiment, modality).modality_keys:
             self._rule(embodiment, modality, group)
 
+# %% ../../nbs/processing/20_state_action.ipynb #614881a6
+@patch
+def _known_span(self: StateActionProcessor, low: np.ndarray, high: np.ndarray) -> tuple:
+    "The `_span` of two arrays of the statistics, made once."
+    if (known := self._spans.get(id(low))) is None or known[0] is not low or known[1] is not high:
+        self._spans[id(low)] = known = low, high, _span(low, high)
+    return known[2]
+
 # %% ../../nbs/processing/20_state_action.ipynb #9d18585b
 @patch
 def scaled(self: StateActionProcessor,
@@ -286,14 +294,6 @@ def scaled(self: StateActionProcessor,
     y = normalize_mean_std(x, a, b) if mean_std else normalize_range(x, a, b, self._known_span(a, b))
     clips = self.clip_outliers and (modality == "action" or not mean_std)
     return np.clip(y, -1, 1) if clips else y
-
-
-@patch
-def _known_span(self: StateActionProcessor, low: np.ndarray, high: np.ndarray) -> tuple:
-    "The `_span` of two arrays of the statistics, made once."
-    if (known := self._spans.get(id(low))) is None or known[0] is not low or known[1] is not high:
-        self._spans[id(low)] = known = low, high, _span(low, high)
-    return known[2]
 
 
 @patch
