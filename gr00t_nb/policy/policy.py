@@ -18,6 +18,7 @@ from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
 from ..checkpoints.registry import family_of
 from .preprocessing import check_preprocessing, device_of, tell_of_better
+from ..processing.batches import pad_prompts
 from ..rtc_settings import RTC
 
 # %% ../../nbs/policy/10_policy.ipynb #1c27a332
@@ -237,6 +238,8 @@ def _sample(
     if any(v is not None for v in continued.values()):
         batch["prev_actions"], how["rtc"] = self._continued(steps, **continued)
     answer = self.graphs or self.model.get_action
+    if self.graphs and (pad := self.graphs.pad_token_id) is not None:  # here it costs no kernels
+        batch = pad_prompts(batch, self.graphs.LENGTHS, pad)
     return answer(self.to_device(batch), noise=noise, **how), raw_states
 
 
