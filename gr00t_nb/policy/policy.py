@@ -19,6 +19,7 @@ from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
 from ..checkpoints.registry import family_of
 from .preprocessing import check_preprocessing, device_of, tell_of_better
+from ..processing.batches import pad_prompts
 from ..rtc_settings import RTC
 
 # %% ../../nbs/policy/10_policy.ipynb #1c27a332
@@ -29,14 +30,15 @@ def _check_array(
     shape: tuple,  # expected shape; None where any length will do
 ):
     "An array of this dtype and shape, or one sentence about the difference."
+    array = isinstance(value, np.ndarray)
+    fits = array and value.ndim == len(shape)
+    fits = fits and all(e in (None, s) for e, s in zip(shape, value.shape))
+    if fits and value.dtype == dtype: return
     sides = ", ".join("any" if s is None else str(s) for s in shape)
     expected = f"expected a {np.dtype(dtype).name} array of shape ({sides})"
-    if not isinstance(value, np.ndarray):
-        raise InputError(f"{name} is a {type(value).__name__}: {expected}.")
+    if not array: raise InputError(f"{name} is a {type(value).__name__}: {expected}.")
     if value.dtype != dtype: raise InputError(f"{name} has dtype {value.dtype}: {expected}.")
-    fits = value.ndim == len(shape) and all(e in (None, s) for e, s in zip(shape, value.shape))
-    if not fits:
-        raise InputError(f"{name} has shape {value.shape}: {expected}.")
+    raise InputError(f"{name} has shape {value.shape}: {expected}.")
 
 # %% ../../nbs/policy/10_policy.ipynb #1f893503
 def check_is_map(observation):
@@ -237,6 +239,8 @@ def _sample(
     if any(v is not None for v in continued.values()):
         batch["prev_actions"], how["rtc"] = self._continued(steps, **continued)
     answer = self.graphs or self.model.get_action
+    if self.graphs and (pad := self.graphs.pad_token_id) is not None:  # here it costs no kernels
+        batch = pad_prompts(batch, self.graphs.LENGTHS, pad)
     return answer(self.to_device(batch), noise=noise, **how), raw_states
 
 
@@ -253,7 +257,7 @@ def to_device(
         if not isinstance(x, torch.Tensor): return x
         x = x.to(self.device)
         if not self.round_inputs: return x
-        if x.dtype == torch.uint8: x = (x.float() / 255 - 0.5) / 0.5
+        if x.dtype == torch.uint8: x = x.float().div_(255).sub_(0.5).div_(0.5)
         return x.bfloat16().float() if x.is_floating_point() else x
     return {k: move(v) for k, v in batch.items()}
 

@@ -116,6 +116,7 @@ def pad_prompts(
 ) -> dict:  # a new one
     "More padding, which no token attends to."
     more = -batch["input_ids"].shape[1] % multiple
+    if not more: return dict(batch)
     width = (more, 0) if side == "left" else (0, more)
     wide = lambda name, value: F.pad(batch[name], width, value=value)
     masked = wide("attention_mask", 0)

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from ..errors import InputError, did_you_mean
+from ..filters import area_in_square, area_is_sure, bicubic, bicubic_is_sure
 
 # %% ../../nbs/processing/30_images.ipynb #07bf14c4
 def letterbox(
@@ -114,6 +115,7 @@ def resize_to_patches(
     h, w = patch_size(*image.shape[:2], rule)
     if (h, w) == image.shape[:2]: return image
     if not (fast or rule.torch_filter):
+        if bicubic_is_sure(image.shape[:2], (h, w)): return bicubic(image, (h, w))
         return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
     x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     y = torch.nn.functional.interpolate(x, size=(h, w), mode="bicubic", antialias=True)
@@ -195,12 +197,19 @@ def _framed(image: np.ndarray, settings: dict, **where) -> np.ndarray:
     if settings.get("crop_first"):
         share = settings.get("crop_fraction") or 1
         return scale(crop(image, tuple(int(s * share) for s in image.shape[:2]), **where))
-    if settings.get("boxed", True): return scale(crop(scale(letterbox(image)), size, **where))
+    if settings.get("boxed", True): return scale(crop(_squared(image, scale), size, **where))
     image = scale(image)
     if edge := scale.keywords.get("edge"):  # each side by the same share
         share = _share(edge, settings.get("crop_fraction"), settings.get("image_crop_size"))
         size = tuple(int(s * share) for s in image.shape[:2])
     return scale(crop(image, size, **where))
+
+
+def _squared(image: np.ndarray, scale: Callable) -> np.ndarray:
+    "An image letterboxed and scaled: by sums of rows where these give the same levels."
+    edge = scale.keywords.get("edge")
+    if edge and area_is_sure(max(image.shape[:2]), edge): return area_in_square(image, edge)
+    return scale(letterbox(image))
 
 # %% ../../nbs/processing/30_images.ipynb #994b9836
 def prepared_side(
@@ -231,7 +240,7 @@ def prepare(
     if side is None or frames.shape[1:3] == (side, side): return frames
     scale, _ = image_sizes(**settings)
     out = np.empty((len(frames), side, side, 3), np.uint8)
-    for i, frame in enumerate(frames): out[i] = scale(letterbox(frame))
+    for i, frame in enumerate(frames): out[i] = _squared(frame, scale)
     return out
 
 # %% ../../nbs/processing/30_images.ipynb #197bed73

@@ -24,15 +24,21 @@ def _float_type(x: np.ndarray) -> np.dtype:
     return x.dtype if x.dtype.kind == "f" else np.dtype(np.float32)
 
 # %% ../../nbs/processing/20_state_action.ipynb #34f63045
+def _span(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Where low and high are close, and what is divided by."
+    still = np.isclose(high, low)
+    return still, np.where(still, 1.0, high - low)
+
+
 def normalize_range(
     x: np.ndarray,  # (..., D) or (..., H, D), physical units
     low: np.ndarray,  # (D,) or (H, D) float64, becomes -1
     high: np.ndarray,  # same shape, becomes 1
+    span: tuple[np.ndarray, np.ndarray] | None = None,  # of low and high, where it is known
 ) -> np.ndarray:  # shape of `x`; its dtype if that is a float, else float32; not clipped
     "`x` on the scale where [low, high] is [-1, 1]; 0 where low and high are close. NaN stays NaN."
-    still = np.isclose(high, low)
-    unit = (x - low) / np.where(still, 1.0, high - low)
-    return np.where(still, 0.0, 2 * unit - 1).astype(_float_type(x))
+    still, width = span or _span(low, high)
+    return np.where(still, 0.0, 2 * ((x - low) / width) - 1).astype(_float_type(x))
 
 # %% ../../nbs/processing/20_state_action.ipynb #fd882aef
 def unnormalize_range(
@@ -92,6 +98,7 @@ class StateActionProcessor:
         self.apply_sincos_state_encoding = apply_sincos_state_encoding
         self.use_relative_action = use_relative_action
         self._arrays: dict[tuple, np.ndarray] = {}  # statistics as arrays, made when first needed
+        self._spans: dict[int, tuple] = {}  # by the lower array: both, and what is made of them
         for tag in self.statistics:
             if tag in modality_configs: self._check_relative(tag)
 
@@ -265,6 +272,14 @@ def check_statistics(self: StateActionProcessor,
         for group in self.config_of(embodiment, modality).modality_keys:
             self._rule(embodiment, modality, group)
 
+# %% ../../nbs/processing/20_state_action.ipynb #614881a6
+@patch
+def _known_span(self: StateActionProcessor, low: np.ndarray, high: np.ndarray) -> tuple:
+    "The `_span` of two arrays of the statistics, made once."
+    if (known := self._spans.get(id(low))) is None or known[0] is not low or known[1] is not high:
+        self._spans[id(low)] = known = low, high, _span(low, high)
+    return known[2]
+
 # %% ../../nbs/processing/20_state_action.ipynb #9d18585b
 @patch
 def scaled(self: StateActionProcessor,
@@ -276,7 +291,7 @@ def scaled(self: StateActionProcessor,
     "A group as the model sees it."
     mean_std, a, b = self._rule(embodiment, modality, group)
     if modality == "action": self._check_horizon(embodiment, group, x, a)
-    y = (normalize_mean_std if mean_std else normalize_range)(x, a, b)
+    y = normalize_mean_std(x, a, b) if mean_std else normalize_range(x, a, b, self._known_span(a, b))
     clips = self.clip_outliers and (modality == "action" or not mean_std)
     return np.clip(y, -1, 1) if clips else y
 
