@@ -93,9 +93,10 @@ def prepare(
     batch: dict,  # see `forward`
 ) -> dict:
     "Check a batch that lies on the CPU, move it to the model, cast numbers."
+    device = self.device
     def put(keys, dtype=None):
         given = {k: batch[k] for k in keys if batch.get(k) is not None}
-        return {k: v.to(self.device, dtype, non_blocking=True) for k, v in given.items()}
+        return {k: v.to(device, dtype, non_blocking=True) for k, v in given.items()}
     # as officially numbers take the dtype of the first parameter: bfloat16 with a bfloat16 backbone
     moved = put(("state", "action", "noise", "time", "prev_actions"), self.dtype)
     moved |= put(("input_ids", "attention_mask", "action_mask", "state_dropout"))

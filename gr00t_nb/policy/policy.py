@@ -19,7 +19,6 @@ from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
 from ..checkpoints.registry import family_of
 from .preprocessing import check_preprocessing, device_of, tell_of_better
-from ..processing.batches import pad_prompts
 from ..rtc_settings import RTC
 
 # %% ../../nbs/policy/10_policy.ipynb #1c27a332
@@ -238,28 +237,30 @@ def _sample(
     how = dict(num_inference_timesteps=num_inference_timesteps, keep_path=keep_path)
     if any(v is not None for v in continued.values()):
         batch["prev_actions"], how["rtc"] = self._continued(steps, **continued)
-    answer = self.graphs or self.model.get_action
-    if self.graphs and (pad := self.graphs.pad_token_id) is not None:  # here it costs no kernels
-        batch = pad_prompts(batch, self.graphs.LENGTHS, pad)
-    return answer(self.to_device(batch), noise=noise, **how), raw_states
+    if self.graphs: return self.graphs(batch, noise=noise, **how), raw_states
+    batch = self.rounded(_each(batch, lambda x: x.to(self.device)))
+    return self.model.get_action(batch, noise=noise, **how), raw_states
 
 
 @patch
-def to_device(
+def rounded(
     self: Gr00tPolicy,
-    batch: dict,  # from the processor
-) -> dict:  # on the policy's device, floating inputs rounded if it rounds
-    """The batch where the model is.
+    batch: dict,  # of tensors, and lists of them
+) -> dict:
+    """The batch with floating inputs rounded to bfloat16, if this policy rounds.
 
     Pixels stay uint8 unless they are to be rounded: only their normalized values can be."""
-    def move(x):
-        if isinstance(x, list): return [move(i) for i in x]
-        if not isinstance(x, torch.Tensor): return x
-        x = x.to(self.device)
-        if not self.round_inputs: return x
-        if x.dtype == torch.uint8: x = x.float().div_(255).sub_(0.5).div_(0.5)
-        return x.bfloat16().float() if x.is_floating_point() else x
-    return {k: move(v) for k, v in batch.items()}
+    def one(x):
+        if x.dtype is torch.uint8: x = (x.float() / 255 - 0.5) / 0.5
+        return x.bfloat16().to(x.dtype) if x.is_floating_point() else x
+    return _each(batch, one) if self.round_inputs else batch
+
+
+def _each(x, change):
+    "The same with another tensor for each."
+    if isinstance(x, dict): return {k: _each(v, change) for k, v in x.items()}
+    if isinstance(x, list): return [_each(v, change) for v in x]
+    return change(x) if isinstance(x, torch.Tensor) else x
 
 # %% ../../nbs/policy/10_policy.ipynb #7de8deb2
 @patch
@@ -426,7 +427,8 @@ def accelerate(
     pads = "padding_matters" not in self.family.capabilities
     tokenizer = getattr(self.processor, "tokenizer", None)
     pad = tokenizer.pad_token_id if pads and tokenizer is not None else None
-    self.graphs = ActionGraphs(self.model, pad, compile=inductor if compile else None)
+    compiler = inductor if compile else None
+    self.graphs = ActionGraphs(self.model, pad, read=self.rounded, compile=compiler)
     return self
 
 # %% ../../nbs/policy/10_policy.ipynb #57f942da

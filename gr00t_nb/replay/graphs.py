@@ -20,7 +20,7 @@ from ..processing.batches import pad_prompts
 from .fusion import fused, inductor
 from .kernels import Kernels
 from .player import Player
-from .products import cut
+from .products import activated, cut
 from .recording import Replay, shape_of
 from .trace import Untraceable, renamed, simplified, tensors_in
 
@@ -40,7 +40,9 @@ class Recorded:
         self.first = renamed(answer, {id(t): t.clone() for t in tensors_in(answer)})
         self.drawn, self.cuts, self.functions = any(c.drawn for c in calls), {}, 0
         if compile is not None:
-            if any(t.is_cuda for t in leaves if torch.is_tensor(t)): calls, self.cuts = cut(calls)
+            if any(t.is_cuda for t in leaves if torch.is_tensor(t)):
+                calls, self.cuts = cut(calls)
+                calls, answer = activated(calls, answer)
             calls, self.functions = fused(calls, answer, compile)
         player = Player(calls, answer, own)
         self.steps = player.steps
@@ -100,15 +102,17 @@ class ActionGraphs:
         model: nn.Module,  # of any family, in evaluation mode
         pad_token_id: int | None,  # None: prompts keep their length
         most: int = 8,  # recordings that are kept
+        read: Callable[[dict], dict] = dict,  # what happens to a batch before the model sees it
         compile: Callable | None = None,  # see `fused`; None: what is recorded is not compiled
     ):
-        self.model, self.pad_token_id, self.most, self.compile = model, pad_token_id, most, compile
+        self.model, self.pad_token_id, self.most = model, pad_token_id, most
+        self.read, self.compile = read, compile
         self.recordings: dict[tuple, _Proven] = {}
         self.parameters = [p for p in model.parameters() if not p.is_inference()]
         self.weights = self._written()
 
     def __call__(self,
-        batch: dict,  # on the model's device
+        batch: dict,  # as the processor makes it: best on the CPU, where looking at it costs nothing
         noise: torch.Tensor | None,  # where denoising starts; None: drawn
         **how,  # num_inference_timesteps, keep_path, rtc
     ) -> dict:  # as `get_action` gives it: new tensors
@@ -136,7 +140,7 @@ def _record(self: ActionGraphs, question: dict, how: dict) -> _Proven:
     "A recording for a new shape."
     if len(self.recordings) >= self.most: del self.recordings[next(iter(self.recordings))]
     answer = getattr(self.model, "sample", self.model.get_action)  # of a batch that is prepared
-    def run(q): return answer(q["batch"], noise=q["noise"], **how)
+    def run(q): return answer(self.read(q["batch"]), noise=q["noise"], **how)
     gpu = any(t.is_cuda for t in tensors_in(question))
     if not gpu and self.compile is None: return _Proven(run, question)
     pool = next((r.pool for r in self.recordings.values() if r.pool is not None), None)

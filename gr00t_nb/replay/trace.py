@@ -128,23 +128,34 @@ def read(calls: list[Call], answer) -> list[Call]:
     return kept[::-1]
 
 # %% ../../nbs/replay/10_trace.ipynb #c012d64c
-def _same(call: Call) -> tuple:
+def _known(x, moves: set[int]) -> tuple:
+    "Equal for arguments that are the same: a tensor, a number, a number that stays in a tensor of its own."
+    if not isinstance(x, Tensor): return type(x), x
+    if id(x) in moves or x.numel() != 1 or x.is_meta: return Tensor, id(x)
+    return Tensor, x.dtype, x.device, x.shape, str(x.item())
+
+
+def _same(call: Call, moves: set[int]) -> tuple:
     "Equal for calls that compute the same."
     leaves, tree = tree_flatten((call.args, call.kwargs))
-    known = ((Tensor, id(x)) if isinstance(x, Tensor) else (type(x), x) for x in leaves)
-    return call.op, str(tree), *known
+    return call.op, tree, *(_known(x, moves) for x in leaves)
 
 
-def once(calls: list[Call], answer) -> tuple[list[Call], object]:
+def once(
+    calls: list[Call],
+    answer,  # of theirs
+    inputs: list[Tensor],
+) -> tuple[list[Call], object]:
     "Of calls that compute the same the first; and the answer in its results."
     written = {place_of(t) for c in calls for t in c.written}
+    moves = {id(t) for t in inputs} | {id(t) for c in calls for t in c.outs}
     seen, names, kept = {}, {}, []
     for call in calls:
         call = Call(call.op, renamed(call.args, names), renamed(call.kwargs, names), call.out)
         alone = call.written or call.drawn
         if alone or any(place_of(t) in written for t in call.ins + call.outs):
             kept.append(call)
-        elif (first := seen.setdefault(_same(call), call)) is call: kept.append(call)
+        elif (first := seen.setdefault(_same(call, moves), call)) is call: kept.append(call)
         else: names |= {id(a): b for a, b in zip(call.outs, first.outs)}
     return kept, renamed(answer, names)
 
@@ -178,6 +189,7 @@ def joined(calls: list[Call]) -> list[Call]:
     for call in calls:
         if is_map(call, made): groups[call.op, id(call.args[-2])].append(call)
     for group in groups.values():
+        if len(group) == 1 and group[0].out.is_cuda: continue  # a GPU reads it as it lies
         instead |= {c: [] for c in group} | {group[0]: _side_by_side(group)}
     return [new for call in calls for new in instead.get(call, [call])]
 
@@ -220,5 +232,6 @@ def simplified(
     "One run of a function as the shortest list of calls that this notebook knows."
     calls, answer = trace(run, inputs)
     traced = len(calls)
-    calls, answer = once(moving(calls, tensors_in(inputs)), answer)
+    own = tensors_in(inputs)
+    calls, answer = once(moving(calls, own), answer, own)
     return read(modulated(joined(read(calls, answer))), answer), answer, traced
