@@ -9,10 +9,11 @@ __all__ = ['Recorded', 'ActionGraphs']
 import warnings
 from collections.abc import Callable
 from functools import partial
+from threading import Lock
 
 import torch
 from fastcore.basics import patch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import InputError
@@ -31,14 +32,15 @@ class Recorded:
     def __init__(self,
         run: Callable,  # gives a tensor, or tensors in dicts and lists
         inputs,  # an example, which stays as it is
+        held: dict[tuple, Tensor] | None = None,  # see `joined`
         pool=None,  # see `Replay`
         compile: Callable | None = None,  # see `fused`
     ):
         leaves, tree = tree_flatten(inputs)
         own = tree_unflatten([x.clone() if torch.is_tensor(x) else x for x in leaves], tree)
-        calls, answer, self.traced = simplified(run, own)
+        calls, answer, self.traced = simplified(run, own, held)
         self.first = renamed(answer, {id(t): t.clone() for t in tensors_in(answer)})
-        self.drawn, self.cuts, self.functions = any(c.drawn for c in calls), {}, 0
+        self.cuts, self.functions = {}, 0
         if compile is not None:
             if any(t.is_cuda for t in leaves if torch.is_tensor(t)):
                 calls, self.cuts = cut(calls)
@@ -74,8 +76,10 @@ class _Proven:
         if self.first is not None:
             first, self.first = self.first, None
             return first
-        if self.proven or self.played.drawn: return self.played(inputs)
-        expected, found = self.run(inputs), self.played(inputs)
+        if self.proven: return self.played(inputs)
+        with torch.random.fork_rng(): expected = self.run(inputs)
+        found = self.played(inputs)  # draws what was drawn
+        if not all(t.isfinite().all() for t in tensors_in(expected)): return expected
         self.proven = self._close(found, expected)
         if self.proven: return found
         self.played = None
@@ -93,6 +97,19 @@ class _Proven:
         return True
 
 # %% ../../nbs/replay/60_graphs.ipynb #a6763b68
+class _Weights:
+    "Where a model's weights lie, and how often each was written to."
+
+    def __init__(self, model: nn.Module):
+        modules = list(model.modules())
+        self.places = [(m._parameters, n) for m in modules for n, p in m._parameters.items() if p is not None]
+
+    def __call__(self) -> tuple:
+        now = [parameters[name] for parameters, name in self.places]
+        versions = [p._version for p in now if not p.is_inference()]
+        return tuple(map(Tensor.data_ptr, now)), tuple(versions)
+
+# %% ../../nbs/replay/60_graphs.ipynb #dd96d486
 class ActionGraphs:
     "`get_action` of a model, by one recording for each shape of question."
 
@@ -101,19 +118,21 @@ class ActionGraphs:
     def __init__(self,
         model: nn.Module,  # of any family, in evaluation mode
         pad_token_id: int | None,  # None: prompts keep their length
-        most: int = 8,  # recordings that are kept
+        most: int = 16,  # recordings that are kept
         read: Callable[[dict], dict] = dict,  # what happens to a batch before the model sees it
         compile: Callable | None = None,  # see `fused`; None: what is recorded is not compiled
     ):
         self.model, self.pad_token_id, self.most = model, pad_token_id, most
         self.read, self.compile = read, compile
         self.recordings: dict[tuple, _Proven] = {}
-        self.parameters = [p for p in model.parameters() if not p.is_inference()]
-        self.weights = self._written()
+        self.asked, self.last = 0, {}  # questions, and when each shape was asked last
+        self.held: dict[tuple, Tensor] = {}  # see `joined`
+        self.written, self.lock = _Weights(model), Lock()
+        self.weights, self.told = self.written(), False
 
     def __call__(self,
         batch: dict,  # as the processor makes it: best on the CPU, where looking at it costs nothing
-        noise: torch.Tensor | None,  # where denoising starts; None: drawn
+        noise: Tensor | None,  # where denoising starts; None: drawn
         **how,  # num_inference_timesteps, keep_path, rtc
     ) -> dict:  # as `get_action` gives it: new tensors
         "Answers; records first where the shape is new."
@@ -121,29 +140,52 @@ class ActionGraphs:
             batch = pad_prompts(batch, self.LENGTHS, self.pad_token_id)
         if hasattr(self.model, "prepare"): batch = self.model.prepare(batch)  # looks at numbers
         question = dict(batch=batch, noise=noise)
-        if (now := self._written()) != self.weights: self.recordings, self.weights = {}, now
         steps = getattr(getattr(self.model, "config", None), "num_inference_timesteps", None)
         key = shape_of(question), steps, self.model.training, *sorted(how.items())
-        recording = self.recordings.pop(key, None) or self._record(question, how)
-        self.recordings[key] = recording  # the last one asked stands last
-        wanted = ("action_pred", "action_path")
-        answer = recording(question)
-        return {k: answer[k].clone() for k in wanted if k in answer}
-
-    def _written(self) -> int:
-        "How often weights were written to."
-        return sum(p._version for p in self.parameters)
+        with self.lock:
+            answer = self._answer(key, question, how)
+            return {k: answer[k].clone() for k in ("action_pred", "action_path") if k in answer}
 
 # %% ../../nbs/replay/60_graphs.ipynb #0c05f506
 @patch
-def _record(self: ActionGraphs, question: dict, how: dict) -> _Proven:
-    "A recording for a new shape."
-    if len(self.recordings) >= self.most: del self.recordings[next(iter(self.recordings))]
+def _answer(self: ActionGraphs, key: tuple, question: dict, how: dict) -> dict:
+    "What a recording of this shape answers, or the model where there is no room for another."
+    if (now := self.written()) != self.weights:
+        self.recordings, self.last, self.held, self.weights = {}, {}, {}, now
     answer = getattr(self.model, "sample", self.model.get_action)  # of a batch that is prepared
     def run(q): return answer(self.read(q["batch"]), noise=q["noise"], **how)
+    self.asked += 1
+    if key not in self.recordings:
+        if not self._room(): return run(question)
+        self.recordings[key] = self._record(run, question)
+    self.last[key] = self.asked
+    return self.recordings[key](question)
+
+
+@patch
+def _room(self: ActionGraphs) -> bool:
+    "Whether one more recording may be made; one that was not asked for long goes."
+    if len(self.recordings) < self.most: return True
+    oldest = min(self.recordings, key=self.last.get)
+    if self.asked - self.last[oldest] > 4 * self.most:
+        del self.recordings[oldest], self.last[oldest]
+        return True
+    if not self.told:
+        warnings.warn(
+            f"More than {self.most} shapes of question come by turns (other lengths of prompt, sizes or"
+            " numbers of images): the further ones are computed as before."
+        )
+    self.told = True
+    return False
+
+
+@patch
+def _record(self: ActionGraphs, run: Callable, question: dict) -> _Proven:
+    "A recording for a new shape."
     gpu = any(t.is_cuda for t in tensors_in(question))
-    if not gpu and self.compile is None: return _Proven(run, question)
+    if not gpu and self.compile is None: return _Proven(run, question, partial(Kernels, held=self.held))
     pool = next((r.pool for r in self.recordings.values() if r.pool is not None), None)
-    made = _Proven(run, question, partial(Recorded, pool=pool, compile=self.compile))
+    make = partial(Recorded, held=self.held, pool=pool, compile=self.compile)
+    made = _Proven(run, question, make)
     if gpu and made.played is None: made.run = Replay(run, question, pool)  # the model as it is
     return made

@@ -93,11 +93,12 @@ class Kernels:
     def __init__(self,
         run: Callable,  # gives a tensor, or tensors in dicts and lists
         inputs,  # an example, which stays as it is
+        held: dict[tuple, Tensor] | None = None,  # see `joined`
     ):
         leaves, tree = tree_flatten(inputs)
         with torch.inference_mode(False), torch.no_grad():
             self.buffers = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
-            calls, answer, self.traced = simplified(run, tree_unflatten(self.buffers, tree))
+            calls, answer, self.traced = simplified(run, tree_unflatten(self.buffers, tree), held)
             self.memory, self.steps, self.drawn = Memory(), [], any(c.drawn for c in calls)
             self.first = renamed(answer, {id(t): t.clone() for t in tensors_in(answer)})
             self.kinds = Counter(c.op._schema.name.removeprefix("aten::") for c in calls if not c.is_view)

@@ -169,10 +169,13 @@ def is_map(call: Call, made: set[int]) -> bool:
     return id(x) in made and not any(id(t) in made for t in (*bias, matrix))
 
 
-def _side_by_side(group: list[Call]) -> list[Call]:
+def _side_by_side(group: list[Call], held: dict[tuple, Tensor]) -> list[Call]:
     "One product, and what each of the calls takes of it."
     op, (*bias, x, _) = group[0].op, group[0].args
-    matrix = torch.cat([c.args[-1] for c in group], 1)
+    parts = [c.args[-1] for c in group]
+    key = tuple((m.data_ptr(), m.shape, m.stride()) for m in parts)
+    if parts[0].is_meta or key not in held: held[key] = torch.cat(parts, 1)
+    matrix = held[key]
     bias = [torch.cat([c.args[0] for c in group])] if bias else []
     whole, made, start = op(*bias, x, matrix), [], 0
     for call in group:
@@ -183,14 +186,18 @@ def _side_by_side(group: list[Call]) -> list[Call]:
 
 
 @torch.no_grad()
-def joined(calls: list[Call]) -> list[Call]:
+def joined(
+    calls: list[Call],
+    held: dict[tuple, Tensor] | None = None,  # matrices that other lists of the same weights have made
+) -> list[Call]:
     "Maps of the same tokens as one; matrices lie as they are read."
+    held = {} if held is None else held
     made, groups, instead = {id(t) for c in calls for t in c.outs}, defaultdict(list), {}
     for call in calls:
         if is_map(call, made): groups[call.op, id(call.args[-2])].append(call)
     for group in groups.values():
         if len(group) == 1 and group[0].out.is_cuda: continue  # a GPU reads it as it lies
-        instead |= {c: [] for c in group} | {group[0]: _side_by_side(group)}
+        instead |= {c: [] for c in group} | {group[0]: _side_by_side(group, held)}
     return [new for call in calls for new in instead.get(call, [call])]
 
 # %% ../../nbs/replay/10_trace.ipynb #c018b906
@@ -228,10 +235,11 @@ def modulated(calls: list[Call]) -> list[Call]:
 def simplified(
     run: Callable,  # see `trace`
     inputs,
+    held: dict[tuple, Tensor] | None = None,  # see `joined`
 ) -> tuple[list[Call], object, int]:  # the calls that are left, the answer, how many were traced
     "One run of a function as the shortest list of calls that this notebook knows."
     calls, answer = trace(run, inputs)
     traced = len(calls)
     own = tensors_in(inputs)
     calls, answer = once(moving(calls, own), answer, own)
-    return read(modulated(joined(read(calls, answer))), answer), answer, traced
+    return read(modulated(joined(read(calls, answer), held)), answer), answer, traced
