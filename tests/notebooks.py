@@ -57,8 +57,8 @@ def loaded():
     return matplotlib, torch, gr00t_nb
 
 
-def plainly_drawn(book: Path):
-    "nbdev's shell, which draws a picture that nobody looks at once, and not twice at four times the pixels."
+def plain_shell(book: Path | None = None):
+    "nbdev's shell. A picture that nobody looks at is drawn once, not twice with four times the pixels."
     from execnb.shell import CaptureShell
     shell = CaptureShell(book, mpl_format="png")
     shell._run("set_matplotlib_formats('png', bbox_inches=None)")
@@ -69,7 +69,7 @@ def run(book: Path) -> tuple[bool, float, list[str]]:
     "Whether a notebook passed, the seconds of a core that it took, and what it left behind."
     import nbdev.test
     from nbdev.config import get_config
-    nbdev.test.CaptureShell, test_nb = plainly_drawn, nbdev.test.test_nb
+    nbdev.test.CaptureShell, test_nb = plain_shell, nbdev.test.test_nb
     loaded()
     gc.freeze()  # no training run looks through modules and earlier notebooks for garbage
     flags = get_config().tst_flags.split()
