@@ -12,6 +12,7 @@ than it found, or a new file in the checkout. What the kit's commands take that 
 counts as its own.
 """
 import argparse
+import gc
 import itertools
 import os
 import random
@@ -56,11 +57,21 @@ def loaded():
     return matplotlib, torch, gr00t_nb
 
 
+def plain_shell(book: Path | None = None):
+    "nbdev's shell. A picture that nobody looks at is drawn once, not twice with four times the pixels."
+    from execnb.shell import CaptureShell
+    shell = CaptureShell(book, mpl_format="png")
+    shell._run("set_matplotlib_formats('png', bbox_inches=None)")
+    return shell
+
+
 def run(book: Path) -> tuple[bool, float, list[str]]:
     "Whether a notebook passed, the seconds of a core that it took, and what it left behind."
+    import nbdev.test
     from nbdev.config import get_config
-    from nbdev.test import test_nb
+    nbdev.test.CaptureShell, test_nb = plain_shell, nbdev.test.test_nb
     loaded()
+    gc.freeze()  # no training run looks through modules and earlier notebooks for garbage
     flags = get_config().tst_flags.split()
     with tempfile.NamedTemporaryFile("r") as costs, patch.dict(os.environ, {commands.COSTS: costs.name}):
         before, start = process_state(), sum(os.times()[:4])

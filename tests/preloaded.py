@@ -13,6 +13,8 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
@@ -24,6 +26,7 @@ FIXED = dict(OMP_NUM_THREADS="1", MPLBACKEND="agg", HF_HUB_OFFLINE="1")  # read 
 PLACE = dict(PYTHONPATH=str(ROOT))
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([f"gr00t_nb.{m}" for m in KIT] + ["preloaded"])
+with suppress(ImportError, RuntimeError): import_module("torchcodec.decoders")  # the kit does so late
 gc.freeze()  # in the server comes last: no fork looks through what it was given for garbage
 
 

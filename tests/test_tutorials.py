@@ -44,9 +44,9 @@ def edited(source: str, changes: dict) -> str:
 def go_through(book: Path, changes: dict, heading: str = ""):
     "Runs a tutorial up to a heading, and prints what it says; the first error ends the process."
     from execnb.nbio import read_nb
-    from execnb.shell import CaptureShell
+    from notebooks import plain_shell
     os.chdir(book.parent)
-    shell, first = CaptureShell(), True
+    shell, first = plain_shell(), True
     for cell in read_nb(book).cells:
         if heading and heading in cell.source: break
         if cell.cell_type != "code": continue

@@ -122,7 +122,7 @@ def _fix_layout(fig: Figure) -> None:
             axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
     engine = fig.get_layout_engine()
     if engine is not None and fig.axes: engine.execute(fig)  # an empty one has nothing to lay out
-    fig.set_layout_engine("none")
+    fig.set_layout_engine(None)  # with one that does nothing every picture would be drawn twice
 
 # %% ../../nbs/plots/00_style.ipynb #21ddc57b
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:

@@ -164,8 +164,10 @@ def test_a_batch_of_two_robots_is_each_sample_alone(family, base, robots, tmp_pa
     assert together["loss"].item() == pytest.approx(mean, rel=1e-6)
 
 
+@pytest.mark.engine
 def test_two_processes_train_as_one(family, robots, tmp_path):
-    "In float64, losses of a mixture: the processes have chunks of different sizes in their batches."
+    """In float64, losses of a mixture: the processes have chunks of different sizes in their batches. What a
+    family counts in a batch is held above for each, what processes make of it is the engine's."""
     still = dict(dropout=0.0) if "dropout" in family.capabilities else {}
     more = dict(eval_steps=None, max_steps=2, warmup_ratio=0.0, **still)
     logs = []
@@ -361,6 +363,7 @@ def test_a_mixture_and_flags_of_one_robot_exclude_each_other(base, robots):
     assert "hold some out with --val-fraction" in refused(base, [robots.one, robots.two], val_fraction=0.0)
 
 
+@pytest.mark.engine
 def test_the_command_line(tmp_path, robots):
     "A misspelt key, and a plan."
     file = tmp_path / "mixture.yaml"

@@ -14,7 +14,6 @@ from batches import ROOT, TAG
 from dummy import DUMMY
 from transformers import TrainerCallback, TrainingArguments
 
-from gr00t_nb.embodiments import MODALITY_CONFIGS
 from gr00t_nb.engine.trainer import Gr00tTrainer
 from gr00t_nb.loading.order import DataSource
 from gr00t_nb.loading.samples import StepDataset
@@ -31,8 +30,10 @@ STEPS, STOP = 6, 4
 
 
 class StopAfter(TrainerCallback):
+    def __init__(self, step: int = STOP): self.step = step
+
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == STOP
+        control.should_training_stop = state.global_step == self.step
 
 
 @pytest.fixture
@@ -101,28 +102,41 @@ def asked(family, data: Path, output: Path) -> FinetuneConfig:
     )
 
 
+def once_and_in_parts(config: FinetuneConfig, folder: Path, stop: int = STOP) -> tuple:
+    "A run, the same stopped and gone on with, and what their models were given: to the bit the same."
+    config, parts = (replace(config, output_dir=str(folder / n)) for n in ("once", "parts"))
+    seen = [], []
+    with watched(seen[0]): once = finetune(config)
+    with watched(seen[1]):
+        finetune(parts, [StopAfter(stop)])
+        again = finetune(parts)
+    assert seen[0] == seen[1]
+    assert [r["loss"] for r in again.log] == [r["loss"] for r in once.log]
+    a, b = (newest_checkpoint(c.output_dir) for c in (config, parts))
+    assert same(states(a), states(b)) and {"optimizer.pt", "rng_state.pth"} <= set(states(a))
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    return once, again, seen[0]
+
+
+def test_a_resumed_run_is_the_run_to_the_bit(family, tmp_path):
+    """Dropout and hidden states, turned and tinted images: what a family draws itself goes on where it was.
+    Accumulation, loaders and epochs know no family: the next test has them."""
+    small = dict(global_batch_size=2, gradient_accumulation_steps=1, micro_batch_size=None, skip_broken=False)
+    config = replace(asked(family, DATA, tmp_path), **small, max_steps=3, logging_steps=1, dataloader_num_workers=0)
+    once, _, seen = once_and_in_parts(config, tmp_path, stop=1)
+    assert len(seen) == len(once.log) == 3
+
+
+@pytest.mark.engine
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
 def test_a_run_stopped_in_mid_epoch_is_the_run_to_the_bit(family, torn, tmp_path):
     """With all that draws, adds up or replaces: dropout, turned and tinted images, micro batches with a
     rest, two batches to a step, loader processes, an unreadable video, an epoch that ends inside a batch."""
-    config = asked(family, torn, tmp_path / "once")
-    parts, seen, before = replace(config, output_dir=str(tmp_path / "parts")), ([], []), dict(MODALITY_CONFIGS)
-    try:
-        with watched(seen[0]): once = finetune(config)
-        with watched(seen[1]):
-            finetune(parts, [StopAfter()])
-            again = finetune(parts)
-    finally:
-        MODALITY_CONFIGS.clear()
-        MODALITY_CONFIGS.update(before)
+    once, again, seen = once_and_in_parts(asked(family, torn, tmp_path), tmp_path)
     epoch = sum(once.prepared.root.dataset.episodes[e].length - 15 for e in (0, 1))
     assert 2 * 16 * STOP < epoch < 2 * 16 * STEPS and epoch % 16  # stopped before its end
-    assert len(seen[0]) == 2 * STEPS and seen[0] == seen[1]
-    assert [r["loss"] for r in again.log] == [r["loss"] for r in once.log]
+    assert len(seen) == 2 * STEPS
     assert once.skipped and [r["skipped"] for r in once.log] == [r["skipped"] for r in again.log]
-    a, b = (newest_checkpoint(c.output_dir) for c in (config, parts))
-    assert same(states(a), states(b)) and {"optimizer.pt", "rng_state.pth"} <= set(states(a))
-    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
 
 
 # ------------------------------------------------------------------- killed while it saves
