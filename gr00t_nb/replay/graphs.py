@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import InputError
 from ..processing.batches import pad_prompts
-from .fusion import fused, inductor
+from .fusion import fused
 from .kernels import Kernels
 from .player import Player
 from .products import activated, cut

@@ -58,7 +58,7 @@ def gpu_seconds(calls: list[Call]) -> float:
     return min(times)
 
 
-CUTS, WIDEST = (2, 3, 4, 6, 8), 512  # rows beyond which a product has tiles enough
+CUTS, WIDEST = (2, 3, 4, 6), 320  # rows beyond which a product has tiles enough
 
 def cut(
     calls: list[Call],
@@ -71,12 +71,13 @@ def cut(
         x, matrix = call.args[-2:]
         if len(x) <= WIDEST: alike[call.op, *x.shape, matrix.shape[1], matrix.stride()].append(call)
     for (_, rows, inner, columns, _), group in alike.items():
-        ways = {1: [[c] for c in group]}
-        ways |= {n: [in_parts(c, n) for c in group] for n in CUTS if inner % (8 * n) == 0}
-        products = {n: [c for way in ways[n] for c in way if "mm" in c.op._schema.name] for n in ways}
-        times = {n: seconds(products[n]) * (1 if n == 1 else 1 / 0.9) for n in ways}
-        table[rows, inner, columns] = times
-        instead |= dict(zip(group, ways[min(times, key=times.get)]))
+        times = table[rows, inner, columns] = {1: seconds(group)}
+        best = 0.9 * times[1]
+        for n in CUTS:  # one after the other: the parts of a large question take memory
+            if inner % (8 * n): continue
+            ways = [in_parts(c, n) for c in group]
+            times[n] = seconds([c for way in ways for c in way if "mm" in c.op._schema.name])
+            if times[n] < best: best, instead = times[n], instead | dict(zip(group, ways))
     return [new for call in calls for new in instead.get(call, [call])], table
 
 # %% ../../nbs/replay/50_products.ipynb #3cf9def1

@@ -202,14 +202,20 @@ def test_several_answers_are_each_what_they_are_alone(policy, sample):
             assert np.abs(together[group][i] - a).max() <= 1e-4 * max(1, np.abs(a).max())
 
 
-def test_an_accelerated_policy_answers_the_same(policy, sample):
+@pytest.mark.parametrize("compile", [None, lambda module: module], ids=["kernels", "joined runs"])
+def test_an_accelerated_policy_answers_the_same(policy, sample, compile):
+    "The first question is traced, the second proves what was made of it, the third is played."
     noise = policy.draw_noise(0)
-    plain = [policy.predict(sample.steps[:n], noise) for n in (2, 1)]
+    asked = (2, 1, 2, 2, 1, 1)
+    plain = {n: policy.predict(sample.steps[:n], noise) for n in (2, 1)}
     policy.accelerate()
-    try: quick = [policy.predict(sample.steps[:n], noise) for n in (2, 1)]
+    policy.graphs.compile = compile
+    try:
+        quick = [policy.predict(sample.steps[:n], noise) for n in asked]
+        assert all(r.proven for r in policy.graphs.recordings.values())
     finally: policy.graphs = None
-    for a, b in zip(plain, quick):
-        for group in a: np.testing.assert_allclose(b[group], a[group], atol=1e-4, err_msg=group)
+    for n, b in zip(asked, quick):
+        for group, a in plain[n].items(): np.testing.assert_allclose(b[group], a, atol=1e-4, err_msg=group)
 
 
 def test_open_loop(policy, sample):
