@@ -3,8 +3,10 @@ import re
 import shutil
 from subprocess import CompletedProcess
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from preloaded import python
 
 from gr00t_nb.errors import InputError
 from gr00t_nb.training import experiment
+from gr00t_nb.training import finetune as entry
+from gr00t_nb.training.disk import warn_of_disk
 from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune as train
 from gr00t_nb.training.finetune import main
@@ -88,6 +92,26 @@ def test_a_card_that_is_too_small_and_what_is_advised():
     with pytest.raises(InputError, match="too small for this run") as refused: fit_memory(small)
     needed = re.search(r"--memory (\d+gb)", str(refused.value))[1]
     assert plan_run(replace(small, memory=needed)).fits
+
+
+SIZED = (".safetensors", ".pt")  # what holds tensors
+
+
+def with_free(size: int): return dict(disk_usage=lambda path: SimpleNamespace(free=size))
+
+
+def test_a_run_says_that_its_disk_is_too_small(tmp_path, monkeypatch):
+    "Once, with figures; where not even a checkpoint fits, it does not begin."
+    few = dict(max_steps=2, save_steps=1, global_batch_size=2, dataloader_num_workers=0, check_data=False)
+    config = replace(RUN, **few, output_dir=str(tmp_path / "run"))
+    monkeypatch.setattr(entry, "warn_of_disk", partial(warn_of_disk, **with_free(1000)))
+    with pytest.raises(InputError, match="A checkpoint has .* GB, and 1e-06 GB are free"): train(config)
+    assert not (tmp_path / "run").exists()
+    needs = plan_run(config).disk
+    monkeypatch.setattr(entry, "warn_of_disk", partial(warn_of_disk, **with_free(needs.checkpoint)))
+    with pytest.warns(UserWarning, match="will write 2 checkpoints of .*--output-dir"): train(config)
+    written = sum(f.stat().st_size for f in (tmp_path / "run/checkpoint-2").iterdir() if f.suffix in SIZED)
+    assert abs(written - needs.checkpoint) < 0.02 * written
 
 
 def test_what_the_user_says_stays():
