@@ -13,6 +13,7 @@ import torch
 from preloaded import python
 
 from gr00t_nb.errors import InputError
+from gr00t_nb.model.checkpoints import read_tensors, stored_tensors
 from gr00t_nb.training import experiment
 from gr00t_nb.training import finetune as entry
 from gr00t_nb.training.disk import warn_of_disk
@@ -67,12 +68,15 @@ def test_8_bits_without_torchao(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao, which .ci/run installs")
+NEEDS_TORCHAO = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao, which .ci/run installs")
+FEW = dict(max_steps=3, save_steps=2, global_batch_size=4, dataloader_num_workers=0, check_data=False)
+
+
+@NEEDS_TORCHAO
 def test_8_bits_are_resumed_to_the_bit(tmp_path):
     "The update runs as it is written: on a CPU it would be compiled for minutes."
     from torchao.optim.subclass_8bit import OptimState8bit
-    few = dict(max_steps=3, save_steps=2, global_batch_size=4, dataloader_num_workers=0)
-    config = replace(RUN, adamw_8bit=True, tune_llm=True, check_data=False, **few)
+    config = replace(RUN, adamw_8bit=True, tune_llm=True, **FEW)
     config, run = replace(config, output_dir=str(tmp_path / "run")), tmp_path / "run"
     files = run / "model.safetensors", run / "checkpoint-3/optimizer.pt"
     with torch.compiler.set_stance("force_eager"):
@@ -84,6 +88,46 @@ def test_8_bits_are_resumed_to_the_bit(tmp_path):
         shutil.rmtree(run / "checkpoint-3")
         train(config)
     assert [f.read_bytes() for f in files] == once
+
+
+def in_shards(run: Path, processes: int = 2, **more) -> CompletedProcess:
+    "A run of so many processes; what is compiled elsewhere runs as it is written."
+    if processes > 1: more["parallel"] = "fsdp2"
+    few = FEW | dict(max_steps=2, save_steps=1)
+    config = replace(RUN, adamw_8bit=True, output_dir=str(run), **few | more)
+    done = python("tests/families/train.py", "--eager", *config.to_flags(), processes=processes)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+@NEEDS_TORCHAO
+def test_8_bits_in_shards_are_resumed_to_the_bit(tmp_path):
+    "From their parts; by one process too, whose averages are rounded anew."
+    run, one = tmp_path / "run", tmp_path / "one"
+    in_shards(run)
+    files = [run / "model.safetensors", *sorted((run / "checkpoint-2/optimizer").iterdir())]
+    once = [read_file(f) for f in files]
+    ends = {key.rpartition("@")[2] for tensors in once[1:] for key in tensors if "@" in key}
+    assert {f"{part}.{i}.2" for part in ("codes", "scale", "qmap", "plain") for i in (0, 1)} <= ends
+    assert max(t.numel() for t in once[1].values() if t.dtype == torch.uint8) > 50_000
+    one.mkdir()
+    (run / "checkpoint-1").rename(one / "checkpoint-1")
+    shutil.copytree(one, run, dirs_exist_ok=True)
+    shutil.rmtree(run / "checkpoint-2")
+    in_shards(run)
+    assert all(same_tensors(read_file(f), kept) for f, kept in zip(files, once))
+    in_shards(one, processes=1)
+    near = read_file(one / "model.safetensors")
+    off = torch.cat([(near[n] - t).flatten() for n, t in once[0].items() if near[n].dtype.is_floating_point])
+    assert 0 < off[off != 0].abs().mean() < 1e-5  # a tenth of a step
+    said = in_shards(one, max_steps=3).stdout  # from one file into shards
+    assert "2 of 3 steps are done" in said and "they are rounded anew" in said
+
+
+def read_file(file: Path) -> dict[str, torch.Tensor]: return dict(read_tensors(stored_tensors(file)))
+
+
+def same_tensors(a: dict, b: dict) -> bool: return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_a_card_that_is_too_small_and_what_is_advised():

@@ -81,7 +81,7 @@ _NO_DEEPSPEED = (
     " which needs nothing and shards the weights too."
 )
 WHOLE = dict(
-    adamw_8bit="keeps averages in 8 bits, which files of shards cannot hold: leave --adamw-8bit out",
+    adamw_8bit="keeps averages in 8 bits, which DeepSpeed does not know: leave --adamw-8bit out",
     lora_parts="has adapters: they go with ddp, fsdp2 and hsdp",
     compile="compiles blocks, which has not been tried with DeepSpeed: leave --compile out",
     eval_steps="asks the model while it trains, and a part of it has no answer: leave --eval-steps out",
@@ -94,8 +94,7 @@ def refused_by(
     engine: str,  # of `ENGINES`
 ) -> tuple[str, ...]:  # of `WHOLE`
     "What a run with this engine cannot have."
-    if engine == "ddp": return ()
-    return ("adamw_8bit",) if engine in SHARDED else (*WHOLE,)
+    return (*WHOLE,) if engine.startswith("zero") else ()
 
 
 def check_parallel(

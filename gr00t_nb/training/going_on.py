@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..files import read_json
 from ..optimizer.averages import check_averages
 from ..optimizer.schedule import Schedule
+from ..processes.sharded import OPTIMIZER
 from ..runs.run_folder import checkpoint_step, named_checkpoint, newest_checkpoint
 from ..settings.config import FinetuneConfig
 from .experiment import data_seen, learning_rates, modality_file
@@ -189,7 +190,8 @@ def beginning(
     place = f", in epoch {seen // epoch + 1}" if epoch else ""
     goes_on = f"goes on from {resume}: {done} of {args.max_steps} steps are done{place}; weights,"
     lines.append(f"{goes_on} optimizer, schedule and random states are as they were")
-    return [*lines, *_other_length(args, resume, config.schedule), *_other_processes(args, resume)]
+    lines += _other_length(args, resume, config.schedule) + _other_processes(args, resume)
+    return lines + _rounded_anew(args, resume)
 
 # %% ../../nbs/training/22_going_on.ipynb #729bfce2
 def schedules(
@@ -223,6 +225,14 @@ def _other_processes(args: TrainingArguments, resume: Path) -> list[str]:
         " batch: with --sampling uniform the samples and their noise come in the same order; the"
         " random states, of which dropout draws, begin anew from the seed"
     ]
+
+
+def _rounded_anew(args: TrainingArguments, resume: Path) -> list[str]:
+    "That averages in 8 bits are divided otherwise than they were saved."
+    then, now = (resume / OPTIMIZER).is_dir(), args.fsdp_plugin_args is not None
+    other = then != now or now and processes_of(resume) not in (0, args.world_size)
+    if "8bit" not in args.optim or not other: return []
+    return ["the optimizer's averages in 8 bits were saved in other shards: they are rounded anew"]
 
 # %% ../../nbs/training/22_going_on.ipynb #092c1abb
 def what_is_left(
