@@ -79,7 +79,8 @@ def save_optimizer(
     folder: str | Path,  # made if absent
 ):
     "Write the optimizer's state, each process its shards; called by every process."
-    names, narrow, state = {p: name for name, p in model.named_parameters()}, is_narrow(optimizer), {}
+    names = {p: name for name, p in model.named_parameters()}
+    narrow, state = is_narrow(optimizer), {}
     for p in _trained(optimizer):
         for key, value in optimizer.state.get(p, {}).items():
             if not value.dim(): parts = {"": value.view(1)}
@@ -89,7 +90,7 @@ def save_optimizer(
 
 # %% ../../nbs/processes/20_sharded.ipynb #c9e5e060
 def _from_shards(model: nn.Module, order: list, folder: Path, new) -> dict[int, dict[str, Tensor]]:
-    "The state of each parameter, by its number; `new` makes an average that is filled by its parts."
+    "The state of each parameter, by its number; `new` makes an average that parts fill."
     reader = HuggingFaceStorageReader(str(folder))
     there, rooms = reader.read_metadata().state_dict_metadata, {}
     names = {name: p for name, p in model.named_parameters()}
@@ -114,7 +115,7 @@ def _from_shards(model: nn.Module, order: list, folder: Path, new) -> dict[int, 
         state.setdefault(number[names[name]], {})[what] = room
     return state
 
-
+# %% ../../nbs/processes/20_sharded.ipynb #26789bbf
 def _read_here(there, names: dict[str, nn.Parameter]) -> list[str]:
     "What this process has to read: of averages in parts its own, where the shards are the same."
     ends, keys = {}, []
