@@ -87,6 +87,7 @@ WHOLE = dict(
     eval_steps="asks the model while it trains, and a part of it has no answer: leave --eval-steps out",
     ema_decay="keeps averages of whole weights: leave --ema-decay out",
     micro_batch_size="computes a batch in parts: take more --gradient-accumulation-steps instead",
+    on_nonfinite="leaves steps out, and DeepSpeed has taken each before it is judged: leave --on-nonfinite out",
 )  # a setting -> why it is refused, and what to do
 
 

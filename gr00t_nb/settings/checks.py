@@ -365,6 +365,7 @@ def check_config(
     _recomputing(config)
     _check_step_graph(config, world_size)
     whole = {name: getattr(config, name) for name in WHOLE}
+    whole["on_nonfinite"] = config.on_nonfinite == "skip"
     check_parallel(config.parallel, world_size, config.shard_group, **whole)
     uncertain = {name: getattr(config, name) for name in UNCERTAIN}
     check_deterministic(config.deterministic, engine_of(config.parallel), **uncertain)
