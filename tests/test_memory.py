@@ -3,15 +3,21 @@ import re
 import shutil
 from subprocess import CompletedProcess
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from preloaded import python
 
 from gr00t_nb.errors import InputError
+from gr00t_nb.model.checkpoints import read_tensors, stored_tensors
+from gr00t_nb.processes.eight_bits import plain_numbers
 from gr00t_nb.training import experiment
+from gr00t_nb.training import finetune as entry
+from gr00t_nb.training.disk import warn_of_disk
 from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.training.finetune import finetune as train
 from gr00t_nb.training.finetune import main
@@ -63,12 +69,15 @@ def test_8_bits_without_torchao(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao, which .ci/run installs")
+NEEDS_TORCHAO = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao, which .ci/run installs")
+FEW = dict(max_steps=3, save_steps=2, global_batch_size=4, dataloader_num_workers=0, check_data=False)
+
+
+@NEEDS_TORCHAO
 def test_8_bits_are_resumed_to_the_bit(tmp_path):
     "The update runs as it is written: on a CPU it would be compiled for minutes."
     from torchao.optim.subclass_8bit import OptimState8bit
-    few = dict(max_steps=3, save_steps=2, global_batch_size=4, dataloader_num_workers=0)
-    config = replace(RUN, adamw_8bit=True, tune_llm=True, check_data=False, **few)
+    config = replace(RUN, adamw_8bit=True, tune_llm=True, **FEW)
     config, run = replace(config, output_dir=str(tmp_path / "run")), tmp_path / "run"
     files = run / "model.safetensors", run / "checkpoint-3/optimizer.pt"
     with torch.compiler.set_stance("force_eager"):
@@ -82,12 +91,86 @@ def test_8_bits_are_resumed_to_the_bit(tmp_path):
     assert [f.read_bytes() for f in files] == once
 
 
+def in_shards(run: Path, processes: int = 2, **more) -> CompletedProcess:
+    "A run of so many processes; what is compiled elsewhere runs as it is written."
+    if processes > 1: more["parallel"] = "fsdp2"
+    few = FEW | dict(max_steps=2, save_steps=1)
+    config = replace(RUN, adamw_8bit=True, output_dir=str(run), **few | more)
+    done = python("tests/families/train.py", "--eager", *config.to_flags(), processes=processes)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+@NEEDS_TORCHAO
+def test_8_bits_in_shards_are_resumed_to_the_bit(tmp_path):
+    "From their parts; by one process too, whose averages are rounded anew."
+    run, one = tmp_path / "run", tmp_path / "one"
+    in_shards(run)
+    files = [run / "model.safetensors", *sorted((run / "checkpoint-2/optimizer").iterdir())]
+    once = [read_file(f) for f in files]
+    ends = {key.rpartition("@")[2] for tensors in once[1:] for key in tensors if "@" in key}
+    assert {f"{part}.{i}.2" for part in ("codes", "scale", "qmap", "plain") for i in (0, 1)} <= ends
+    assert max(t.numel() for t in once[1].values() if t.dtype == torch.uint8) > 50_000
+    one.mkdir()
+    (run / "checkpoint-1").rename(one / "checkpoint-1")
+    shutil.copytree(one, run, dirs_exist_ok=True)
+    shutil.rmtree(run / "checkpoint-2")
+    in_shards(run)
+    assert all(same_tensors(read_file(f), kept) for f, kept in zip(files, once))
+    in_shards(one, processes=1)
+    states = torch.load(one / "checkpoint-2/optimizer.pt", weights_only=True)["state"].values()
+    whole = sum(plain(s["exp_avg"]).abs().sum() for s in states)
+    assert abs(whole - sum(map(summed, once[1:]))) < 0.02 * whole
+    said = in_shards(one, max_steps=3).stdout  # from one file into shards
+    assert "2 of 3 steps are done" in said and "they are rounded anew" in said
+
+
+def plain(average: torch.Tensor) -> torch.Tensor:
+    return average.dequantize() if hasattr(average, "codes") else average
+
+
+def summed(shard: dict) -> torch.Tensor:
+    "The sizes of all numbers of the first averages in a shard, added."
+    parts = {}
+    for key, t in shard.items():
+        name, _, end = key.partition("/exp_avg@")
+        if end: parts.setdefault(name, {})[end.partition(".")[0]] = t
+    numbers = (p["plain"] if "plain" in p else plain_numbers(**p) for p in parts.values())
+    return sum(n.abs().sum() for n in numbers)
+
+
+def read_file(file: Path) -> dict[str, torch.Tensor]: return dict(read_tensors(stored_tensors(file)))
+
+
+def same_tensors(a: dict, b: dict) -> bool: return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
 def test_a_card_that_is_too_small_and_what_is_advised():
     "The card that the refusal names is enough."
     small = replace(RUN, base_model_path="3b", memory="8gb")
     with pytest.raises(InputError, match="too small for this run") as refused: fit_memory(small)
     needed = re.search(r"--memory (\d+gb)", str(refused.value))[1]
     assert plan_run(replace(small, memory=needed)).fits
+
+
+SIZED = (".safetensors", ".pt")  # what holds tensors
+
+
+def with_free(size: int): return dict(disk_usage=lambda path: SimpleNamespace(free=size))
+
+
+def test_a_run_says_that_its_disk_is_too_small(tmp_path, monkeypatch):
+    "Once, with figures; where not even a checkpoint fits, it does not begin."
+    few = dict(max_steps=2, save_steps=1, global_batch_size=2, dataloader_num_workers=0, check_data=False)
+    config = replace(RUN, **few, output_dir=str(tmp_path / "run"))
+    monkeypatch.setattr(entry, "warn_of_disk", partial(warn_of_disk, **with_free(1000)))
+    with pytest.raises(InputError, match="A checkpoint has .* GB, and 1e-06 GB are free"): train(config)
+    assert not (tmp_path / "run").exists()
+    needs = plan_run(config).disk
+    monkeypatch.setattr(entry, "warn_of_disk", partial(warn_of_disk, **with_free(needs.checkpoint)))
+    with pytest.warns(UserWarning, match="will write 2 checkpoints of .*--output-dir"): train(config)
+    written = sum(f.stat().st_size for f in (tmp_path / "run/checkpoint-2").iterdir() if f.suffix in SIZED)
+    assert abs(written - needs.checkpoint) < 0.02 * written
 
 
 def test_what_the_user_says_stays():

@@ -22,12 +22,13 @@ from ..runs.log_writer import rows_until
 
 # %% ../../nbs/engine/12_faults.ipynb #fa00259a
 def unsound(
-    norm: Tensor,  # of the gradient
+    norm: Tensor | float | None,  # of the gradient; DeepSpeed gives a number, or none before its first step
     loss: Tensor,  # summed since the last line of the log
 ) -> Tensor:  # float32 (): 0 or 1, where the loss is; processes can add theirs
     "Whether a step must not be taken."
     if hasattr(norm, "full_tensor"): norm = norm.full_tensor()  # of a model that is shared out
-    good = torch.isfinite(norm.detach().to(loss.device)) & torch.isfinite(loss.detach())
+    norm = torch.as_tensor(0.0 if norm is None else norm, device=loss.device).detach()
+    good = torch.isfinite(norm) & torch.isfinite(loss.detach())
     return 1 - good.float()
 
 # %% ../../nbs/engine/12_faults.ipynb #9c50443c

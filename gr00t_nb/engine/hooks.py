@@ -237,7 +237,8 @@ class HooksReached(TrainerCallback):
         if trainer.hooks.learning_rates.keys() <= {g.get("part") for g in groups}:
             reached.add("learning_rates")
         names = {p: official_name(n) for n, p in trainer.model.named_parameters()}
-        learn = [names[p] for g in groups for p in g["params"]]
+        learn = [names[p] for g in groups for p in g["params"] if p in names]
+        learn = learn or [n for p, n in names.items() if p.requires_grad]  # DeepSpeed's are flat
         if all(any(fnmatchcase(n, w) for w in trainer.hooks.trainable) for n in learn):
             reached.add("trainable")
         heard = trainer.callback_handler.callbacks

@@ -17,6 +17,7 @@ from ..replay.graphs import ActionGraphs
 from ..modality_configs import ModalityConfig
 from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
+from ..checkpoints.on_a_base import load_answering
 from ..checkpoints.registry import family_of
 from .preprocessing import check_preprocessing, device_of, tell_of_better
 from ..rtc_settings import RTC
@@ -135,7 +136,7 @@ class Gr00tPolicy:
     def __init__(
         self,
         embodiment_tag,  # EmbodimentTag, its name or its value
-        model_path: str | Path,  # checkpoint folder, with the processor's files at its top
+        model_path: str | Path,  # checkpoint folder, whole or of adapters alone
         *,
         device: str | None = None,  # torch device; None: a GPU if there is one
         strict: bool = True,  # check every observation and action
@@ -152,7 +153,7 @@ class Gr00tPolicy:
         known = self.processor.modality_configs
         self.modality_config: dict[str, ModalityConfig] = _whole(known[self.tag], self.tag, path)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.model = self.family.load_model(path, device=self.device, dtype=dtype).eval()
+        self.model = load_answering(self.family, path, self.device, dtype)
         self.graphs = None  # set by `accelerate`: answers that are replayed
         if accelerate: self.accelerate()
 

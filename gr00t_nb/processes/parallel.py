@@ -81,12 +81,13 @@ _NO_DEEPSPEED = (
     " which needs nothing and shards the weights too."
 )
 WHOLE = dict(
-    adamw_8bit="keeps averages in 8 bits, which files of shards cannot hold: leave --adamw-8bit out",
+    adamw_8bit="keeps averages in 8 bits, which DeepSpeed does not know: leave --adamw-8bit out",
     lora_parts="has adapters: they go with ddp, fsdp2 and hsdp",
     compile="compiles blocks, which has not been tried with DeepSpeed: leave --compile out",
     eval_steps="asks the model while it trains, and a part of it has no answer: leave --eval-steps out",
     ema_decay="keeps averages of whole weights: leave --ema-decay out",
     micro_batch_size="computes a batch in parts: take more --gradient-accumulation-steps instead",
+    on_nonfinite="leaves steps out, and DeepSpeed has taken each before it is judged: leave --on-nonfinite out",
 )  # a setting -> why it is refused, and what to do
 
 
@@ -94,8 +95,7 @@ def refused_by(
     engine: str,  # of `ENGINES`
 ) -> tuple[str, ...]:  # of `WHOLE`
     "What a run with this engine cannot have."
-    if engine == "ddp": return ()
-    return ("adamw_8bit",) if engine in SHARDED else (*WHOLE,)
+    return (*WHOLE,) if engine.startswith("zero") else ()
 
 
 def check_parallel(

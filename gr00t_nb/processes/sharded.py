@@ -19,6 +19,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from ..errors import InputError
+from .eight_bits import is_narrow, parts_of, room_of, wanted_parts, with_numbers
+from .eight_bits import with_parts
 
 # %% ../../nbs/processes/20_sharded.ipynb #8e85367c
 def is_sharded(model: nn.Module) -> bool:
@@ -78,40 +80,62 @@ def save_optimizer(
 ):
     "Write the optimizer's state, each process its shards; called by every process."
     names = {p: name for name, p in model.named_parameters()}
-    state = {
-        f"{names[p]}/{key}": value if value.dim() else value.view(1)
-        for p in _trained(optimizer)
-        for key, value in optimizer.state.get(p, {}).items()
-    }
+    narrow, state = is_narrow(optimizer), {}
+    for p in _trained(optimizer):
+        for key, value in optimizer.state.get(p, {}).items():
+            if not value.dim(): parts = {"": value.view(1)}
+            else: parts = parts_of(value) if narrow else {"": value}
+            state |= {f"{names[p]}/{key}{end}": t for end, t in parts.items()}
     dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 # %% ../../nbs/processes/20_sharded.ipynb #c9e5e060
-def _from_shards(model: nn.Module, order: list, folder: Path) -> dict[int, dict[str, Tensor]]:
-    "The state of each parameter, by its number."
+def _from_shards(model: nn.Module, order: list, folder: Path, new) -> dict[int, dict[str, Tensor]]:
+    "The state of each parameter, by its number; `new` makes an average that parts fill."
     reader = HuggingFaceStorageReader(str(folder))
     there, rooms = reader.read_metadata().state_dict_metadata, {}
     names = {name: p for name, p in model.named_parameters()}
     number = {p: i for i, p in enumerate(order)}
     if {key.rpartition("/")[0] for key in there} != {n for n, p in names.items() if p in number}:
         raise InputError(f"{folder} is of a model in which other parameters train: copy it again.")
-    for key, kind in there.items():
-        p, of_dtype = names[key.rpartition("/")[0]], dict(dtype=kind.properties.dtype)
-        same = kind.size == p.shape and not key.endswith("/step")
+    for key in _read_here(there, names):
+        kind, p = there[key], names[key.rpartition("/")[0]]
+        of_dtype = dict(dtype=kind.properties.dtype)
+        same = kind.size == p.shape and not key.endswith("/step") and "@" not in key
         rooms[key] = torch.zeros_like(p, **of_dtype) if same else torch.zeros(kind.size, **of_dtype)
     dcp.load(rooms, storage_reader=reader, no_dist=not dist.is_initialized())
-    state = {}
+    state, parts = {}, {}
     for key, room in rooms.items():
         name, _, what = key.rpartition("/")
+        what, at, end = what.partition("@")
         value = room.view(()) if what == "step" else room
-        state.setdefault(number[names[name]], {})[what] = value.detach()
+        if at: parts.setdefault((name, what), {})[at + end] = value
+        else: state.setdefault(number[names[name]], {})[what] = value.detach()
+    for name, what in {key.partition("@")[0].rpartition("/")[::2] for key in there if "@" in key}:
+        room = with_parts(new(names[name], what), parts.get((name, what), {}))
+        state.setdefault(number[names[name]], {})[what] = room
     return state
 
+# %% ../../nbs/processes/20_sharded.ipynb #26789bbf
+def _read_here(there, names: dict[str, nn.Parameter]) -> list[str]:
+    "What this process has to read: of averages in parts its own, where the shards are the same."
+    ends, keys = {}, []
+    for key in there:
+        average, at, end = key.partition("@")
+        if at: ends.setdefault(average, []).append(at + end)
+        else: keys.append(key)
+    for average, own in ends.items():
+        p = names[average.rpartition("/")[0]]
+        keys += [f"{average}{end}" for end in wanted_parts(own, p)]
+    return keys
 
-def _from_file(order: list, file: Path) -> dict[int, dict[str, Tensor]]:
+
+def _from_file(order: list, file: Path, new) -> dict[int, dict[str, Tensor]]:
     "The same, of a file that holds all of it."
     saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)["state"]
-    part = lambda v, p: part_of(v, p) if v.shape == p.shape else v
-    return {i: {k: part(v, order[i]) for k, v in s.items()} for i, s in saved.items()}
+    def part(k: str, v: Tensor, p: nn.Parameter) -> Tensor:
+        if v.shape != p.shape: return v
+        return with_numbers(new(p, k), v) if new else part_of(v, p)
+    return {i: {k: part(k, v, order[i]) for k, v in s.items()} for i, s in saved.items()}
 
 
 def part_of(
@@ -131,6 +155,7 @@ def load_optimizer(
 ):
     "Take up the optimizer's state of a checkpoint; called by every process."
     order, folder = _trained(optimizer), Path(checkpoint) / OPTIMIZER
-    if folder.is_dir(): state = _from_shards(model, order, folder)
-    else: state = _from_file(order, folder.with_suffix(".pt"))
+    new = room_of(optimizer) if is_narrow(optimizer) else None
+    if folder.is_dir(): state = _from_shards(model, order, folder, new)
+    else: state = _from_file(order, folder.with_suffix(".pt"), new)
     optimizer.load_state_dict(optimizer.state_dict() | dict(state=state))

@@ -13,6 +13,7 @@ from typing import get_args
 
 from ..data.proposal import no_configuration
 from ..embodiments import MODALITY_CONFIGS, load_modality_config
+from ..processes.deterministic import UNCERTAIN, check_deterministic
 from ..processes.parallel import WHOLE, check_parallel, engine_of
 from ..errors import InputError, did_you_mean
 from ..checkpoints.adapters import RANK, check_lora, frozen_flags, import_peft
@@ -364,7 +365,10 @@ def check_config(
     _recomputing(config)
     _check_step_graph(config, world_size)
     whole = {name: getattr(config, name) for name in WHOLE}
+    whole["on_nonfinite"] = config.on_nonfinite == "skip"
     check_parallel(config.parallel, world_size, config.shard_group, **whole)
+    uncertain = {name: getattr(config, name) for name in UNCERTAIN}
+    check_deterministic(config.deterministic, engine_of(config.parallel), **uncertain)
     _check_schedule(config)
     if config.sampling not in get_args(SampleOptions.__annotations__["sampling"]):
         raise InputError(f"sampling is {config.sampling!r}: expected 'uniform' or 'official'.")

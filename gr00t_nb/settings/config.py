@@ -122,6 +122,7 @@ class OptimizerOptions:
     ema_decay: float | None = None  # averaged weights of what trains, such as 0.999, kept beside it; none: off
     on_nonfinite: Literal["stop", "skip"] = "stop"  # where loss or gradient is not a number; skip: leave the step out
     seed: int | None = None  # of everything random: order, augmentation, noise, dropout, new weights; none: 42
+    deterministic: bool = False  # the same bits every time on a GPU, too, with kernels that add in one order; slower
     hooks: str | None = None  # a Python file: another loss, images, what trains, rates
 
 # %% ../../nbs/settings/10_config.ipynb #9f37091e

@@ -74,7 +74,7 @@ def training_arguments(
         per_device_train_batch_size=config.global_batch_size // world_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         **parallel_arguments(config.parallel, world_size, config.shard_group, bf16),
-        tf32=True if cuda else None,
+        tf32=True if cuda and not config.deterministic else None,
         use_cpu=not cuda,
         ddp_backend="gloo" if world_size > 1 and not cuda else None,
         ddp_find_unused_parameters=False,

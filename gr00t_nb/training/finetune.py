@@ -21,16 +21,16 @@ from fastcore.basics import patch
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
+from ..errors import InputError, Stopped, command, sentence_of
+
 # %% ../../nbs/training/40_finetune.ipynb #c17af57b
 from ..checkpoints.manifest import write_manifest
 from ..engine.faults import FAULTS, Faults
 from ..engine.first_look import as_features, check_front, look_first
 from ..engine.hooks import Hooks, HooksReached, of_callback, read_hooks
-from ..engine.states import can_go_on
 from ..engine.stopping import REQUEUE, StopOnSignal
 from ..engine.trainer import Gr00tTrainer
 from ..engine.validation import HeldOut, TokenAccuracy, Validation, ended_early
-from ..errors import InputError, Stopped, command, sentence_of
 from ..checkpoints.adapters import ADAPTERS
 from ..checkpoints.registry import family_of
 from ..files import read_jsonl
@@ -39,6 +39,7 @@ from ..optimizer.parameters import matching, train_only
 from ..optimizer.schedule import SaveAt
 from ..plots.curves import plot_loss
 from ..plots.validation import validated
+from ..processes.deterministic import deterministic
 from ..processes.parallel import check_checkpoint
 from ..processes.together import Together, all_check
 from ..runs.fluxvla_log import FluxvlaLog
@@ -54,12 +55,13 @@ from ..runs.run_folder import write_final_manifest
 from ..runs.tensorboard import TensorBoardLog, check_tensorboard
 from ..settings.checks import check_config
 from ..settings.config import FinetuneConfig
+from .disk import warn_of_disk
 from .experiment import run_name, start_wandb, training_arguments, write_experiment
-from .going_on import beginning, find_resume
+from .going_on import beginning, find_resume, what_is_left
 from .header import run_header
 from ..settings.official_flags import from_flags
-from .plan import MemoryCheck, fit_memory, model_changes, plan_prepared, plan_run
-from .plan import switch_on
+from .plan import MemoryCheck, fit_memory, model_changes, outline_of, plan_prepared
+from .plan import plan_run, switch_on
 from .prepare import Prepared, Root, choose_base, ends_of_epochs, prepare_data
 from .prepare import training_dataset
 
@@ -124,6 +126,8 @@ def _prepare(
             _start(hooks, prepared)
             resume = find_resume(config, prepared, hooks)
             if resume: check_checkpoint(config.parallel, resume)
+            to_do = checkpoint_step(resume) != config.max_steps
+            if first and to_do: warn_of_disk(config, outline_of(prepared, hooks.trainable))
             set_seed(config.seed)
             model = _model(prepared, resume, hooks)
     except (InputError, KeyboardInterrupt):
@@ -321,23 +325,11 @@ def _result(self: _Run, trainer: Gr00tTrainer, stop: StopOnSignal) -> FinetuneRe
     return FinetuneResult(output_dir, self.prepared, self.model, lines, dict(trainer.skipped), *ends)
 
 # %% ../../nbs/training/40_finetune.ipynb #8b3a2f21
-def _kept(output_dir: str | Path, again: str = "in the same way") -> str:
-    "What a run that ended early has left, and how to go on."
-    newest = newest_checkpoint(output_dir)
-    if newest is None: return f"No checkpoint had been written to {output_dir} yet."
-    if not can_go_on(newest):
-        return (
-            f"{newest} is whole, and holds the model alone: begin another run on top of it, with"
-            f" --base-model-path {newest} and another --output-dir."
-        )
-    return f"{newest} is whole: start the run again {again}, and it goes on from there."
-
-
 def _how_to_go_on(result: FinetuneResult) -> str:
     "What a run says that was stopped."
     newest = newest_checkpoint(result.output_dir)
     step, last = checkpoint_step(newest), result.prepared.config.max_steps
-    return f"stopped after step {step} of {last}. {_kept(result.output_dir)}"
+    return f"stopped after step {step} of {last}. {what_is_left(result.output_dir)}"
 
 
 def _chosen_hooks(config: FinetuneConfig, hooks: Hooks | None) -> Hooks:
@@ -362,17 +354,18 @@ def finetune(
     first = int(os.environ.get("RANK", 0)) == 0
     run = None
     try:
-        with locked(config.output_dir) if first else nullcontext():
+        alone = locked(config.output_dir) if first else nullcontext()
+        with deterministic(config.deterministic), alone:
             with all_check("reading the hooks"): hooks = _chosen_hooks(config, hooks)
             run = _Run(*_prepare(config, new_folder, hooks), callbacks or [], hooks)
             result = run.train()
     except KeyboardInterrupt:
-        raise Stopped(f"Stopped at once. {_kept(config.output_dir)}") from None
+        raise Stopped(f"Stopped at once. {what_is_left(config.output_dir)}") from None
     except Exception as e:
         sentence = sentence_of(of_callback(e, hooks))
         if sentence is None or run is None and isinstance(e, InputError): raise
         again = getattr(e, "again", "in the same way")
-        left = _kept(config.output_dir, again) if run else ""
+        left = what_is_left(config.output_dir, again) if run else ""
         raise _RunError(f"{sentence} {left}".strip()) from e
     if first and result.stopped: print(_how_to_go_on(result), file=sys.stderr)
     if first and result.ended_early: print(_early(result), file=sys.stderr)

@@ -80,7 +80,8 @@ def _machine(prepared: Prepared, args: TrainingArguments) -> str:
     parallel = prepared.config.parallel
     where = f"{args.world_size} processes ({parallel})" if several else "one process"
     precision = "bfloat16 autocast" if args.bf16 else "float32"
-    said = [f"{where} on {args.device.type}", precision, saving(prepared.config)]
+    same = "deterministic kernels" if prepared.config.deterministic else ""
+    said = [f"{where} on {args.device.type}", precision, same, saving(prepared.config)]
     return ", ".join(s for s in said if s)
 
 # %% ../../nbs/training/38_header.ipynb #9e83257e

@@ -10,6 +10,9 @@ from test_training import STEPS, train, weights, without_dropout
 from gr00t_nb.errors import InputError
 from gr00t_nb.checkpoints.adapters import ADAPTERS, add_adapters, frozen_flags
 from gr00t_nb.checkpoints.adapters import load_adapters, narrow_frozen, save_adapters
+from gr00t_nb.checkpoints.export import export_adapters
+from gr00t_nb.checkpoints.on_a_base import NAMED_BASE
+from gr00t_nb.files import write_json
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.training.prepare import choose_base
 from gr00t_nb.settings.config import FinetuneConfig
@@ -123,6 +126,25 @@ def test_merged_and_adapted_answer_alike(family, checkpoint, batch, sample, part
     held = policy.model.state_dict()
     assert all(torch.equal(v.float(), held[n]) for n, v in state.items())
     assert policy.predict(sample.steps[:1])
+
+
+def test_a_policy_opens_adapters_on_their_base(family, checkpoint, batch, sample, parts, tmp_path):
+    "It answers as the merged one, within 1e-5 in float32; without its base, or with another, in a sentence."
+    whole, alone = tmp_path / "whole", tmp_path / "alone"
+    model = adapted(family, checkpoint, parts)
+    some_steps(model, batch)
+    family.save(whole, model, family.load_processor(checkpoint))
+    save_adapters(model, whole / ADAPTERS)
+    export_adapters(whole, alone, base=str(checkpoint))
+    assert not [*alone.glob("*.safetensors")]
+    ask = lambda folder: Gr00tPolicy("new_embodiment", folder, device="cpu", round_inputs=False)
+    policies = ask(whole), ask(alone)
+    noise = policies[0].draw_noise(7)
+    a, b = (policy.predict(sample.steps, noise=noise) for policy in policies)
+    for name, answer in a.items():
+        assert abs(answer - b[name]).max() <= 1e-5 * abs(answer).max().clip(1), name
+    write_json(alone / NAMED_BASE, dict(base=str(tmp_path / "moved")))
+    with pytest.raises(InputError, match="the base on which they were trained is not here"): ask(alone)
 
 
 def test_another_base_is_refused(family, checkpoint, batch, parts, tmp_path):

@@ -1,20 +1,25 @@
 "What every way to share a model promises: the numbers of one process, whole checkpoints, exact resume."
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from batches import TAG
 from dummy import DUMMY
-from preloaded import python
+from preloaded import Running, python
 from test_training import weights
 
+from gr00t_nb.checkpoints.registry import families
 from gr00t_nb.engine.faults import FAULTS
 from gr00t_nb.files import read_jsonl
 from gr00t_nb.model.checkpoints import read_tensors, stored_tensors
 from gr00t_nb.optimizer.averages import EMA
 from gr00t_nb.policy.policy import Gr00tPolicy
+from gr00t_nb.runs.run_folder import checkpoints
 from gr00t_nb.settings.config import FinetuneConfig
 
 HERE = Path(__file__).resolve().parent
@@ -231,6 +236,54 @@ def test_a_step_that_is_left_out_leaves_shards_alone(tmp_path):
     assert all(torch.equal(v, two[n]) for n, v in one.items())
     assert any(not torch.equal(v, three[n]) for n, v in one.items())
     assert [r["step"] for r in read_jsonl(tmp_path / "run" / FAULTS)] == [2]
+
+
+def small_run(output: Path, **more) -> list:
+    "The words of a run, of the dummy if nothing else is said."
+    place = dict(output_dir=str(output), base_model_path=DUMMY.tiny_name)
+    return [HERE / "train.py", *FinetuneConfig(**COMMON | place | more).to_flags()]
+
+
+def states(checkpoint: Path) -> dict[str, bytes]:
+    "What two processes keep beside the weights, each its own."
+    files = sorted(f for f in checkpoint.rglob("*") if f.suffix in (".pt", ".pth", ".safetensors"))
+    return {str(f.relative_to(checkpoint)): f.read_bytes() for f in files}
+
+
+def test_two_resumed_processes_are_the_run_to_the_bit(tmp_path):
+    "With DDP: dropout and hidden states, two batches to a step in parts, averages. The first family shows it."
+    more = dict(base_model_path=families()[0].tiny_name, state_dropout_prob=0.5, dropout=0.2, max_steps=3)
+    more |= dict(gradient_accumulation_steps=2, micro_batch_size=1, ema_decay=0.9)
+    once, again = tmp_path / "once", tmp_path / "again"
+    for output in (once, again):
+        done = python(*small_run(output, **more), processes=2)
+        assert done.returncode == 0, done.stderr[-4000:]
+        if output == once: shutil.copytree(once / "checkpoint-1", again / "checkpoint-1")
+    assert losses(again) == {s: v for s, v in losses(once).items() if s > 1} and len(losses(once)) == 3
+    a, b = (states(folder / "checkpoint-3") for folder in (once, again))
+    assert {"optimizer.pt", "rng_state_0.pth", "rng_state_1.pth", "model.safetensors", EMA} <= set(a)
+    assert a == b
+
+
+@pytest.mark.parametrize("number, hear, code", [(signal.SIGTERM, 2, 130), (signal.SIGUSR1, 1, 75)])
+def test_a_signal_stops_shards_with_a_whole_checkpoint(tmp_path, number, hear, code):
+    "The end of a job reaches both processes, a scheduler's wish one of them; the run goes on from there."
+    output = tmp_path / "run"
+    endless = dict(parallel="fsdp2", max_steps=100_000, save_steps=100_000)
+    running = Running(*small_run(output, **endless), processes=2)
+    end = time.monotonic() + 240
+    while not (output / "log.jsonl").exists() and time.monotonic() < end:
+        assert all(job.is_alive() for job in running.jobs), running.said()[1][-2000:]
+        time.sleep(0.1)
+    for job in running.jobs[-hear:]: os.kill(job.pid, number)
+    ended = running.end(120)
+    kept, = checkpoints(output)
+    assert ended.returncode == code and f"{kept} is whole" in ended.stderr, ended.stderr[-2000:]
+    assert len([*(kept / "optimizer").iterdir()]) == 2
+    step = int(kept.name.rpartition("-")[2])
+    done = python(*small_run(output, **endless | dict(max_steps=step + 1)), processes=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{step} of {step + 1} steps are done" in done.stdout
 
 
 @pytest.mark.engine

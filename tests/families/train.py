@@ -1,10 +1,11 @@
-"""Fine-tune in a process of its own, with the dummy known: python train.py [--double] [--traced] ARGUMENTS
+"""Fine-tune in a process of its own, with the dummy known: python train.py [--double] [--traced] [--eager] ARGUMENTS
 
 The arguments are those of scripts/finetune.py.
 
 With --double the model computes in float64: what is left between two ways of summing is then
 far below what a difference in data, noise or schedule makes. With --traced what is compiled is
-traced as ever and then run as it is written: a compiler of C++ takes minutes.
+traced as ever and then run as it is written: a compiler of C++ takes minutes. With --eager it is
+not traced either.
 """
 import sys
 from functools import partial
@@ -27,6 +28,9 @@ if __name__ == "__main__":
     if "--traced" in sys.argv:
         sys.argv.remove("--traced")
         torch.compile = partial(torch.compile, backend="eager")
+    if "--eager" in sys.argv:
+        sys.argv.remove("--eager")
+        torch.compiler.set_stance("force_eager")
     if "--double" in sys.argv:
         sys.argv.remove("--double")
         for family in families(): in_double(family)
