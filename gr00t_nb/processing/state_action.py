@@ -148,8 +148,9 @@ def _action_configs(
     self: StateActionProcessor, embodiment: str
 ) -> dict[str, ActionConfig]:  # by group; absolute where nothing is said
     config = self.config_of(embodiment, "action")
-    absolute = [ActionConfig(ActionRepresentation.ABSOLUTE)] * len(config.modality_keys)
-    return dict(zip(config.modality_keys, config.action_configs or absolute))
+    keys = config.modality_keys
+    given = config.action_configs or [ActionConfig(ActionRepresentation.ABSOLUTE)] * len(keys)
+    return dict(zip(keys, given))
 
 
 @patch

@@ -19,7 +19,7 @@ def shape_of(
     "What a recording depends on, beside the numbers in the tensors."
     leaves, tree = tree_flatten(inputs)
     known = ((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in leaves)
-    return str(tree), *known
+    return tree, *known
 
 # %% ../../nbs/replay/00_recording.ipynb #101832cf
 def capture(run: Callable, inputs: dict, pool, warm: int) -> tuple:  # replay, answer, pool
