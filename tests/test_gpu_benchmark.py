@@ -1,10 +1,10 @@
 """benchmarks/gpu.py goes through all its sections on a machine without a GPU, and keeps what was done."""
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from preloaded import python
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -17,10 +17,8 @@ def gpu():
 
 
 def test_quick_run(tmp_path):
-    command = [sys.executable, "benchmarks/gpu.py", "--quick", "--device", "cpu", "--limit", "900"]
-    done = subprocess.run(
-        [*command, "--json", tmp_path / "gpu.json"], cwd=ROOT, capture_output=True, text=True, timeout=1800
-    )
+    options = "--quick", "--device", "cpu", "--limit", 900, "--json", tmp_path / "gpu.json"
+    done = python("benchmarks/gpu.py", *options, timeout=1800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert list(found) == ["machine", "correctness", "inference", "training"]
