@@ -249,7 +249,7 @@ def _idle_end(kind: str, where: str, rows: int, fps: float, row: int) -> Fault:
         kind,
         found=f"nothing moves for {rows / fps:.1f} s at the {where} ({rows} rows)",
         expected=f"at most {IDLE_SECONDS:g} s",
-        fix="train without these steps (--trim-idle 1), or cut rows and frames: the policy learns to rest",
+        fix="train without them (--trim-idle 1), or cut rows and frames: it learns to rest",
         row=row,
     )
 

@@ -137,7 +137,7 @@ class Plan:
     checkpoint: int  # bytes
     pace: float | None = None  # samples a second over all processes, measured
     advice: str = ""  # what to switch on where it does not fit
-    data: list[str] = field(default_factory=list)  # lines about the entries of a mixture
+    data: list[str] = field(default_factory=list)  # lines about a mixture, and rest left out
     exchange: int = 0  # bytes that processes hold to exchange gradients, and to put shards together
     shards: int = 1  # parts into which the optimizer is divided
     episodes: int = 0  # to train on
@@ -300,7 +300,7 @@ class _Case:
             replace(config, base_model_path=self.name), family, divided(memory, engine, shards),
             self.card, size, batch["input_ids"].shape[1], self.epoch, bf16, world,
             saved + sum(memory.optimizer.values()), self.pace,
-            data=mixture_table(entry_facts(self.prepared)) if config.mixture else [],
+            data=self.said_of_data(),
             exchange=exchanged(model, family, engine, world), shards=shards,
             episodes=sum(len(r.train_episodes) for r in self.prepared.roots),
             features=seen * self.epoch,
@@ -321,6 +321,13 @@ def model(self: _Case, config: FinetuneConfig) -> nn.Module:
     switch_on(model, config, family, prepared.slots)
     if self.trainable: train_only(model, self.trainable)
     return model
+
+
+@patch
+def said_of_data(self: _Case) -> list[str]:  # lines
+    "The entries of a mixture, and what is left out because the robot rests."
+    table = mixture_table(entry_facts(self.prepared)) if self.prepared.config.mixture else []
+    return table + [f"{r.dataset.path} {r.resting}" for r in self.prepared.roots if r.resting]
 
 
 @patch
