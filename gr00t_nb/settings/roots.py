@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Root', 'moving_rows', 'settle_slots', 'require_together', 'robot_statistics', 'check_floor', 'EntryFacts',
-           'mixture_table']
+           'mixture_table', 'data_lines']
 
 # %% ../../nbs/settings/25_roots.ipynb #009ef8b6
 import math
@@ -282,3 +282,12 @@ def mixture_table(
         cells = [x.ljust(w) if i < 2 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths))]
         return "  ".join(cells).rstrip()
     return [line(row) for row in rows]
+
+# %% ../../nbs/settings/25_roots.ipynb #46a56a56
+def data_lines(
+    roots: Sequence[Root],
+    facts: Sequence[EntryFacts] | None = None,  # of a mixture
+) -> list[str]:
+    "The table of a mixture, and of each data set what is left out because the robot rests."
+    rest = [f"{r.dataset.path} {r.resting}" for r in roots if r.resting]
+    return (mixture_table(facts) if facts else []) + rest

@@ -38,7 +38,7 @@ from ..settings.checks import LEVERS, SWITCHES, checkpoint_flags, tune_flags
 from ..settings.config import FinetuneConfig
 from ..settings.mixtures import entries_of
 from ..settings.recipe import ColumnRobot
-from ..settings.roots import mixture_table
+from ..settings.roots import data_lines
 from .prepare import Prepared, entry_facts, prepare_data
 from ..engine.collation import Collator
 from ..engine.first_look import check_front
@@ -300,7 +300,7 @@ class _Case:
             replace(config, base_model_path=self.name), family, divided(memory, engine, shards),
             self.card, size, batch["input_ids"].shape[1], self.epoch, bf16, world,
             saved + sum(memory.optimizer.values()), self.pace,
-            data=self.said_of_data(),
+            data=data_lines(self.prepared.roots, config.mixture and entry_facts(self.prepared)),
             exchange=exchanged(model, family, engine, world), shards=shards,
             episodes=sum(len(r.train_episodes) for r in self.prepared.roots),
             features=seen * self.epoch,
@@ -321,13 +321,6 @@ def model(self: _Case, config: FinetuneConfig) -> nn.Module:
     switch_on(model, config, family, prepared.slots)
     if self.trainable: train_only(model, self.trainable)
     return model
-
-
-@patch
-def said_of_data(self: _Case) -> list[str]:  # lines
-    "The entries of a mixture, and what is left out because the robot rests."
-    table = mixture_table(entry_facts(self.prepared)) if self.prepared.config.mixture else []
-    return table + [f"{r.dataset.path} {r.resting}" for r in self.prepared.roots if r.resting]
 
 
 @patch
