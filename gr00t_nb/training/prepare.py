@@ -324,11 +324,9 @@ def _roots(
     fraction = entry.says("val_fraction", config)
     if fraction: parts = split_together(datasets, fraction, config.seed)
     kept = getattr(processor, "pads_history", False), hasattr(processor, "dataset_class")
-    moving = [moving_rows(entry, ds, robot, config) for ds in datasets]
-    return [
-        Root(number, entry, ds, robot, *p, w, *kept, own)
-        for ds, p, w, own in zip(datasets, parts, told, moving)
-    ]
+    rows = [moving_rows(entry, ds, robot, config) for ds in datasets]
+    each = zip(datasets, parts, told, rows)
+    return [Root(number, entry, ds, robot, *p, w, *kept, r) for ds, p, w, r in each]
 
 # %% ../../nbs/training/10_prepare.ipynb #3dc89982
 def _check_validation(prepared: Prepared):
