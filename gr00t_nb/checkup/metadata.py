@@ -363,9 +363,11 @@ def too_large(
     if any(p.kind not in ("too_many_dimensions", "horizon_too_long") for p in errors): return ""
     asked = "; ".join(f"{p.found}, expected {p.expected}" for p in errors)
     remedy = " and ".join(dict.fromkeys(p.fix for p in errors))
+    wide = any(p.kind == "too_many_dimensions" for p in errors)
+    copy = ", such as a wider copy made by `python -m gr00t_nb.checkpoints.widen`" if wide else ""
     return (
         f"{path} does not fit the base model: {asked}. In the modality configuration {remedy},"
-        " or give another --base-model-path."
+        f" or give another --base-model-path{copy}."
     )
 
 # %% ../../nbs/checkup/10_metadata.ipynb #bd95793f
