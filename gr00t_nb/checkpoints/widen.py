@@ -87,7 +87,7 @@ new places of an action change nothing for them.
 Rows for other robots are new, and mean nothing before they are trained.
 """
 
-
+# %% ../../nbs/checkpoints/60_widen.ipynb #97e15ba0
 def widen(
     config: WidenConfig,
 ) -> Path:  # the folder
