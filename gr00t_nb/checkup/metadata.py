@@ -351,8 +351,8 @@ def _too_much(limit: str, sizes: tuple[int, int], most: int, whose: str) -> Faul
         return Fault("horizon_too_long", *told)
     found = f"{plain} {_NAMED[limit]}"
     if doubled > plain: found += f", {doubled} with sine and cosine"
-    about = limit.removeprefix("max_").removesuffix("_dim")
-    return Fault("too_many_dimensions", found, expected, "choose fewer groups", about=about)
+    fix = "choose fewer groups, or widen the base model (`python -m gr00t_nb.checkpoints.widen`)"
+    return Fault("too_many_dimensions", found, expected, fix, about=limit[4:-4])
 
 
 def too_large(
@@ -363,11 +363,9 @@ def too_large(
     if any(p.kind not in ("too_many_dimensions", "horizon_too_long") for p in errors): return ""
     asked = "; ".join(f"{p.found}, expected {p.expected}" for p in errors)
     remedy = " and ".join(dict.fromkeys(p.fix for p in errors))
-    wide = any(p.kind == "too_many_dimensions" for p in errors)
-    copy = ", such as a wider copy made by `python -m gr00t_nb.checkpoints.widen`" if wide else ""
     return (
         f"{path} does not fit the base model: {asked}. In the modality configuration {remedy},"
-        f" or give another --base-model-path{copy}."
+        " or give another --base-model-path."
     )
 
 # %% ../../nbs/checkup/10_metadata.ipynb #bd95793f
