@@ -250,6 +250,7 @@ class PolicyConfig:
     tokenizer_path: str | None = None  # for checkpoints that hold no tokenizer
     denoising_steps: int | None = None  # Euler steps of an answer; none: the checkpoint's
     accelerate: bool = False  # replay answers: as one graph on a GPU, as a list of kernels on a CPU
+    compile: bool = False  # the same, compiled, which takes half a minute for each shape of question
 
     def load_policy(self,
         model_path: str,  # checkpoint folder
@@ -258,7 +259,8 @@ class PolicyConfig:
         places = dict(device=self.device, tokenizer_path=self.tokenizer_path)
         policy = Gr00tPolicy(self.embodiment_tag, model_path, **places)
         if self.denoising_steps is not None: policy.num_inference_timesteps = self.denoising_steps
-        return policy.accelerate() if self.accelerate else policy
+        if self.accelerate or self.compile: policy.accelerate(self.compile)
+        return policy
 
 # %% ../../nbs/evaluation/10_asking.ipynb #081a2bd8
 @dataclass

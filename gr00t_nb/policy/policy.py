@@ -422,7 +422,7 @@ def denoise(
 @patch
 def accelerate(
     self: Gr00tPolicy,
-    compile: bool = False,  # also compile what is recorded, which takes a minute for each shape
+    compile: bool = False,  # also compile what is recorded: half a minute for each shape
 ) -> Gr00tPolicy:  # the same
     "From now on answers are replayed from recordings, one for each shape of question."
     pads = "padding_matters" not in self.family.capabilities
