@@ -27,7 +27,7 @@ from .trace import Untraceable, renamed, simplified, tensors_in
 
 # %% ../../nbs/replay/60_graphs.ipynb #baca7cb8
 class Recorded:
-    "A function of tensors, traced for the shape of its inputs; what is left of it as one CUDA graph."
+    "A function of tensors, traced for a shape of inputs; what is left of it as one CUDA graph."
 
     def __init__(self,
         run: Callable,  # gives a tensor, or tensors in dicts and lists
@@ -52,13 +52,14 @@ class Recorded:
         self.replay = Replay(player, inputs, pool)
         self.pool = self.replay.pool
 
-    def __call__(self, inputs):  # the answer: always the same tensors, so take a copy of what is kept
+    def __call__(self, inputs):  # the answer: always the same tensors, see `Replay`
         return self.replay(inputs)
 
 # %% ../../nbs/replay/60_graphs.ipynb #dd09164a
 class _Proven:
     "A function of tensors that is played as kernels, if they answer what it answers."
-    ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the answer's size; coarser types 0.05
+    # of the answer's size; of coarser types 0.05
+    ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
 
     def __init__(self, run: Callable[[dict], dict], inputs: dict, make: Callable = Kernels):
         self.run, self.played, self.proven, self.pool = run, None, False, None
@@ -66,8 +67,8 @@ class _Proven:
         except Untraceable as e: warnings.warn(f"An answer of this shape is not accelerated. {e}")
         except InputError: raise
         except (RuntimeError, TypeError, NotImplementedError) as e:
-            said = " ".join(str(e).split())[:200]
-            warnings.warn(f"An answer of this shape is computed as before: {type(e).__name__}: {said}")
+            said = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+            warnings.warn(f"An answer of this shape is computed as before: {said}")
         if self.played is None: return
         self.first, self.pool = self.played.first, getattr(self.played, "pool", None)
 
@@ -101,8 +102,8 @@ class _Weights:
     "Where a model's weights lie, and how often each was written to."
 
     def __init__(self, model: nn.Module):
-        modules = list(model.modules())
-        self.places = [(m._parameters, n) for m in modules for n, p in m._parameters.items() if p is not None]
+        held = [m._parameters for m in model.modules()]
+        self.places = [(h, name) for h in held for name, p in h.items() if p is not None]
 
     def __call__(self) -> tuple:
         now = [parameters[name] for parameters, name in self.places]
@@ -131,7 +132,7 @@ class ActionGraphs:
         self.weights, self.told = self.written(), False
 
     def __call__(self,
-        batch: dict,  # as the processor makes it: best on the CPU, where looking at it costs nothing
+        batch: dict,  # from the processor: best on the CPU, where looking at it costs nothing
         noise: Tensor | None,  # where denoising starts; None: drawn
         **how,  # num_inference_timesteps, keep_path, rtc
     ) -> dict:  # as `get_action` gives it: new tensors
@@ -172,7 +173,7 @@ def _room(self: ActionGraphs) -> bool:
         return True
     if not self.told:
         warnings.warn(
-            f"More than {self.most} shapes of question come by turns (other lengths of prompt, sizes or"
+            f"More than {self.most} shapes of question come by turns (lengths of prompt, sizes or"
             " numbers of images): the further ones are computed as before."
         )
     self.told = True
@@ -183,7 +184,8 @@ def _room(self: ActionGraphs) -> bool:
 def _record(self: ActionGraphs, run: Callable, question: dict) -> _Proven:
     "A recording for a new shape."
     gpu = any(t.is_cuda for t in tensors_in(question))
-    if not gpu and self.compile is None: return _Proven(run, question, partial(Kernels, held=self.held))
+    if not gpu and self.compile is None:
+        return _Proven(run, question, partial(Kernels, held=self.held))
     pool = next((r.pool for r in self.recordings.values() if r.pool is not None), None)
     make = partial(Recorded, held=self.held, pool=pool, compile=self.compile)
     made = _Proven(run, question, make)

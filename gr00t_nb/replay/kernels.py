@@ -101,10 +101,11 @@ class Kernels:
             calls, answer, self.traced = simplified(run, tree_unflatten(self.buffers, tree), held)
             self.memory, self.steps, self.drawn = Memory(), [], any(c.drawn for c in calls)
             self.first = renamed(answer, {id(t): t.clone() for t in tensors_in(answer)})
-            self.kinds = Counter(c.op._schema.name.removeprefix("aten::") for c in calls if not c.is_view)
+            computing = [c.op._schema.name for c in calls if not c.is_view]
+            self.kinds = Counter(name.removeprefix("aten::") for name in computing)
             self._place(calls, answer)
 
-    def __call__(self, inputs):  # the answer: always the same tensors, so take a copy of what is kept
+    def __call__(self, inputs):  # the answer: always the same tensors, see `Replay`
         "The answer for inputs of the same shape."
         with torch.inference_mode():
             for buffer, new in zip(self.buffers, tree_flatten(inputs)[0]):
@@ -117,7 +118,8 @@ def _owners(calls: list[Call]) -> dict[int, int]:
     "Of each tensor's `id` that of the result whose memory it looks at."
     owner = {}
     for call in calls:
-        sources = call.ins if call.is_view or call.op is torch.ops.aten.slice.Tensor else call.written
+        looks = call.is_view or call.op is torch.ops.aten.slice.Tensor
+        sources = call.ins if looks else call.written
         if not sources: continue
         owner |= {id(t): owner.get(id(sources[0]), id(sources[0])) for t in call.outs}
     return owner

@@ -19,7 +19,7 @@ class Slot(int):
 
 
 class Player:
-    "A list of calls as a function of its inputs. It may be recorded: results are dropped after their last reader."
+    "A list of calls as a function of its inputs. Results are dropped after their last reader."
 
     def __init__(self,
         calls: list[Call],  # see `simplified`

@@ -129,7 +129,7 @@ def read(calls: list[Call], answer) -> list[Call]:
 
 # %% ../../nbs/replay/10_trace.ipynb #c012d64c
 def _known(x, moves: set[int]) -> tuple:
-    "Equal for arguments that are the same: a tensor, a number, a number that stays in a tensor of its own."
+    "Equal for arguments that are the same: a tensor, a number, or a number in a tensor that stays."
     if not isinstance(x, Tensor): return type(x), x
     if id(x) in moves or x.numel() != 1 or x.is_meta: return Tensor, id(x)
     return Tensor, x.dtype, x.device, x.shape, str(x.item())
@@ -188,7 +188,7 @@ def _side_by_side(group: list[Call], held: dict[tuple, Tensor]) -> list[Call]:
 @torch.no_grad()
 def joined(
     calls: list[Call],
-    held: dict[tuple, Tensor] | None = None,  # matrices that other lists of the same weights have made
+    held: dict[tuple, Tensor] | None = None,  # matrices that lists of the same weights have made
 ) -> list[Call]:
     "Maps of the same tokens as one; matrices lie as they are read."
     held = {} if held is None else held
