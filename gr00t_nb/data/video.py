@@ -380,7 +380,7 @@ def write_video(
     crf: int = 18,  # quality of x264: 0 is lossless, 18 looks it, 28 is small
     gop: int = 10,  # frames from one key frame to the next
 ):
-    "Writes an H.264 video. The same frames give the same picture, on the same FFmpeg."
+    "Writes an H.264 video. The same frames give the same picture, if rarely other bytes."
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise InputError(
