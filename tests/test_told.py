@@ -1,14 +1,17 @@
 "What users meet at the command line: an error in a callback, episodes that were trained on, words of --help."
 import dataclasses
+import warnings
 from pathlib import Path
 
 import pytest
 from preloaded import python
 from runs import ROBOT, RUN, SAMPLE
 
+from gr00t_nb.checkpoints.base_models import tiny_base
 from gr00t_nb.checkpoints.registry import families
 from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation import open_loop
+from gr00t_nb.policy.graphs import ActionGraphs
 from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.settings.recipe import robot_to_json
 from gr00t_nb.training.finetune import finetune
@@ -46,6 +49,21 @@ def test_episodes_that_were_trained_on_are_told(tmp_path, capsys):
         told[share] = capsys.readouterr().out
     assert "All of the 2 episodes that are asked about were trained on" in told[0.0]
     assert "were trained on" not in told[0.05] and "held-out episodes" in told[0.05]
+
+
+def test_a_command_that_accelerates_tells_the_same(tmp_path, capsys, monkeypatch):
+    "Along a recording, with --accelerate and without; no shape is given up."
+    prepared = prepare_data(dataclasses.replace(RUN, output_dir=str(tmp_path)))
+    folder = tmp_path / "policy"
+    prepared.family.save(folder, prepared.family.load_model(tiny_base()), prepared.processor)
+    words = ["--model-path", str(folder), "--dataset-path", str(SAMPLE), "--traj-ids", "0", "--steps", "64"]
+    told, replayed, answer = {}, [], ActionGraphs.__call__
+    monkeypatch.setattr(ActionGraphs, "__call__", lambda g, *a, **how: replayed.append(g) or answer(g, *a, **how))
+    for more in ([], ["--accelerate"]):
+        with warnings.catch_warnings(action="error"): open_loop.main([*words, "--device", "cpu", *more])
+        told[len(replayed) > 0] = capsys.readouterr().out
+    assert "policy" in told[True] and told[True] == told[False]
+    assert all(r.played for r in replayed[-1].recordings.values())
 
 
 NAMES = [f.tiny_name for f in families()]  # before a test registers one of its own

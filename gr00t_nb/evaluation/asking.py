@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['trained_modality', 'held_out_episodes', 'episodes_to_ask', 'trained_among', 'place_of_pictures', 'evenly',
            'check_episodes', 'check_fit', 'question_config', 'ask', 'action_widths', 'side_by_side', 'short_names',
-           'recorded_chunks', 'AskingConfig']
+           'recorded_chunks', 'PolicyConfig', 'AskingConfig']
 
 # %% ../../nbs/evaluation/10_asking.ipynb #ba16c19a
 from collections.abc import Sequence
@@ -241,32 +241,41 @@ def recorded_chunks(
     chunks = truth[np.minimum(rows, len(truth) - 1)]
     return np.where((rows < len(truth))[..., None], chunks, np.nan).astype(np.float64)
 
+# %% ../../nbs/evaluation/10_asking.ipynb #7d2770d1
+@dataclass(kw_only=True)
+class PolicyConfig:
+    "How a command loads a checkpoint's policy."
+    embodiment_tag: str = "NEW_EMBODIMENT"  # which robot it is, by name
+    device: str | None = None  # torch device; none: a GPU if there is one
+    tokenizer_path: str | None = None  # for checkpoints that hold no tokenizer
+    denoising_steps: int | None = None  # Euler steps of an answer; none: the checkpoint's
+    accelerate: bool = False  # replay answers: as one graph on a GPU, as a list of kernels on a CPU
+
+    def load_policy(self,
+        model_path: str,  # checkpoint folder
+    ) -> Gr00tPolicy:
+        "The policy, as told."
+        places = dict(device=self.device, tokenizer_path=self.tokenizer_path)
+        policy = Gr00tPolicy(self.embodiment_tag, model_path, **places)
+        if self.denoising_steps is not None: policy.num_inference_timesteps = self.denoising_steps
+        return policy.accelerate() if self.accelerate else policy
+
 # %% ../../nbs/evaluation/10_asking.ipynb #081a2bd8
 @dataclass
-class AskingConfig:
+class AskingConfig(PolicyConfig):
     "What a command that asks a checkpoint along recorded episodes is told."
     model_path: str  # checkpoint folder
     dataset_path: str  # folder of the LeRobot data set
     modality_path: str | None = None  # a modality.json; none: what the policy was trained with, else the data set's
-    embodiment_tag: str = "NEW_EMBODIMENT"  # which robot it is, by name
     traj_ids: list[int] | None = None  # episodes, by position; none: those held out of training, else all
     exclude_episodes: list[int] | None = None  # episodes to leave out, by number (episode_index), such as broken ones
     steps: int | None = None  # at most the first so many steps of each episode
     action_horizon: int | None = None  # rows of a chunk that are used before asking again; none: the whole chunk
-    denoising_steps: int | None = None  # Euler steps; none: the checkpoint's
     seed: int = 0  # of the noise
-    device: str | None = None  # torch device; none: a GPU if there is one
-    tokenizer_path: str | None = None  # for checkpoints that hold no tokenizer
 
     def open(self) -> tuple[Gr00tPolicy, LeRobotDataset, list[int]]:  # and the positions of the episodes
         "What is asked along what."
-        policy = Gr00tPolicy(
-            self.embodiment_tag,
-            self.model_path,
-            device=self.device,
-            tokenizer_path=self.tokenizer_path,
-        )
-        if self.denoising_steps: policy.model.config.num_inference_timesteps = self.denoising_steps
+        policy = self.load_policy(self.model_path)
         modality = self.modality_path or trained_modality(self.model_path, self.dataset_path)
         dataset = LeRobotDataset(self.dataset_path, modality, None, self.exclude_episodes)
         asked = self.traj_ids

@@ -14,20 +14,17 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..errors import InputError, command
+from ..evaluation.asking import PolicyConfig
 from ..policy.continuing import check_trained
 from ..policy.policy import Gr00tPolicy, device_of, open_processor
 from .closed_loop import EpisodesConfig, evaluate_closed_loop
 
 # %% ../../nbs/rollout/45_evaluate.ipynb #5ed5c93a
 @dataclass
-class ClosedLoopConfig(EpisodesConfig):
+class ClosedLoopConfig(PolicyConfig, EpisodesConfig):
     "Let a checkpoint act in a simulator, and count."
     model_path: str  # checkpoint folder
-    embodiment_tag: str = "NEW_EMBODIMENT"  # which robot it is, by name
     start_noise: str = "zero"  # where denoising starts: zero, or drawn
-    denoising_steps: int | None = None  # Euler steps; none: the checkpoint's
-    device: str | None = None  # torch device; none: a GPU if there is one
-    tokenizer_path: str | None = None  # for checkpoints that hold no tokenizer
 
     def __post_init__(self):
         super().__post_init__()
@@ -44,10 +41,7 @@ class ClosedLoopConfig(EpisodesConfig):
 @patch
 def policy(self: ClosedLoopConfig) -> Gr00tPolicy:
     "The checkpoint's."
-    places = dict(device=self.device, tokenizer_path=self.tokenizer_path)
-    policy = Gr00tPolicy(self.embodiment_tag, self.model_path, **places)
-    if self.denoising_steps is not None: policy.num_inference_timesteps = self.denoising_steps
-    return policy
+    return self.load_policy(self.model_path)
 
 
 @patch

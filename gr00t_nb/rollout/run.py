@@ -7,11 +7,12 @@ __all__ = ['ROBOTS', 'RunConfig', 'main']
 
 # %% ../../nbs/rollout/60_run.ipynb #c002651f
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from fastcore.basics import patch
 
 from ..errors import InputError, command
+from ..evaluation.asking import PolicyConfig
 from ..policy.policy import Gr00tPolicy
 from .closed_loop import SIMULATORS, simulator_of
 from .remote import BODIES, Body, RemoteConfig, run_session
@@ -19,11 +20,9 @@ from ..serving.client import PolicyClient
 
 # %% ../../nbs/rollout/60_run.ipynb #c0058230
 @dataclass
-class RunConfig(RemoteConfig):
+class RunConfig(PolicyConfig, RemoteConfig):
     "What a run is told: of its policy, its robot, its tasks and its pace."
     model_path: str | None = None  # checkpoint, in place of a server
-    embodiment_tag: str = "NEW_EMBODIMENT"
-    device: str | None = None  # None: a GPU if there is one
     seed: int = 0  # of the scene, in a simulator
 
 
@@ -41,14 +40,14 @@ def _without_effect(self: RunConfig) -> Iterator[tuple[str, str]]:
     yield from RemoteConfig._without_effect(self)
     if self.robot not in SIMULATORS: yield "seed", "is for a simulator"
     if self.model_path is None:
-        for name in ("embodiment_tag", "device"): yield name, "is for a --model-path"
+        for told in fields(PolicyConfig): yield told.name, "is for a --model-path"
 
 
 @patch
 def policy(self: RunConfig) -> Gr00tPolicy | PolicyClient:
     "The checkpoint's policy, or the server's."
     if self.model_path and self.server: raise InputError("Both --model-path and --server are given: choose one.")
-    if self.model_path: return Gr00tPolicy(self.embodiment_tag, self.model_path, device=self.device)
+    if self.model_path: return self.load_policy(self.model_path)
     if not self.server: raise InputError("There is no policy: give --model-path CHECKPOINT or --server host:port.")
     return RemoteConfig.policy(self)
 

@@ -22,8 +22,9 @@ from zmq.utils.monitor import recv_monitor_message
 from ..data.lerobot import LeRobotDataset
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
 from ..errors import InputError, command
+from ..evaluation.asking import PolicyConfig
 from ..policy.episode_policy import EpisodePolicy
-from ..policy.policy import Gr00tPolicy, Gr00tSimPolicyWrapper
+from ..policy.policy import Gr00tSimPolicyWrapper
 from .bounds import BOUNDS, Bounds
 from .client import bare_host
 from .endpoints import Endpoints, error_reply, read_head
@@ -283,17 +284,12 @@ def stop(self: PolicyServer,
 
 # %% ../../nbs/serving/40_server.ipynb #c03649bd
 @dataclass
-class ServerConfig:
+class ServerConfig(PolicyConfig):
     "Serve a policy to robots and simulators over the network (ZeroMQ)."
     model_path: str | None = None  # checkpoint folder; none: dataset_path's recorded actions are served
-    embodiment_tag: str = "NEW_EMBODIMENT"  # which robot it is, by name
     host: str = "127.0.0.1"  # where to listen; beyond this machine only with a token
     port: int = 5555
     token: str | None = None  # what clients have to know; none: the environment's GR00T_NB_TOKEN
-    device: str | None = None  # torch device; none: a GPU if there is one
-    tokenizer_path: str | None = None  # for checkpoints that hold no tokenizer
-    denoising_steps: int | None = None  # Euler steps of an answer; none: the checkpoint's
-    accelerate: bool = False  # replay answers from recordings, on a GPU
     use_sim_policy_wrapper: bool = False  # flat keys, as simulators have them
     late_after: float = 15.0  # seconds after which a question that still waits is dropped
     fluxvla_views: dict[str, str] = field(default_factory=dict)  # view, FluxVLA's camera, ...
@@ -305,10 +301,7 @@ class ServerConfig:
     def policy(self):
         "What is served."
         if self.model_path is None: return self._recorded()
-        how = dict(device=self.device, tokenizer_path=self.tokenizer_path)
-        policy = Gr00tPolicy(self.embodiment_tag, self.model_path, **how)
-        if self.denoising_steps is not None: policy.num_inference_timesteps = self.denoising_steps
-        if self.accelerate: policy.accelerate()
+        policy = self.load_policy(self.model_path)
         return Gr00tSimPolicyWrapper(policy) if self.use_sim_policy_wrapper else policy
 
 # %% ../../nbs/serving/40_server.ipynb #c0372894

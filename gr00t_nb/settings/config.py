@@ -65,7 +65,7 @@ class SampleOptions:
     color_jitter_params: dict[str, float] | None = None  # e.g. brightness 0.3 hue 0.08; none: as the checkpoint says
     extra_augmentation_config: str | None = None  # JSON, what masks repaint; none: as the checkpoint says; {}: nothing
     augment: bool = True  # --no-augment: training sees images as an answer does, cropped in the middle, not changed
-    fast_resize: bool = False  # scale training images with torch's bicubic filter, not Pillow's: three times faster
+    fast_resize: bool = False  # scale images with torch's filter, not Pillow's: quicker where they are no squares
     frame_cache: bool = False  # keep decoded and scaled frames on disk: the second epoch decodes no video
     cache_features: bool = False  # keep what the frozen network sees on disk: epochs cost what trains; --no-augment
     dataloader_num_workers: int | None = None  # loader processes of each process, same batches with any; none: 2
