@@ -27,6 +27,7 @@ from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation import diagnostics, open_loop
 from gr00t_nb.processing.statistics import dataset_statistics, relative_statistics
 from gr00t_nb.checkpoints import export
+from gr00t_nb.checkpoints.widen import WidenConfig
 from gr00t_nb.rollout.closed_loop import ServedConfig
 from gr00t_nb.rollout.evaluate import ClosedLoopConfig
 from gr00t_nb.rollout.run import RunConfig
@@ -64,7 +65,7 @@ FOREIGN |= {"init-task"}  # what FluxVLA calls --task of a conversion
 def flags() -> set[str]:
     configs = (FinetuneConfig, CheckupConfig, ProposalOptions)
     configs += open_loop.OpenLoopConfig, diagnostics.DiagnosticsConfig
-    configs += ServerConfig, ClosedLoopConfig, ServedConfig, RunConfig
+    configs += ServerConfig, ClosedLoopConfig, ServedConfig, RunConfig, WidenConfig
     names = {f.name for c in configs for f in fields(c)} | {"help", *OFFICIAL_FLAGS, *PLANNING}
     exports = export.export_full, export.export_changed, export.apply_changed, export.push_to_hub
     for f in (aloha.from_hdf5, lerobot_v2.to_v2, lerobot_v3.to_v3, *exports):

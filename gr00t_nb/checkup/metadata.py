@@ -351,8 +351,8 @@ def _too_much(limit: str, sizes: tuple[int, int], most: int, whose: str) -> Faul
         return Fault("horizon_too_long", *told)
     found = f"{plain} {_NAMED[limit]}"
     if doubled > plain: found += f", {doubled} with sine and cosine"
-    about = limit.removeprefix("max_").removesuffix("_dim")
-    return Fault("too_many_dimensions", found, expected, "choose fewer groups", about=about)
+    fix = "choose fewer groups, or widen the base model (`python -m gr00t_nb.checkpoints.widen`)"
+    return Fault("too_many_dimensions", found, expected, fix, about=limit[4:-4])
 
 
 def too_large(

@@ -134,6 +134,8 @@ def _good_rows(source: DataSource, by_place: bool) -> np.ndarray:  # int64 (n, 2
     found = [np.zeros((0, 2), np.int64)]
     for e in episodes:
         steps = np.flatnonzero(askable(row_kinds(row_texts(ds, e, by_place))))
+        kept = (source.kept or {}).get(e, range(ds.length(e)))
+        steps = steps[(kept.start <= steps) & (steps < kept.stop)]
         found.append(np.stack([np.full(len(steps), e), steps], 1))
     if sum(map(len, found)): return np.concatenate(found)
     raise InputError(

@@ -201,10 +201,11 @@ def images(self: Gr00tProcessor,
 def _check_fit(self: Gr00tProcessor, embodiment: str, what: str, size: int, setting: str):
     if size > self.settings[setting]:
         unit = "steps" if "horizon" in setting else "numbers"
+        wider = "" if unit == "steps" else ", as `python -m gr00t_nb.checkpoints.widen` makes it"
         raise InputError(
             f"The {what} of '{embodiment}' has {size} {unit} and the model takes at most"
             f" {self.settings[setting]} ({setting}): configure fewer, or train a model with"
-            f" {setting}={size} or more."
+            f" {setting}={size} or more{wider}."
         )
 
 

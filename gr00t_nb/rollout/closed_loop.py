@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIMULATORS', 'SHEET', 'wilson_interval', 'simulator_of', 'RolloutScore', 'ScriptedPolicy', 'score_script',
            'EpisodesConfig', 'closed_loop_episode', 'film_strip', 'ServedConfig', 'ClosedLoopResult',
-           'evaluate_closed_loop', 'main']
+           'evaluate_closed_loop', 'play_and_tell', 'main']
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0021685
 import os
@@ -30,7 +30,7 @@ from ..plots.actions import contact_sheet
 from ..plots.style import save_figure
 from ..policy.chunks import Chunking
 from ..policy.continuing import check_continuation
-from ..robots.fitting import fit_policy
+from ..robots.fitting import fit_policy, pairs_of
 from ..robots.robot import Pictures
 from ..robots.watch import WatchSettings
 from .loop import RolloutResult, run_episode
@@ -160,6 +160,7 @@ class EpisodesConfig:
     videos: int = 3  # of so many successes and failures each
     baselines: bool = True  # also the expert, where there is one, and holding still
     record: str | None = None  # new folder for a data set of what happened
+    views: list[str] = field(default_factory=list)  # policy's camera=simulator's, where the names differ
 
     def __post_init__(self):
         for name in ("episodes", "max_steps", "processes"):
@@ -170,6 +171,7 @@ class EpisodesConfig:
         if self.record and self.processes > 1:
             said = f"A recording is written by one process, but processes is {self.processes}"
             raise InputError(f"{said}: leave one of them out.")
+        pairs_of(self.views, "views")
         self._check_rhythm()
         simulator_of(self.simulator)
 
@@ -350,7 +352,7 @@ def _begin(config: EpisodesConfig):
             os._exit(1)
         threading.Thread(target=follow, daemon=True).start()
     robot = simulator_of(config.simulator)()
-    policy = fit_policy(config.policy(), robot)
+    policy = fit_policy(config.policy(), robot, pairs_of(config.views, "views"))
     rows = len(policy.get_modality_config()["action"].delta_indices)
     told = config.record, robot, rows, getattr(robot, "names", None)
     _here = policy, robot, EpisodeRecorder(*told) if config.record else None, Counter()
@@ -411,6 +413,7 @@ def evaluate_closed_loop(
     simulator, scores, count = simulator_of(config.simulator), [], Counter()
     sheets = dict(success={}, failure={})
     bar = dict(total=config.episodes, desc="episodes", disable=not progress)
+    bar |= dict(delay=1e-3)  # it shows with the first episode, and not before a refusal
     for score, few, frames in tqdm(_played(config), **bar):
         scores.append(score)
         kind = "success" if score.success else "failure"
@@ -433,14 +436,18 @@ def evaluate_closed_loop(
         save_figure(contact_sheet(sheet, title=titles[kind]), config.folder / f"{kind}.png")
     return result
 
+# %% ../../nbs/rollout/40_closed_loop.ipynb #39d68db0
+def play_and_tell(config: EpisodesConfig):
+    "What a command does: plays all episodes, and prints how they ended."
+    result = evaluate_closed_loop(config)
+    print(f"{config.title}, in {config.folder}\n\n{result}")
+
 
 @command
 def main(args: list[str] | None = None):
     "Command line of this module."
     import tyro
-    config = tyro.cli(ServedConfig, args=args)
-    result = evaluate_closed_loop(config)
-    print(f"{config.title}, in {config.folder}\n\n{result}")
+    play_and_tell(tyro.cli(ServedConfig, args=args))
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0284090
 #| eval: false

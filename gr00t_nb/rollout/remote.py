@@ -20,7 +20,7 @@ from ..errors import InputError, command, did_you_mean, failed_within, sentence_
 from ..plots.style import save_figure
 from ..policy.chunks import Chunking
 from ..robots.cameras import UsbCamera
-from ..robots.fitting import Snap, fit_policy
+from ..robots.fitting import Snap, fit_policy, pairs_of
 from ..robots.lerobot import so_follower
 from ..robots.limits import propose_limits
 from ..robots.robot import MotionLimits, Robot
@@ -73,20 +73,12 @@ class RemoteConfig:
     calibration: str | None = None  # so100 and so101: lerobot's id of the arm
 
 # %% ../../nbs/rollout/58_remote.ipynb #c0063d82
-def _pairs(words: list[str], what: str) -> dict[str, str]:
-    "What stands before and behind each equals sign."
-    for w in words:
-        if w.count("=") != 1 or not all(w.split("=")):
-            raise InputError(f"'{w}' is no pair: {what} are written as name=value.")
-    return dict(w.split("=") for w in words)
-
-
 def _pieces(words: list[str], what: str) -> dict[str, list[str]]:
-    return {group: pieces.split(",") for group, pieces in _pairs(words, what).items()}
+    return {group: pieces.split(",") for group, pieces in pairs_of(words, what).items()}
 
 
 def _sources(words: list[str]) -> dict[str, int | str]:
-    return {v: int(s) if s.isdigit() else s for v, s in _pairs(words, "cameras").items()}
+    return {v: int(s) if s.isdigit() else s for v, s in pairs_of(words, "cameras").items()}
 
 # %% ../../nbs/rollout/58_remote.ipynb #c0098269
 @dataclass
@@ -228,7 +220,7 @@ def check(self: RemoteConfig):
     WatchSettings(max_age=self.max_age, answer_within=self.answer_within)
     check_asking(seconds, self.jpeg)
     Chunking(self.execution_length, self.asynchronous, self.ensemble, self.continuation)
-    _pairs(self.views, "views")
+    pairs_of(self.views, "views")
     if self.limits: _limits_of(self.limits)
     self._check_used()
     for folder in (self.record, self.plots_folder):
@@ -256,7 +248,7 @@ def session(self: RemoteConfig, policy, body: Body) -> Session:
         limits = propose_limits(dataset)
         print(f"Limits proposed from {self.dataset_path}: {json.dumps(limits.to_json())}")
     if pose is None and dataset is not None: pose = first_pose(dataset, robot.action)
-    named = dict(views=_pairs(self.views, "views"), snaps=body.snaps)
+    named = dict(views=pairs_of(self.views, "views"), snaps=body.snaps)
     groups = {k: _pieces(getattr(self, k), "groups") for k in ("state", "action")}
     fitted = fit_policy(policy, robot, **named, **groups)
     chunks = Chunking(self.execution_length, self.asynchronous, self.ensemble, self.continuation)

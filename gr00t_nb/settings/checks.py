@@ -160,6 +160,8 @@ def _check_numbers(config: FinetuneConfig):
     expect(clip is None or 0 < clip < math.inf, "max_grad_norm", "a positive number such as 1.0")
     good = betas is None or len(betas) == 2 and all(0 <= b < 1 for b in betas)
     expect(good, "adam_betas", "two numbers from 0 and below 1, such as 0.9 0.999")
+    rest = config.trim_idle
+    expect(rest is None or 0 < rest < math.inf, "trim_idle", "seconds above 0, such as 1")
     floor = config.range_floor
     expect(floor is None or 0 < floor < math.inf, "range_floor", "a positive width such as 0.01")
     expect(0 <= config.seed < 2**32, "seed", "a whole number from 0 to 4294967295")
@@ -350,6 +352,22 @@ def _check_features(config: FinetuneConfig):
     if config.sampling == "official":
         raise InputError(f"{keeps} NVIDIA's order reads images: leave out one of them.")
 
+# %% ../../nbs/settings/40_checks.ipynb #56de36f4
+def _check_official(config: FinetuneConfig, entries: list[MixtureEntry]):
+    if config.sampling not in get_args(SampleOptions.__annotations__["sampling"]):
+        raise InputError(f"sampling is {config.sampling!r}: expected 'uniform' or 'official'.")
+    if config.sampling != "official": return
+    if config.skip_broken:
+        raise InputError(
+            "skip_broken goes with --sampling uniform, where a broken step's place is known;"
+            " NVIDIA's order has none: leave one of the two out."
+        )
+    if any(e.says("trim_idle", config) for e in entries):
+        raise InputError(
+            "trim_idle goes with --sampling uniform, where each step is asked for by itself;"
+            " NVIDIA's order deals out whole episodes: leave one of the two out."
+        )
+
 # %% ../../nbs/settings/40_checks.ipynb #d65f0ecf
 def check_config(
     config: FinetuneConfig,  # what the user asked for
@@ -366,17 +384,12 @@ def check_config(
     whole = {name: getattr(config, name) for name in WHOLE}
     check_parallel(config.parallel, world_size, config.shard_group, **whole)
     _check_schedule(config)
-    if config.sampling not in get_args(SampleOptions.__annotations__["sampling"]):
-        raise InputError(f"sampling is {config.sampling!r}: expected 'uniform' or 'official'.")
     _check_lora(config)
     _check_quality(config)
     _check_features(config)
-    if config.skip_broken and config.sampling == "official":
-        raise InputError(
-            "skip_broken goes with --sampling uniform, where a broken step's place is known;"
-            " NVIDIA's order has none: leave one of the two out."
-        )
-    return _check_data(config)
+    entries = _check_data(config)
+    _check_official(config, entries)
+    return entries
 
 # %% ../../nbs/settings/40_checks.ipynb #7e975674
 _FILLS_A_GAP = ("gr1", "robocasa_panda_omron")

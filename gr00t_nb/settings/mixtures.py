@@ -40,6 +40,7 @@ class MixtureEntry:
     recipe: str | dict | None = None  # a recipe's name, or its robot: what the columns are, and how they are read
     embodiment_id: int | None = None  # its slot in each robot's own layers; none: the tag's
     exclude_episodes: list[int] | None = None  # by number, of an entry's only data set
+    trim_idle: float | None = None  # seconds of rest at episodes' ends that stay; none: the run's
     val_fraction: float | None = None  # share of the episodes that is held out; none: the run's
     shipped_statistics: bool | None = None  # normalize by meta/stats.json; none: the run's
     override_statistics: bool | None = None  # instead of the checkpoint's; none: the run's
@@ -152,6 +153,7 @@ _ENTRY_KINDS = dict(
     recipe=(lambda x: _is_text(x) or isinstance(x, dict), "the name of a recipe, or a robot"),
     embodiment_id=(is_count, "a whole number from 0"),
     exclude_episodes=(_are(is_count), "a list of numbers of episodes, such as [3, 17]"),
+    trim_idle=(lambda x: is_number(x) and 0 < x < math.inf, "seconds above 0, such as 1"),
     val_fraction=(lambda x: is_number(x) and 0 <= x <= 0.9, "a share from 0 to 0.9"),
     shipped_statistics=_TRUTH,
     override_statistics=_TRUTH,

@@ -162,9 +162,15 @@ def _episodes_seen(root: Root) -> dict:
         train_episodes=[ds.positions[i] for i in root.train_episodes],
         val_episodes=[ds.positions[i] for i in root.val_episodes],
         lengths=[ds.episodes[e].length for e in root.train_episodes],
-    )
+    ) | _kept_rows(root)
 
 
+def _kept_rows(root: Root) -> dict:
+    "The rows that are trained on, [position, first, behind the last], of episodes that rest."
+    kept = [[root.dataset.positions[e], r.start, r.stop] for e, r in sorted(root.kept.items())]
+    return dict(kept_rows=kept) if kept else {}
+
+# %% ../../nbs/training/20_experiment.ipynb #03b5ed8d
 def data_seen(prepared: Prepared) -> dict:
     "What decides the samples: of one data set as it is, of several, or a mixture, the entries."
     if len(prepared.roots) > 1 or prepared.config.mixture:
@@ -194,7 +200,8 @@ def _entry_seen(own: list[Root], prepared: Prepared) -> dict:
 
 
 _GIVEN = (
-    "shipped_statistics", "override_statistics", "exclude_episodes", "modality_path", "recipe"
+    "shipped_statistics", "override_statistics", "exclude_episodes", "modality_path", "recipe",
+    "trim_idle",
 )
 
 

@@ -44,6 +44,7 @@ _LONG = dict(
     train_episodes="the training episodes differ",
     lengths="their lengths differ",
     modality_config="the modality configuration differs",
+    kept_rows="the rows at rest that trim_idle leaves out differ",
     recipe_robot="what the recipe says of the robot differs",
 )  # what is not written out
 
@@ -53,13 +54,15 @@ def _comparable(record: dict) -> dict:
     flat = record["config"] | {k: v for k, v in record.items() if k != "config"}
     left_out = sorted({*(flat.get("exclude_episodes") or ())})  # in any order, each once
     factor = flat.get("lr_decay_factor") or 0.1  # as earlier records have it for any schedule
-    return flat | dict(exclude_episodes=left_out, lr_decay_factor=factor)
+    rest = {k: flat.get(k) for k in ("trim_idle", "kept_rows")}  # which earlier records lack
+    return flat | dict(exclude_episodes=left_out, lr_decay_factor=factor) | rest
 
 
 def _differences(then: dict, now: dict) -> list[str]:  # a piece of a sentence for each
     "In what a run differs from the one that it would go on with."
     then, now = _comparable(then), _comparable(now)
     differ = [k for k in now if k not in _MAY_CHANGE and k in then and then[k] != now[k]]
+    if "trim_idle" in differ: differ = [k for k in differ if k != "kept_rows"]  # follow from it
     return [_LONG.get(k) or f"{k} was {then[k]}, now {now[k]}" for k in differ]
 
 # %% ../../nbs/training/22_going_on.ipynb #7be19a3d
@@ -82,7 +85,9 @@ def _other_modality(newest: Path, prepared: Prepared) -> list[str]:  # pieces of
     return []
 
 # %% ../../nbs/training/22_going_on.ipynb #32269595
-_OF_DATA = dict(train_episodes="training episodes", lengths="lengths of episodes")
+_OF_DATA = dict(
+    train_episodes="training episodes", lengths="lengths of episodes", kept_rows="rows at rest"
+)
 
 
 def _other_mixture(
@@ -95,13 +100,13 @@ def _other_mixture(
     for a, b in zip(then, now):
         for k in ("ratio", "embodiment", "embodiment_id"):
             if a[k] != b[k]: what.append(f"{k} of '{a['name']}' was {a[k]}, now {b[k]}")
-        for k in ("shipped_statistics", "override_statistics"):
-            x, y = a["given"][k], b["given"][k]
+        for k in ("shipped_statistics", "override_statistics", "trim_idle"):
+            x, y = a["given"].get(k), b["given"].get(k)
             if x != y: what.append(f"{k} of '{a['name']}' was {x}, now {y}")
         if a["modality_config"] != b["modality_config"]:
             what.append(f"the modality configuration of '{a['name']}' differs")
         for k, called in _OF_DATA.items():
-            if [d[k] for d in a["data_sets"]] != [d[k] for d in b["data_sets"]]:
+            if [d.get(k) for d in a["data_sets"]] != [d.get(k) for d in b["data_sets"]]:
                 what.append(f"the {called} of '{a['name']}' differ")
                 break
     return what

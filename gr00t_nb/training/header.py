@@ -66,8 +66,8 @@ def _data(prepared: Prepared) -> list[tuple[str, str]]:
     "A line for each data set; of several robots the table of entries, too."
     def said(r):
         held = f" ({len(r.val_episodes)} held out)" if r.val_episodes else ""
-        many = len(r.train_episodes)
-        return f"{many} episode{'s' * (many != 1)} of {r.dataset.path}{held}"
+        many, rest = len(r.train_episodes), f", {r.resting}" if r.resting else ""
+        return f"{many} episode{'s' * (many != 1)} of {r.dataset.path}{held}{rest}"
 
     table = mixture_table(entry_facts(prepared)) if prepared.config.mixture else []
     lines = [said(r) for r in prepared.roots] + table

@@ -78,6 +78,7 @@ def _table(root: Root, path: str) -> str:
         "trained on": f"episodes {numbers(root.train_episodes)}",
         "held out": numbers(root.val_episodes),
         "left out": ranges(sorted({*(root.entry.exclude_episodes or ())})) or "none",
+        **({"at rest": root.resting} if root.resting else {}),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
 

@@ -38,7 +38,7 @@ from ..settings.checks import LEVERS, SWITCHES, checkpoint_flags, tune_flags
 from ..settings.config import FinetuneConfig
 from ..settings.mixtures import entries_of
 from ..settings.recipe import ColumnRobot
-from ..settings.roots import mixture_table
+from ..settings.roots import data_lines
 from .prepare import Prepared, entry_facts, prepare_data
 from ..engine.collation import Collator
 from ..engine.first_look import check_front
@@ -137,7 +137,7 @@ class Plan:
     checkpoint: int  # bytes
     pace: float | None = None  # samples a second over all processes, measured
     advice: str = ""  # what to switch on where it does not fit
-    data: list[str] = field(default_factory=list)  # lines about the entries of a mixture
+    data: list[str] = field(default_factory=list)  # lines about a mixture, and rest left out
     exchange: int = 0  # bytes that processes hold to exchange gradients, and to put shards together
     shards: int = 1  # parts into which the optimizer is divided
     episodes: int = 0  # to train on
@@ -300,7 +300,7 @@ class _Case:
             replace(config, base_model_path=self.name), family, divided(memory, engine, shards),
             self.card, size, batch["input_ids"].shape[1], self.epoch, bf16, world,
             saved + sum(memory.optimizer.values()), self.pace,
-            data=mixture_table(entry_facts(self.prepared)) if config.mixture else [],
+            data=data_lines(self.prepared.roots, config.mixture and entry_facts(self.prepared)),
             exchange=exchanged(model, family, engine, world), shards=shards,
             episodes=sum(len(r.train_episodes) for r in self.prepared.roots),
             features=seen * self.epoch,

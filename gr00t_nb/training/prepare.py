@@ -45,7 +45,7 @@ from ..settings.config import FinetuneConfig
 from ..settings.mixtures import MixtureEntry
 from ..settings.recipe import ColumnRobot
 from ..settings.roots import EntryFacts, Root, check_floor, require_together
-from ..settings.roots import robot_statistics, settle_slots
+from ..settings.roots import moving_rows, robot_statistics, settle_slots
 from ..embodiments import MODALITY_CONFIGS, embodiment_value
 from ..tag_tables import Robots
 
@@ -324,9 +324,9 @@ def _roots(
     fraction = entry.says("val_fraction", config)
     if fraction: parts = split_together(datasets, fraction, config.seed)
     kept = getattr(processor, "pads_history", False), hasattr(processor, "dataset_class")
-    return [
-        Root(number, entry, ds, robot, *p, w, *kept) for ds, p, w in zip(datasets, parts, told)
-    ]
+    rows = [moving_rows(entry, ds, robot, config) for ds in datasets]
+    each = zip(datasets, parts, told, rows)
+    return [Root(number, entry, ds, robot, *p, w, *kept, r) for ds, p, w, r in each]
 
 # %% ../../nbs/training/10_prepare.ipynb #3dc89982
 def _check_validation(prepared: Prepared):
