@@ -17,7 +17,7 @@ from ..errors import InputError, command
 from ..evaluation.asking import PolicyConfig
 from ..policy.continuing import check_trained
 from ..policy.policy import Gr00tPolicy, device_of, open_processor
-from .closed_loop import EpisodesConfig, evaluate_closed_loop
+from .closed_loop import EpisodesConfig, play_and_tell
 
 # %% ../../nbs/rollout/45_evaluate.ipynb #5ed5c93a
 @dataclass
@@ -69,9 +69,7 @@ def check(self: ClosedLoopConfig):
 def main(args: list[str] | None = None):
     "Command line of this module."
     import tyro
-    config = tyro.cli(ClosedLoopConfig, args=args)
-    result = evaluate_closed_loop(config)
-    print(f"{config.title}, in {config.folder}\n\n{result}")
+    play_and_tell(tyro.cli(ClosedLoopConfig, args=args))
 
 # %% ../../nbs/rollout/45_evaluate.ipynb #c708e99f
 #| eval: false

@@ -46,6 +46,7 @@ class DataOptions:
     tokenizer_path: str | None = None  # folder or hub id of the tokenizer, where the checkpoint brings none
     check_data: bool = True  # run the check-up first (once for each state of the files); refuse a data set with errors
     exclude_episodes: list[int] | None = None  # episodes to leave out, by number (episode_index), such as 3 17
+    trim_idle: float | None = None  # train on at most so many seconds of rest at episodes' ends; none: all
     skip_broken: bool = False  # replace a step that cannot be read by another one, and count it, instead of stopping
     val_fraction: float = 0.0  # share of the episodes, drawn by seed, that is held out; the checkpoint records which
     shipped_statistics: bool = True  # normalize by meta/stats.json where there is one, as officially
