@@ -1,0 +1,116 @@
+"An evaluation that is cut short, or cannot write: what was played is told, and nothing is left running."
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_closed_loop_views import Held
+
+from gr00t_nb.errors import Stopped
+from gr00t_nb.rollout import closed_loop
+from gr00t_nb.rollout.closed_loop import evaluate_closed_loop
+from gr00t_nb.serving.server import PolicyServer
+
+pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(kw_only=True)
+class Interrupted(Held):
+    "Ctrl-C comes with the first question of an episode."
+    at: int | None = None
+
+    def options(self, policy, episode):
+        def asked(tick):
+            if episode == self.at: signal.raise_signal(signal.SIGINT)
+            return {}
+        return asked
+
+
+def interrupted(tmp_path, **more) -> tuple[list, str, dict]:
+    "What was said of the result, why it ended, and what lies in the folder."
+    said = []
+    told = dict(output_dir=str(tmp_path), max_steps=3, videos=0, views=["overhead=front"])
+    with pytest.raises(Stopped) as stopped:
+        evaluate_closed_loop(Interrupted(**told | more), progress=False, say=lambda r: said.append(len(r.policy)))
+    return said, str(stopped.value), json.loads((tmp_path / "closed_loop.json").read_text())
+
+
+def test_ctrl_c_ends_the_evaluation_and_not_an_episode(tmp_path):
+    said, why, written = interrupted(tmp_path, episodes=5, at=2, baselines=False)
+    assert said == [2] and why.startswith("Stopped after 2 of 5 episodes of cube_to_bowl")
+    assert [s["reason"] for s in written["episodes"]["policy"]] == ["step limit"] * 2
+    assert (tmp_path / "failure.png").exists()
+
+
+def test_ctrl_c_in_the_first_episode_leaves_nothing(tmp_path):
+    config = Interrupted(episodes=2, at=0, output_dir=str(tmp_path), max_steps=3, views=["overhead=front"])
+    with pytest.raises(KeyboardInterrupt) as ended: evaluate_closed_loop(config, progress=False)
+    assert not isinstance(ended.value, Stopped) and not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_in_a_yardstick_keeps_the_policys_episodes(tmp_path, monkeypatch):
+    class Moving(closed_loop.ScriptedPolicy):
+        def get_action(self, *question):
+            signal.raise_signal(signal.SIGINT)
+            return super().get_action(*question)
+    monkeypatch.setattr(closed_loop, "ScriptedPolicy", Moving)
+    said, why, written = interrupted(tmp_path, episodes=2)
+    assert said == [2] and "Stopped after 2 episodes" in why
+    assert list(written["episodes"]) == ["policy"]
+
+
+def wait_until(condition, seconds: float = 240):
+    "With a generous deadline."
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+class Sleeps:
+    "Holds the arm still, and falls asleep over the sixth question."
+
+    def __init__(self): self.asked, self.awake = 0, threading.Event()
+
+    def get_modality_config(self): return Held.policy(None).get_modality_config()
+
+    def get_action(self, observation, options=None):
+        self.asked += 1
+        if self.asked > 5: self.awake.wait(600)
+        return {g: np.repeat(x, 16, axis=1) for g, x in observation["state"].items()}, {}
+
+    def reset(self, options=None): return {}
+
+
+def test_ctrl_c_in_a_terminal_ends_all_processes(tmp_path):
+    "It goes to each of them; those that wait for an answer are not waited for, and say nothing."
+    policy, err = Sleeps(), tmp_path / "err"
+    command = [sys.executable, "-m", "gr00t_nb.rollout.closed_loop", "--views", "overhead=front", "--processes", "2"]
+    command += "--episodes 8 --max-steps 3 --videos 0 --no-baselines --answer-within 600".split()
+    command += ["--output-dir", tmp_path / "result"]
+    with PolicyServer(policy, port=0) as server, open(err, "w") as words:
+        command += ["--server", f"127.0.0.1:{server.port}"]
+        env = os.environ | dict(PYTHONPATH=str(ROOT), MPLBACKEND="agg")
+        job = subprocess.Popen(command, stdout=-1, stderr=words, text=True, env=env, start_new_session=True)
+        try:
+            wait_until(lambda: policy.asked > 5 and re.search(r"[1-5]/8", err.read_text()) or job.poll() is not None)
+            os.killpg(job.pid, signal.SIGINT)
+            out, _ = job.communicate(timeout=240)
+        finally:
+            policy.awake.set()
+            job.kill()
+    said = err.read_text()
+    assert job.returncode == 130 and "Traceback" not in said, said
+    number = int(re.search(r"Stopped after (\d) of 8 episodes", said)[1])
+    assert f"{number} of 8 episodes of cube_to_bowl" in out and f"0/{number} (" in out
+    assert len(json.loads((tmp_path / "result/closed_loop.json").read_text())["episodes"]["policy"]) == number
