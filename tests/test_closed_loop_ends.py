@@ -10,12 +10,15 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_closed_loop_views import Held
 
-from gr00t_nb.errors import Stopped
+from gr00t_nb.errors import InputError, Stopped
+from gr00t_nb.evaluation import diagnostics, open_loop
+from gr00t_nb.evaluation.asking import AskingConfig
 from gr00t_nb.rollout import closed_loop
 from gr00t_nb.rollout.closed_loop import evaluate_closed_loop
 from gr00t_nb.serving.server import PolicyServer
@@ -67,6 +70,36 @@ def test_ctrl_c_in_a_yardstick_keeps_the_policys_episodes(tmp_path, monkeypatch)
     said, why, written = interrupted(tmp_path, episodes=2)
     assert said == [2] and "Stopped after 2 episodes" in why
     assert list(written["episodes"]) == ["policy"]
+
+
+def begun(*args, **how): raise AssertionError("it has begun")
+
+
+@pytest.mark.parametrize("folder", ["/proc/none", Path(__file__)])
+def test_a_folder_that_cannot_be_written_is_told_first(monkeypatch, folder):
+    "A file, or a place where nothing can be made: before a policy is asked for, or anything is played."
+    monkeypatch.setattr(Held, "check", begun)
+    with pytest.raises(InputError, match="cannot be written"): evaluate_closed_loop(Held(output_dir=str(folder)))
+
+
+@pytest.mark.parametrize("module, work", [(open_loop, "evaluate_open_loop"), (diagnostics, "diagnose")])
+def test_so_it_is_where_recorded_episodes_are_asked(module, work, monkeypatch, capsys):
+    monkeypatch.setattr(AskingConfig, "open", lambda self: (SimpleNamespace(tag="x"), None, [0]))
+    monkeypatch.setattr(module, work, begun)
+    told = "--model-path x --dataset-path y --traj-ids 0 --save-plot-path /proc/none/page.png"
+    with pytest.raises(SystemExit): module.main(told.split())
+    assert "error: /proc/none" in (said := capsys.readouterr().err) and "cannot be written" in said
+
+
+@pytest.mark.parametrize("name, videos, played", [("write_json", 0, 3), ("write_video", 2, 1)])
+def test_what_was_played_is_told_where_it_cannot_be_written(tmp_path, monkeypatch, name, videos, played):
+    "The disk is full after the last episode, or after the first one."
+    def full(*args, **how): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(closed_loop, name, full)
+    told, said = dict(output_dir=str(tmp_path), episodes=3, max_steps=3, baselines=False), []
+    config = Held(**told, videos=videos, views=["overhead=front"])
+    with pytest.raises(OSError): evaluate_closed_loop(config, False, lambda result: said.append(len(result.policy)))
+    assert said == [played]
 
 
 def wait_until(condition, seconds: float = 240):

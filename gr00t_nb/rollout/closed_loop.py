@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ..data.video import check_ffmpeg, write_video
 from ..errors import InputError, Stopped, command, warn
 from ..evaluation.measures import wilson_interval
-from ..files import write_json
+from ..files import check_writable, write_json
 from ..modality_configs import ModalityConfig
 from ..plots.actions import contact_sheet
 from ..plots.style import save_figure
@@ -36,7 +36,7 @@ from ..robots.fitting import fit_policy, pairs_of
 from ..robots.robot import Pictures
 from ..robots.watch import WatchSettings
 from .loop import RolloutResult, run_episode
-from .recorder import EpisodeRecorder, check_writable
+from .recorder import EpisodeRecorder
 from ..serving.client import PolicyClient
 from ..simulators.worlds import check_simulator, simulator_of
 
@@ -380,8 +380,8 @@ def _alone(config: EpisodesConfig, tasks: list) -> Iterator[tuple]:
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #685c7988
 def _films(config: EpisodesConfig) -> int:
-    "How many videos of each kind can be written; `InputError` where a recording cannot."
-    if config.record: check_writable(config.record)
+    "How many videos of each kind can be written; `InputError` where results or a recording cannot."
+    for folder in filter(None, (config.folder, config.record)): check_writable(folder)
     if not config.record and not config.videos: return 0
     try: check_ffmpeg()
     except InputError as e:
@@ -426,8 +426,8 @@ def evaluate_closed_loop(
 
     Ctrl-C ends it with `Stopped`, when what was played until then has been told and written."""
     check_simulator(config.simulator)
-    config.check()
     films, sheets, stopped = _films(config), dict(success={}, failure={}), False
+    config.check()
     result = ClosedLoopResult([], confused=getattr(simulator_of(config.simulator), "confused", None))
     try:
         _play_all(config, films, progress, result, sheets)
