@@ -147,3 +147,17 @@ def test_ctrl_c_in_a_terminal_ends_all_processes(tmp_path):
     number = int(re.search(r"Stopped after (\d) of 8 episodes", said)[1])
     assert f"{number} of 8 episodes of cube_to_bowl" in out and f"0/{number} (" in out
     assert len(json.loads((tmp_path / "result/closed_loop.json").read_text())["episodes"]["policy"]) == number
+
+
+def test_a_second_evaluation_keeps_the_first_ones_results(tmp_path, capsys):
+    "Whatever is asked differently; and where a second one plays nothing, the first stays where it is."
+    told = dict(output_dir=str(tmp_path), max_steps=3, videos=1, baselines=False, views=["overhead=front"])
+    number = lambda folder: len(json.loads((folder / "closed_loop.json").read_text())["episodes"]["policy"])
+    evaluate_closed_loop(Held(episodes=2, **told), progress=False)
+    with pytest.raises(KeyboardInterrupt): evaluate_closed_loop(Interrupted(episodes=1, at=0, **told), progress=False)
+    assert number(tmp_path) == 2 and capsys.readouterr().out == ""
+    evaluate_closed_loop(Held(episodes=1, **told), progress=False)
+    assert (number(tmp_path), number(tmp_path / "earlier_1")) == (1, 2)
+    for folder in (tmp_path, tmp_path / "earlier_1"):
+        assert {"failure.png", "failure_000.mp4"} < {p.name for p in folder.iterdir()}
+    assert f"are in {tmp_path}/earlier_1 now" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
@@ -122,7 +123,7 @@ class EpisodesConfig:
     max_steps: int | None = None  # periods of an episode; none: the simulator's own
     seed: int = 0  # of the evaluation; its scenes are like no data set's
     processes: int = 1  # that share the episodes
-    output_dir: str | None = None  # for results, videos and pictures
+    output_dir: str | None = None  # for results, videos and pictures; earlier ones there are set aside
     videos: int = 3  # of so many successes and failures each
     baselines: bool = True  # also the expert, where there is one, and holding still
     record: str | None = None  # new folder for a data set of what happened
@@ -244,8 +245,8 @@ class ClosedLoopResult:
         return {t: [s for s in scores if s.instruction == t] for t in texts} | dict(all=scores)
 
     def to_dict(self) -> dict:  # it can be written as JSON
-        count = lambda rows: _summary(rows, self.confused)
-        summary = lambda scores: {name: count(rows) for name, rows in self.rows(scores).items()}
+        counted = lambda rows: _summary(rows, self.confused)
+        summary = lambda scores: {name: counted(rows) for name, rows in self.rows(scores).items()}
         everybody = dict(policy=self.policy) | self.baselines
         return dict(
             summary={who: summary(scores) for who, scores in everybody.items()},
@@ -329,11 +330,11 @@ def _play(
     task: tuple[EpisodesConfig, int],
 ) -> tuple[RolloutScore, np.ndarray | None, np.ndarray | None]:
     "A score, six pictures, and all of them; None where the sheets and the videos are full."
-    (config, episode), (policy, robot, record, count) = task, _here
+    (config, episode), (policy, robot, record, ends) = task, _here
     score, film = closed_loop_episode(policy, robot, config, episode, record)
-    count[score.success] += 1
-    few = film_strip(film, robot.views[0]) if count[score.success] <= SHEET else None
-    wanted = count[score.success] <= config.videos
+    ends[score.success] += 1
+    few = film_strip(film, robot.views[0]) if ends[score.success] <= SHEET else None
+    wanted = ends[score.success] <= config.videos
     return score, few, np.stack([p[robot.views[0]] for p in film]) if wanted else None
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #327906dc
@@ -390,19 +391,33 @@ def _films(config: EpisodesConfig) -> int:
         return 0
     return config.videos
 
+# %% ../../nbs/rollout/40_closed_loop.ipynb #780e85a8
+_WRITTEN = ("closed_loop.json", "success.png", "failure.png", "success_*.mp4", "failure_*.mp4")
+
+
+def _set_aside(folder: Path):
+    "What an evaluation before has written moves into a folder of its own, which is told."
+    old = [p for pattern in _WRITTEN for p in sorted(folder.glob(pattern))]
+    if not old: return
+    place = next(p for k in count(1) if not (p := folder / f"earlier_{k}").exists())
+    place.mkdir()
+    for path in old: path.rename(place / path.name)
+    tqdm.write(f"The results of the evaluation before are in {place} now.")
+
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0254a51
 def _play_all(config: EpisodesConfig, films: int, progress: bool, result: ClosedLoopResult, sheets: dict):
     "Each episode adds its score to the result and its pictures to the sheets; some become videos."
-    count = Counter()
+    ends = Counter()
     bar = dict(total=config.episodes, desc="episodes", disable=not progress)
     bar |= dict(delay=1e-3)  # it shows with the first episode, and not before a refusal
     with closing(_played(config)) as played:
         for score, few, frames in tqdm(played, **bar):
+            if not result.policy: _set_aside(config.folder)
             result.policy.append(score)
             kind = "success" if score.success else "failure"
-            count[kind] += 1
-            if count[kind] <= SHEET: sheets[kind][f"{score.episode}: {score.outcome}"] = few
-            if count[kind] > films: continue
+            ends[kind] += 1
+            if ends[kind] <= SHEET: sheets[kind][f"{score.episode}: {score.outcome}"] = few
+            if ends[kind] > films: continue
             name = config.folder / f"{kind}_{score.episode:03d}.mp4"
             name.parent.mkdir(parents=True, exist_ok=True)
             write_video(name, frames, simulator_of(config.simulator).rate / 2)
