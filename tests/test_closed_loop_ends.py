@@ -19,8 +19,9 @@ from test_closed_loop_views import Held
 from gr00t_nb.errors import InputError, Stopped
 from gr00t_nb.evaluation import diagnostics, open_loop
 from gr00t_nb.evaluation.asking import AskingConfig
+from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.rollout import closed_loop
-from gr00t_nb.rollout.closed_loop import evaluate_closed_loop
+from gr00t_nb.rollout.closed_loop import ServedConfig, evaluate_closed_loop
 from gr00t_nb.serving.server import PolicyServer
 
 pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
@@ -161,3 +162,19 @@ def test_a_second_evaluation_keeps_the_first_ones_results(tmp_path, capsys):
     for folder in (tmp_path, tmp_path / "earlier_1"):
         assert {"failure.png", "failure_000.mp4"} < {p.name for p in folder.iterdir()}
     assert f"are in {tmp_path}/earlier_1 now" in capsys.readouterr().out
+
+
+def test_short_chunks_are_played_to_their_end_unless_more_is_asked_for(tmp_path):
+    "The command of the page about simulators fits its policy, whose chunks have five rows."
+    class Short(Sleeps):
+        def __init__(self): self.asked = -1000
+        def get_modality_config(self):
+            return super().get_modality_config() | dict(action=ModalityConfig(range(5), ["single_arm", "gripper"]))
+
+    told = dict(output_dir=str(tmp_path), episodes=1, max_steps=20, videos=0, baselines=False)
+    with PolicyServer(Short(), port=0) as server:
+        told |= dict(server=f"127.0.0.1:{server.port}", views=["overhead=front"])
+        result = evaluate_closed_loop(ServedConfig(**told), progress=False)
+        with pytest.raises(InputError, match="execution_length is 8, but the policy's chunks have 5 rows"):
+            evaluate_closed_loop(ServedConfig(**told, execution_length=8), progress=False)
+    assert [score.chunks for score in result.policy] == [4]

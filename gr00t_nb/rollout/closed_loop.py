@@ -116,7 +116,7 @@ class EpisodesConfig:
     "What an evaluation is told of its world and its pace."
     simulator: str = "cube_to_bowl"  # which world
     episodes: int = 30  # how many; they ask for the simulator's tasks in turn
-    execution_length: int | None = 8  # rows of a chunk until the next question; none: all
+    execution_length: int | None = None  # rows of a chunk until the next question; none: 8, or all where fewer
     delay: int = 0  # steps that an answer takes while the robot moves on; 0: the world waits
     continuation: str | None = None  # fade, guidance, ramp or prefix: chunks continue each other
     ensemble: float | None = None  # m of temporal ensembling, such as 0.01
@@ -143,9 +143,15 @@ class EpisodesConfig:
         simulator_of(self.simulator)
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #ae61e84e
-@patch(as_prop=True)
-def chunking(self: EpisodesConfig) -> Chunking:
-    rhythm = dict(execution_length=self.execution_length, continuation=self.continuation)
+def _rows(config: dict[str, ModalityConfig]) -> int: return len(config["action"].delta_indices)
+
+
+@patch
+def chunking(self: EpisodesConfig,
+    rows: int = 8,  # of a chunk
+) -> Chunking:
+    length = min(8, rows) if self.execution_length is None else self.execution_length
+    rhythm = dict(execution_length=length, continuation=self.continuation)
     if self.delay: rhythm |= dict(asynchronous=True, first_delay=self.delay)
     return Chunking(**rhythm, ensemble=self.ensemble)
 
@@ -158,7 +164,7 @@ def _check_rhythm(self: EpisodesConfig):
             f"{self.continuation} has no effect on a world that waits for its answers:"
             " give a delay of 1 step or more, or choose fade or ramp."
         )
-    check_continuation(self.chunking, None)
+    check_continuation(self.chunking(), None)
 
 
 @patch(as_prop=True)
@@ -188,8 +194,9 @@ def closed_loop_episode(
     def keep(period, look):
         if period.tick % 2: return
         film.append(look.video if isinstance(look.video, Pictures) else {view: look.video[view]})
+    chunks = config.chunking(_rows(policy.get_modality_config()))
     result = run_episode(
-        policy, robot, instruction, chunks=config.chunking, max_steps=config.longest,
+        policy, robot, instruction, chunks=chunks, max_steps=config.longest,
         options=config.options(policy, episode), on_period=keep, watch=_AWAKE, record=record,
     )
     score = RolloutScore.of(episode, result, robot.succeeded)
@@ -228,8 +235,8 @@ class ServedConfig(EpisodesConfig):
 
     def check(self):
         "`InputError` where nobody answers, or chunks are too short."
-        with self.policy() as policy: config = policy.get_modality_config()
-        self.chunking.length(len(config["action"].delta_indices))
+        with self.policy() as policy: rows = _rows(policy.get_modality_config())
+        self.chunking(rows).length(rows)
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0206f8f
 @dataclass
@@ -321,8 +328,7 @@ def _begin(config: EpisodesConfig):
         threading.Thread(target=follow, daemon=True).start()
     robot = simulator_of(config.simulator)()
     policy = fit_policy(config.policy(), robot, pairs_of(config.views, "views"))
-    rows = len(policy.get_modality_config()["action"].delta_indices)
-    told = config.record, robot, rows, getattr(robot, "names", None)
+    told = config.record, robot, _rows(policy.get_modality_config()), getattr(robot, "names", None)
     _here = policy, robot, EpisodeRecorder(*told) if config.record else None, Counter()
 
 
