@@ -22,6 +22,7 @@ from gr00t_nb.evaluation.asking import AskingConfig
 from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.rollout import closed_loop
 from gr00t_nb.rollout.closed_loop import ServedConfig, evaluate_closed_loop
+from gr00t_nb.rollout.run import RunConfig
 from gr00t_nb.serving.server import PolicyServer
 
 pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="mujoco is not installed")
@@ -178,3 +179,14 @@ def test_short_chunks_are_played_to_their_end_unless_more_is_asked_for(tmp_path)
         with pytest.raises(InputError, match="execution_length is 8, but the policy's chunks have 5 rows"):
             evaluate_closed_loop(ServedConfig(**told, execution_length=8), progress=False)
     assert [score.chunks for score in result.policy] == [4]
+
+
+@pytest.mark.parametrize("made", [
+    lambda **told: ServedConfig(**told),
+    lambda **told: RunConfig("cube_to_bowl", server="127.0.0.1:1", instruction="go", asynchronous=True, **told).check(),
+])
+def test_a_wrong_continuation_hears_all_that_there_are(made):
+    "In both commands, before anything is loaded, and as their help names them."
+    expected = "continuation is 'ramps': expected fade or guidance or ramp or prefix, or none. Did you mean 'ramp'"
+    with pytest.raises(InputError, match=expected): made(continuation="ramps")
+    for way in ("fade", "ramp"): made(continuation=way)

@@ -130,9 +130,9 @@ class EpisodesConfig:
     views: list[str] = field(default_factory=list)  # policy's camera=simulator's, where the names differ
 
     def __post_init__(self):
-        for name in ("episodes", "max_steps", "processes"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"{name} is {value}: expected at least 1.")
+        for name, least in dict(episodes=1, max_steps=1, processes=1, videos=0).items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise InputError(f"{name} is {value}: expected at least {least}.")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}: expected a whole number of at least 0.")
         if self.record and self.processes > 1:
@@ -175,7 +175,8 @@ def longest(self: EpisodesConfig) -> int:  # periods
 
 @patch(as_prop=True)
 def title(self: EpisodesConfig) -> str:
-    return f"{self.episodes} episodes of {self.simulator}, seed {self.seed}"
+    many = "episode" if self.episodes == 1 else "episodes"
+    return f"{self.episodes} {many} of {self.simulator}, seed {self.seed}"
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c015e569
 #: In a simulator a camera that shows the same has seen the same: it cannot freeze.
