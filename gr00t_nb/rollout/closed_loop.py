@@ -116,14 +116,14 @@ class EpisodesConfig:
     "What an evaluation is told of its world and its pace."
     simulator: str = "cube_to_bowl"  # which world
     episodes: int = 30  # how many; they ask for the simulator's tasks in turn
-    execution_length: int | None = None  # rows of a chunk until the next question; none: 8, or all where fewer
+    execution_length: int | None = None  # rows of a chunk until the next question; none: 8 or fewer
     delay: int = 0  # steps that an answer takes while the robot moves on; 0: the world waits
     continuation: str | None = None  # fade, guidance, ramp or prefix: chunks continue each other
     ensemble: float | None = None  # m of temporal ensembling, such as 0.01
     max_steps: int | None = None  # periods of an episode; none: the simulator's own
     seed: int = 0  # of the evaluation; its scenes are like no data set's
     processes: int = 1  # that share the episodes
-    output_dir: str | None = None  # for results, videos and pictures; earlier ones there are set aside
+    output_dir: str | None = None  # for results and pictures; those before are set aside
     videos: int = 3  # of so many successes and failures each
     baselines: bool = True  # also the expert, where there is one, and holding still
     record: str | None = None  # new folder for a data set of what happened
@@ -347,7 +347,7 @@ def _play(
 # %% ../../nbs/rollout/40_closed_loop.ipynb #327906dc
 @contextmanager
 def _inherited() -> Iterator[None]:
-    "Processes that begin meanwhile take one core each, and leave Ctrl-C to the one that began them."
+    "Processes that begin meanwhile take one core each, and leave Ctrl-C to this one."
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -355,7 +355,7 @@ def _inherited() -> Iterator[None]:
     finally:
         if before is None: os.environ.pop("OMP_NUM_THREADS")
         else: os.environ["OMP_NUM_THREADS"] = before
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a Ctrl-C that came meanwhile is raised here
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # Ctrl-C of meanwhile is raised
 
 
 def _shared(config: EpisodesConfig, tasks: list) -> Iterator[tuple]:
@@ -412,13 +412,11 @@ def _set_aside(folder: Path):
     tqdm.write(f"The results of the evaluation before are in {place} now.")
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0254a51
-def _play_all(config: EpisodesConfig, films: int, progress: bool, result: ClosedLoopResult, sheets: dict):
+def _play_all(config: EpisodesConfig, result: ClosedLoopResult, sheets: dict, films: int, bar: dict):
     "Each episode adds its score to the result and its pictures to the sheets; some become videos."
     ends = Counter()
-    bar = dict(total=config.episodes, desc="episodes", disable=not progress)
-    bar |= dict(delay=1e-3)  # it shows with the first episode, and not before a refusal
     with closing(_played(config)) as played:
-        for score, few, frames in tqdm(played, **bar):
+        for score, few, frames in tqdm(played, desc="episodes", **bar):
             if not result.policy: _set_aside(config.folder)
             result.policy.append(score)
             kind = "success" if score.success else "failure"
@@ -450,16 +448,20 @@ def evaluate_closed_loop(
     check_simulator(config.simulator)
     films, sheets, stopped = _films(config), dict(success={}, failure={}), False
     config.check()
-    result = ClosedLoopResult([], confused=getattr(simulator_of(config.simulator), "confused", None))
+    confused = getattr(simulator_of(config.simulator), "confused", None)
+    result = ClosedLoopResult([], confused=confused)
+    bar = dict(total=config.episodes, disable=not progress)
+    bar |= dict(delay=1e-3)  # it shows with the first episode, and not before a refusal
     try:
-        _play_all(config, films, progress, result, sheets)
+        _play_all(config, result, sheets, films, bar)
         if config.baselines: _play_baselines(config, result)
     except KeyboardInterrupt:
         if not result.policy: raise
         stopped = True
     finally:
         if result.policy: say(result)
-    write_json(config.folder / "closed_loop.json", dict(config=asdict(config)) | result.to_dict(), indent=1)
+    told = dict(config=asdict(config)) | result.to_dict()
+    write_json(config.folder / "closed_loop.json", told, indent=1)
     for kind, sheet in sheets.items():
         titles = dict(success="episodes that succeeded", failure="episodes that failed")
         if not sheet: continue

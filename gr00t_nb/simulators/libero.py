@@ -38,8 +38,8 @@ def libero_sentence(
 
 
 def _check_configured():
-    "`InputError` where importing LIBERO would ask at the keyboard; whether it is there the import tells."
-    if "libero" not in sys.modules and find_spec("libero") is None: return
+    "`InputError` where importing LIBERO would ask at the keyboard."
+    if "libero" not in sys.modules and find_spec("libero") is None: return  # the import says so
     folder = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser()
     if not (folder / "config.yaml").exists():
         raise InputError(
@@ -166,7 +166,7 @@ def vector(self: LiberoPanda, command: dict[str, np.ndarray]) -> np.ndarray:  # 
 
 def libero_suite(
     name: str,  # of `LIBERO_SUITES`, or with _signs behind it
-) -> Callable[[], LiberoPanda]:  # makes the robot; has its rate, its longest episode, and `check_package`
+) -> Callable[[], LiberoPanda]:  # makes the robot; has its rate, longest episode, `check_package`
     "A simulator of a suite."
     suite = name.removesuffix("_signs")
     if suite not in LIBERO_SUITES:
