@@ -174,7 +174,7 @@ def _no_camera(camera: str, views: Sequence[str]) -> InputError:
     has = f"The robot has no camera '{camera}': it has {', '.join(views) or 'none'}"
     return InputError(f"{has}.{did_you_mean(camera, views)}")
 
-
+# %% ../../nbs/robots/32_fitting.ipynb #5d140d35
 def pairs_of(
     words: Sequence[str],  # such as front=overhead
     what: str,  # they are called, for errors

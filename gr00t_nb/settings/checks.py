@@ -356,7 +356,12 @@ def _check_features(config: FinetuneConfig):
 def _check_official(config: FinetuneConfig, entries: list[MixtureEntry]):
     if config.sampling not in get_args(SampleOptions.__annotations__["sampling"]):
         raise InputError(f"sampling is {config.sampling!r}: expected 'uniform' or 'official'.")
-    if config.sampling != "official": return
+    if config.sampling != "official":
+        if not config.wrap_history: return
+        raise InputError(
+            "wrap_history has no effect on --sampling uniform, where the first step of an episode is"
+            " repeated before it: add --sampling official, or leave --wrap-history out."
+        )
     if config.skip_broken:
         raise InputError(
             "skip_broken goes with --sampling uniform, where a broken step's place is known;"
