@@ -369,6 +369,7 @@ def _shared(config: EpisodesConfig, tasks: list) -> Iterator[tuple]:
         except BaseException:
             for process in active_children():
                 if process not in others: process.kill()
+            pool._result_queue._writer.close()  # or the rest of a result that was cut is waited for
             raise
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #fe844108
