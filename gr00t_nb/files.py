@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['replacing', 'write_text', 'write_json', 'read_json', 'read_mapping', 'is_number', 'is_count', 'is_positive',
-           'read_jsonl', 'check_readable', 'cache_dir', 'keep', 'fingerprint']
+           'read_jsonl', 'check_readable', 'check_writable', 'cache_dir', 'keep', 'fingerprint']
 
 # %% ../nbs/05_files.ipynb #16ff833a
 import errno
@@ -134,6 +134,20 @@ def check_readable(
     "`InputError` where the system refuses to open it: then nothing can be said of what it holds."
     try: open(path, "rb").close()
     except OSError as e: raise InputError(sentence_of(e)) from None
+
+# %% ../nbs/05_files.ipynb #dd6a8201
+def check_writable(
+    folder: str | Path,  # that may not exist yet
+):
+    "`InputError` where a folder could not be made, or written to. Leaves nothing behind."
+    there = Path(folder).absolute()
+    while not there.exists() and there != there.parent: there = there.parent
+    why = ""
+    if not there.is_dir(): why = f"{there.name} is a file"
+    else:
+        try: tempfile.TemporaryFile(dir=there).close()
+        except OSError as e: why = f"nothing can be written to {there} ({e.strerror})"
+    if why: raise InputError(f"{folder} cannot be written: {why}. Give another folder.")
 
 # %% ../nbs/05_files.ipynb #6795fd4c
 def _temporary_cache() -> Path:

@@ -23,9 +23,12 @@ from gr00t_nb.errors import InputError
 from gr00t_nb.modality_configs import ModalityConfig
 from gr00t_nb.policy.policy import check_observation
 from gr00t_nb.robots.fitting import fit_policy
-from gr00t_nb.rollout.closed_loop import SIMULATORS, ServedConfig, closed_loop_episode
+from gr00t_nb.rollout.closed_loop import ServedConfig, closed_loop_episode, evaluate_closed_loop
+from gr00t_nb.rollout.run import RunConfig
+from gr00t_nb.serving.client import PolicyClient
 from gr00t_nb.serving.server import PolicyServer
 from gr00t_nb.simulators.libero import LiberoPanda
+from gr00t_nb.simulators.worlds import SIMULATORS
 
 NEEDS = ("gym-pusht==0.1.8", "-r", str(ROOT / "simulators.txt"))
 GOAL = np.array([256.0, 100.0])  # pixels of PushT's table of 512
@@ -110,7 +113,7 @@ def test_pusht_is_recorded(python, tmp_path):
         flags = "--episodes", 2, "--max-steps", 24, "--no-baselines", "--record", tmp_path / "data"
         bare = closed_loop(python, server, "pusht", tmp_path, *flags)
         done = closed_loop(python, server, "pusht", tmp_path, *flags, lent=sysconfig.get_paths()["purelib"])
-    assert bare.returncode == 2 and "torchcodec is not installed" in bare.stderr
+    assert bare.returncode == 2 and "nor is torch, which it needs" in bare.stderr and "'.[pusht]'" in bare.stderr
     assert done.returncode == 0, done.stderr
     data = LeRobotDataset(tmp_path / "data")
     assert len(data) == 2 and data.fps == 10 and data.length(0) >= 24
@@ -234,4 +237,16 @@ def test_episodes_are_the_same_each_time_and_no_others():
 def test_every_name_tells_what_is_missing():
     "In the kit's own environment none of the packages is there: each says so."
     for name in set(SIMULATORS) - {"cube_to_bowl"}:
-        with pytest.raises(InputError, match="pip install|libero.libero"): SIMULATORS[name]()
+        with pytest.raises(InputError, match="is not installed here .* and run `pip install"): SIMULATORS[name]()
+
+
+@pytest.mark.parametrize("name", ["pusht", "aloha_insertion", "libero_goal"])
+def test_what_is_missing_is_told_before_a_policy_is_asked(monkeypatch, name):
+    "Nobody waits for a server, or for a checkpoint, to hear that the simulator is not there."
+    def asked(*args, **how): raise AssertionError("a policy was asked for")
+    monkeypatch.setattr(PolicyClient, "at", asked)
+    with pytest.raises(InputError, match="is not installed here"): evaluate_closed_loop(ServedConfig(simulator=name))
+    with pytest.raises(InputError, match="is not installed here"):
+        RunConfig(name, server="127.0.0.1:1", instruction="go").check()
+    monkeypatch.setitem(SIMULATORS, "here", lambda: None)
+    with pytest.raises(AssertionError): evaluate_closed_loop(ServedConfig(simulator="here"))

@@ -7,7 +7,7 @@ __all__ = ['OPEN_BYTES', 'check_ffmpeg', 'ffmpeg_reason', 'stand_in', 'file_stan
            'video_info', 'decode_frames', 'decode_picture', 'MaskFile', 'open_masks', 'write_video']
 
 # %% ../../nbs/data/00_video.ipynb #b46be1e1
-import importlib
+import importlib.util
 import os
 import re
 import threading
@@ -26,6 +26,11 @@ from ..files import check_readable, replacing
 
 # %% ../../nbs/data/00_video.ipynb #f224bea3
 _PACKAGE = "the Python package torchcodec is not installed: run `pip install torchcodec`."
+_BOTH = (
+    "the Python package torchcodec is not installed here, nor is torch, which it needs: run"
+    " `pip install -e .` in the kit's folder, which brings both; beside a simulator with its extra,"
+    " such as `pip install -e '.[pusht]'`."
+)
 _CUDA = (
     "torchcodec does not find {}: a wheel made for CUDA needs it; run `pip install torchcodec"
     " --index-url https://download.pytorch.org/whl/cpu`, or install that library."
@@ -45,7 +50,8 @@ def _import_failure(
 ) -> str:  # one sentence
     "Says why torchcodec cannot be loaded and which command fixes it."
     text = str(error)
-    if isinstance(error, ModuleNotFoundError) and "torchcodec" in text: why = _PACKAGE
+    if isinstance(error, ModuleNotFoundError) and "torchcodec" in text:
+        why = _PACKAGE if importlib.util.find_spec("torch") else _BOTH
     else:
         linux = re.findall(r"(lib[\w+-]+\.so[.\d]*): cannot open shared object", text)
         mac = re.findall(r"Library not loaded: (?:@rpath/)?(\S+)", text)
@@ -54,7 +60,7 @@ def _import_failure(
         if other: why = _CUDA.format(", ".join(other))
         elif "undefined symbol" in text and not names: why = _TORCH
         else: why = _FFMPEG.format(", ".join(names) or "libavcodec, libavformat, libavutil")
-    return f"Videos cannot be read because {why}"
+    return f"Videos can be neither read nor written because {why}"
 
 # %% ../../nbs/data/00_video.ipynb #68b56328
 def check_ffmpeg() -> str:  # version of the FFmpeg that torchcodec loaded, such as '5.1.9'

@@ -9,6 +9,7 @@ __all__ = ['diagnose', 'diagnosis_dict', 'verdict_html', 'Diagnosis', 'Diagnosti
 import json
 from dataclasses import asdict, dataclass
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from .scores import BASELINES, error_beside, error_by_horizon, gripper_switches
 from .scores import gripper_timing, inputs_taken_away, motion_share
 from .scores import noise_distance, seam_jumps, start_share, trembling
 from .verdicts import Finding, Limits, findings_of, headline_of, verdict_of
+from ..files import check_writable
 from ..plots.style import COLOURS, Plot, save_figure
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #bade910a
@@ -154,6 +156,7 @@ def main(args: list[str] | None = None):
         raise InputError(f"--save-plot-path is {c.save_plot_path}: expected a file that ends in .png.")
     policy, dataset, asked = c.open()
     page = c.save_plot_path or place_of_pictures(c.model_path, policy.tag) / "diagnosis.png"
+    check_writable(Path(page).parent)
     if c.traj_ids is None and not held_out_episodes(c.model_path, dataset):
         asked = [asked[i] for i in evenly(len(asked), 10)]
     how = dict(questions=c.questions, draws=c.draws, replace=c.replace, seed=c.seed)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STILL_RANGE', 'GRIPPER_WORDS', 'NEAR', 'TIME_AT_LEVELS', 'TIME_AT_EACH', 'BAND', 'Estimate', 'estimate',
            'action_spread', 'in_spreads', 'motion_sums', 'seam_sums', 'tremble_sums', 'gripper_dimensions', 'switches',
-           'Timing', 'match_switches', 'chunk_error', 'pose_gap']
+           'Timing', 'match_switches', 'chunk_error', 'pose_gap', 'wilson_interval']
 
 # %% ../../nbs/evaluation/00_measures.ipynb #4cbdbe6c
 import re
@@ -225,3 +225,17 @@ def pose_gap(
     turn = np.swapaxes(truth[..., :3, :3], -1, -2) @ poses[..., :3, :3]
     distance = np.linalg.norm(poses[..., :3, 3] - truth[..., :3, 3], axis=-1)
     return distance, np.degrees(np.linalg.norm(matrix_to_rotvec(turn), axis=-1))
+
+# %% ../../nbs/evaluation/00_measures.ipynb #c00542cf
+def wilson_interval(
+    successes: int,
+    trials: int,
+    z: float = 1.959964,  # 95 %
+) -> tuple[float, float]:  # nan where nothing was tried
+    "Where the true share of successes lies with 95 %."
+    if not trials: return float("nan"), float("nan")
+    share, more = successes / trials, z**2 / trials
+    middle = share + more / 2
+    half = z * np.sqrt(share * (1 - share) / trials + more / (4 * trials))
+    low, high = (middle - half) / (1 + more), (middle + half) / (1 + more)
+    return max(float(low), 0.0), min(float(high), 1.0)

@@ -22,6 +22,7 @@ from .asking import AskingConfig, action_widths, ask, check_episodes
 from .asking import check_fit, held_out_episodes, place_of_pictures
 from .asking import question_config
 from .asking import recorded_chunks, short_names, side_by_side
+from ..files import check_writable
 from ..plots.actions import plot_error_by_horizon, plot_open_loop
 from ..plots.style import save_figure
 from ..policy.policy import Gr00tPolicy
@@ -292,8 +293,9 @@ def main(args: list[str] | None = None):
     import tyro
     c = tyro.cli(OpenLoopConfig, args=args)
     policy, dataset, episodes = c.open()
-    result = evaluate_open_loop(policy, dataset, episodes, c.steps, c.action_horizon, c.seed)
     folder = Path(c.save_plot_path or place_of_pictures(c.model_path, policy.tag) / "open_loop")
+    check_writable(folder)
+    result = evaluate_open_loop(policy, dataset, episodes, c.steps, c.action_horizon, c.seed)
     names = [folder / f"traj_{e.number}.png" for e in result.episodes]
     for i, name in enumerate(names): save_figure(result.plot(i), name)
     save_figure(result.plot_by_horizon(), folder / "error_by_horizon.png")

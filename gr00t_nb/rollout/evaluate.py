@@ -61,8 +61,9 @@ def check(self: ClosedLoopConfig):
     device_of(self.device)
     places = self.embodiment_tag, self.model_path, self.tokenizer_path
     family, tag, processor = open_processor(*places)
-    check_trained(self.chunking, family, family.read_config(Path(self.model_path).expanduser()))
-    self.chunking.length(len(processor.modality_configs[tag]["action"].delta_indices))
+    check_trained(self.chunking(), family, family.read_config(Path(self.model_path).expanduser()))
+    rows = len(processor.modality_configs[tag]["action"].delta_indices)
+    self.chunking(rows).length(rows)
 
 
 @command

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 
 from ..data.lerobot import LeRobotDataset
 from ..errors import InputError, command, did_you_mean, failed_within, sentence_of
+from ..files import check_writable
 from ..plots.style import save_figure
 from ..policy.chunks import Chunking
 from ..robots.cameras import UsbCamera
@@ -29,7 +30,7 @@ from ..robots.ur import RobotiqGripper, UrRobot, ur_interfaces
 from ..robots.watch import WatchSettings
 from .keyboard import numbered_tasks
 from .loop import RolloutResult
-from .recorder import EpisodeRecorder, check_writable
+from .recorder import EpisodeRecorder
 from .session import Session
 from ..ros.ros1 import ros1_robot
 from ..ros.ros2 import ros2_robot

@@ -14,9 +14,9 @@ from fastcore.basics import patch
 from ..errors import InputError, command
 from ..evaluation.asking import PolicyConfig
 from ..policy.policy import Gr00tPolicy
-from .closed_loop import SIMULATORS, simulator_of
 from .remote import BODIES, Body, RemoteConfig, run_session
 from ..serving.client import PolicyClient
+from ..simulators.worlds import SIMULATORS, check_simulator, simulator_of
 
 # %% ../../nbs/rollout/60_run.ipynb #c0058230
 @dataclass
@@ -28,10 +28,11 @@ class RunConfig(PolicyConfig, RemoteConfig):
 
 @patch
 def check(self: RunConfig):
-    "As of a remote run; and the scene's seed."
+    "As of a remote run; and the scene's seed, and a simulator's package."
     if self.seed < 0:
         raise InputError(f"seed is {self.seed}: expected a whole number of at least 0.")
     RemoteConfig.check(self)
+    if self.robot in SIMULATORS: check_simulator(self.robot)
 
 
 @patch

@@ -17,6 +17,7 @@ from ..robots.robot import check_command
 from .arm_scene import CAMERAS, CUBE, CUBE_COLOURS, FPS
 from .cube_to_bowl import TASKS, CubeToBowl
 from .expert import plan_episode
+from .physics import load_mujoco
 
 # %% ../../nbs/simulators/40_cube_robot.ipynb #c005712c
 #: First number of the seed of a scene that is evaluated; the evaluation's own seed and the episode follow.
@@ -34,6 +35,7 @@ class CubeRobot:
     rate, limits = float(FPS), _LIMITS
     instructions = TASKS
     confused = "wrong cube"  # the outcome where the sentence was not followed
+    check_package = staticmethod(load_mujoco)
 
     def __init__(self,
         render: bool = True,  # False: no cameras, and no OpenGL

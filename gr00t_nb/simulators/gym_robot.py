@@ -58,6 +58,12 @@ class GymRobot:
         self.env, self.clock = self.make() if env is None else env, SimulatedClock()
         self.task, self.seen, self.best, self.succeeded, self.over = 0, None, 0.0, False, False
 
+    @classmethod
+    def check_package(cls):
+        "`InputError` where the package of the class's own world is not there."
+        if cls.make is not GymRobot.make: return  # another world, which needs no package
+        with able_to_draw(): simulator_package(*cls.package)
+
     def make(self):
         "The world of the class. `InputError` where its package is not there."
         with able_to_draw():

@@ -8,8 +8,10 @@ __all__ = ['LIBERO_SUITES', 'libero_sentence', 'LiberoSuite', 'LiberoPanda', 'li
 # %% ../../nbs/simulators/80_libero.ipynb #c00258b8
 import os
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,7 @@ def libero_sentence(
 
 def _check_configured():
     "`InputError` where importing LIBERO would ask at the keyboard."
+    if "libero" not in sys.modules and find_spec("libero") is None: return  # the import says so
     folder = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser()
     if not (folder / "config.yaml").exists():
         raise InputError(
@@ -131,6 +134,11 @@ class LiberoPanda(GymRobot):
         self.max_steps = LIBERO_SUITES[suite]
         if signs: self.limits = _limits(0.0)
 
+    @staticmethod
+    def check_package(suite: str = "libero_10"):
+        "`InputError` where the package, its tasks or its meshes are not there. No world is built."
+        LiberoSuite(suite)
+
     def numbers(self) -> dict[str, np.ndarray]:
         turn = _axis_angle(self.seen["robot0_eef_quat"])
         hand = np.concatenate([self.seen["robot0_eef_pos"], turn])
@@ -158,7 +166,7 @@ def vector(self: LiberoPanda, command: dict[str, np.ndarray]) -> np.ndarray:  # 
 
 def libero_suite(
     name: str,  # of `LIBERO_SUITES`, or with _signs behind it
-) -> Callable[[], LiberoPanda]:  # makes the robot; has its rate and its longest episode
+) -> Callable[[], LiberoPanda]:  # makes the robot; has its rate, longest episode, `check_package`
     "A simulator of a suite."
     suite = name.removesuffix("_signs")
     if suite not in LIBERO_SUITES:
@@ -167,4 +175,5 @@ def libero_suite(
         raise InputError(f"LIBERO has no suite '{suite}': expected {known}.{near}")
     made = partial(LiberoPanda, suite, signs=name.endswith("_signs"))
     made.rate, made.max_steps = LiberoPanda.rate, LIBERO_SUITES[suite]
+    made.check_package = partial(LiberoPanda.check_package, suite)
     return made
