@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import InputError, sentence_of
+from .errors import InputError, sentence_of, system_error
 
 # %% ../nbs/05_files.ipynb #986ef2df
 @contextmanager
@@ -38,6 +38,10 @@ def replacing(
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
+    except Exception as e:
+        refused = system_error(e, path)
+        if refused is None: raise
+        raise refused from e
     finally:
         temporary.unlink(missing_ok=True)
 

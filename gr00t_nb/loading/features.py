@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from ..errors import InputError
+from ..errors import InputError, sentence_of
 from ..files import cache_dir, fingerprint, replacing
 from .order import DataSource
 from .samples import SampleError, StepDataset, StepReader
@@ -67,13 +67,17 @@ def write(self: FeatureStore,
     seen: Sequence[dict],  # of each: features (n, W), image_mask bool (n,), input_ids int64 (m,)
     padding: Tensor | None = None,  # (W,); None: it is not one row
 ):
-    "Writes an episode, whole or not at all."
+    "Writes an episode, whole or not at all; `InputError` where the system refuses."
     joined = {k: torch.cat([s[k] for s in seen]).contiguous() for k in _ROWS}
     starts = {f"{k}_starts": _starts([len(s[k]) for s in seen]) for k in ("features", "input_ids")}
     tensors = joined | starts | dict(steps=torch.tensor(list(steps)))
     if padding is not None: tensors["padding"] = padding.contiguous()
     lengths = " ".join(map(str, sorted({len(s["features"]) for s in seen})))
-    with replacing(path) as temporary: save_file(tensors, temporary, dict(lengths=lengths))
+    try:
+        with replacing(path) as temporary: save_file(tensors, temporary, dict(lengths=lengths))
+    except OSError as e:
+        elsewhere = "Whole episodes are kept; GR00T_NB_CACHE may name a folder on another disk."
+        raise InputError(f"{sentence_of(e)} {elsewhere}") from None
 
 
 _ROWS = "features", "image_mask", "input_ids"
