@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
 from ..data.steps import usable_steps
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..families.family import Family
 from ..loading.features import FeatureDataset, FeatureStore
 from ..loading.samples import StepDataset
@@ -96,6 +96,7 @@ class FirstLook:
     size: int  # steps at once
     autocast: object  # makes a context, as the run computes
     per_sample: int = field(default=0, init=False)  # bytes, known when the first batch was seen
+    made: int = field(default=0, init=False)  # episodes, by this process
 
     @cached_property
     def direct(self) -> StepDataset:
@@ -107,7 +108,8 @@ class FirstLook:
         return usable_steps(source.dataset.length(episode), source.config, self.data.pad)
 
     def missing(self, episodes: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        return [e for e in episodes if not self.data.store.lengths(self.data.path(*e))]
+        "Those whose file is not there, or holds something else than was written."
+        return [e for e in episodes if not self.data.store.sound(self.data.path(*e))]
 
 # %% ../../nbs/engine/40_first_look.ipynb #c01436ea
 @patch
@@ -163,14 +165,16 @@ def all(self: FirstLook,
     say=print,
 ):
     "Computes what is missing; called by every process."
-    start, before = time.perf_counter(), len(self.missing(episodes))
+    there = [self.data.store.lengths(self.data.path(*e)) for e in episodes]
+    start, before, self.made = time.perf_counter(), sum(not n for n in there), 0
     folder, places = self.data.store.folder, _device_of(self.family.front(self.model))
     together.tell("asking which features are there")  # before anybody makes some
     for ours, of in shares:
         with together.all_do(_WORK): self._round(episodes, ours, of, say)
     with together.all_do(_WORK): self._check_lengths(episodes)
-    took = f"in {duration(time.perf_counter() - start)}" if before else "before"
-    say(f"features: {_several(before or len(episodes))} looked at {took}, and kept in {folder}")
+    new = before or self.made
+    took = f"in {duration(time.perf_counter() - start)}" if new else "before"
+    say(f"features: {_several(new or len(episodes))} looked at {took}, and kept in {folder}")
     self.family.front(self.model).to(places)
 
 
@@ -187,10 +191,22 @@ _WORK = "the features of the frozen network"
 def _round(self: FirstLook, episodes: list, ours: int, of: int, say):
     "This process' share of what is missing."
     jobs = self.missing(episodes[ours::of])  # each has its own, whatever others have done by now
+    self._tell_broken([p for p in (self.data.path(*j) for j in jobs) if self.data.store.lengths(p)])
     if jobs: self.family.front(self.model).to(self.device).eval()
     for n, job in enumerate(tqdm(jobs, "features", unit="episode", disable=None, leave=False)):
         if not n: self._check_room(jobs, of, say)
         self.episode(*job)
+        self.made += 1
+
+
+@patch
+def _tell_broken(self: FirstLook, files: list[Path]):
+    "Files that are whole and hold something else than was written are made anew, and not in silence."
+    if not files: return
+    warn(
+        f"{_several(len(files))}: the features in {files[0].parent} are not those that were written, as after a"
+        " crash of the machine or a bad copy; they are made anew."
+    )
 
 
 @patch

@@ -139,7 +139,8 @@ def _quality(
 ) -> list:  # callbacks
     "Those who watch how good a run is."
     config = prepared.config
-    trainer.faults = Faults(Path(config.output_dir), config.on_nonfinite)
+    seen = trainer.train_dataset.store.folder if config.cache_features else None
+    trainer.faults = Faults(Path(config.output_dir), config.on_nonfinite, seen)
     if config.ema_decay: trainer.averages = Averages(config.ema_decay, resume)
     watching = [trainer.faults, TokenAccuracy(trainer), *filter(None, [trainer.averages])]
     if not config.eval_steps: return watching

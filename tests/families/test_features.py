@@ -159,3 +159,21 @@ def test_an_interrupted_look_goes_on(family, config, tmp_path, monkeypatch):
     every = [*(tmp_path / "cache/features").rglob("*.*")]
     assert len(every) == 2 and one in every and one.stat().st_mtime_ns == before
     assert sum(looked) - so_far < result.prepared.samples
+
+
+@pytest.mark.engine
+def test_what_was_not_written_is_not_read(family, config, tmp_path, monkeypatch):
+    "Files with other content than was written are told of and made anew; a loss that fails names the folder."
+    needs_a_front(family)
+    first = finetune(of(config, "first", max_steps=2))
+    file, = (tmp_path / "cache/features").rglob("*.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1000] + bytes(1000))
+    with pytest.warns(UserWarning, match="are not those that were written"):
+        again = finetune(of(config, "again", max_steps=2))
+    assert file.read_bytes()[-1000:] == content[-1000:] and [r["loss"] for r in again.log] == [r["loss"] for r in first.log]
+    file.unlink()
+    plain = FirstLook._look
+    nan = lambda row: row | dict(features=torch.full_like(row["features"], torch.nan))
+    monkeypatch.setattr(FirstLook, "_look", lambda self, batch: [nan(row) for row in plain(self, batch)])
+    with pytest.raises(InputError, match=f"keeps what was seen in {file.parent}"): finetune(of(config, "broken"))
