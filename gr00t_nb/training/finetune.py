@@ -24,7 +24,7 @@ from transformers import TrainingArguments, set_seed
 # %% ../../nbs/training/40_finetune.ipynb #c17af57b
 from ..checkpoints.manifest import write_manifest
 from ..engine.faults import FAULTS, Faults
-from ..engine.first_look import as_features, check_front, look_first
+from ..engine.first_look import LookEnded, as_features, check_front, look_first
 from ..engine.hooks import Hooks, HooksReached, of_callback, read_hooks
 from ..engine.states import can_go_on
 from ..engine.stopping import REQUEUE, StopOnSignal
@@ -270,7 +270,7 @@ class _Run:
         over = ended_early(self.resume, config.early_stopping_patience)
         if trainer.start_step < config.max_steps and not over:  # else it is only written out again
             resume = str(self.resume) if self.resume else None
-            if config.cache_features: look_first(trainer)
+            if config.cache_features: look_first(trainer, stop)
             try:
                 with stop.listening(): trainer.train(resume_from_checkpoint=resume)
             finally:
@@ -367,6 +367,7 @@ def finetune(
             with all_check("reading the hooks"): hooks = _chosen_hooks(config, hooks)
             run = _Run(*_prepare(config, new_folder, hooks), callbacks or [], hooks)
             result = run.train()
+    except LookEnded: raise
     except KeyboardInterrupt:
         raise Stopped(f"Stopped at once. {_kept(config.output_dir)}") from None
     except Exception as e:
@@ -470,9 +471,11 @@ def main():
         if rank == 0 or isinstance(e, _RunError): raise
         time.sleep(5)  # torchrun ends all with the first that ends: the one that speaks goes first
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        if rank == 0: raise
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as e:
+        again = getattr(e, "requeue", False)  # of a look at the data
+        if rank == 0 and not again: raise
+        if rank == 0: print(f"{e} {_ASKS}", file=sys.stderr)
+        raise SystemExit(REQUEUE if again else 130) from None
     finally:
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
     if result.requeue and rank == 0: print(_ASKS, file=sys.stderr)
