@@ -443,6 +443,8 @@ def main(args: list[str] | None = None):  # of the command line; None: those of 
     out, folder = c.output and Path(c.output), dataset_folder(c.dataset).resolve()
     if out and out.resolve().is_relative_to(folder):
         raise InputError(f"{out} lies in the data set, which is never written to: give another place.")
+    if out and not out.parent.is_dir():
+        raise InputError(f"There is no folder {out.parent}: make it, or give another --output.")
     if out: _check_target(out, c.overwrite)
     most = dict(max_state_dim=c.max_state_dim, max_action_dim=c.max_action_dim)
     ds = LeRobotDataset(c.dataset, c.modality_path, exclude_episodes=c.exclude_episodes)
