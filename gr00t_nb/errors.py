@@ -72,7 +72,7 @@ _NO_ROOM = "Make room, or write to another disk, and start again."
 _REASONS = {
     errno.ENOSPC: ("The disk is full", _NO_ROOM),
     errno.EDQUOT: ("Your quota of the disk is used up", _NO_ROOM),
-    errno.EFBIG: ("The file is larger than one may be here", "Raise the limit (`ulimit -f`), or write elsewhere."),
+    errno.EFBIG: ("The file is larger than one may be here", "Raise the limit (`ulimit -f`)."),
     errno.EROFS: ("The disk is read-only", "Choose a folder on another one."),
     errno.EACCES: ("There is no permission", "Change its owner or mode, or choose another place."),
     errno.EPERM: ("There is no permission", "Change its owner or mode, or choose another place."),
@@ -99,7 +99,7 @@ def system_error(
     e: Exception,
     path=None,  # of the file that was written
 ) -> OSError | None:  # None: the system had no part in it
-    "What the system said to a library in Rust, such as safetensors: its number is in the text alone."
+    "What the system said to a library in Rust, such as safetensors: the text has its number."
     found = re.search(r"\(os error (\d+)\)", str(e))
     if found is None or isinstance(e, OSError): return None
     return OSError(int(found[1]), os.strerror(int(found[1])), path and str(path))

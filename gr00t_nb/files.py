@@ -36,7 +36,7 @@ def replacing(
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except Exception as e:
-        if isinstance(e, OSError) and e.filename in (temporary, str(temporary)): e.filename = str(path)
+        if str(getattr(e, "filename", "")) == str(temporary): e.filename = str(path)
         refused = system_error(e, path)
         if refused is None: raise
         raise refused from e

@@ -64,7 +64,7 @@ def _sentence(step: int, alone: bool, samples: list, path: Path, idea: bool, eve
 
 # %% ../../nbs/engine/12_faults.ipynb #45250d98
 FAULTS = "nonfinite.jsonl"
-_SEEN = "cache_features keeps what was seen in {}: without that folder the data are looked at again."
+_SEEN = "cache_features keeps what was seen in {}: without it the data are looked at again."
 
 
 class Faults(TrainerCallback):

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
 from ..data.steps import usable_steps
-from .stopping import SCHEDULERS, StopOnSignal
+from .stopping import ASKS, REQUEUE, SCHEDULERS, StopOnSignal
 from ..errors import InputError, Stopped, warn
 from ..families.family import Family
 from ..loading.features import FeatureDataset, FeatureStore
@@ -203,33 +203,6 @@ def _round(self: FirstLook, episodes: list, ours: int, of: int, say):
         self.made += 1
 
 
-class LookEnded(Stopped):
-    "A signal asked for the machine while features were computed."
-    requeue = False  # whether the run is to be started again
-
-
-@patch
-def _asked(self: FirstLook, episodes: list, wish: int) -> LookEnded:
-    paths = [self.data.path(*e) for e in episodes]
-    whole = sum(bool(self.data.store.lengths(p)) for p in paths)
-    ended = LookEnded(
-        f"stopped between two episodes: the features of {whole} of {_several(len(paths))} are kept in"
-        f" {self.data.store.folder}. Start the run again in the same way, and it looks at the others."
-    )
-    ended.requeue = wish == 2
-    return ended
-
-
-@patch
-def _tell_broken(self: FirstLook, files: list[Path]):
-    "Files that are whole and hold something else than was written are made anew, and not in silence."
-    if not files: return
-    warn(
-        f"{_several(len(files))}: the features in {files[0].parent} are not those that were written, as after a"
-        " crash of the machine or a bad copy; they are made anew."
-    )
-
-
 @patch
 def _check_room(self: FirstLook, jobs: list, of: int, say):
     "Says how large the features are; `InputError` where the disk has no room for them."
@@ -250,6 +223,34 @@ def _no_room(size: float, free: float, folder: Path) -> InputError:
         f"The features of the frozen network take about {size / 1e9:.1f} GB, and the disk of"
         f" {folder} has {free / 1e9:.1f} free: make room, set GR00T_NB_CACHE to a folder on another"
         " disk, or leave --cache-features out."
+    )
+
+# %% ../../nbs/engine/40_first_look.ipynb #2b6ed4b7
+class LookEnded(Stopped):
+    "A signal asked for the machine while features were computed."
+    code = 130  # with which the command ends
+
+
+@patch
+def _asked(self: FirstLook, episodes: list, wish: int) -> LookEnded:
+    paths = [self.data.path(*e) for e in episodes]
+    whole = sum(bool(self.data.store.lengths(p)) for p in paths)
+    ended = LookEnded(
+        f"stopped between two episodes: the features of {whole} of {_several(len(paths))} are kept"
+        f" in {self.data.store.folder}. Start the run again in the same way, and it goes on"
+        f" with the others.{f' {ASKS}' if wish == 2 else ''}"
+    )
+    if wish == 2: ended.code = REQUEUE
+    return ended
+
+
+@patch
+def _tell_broken(self: FirstLook, files: list[Path]):
+    "Files that hold something else than was written are not made anew in silence."
+    if not files: return
+    warn(
+        f"{_several(len(files))}: the features in {files[0].parent} are not those that were"
+        " written, as after a crash of the machine or a bad copy; they are made anew."
     )
 
 # %% ../../nbs/engine/40_first_look.ipynb #c022fb89

@@ -153,7 +153,7 @@ def lengths(self: FeatureStore,
 def sound(self: FeatureStore,
     path: Path,
 ) -> bool:
-    "Whether a file is whole and holds what was written. It is read from its beginning to its end, once."
+    "Whether a file is whole and holds what was written; it is read as a whole, once."
     try: seen = os.stat(path)
     except OSError: return False
     stamp = seen.st_size, seen.st_mtime_ns

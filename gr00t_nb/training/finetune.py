@@ -27,7 +27,7 @@ from ..engine.faults import FAULTS, Faults
 from ..engine.first_look import LookEnded, as_features, check_front, look_first
 from ..engine.hooks import Hooks, HooksReached, of_callback, read_hooks
 from ..engine.states import can_go_on
-from ..engine.stopping import REQUEUE, StopOnSignal
+from ..engine.stopping import ASKS, REQUEUE, StopOnSignal
 from ..engine.trainer import Gr00tTrainer
 from ..engine.validation import HeldOut, TokenAccuracy, Validation, ended_early
 from ..errors import InputError, Stopped, command, sentence_of
@@ -406,9 +406,6 @@ def _early(result: FinetuneResult) -> str:
     return f"ended after step {step} of {config.max_steps}: nothing has improved {waited}; {longer}"
 
 # %% ../../nbs/training/40_finetune.ipynb #0a5f22f1
-_ASKS = f"Exit code {REQUEUE} asks for the run to be started again."
-
-
 def _try_later(number: int, frame):
     "A scheduler's signal while nothing is trained: nothing is there to save, or all is saved."
     raise SystemExit(REQUEUE)
@@ -472,12 +469,10 @@ def main():
         time.sleep(5)  # torchrun ends all with the first that ends: the one that speaks goes first
         raise SystemExit(2) from None
     except KeyboardInterrupt as e:
-        again = getattr(e, "requeue", False)  # of a look at the data
-        if rank == 0 and not again: raise
-        if rank == 0: print(f"{e} {_ASKS}", file=sys.stderr)
-        raise SystemExit(REQUEUE if again else 130) from None
+        if rank == 0: print(f"\n{str(e) or 'stopped'}", file=sys.stderr)
+        raise SystemExit(getattr(e, "code", 130)) from None
     finally:
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
-    if result.requeue and rank == 0: print(_ASKS, file=sys.stderr)
+    if result.requeue and rank == 0: print(ASKS, file=sys.stderr)
     if result.stopped: raise SystemExit(REQUEUE if result.requeue else 130)
     if rank == 0 and result.log: print(_summary(config, result))

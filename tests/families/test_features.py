@@ -174,7 +174,8 @@ def test_what_was_not_written_is_not_read(family, config, tmp_path, monkeypatch)
     file.write_bytes(content[:-1000] + bytes(1000))
     with pytest.warns(UserWarning, match="are not those that were written"):
         again = finetune(of(config, "again", max_steps=2))
-    assert file.read_bytes()[-1000:] == content[-1000:] and [r["loss"] for r in again.log] == [r["loss"] for r in first.log]
+    assert file.read_bytes()[-1000:] == content[-1000:]
+    assert [r["loss"] for r in again.log] == [r["loss"] for r in first.log]
     file.unlink()
     plain = FirstLook._look
     nan = lambda row: row | dict(features=torch.full_like(row["features"], torch.nan))
