@@ -281,13 +281,13 @@ def plot_by_horizon(self: OpenLoopResult):  # matplotlib figure
     return plot_error_by_horizon(known, ylabel="mean absolute error")
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #d6e72774
-_FOLDER = arg(aliases=("--output-dir",))  # as closed loop and training call it
+_TOO = arg(aliases=("--output-dir",))  # as closed loop and training call it
 
 
 @dataclass
 class OpenLoopConfig(AskingConfig):
     "Evaluate a checkpoint open loop on recorded episodes."
-    save_plot_path: Annotated[str | None, _FOLDER] = None  # for the plots; none: model_path/open_loop
+    save_plot_path: Annotated[str | None, _TOO] = None  # folder of plots; none: model_path/open_loop
     require_better: bool = False  # exit code 1 unless the policy beats both baselines
 
 
