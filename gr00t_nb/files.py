@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import InputError, sentence_of
+from .errors import InputError, sentence_of, system_error
 
 # %% ../nbs/05_files.ipynb #986ef2df
 @contextmanager
@@ -26,10 +26,7 @@ def replacing(
 ) -> Iterator[Path]:  # a temporary path in the same folder: write there
     "A temporary path beside `path`, which replaces it in one step if the block ends well, and is removed if not."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(fd)
-    temporary = Path(name)
+    temporary = _beside(path)
     try:
         yield temporary
         with open(temporary, "rb") as f: os.fsync(f.fileno())
@@ -38,8 +35,23 @@ def replacing(
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
+    except Exception as e:
+        if str(getattr(e, "filename", "")) == str(temporary): e.filename = str(path)
+        refused = system_error(e, path)
+        if refused is None: raise
+        raise refused from e
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    "An empty file in the same folder; an `OSError` names `path`, which the user knows."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir(): raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    try: fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from None
+    os.close(fd)
+    return Path(name)
 
 # %% ../nbs/05_files.ipynb #70c193a3
 def write_text(

@@ -395,8 +395,7 @@ def config_source(
 # %% ../../nbs/data/50_proposal.ipynb #43274da3
 def _check_target(path: Path, overwrite: bool):
     "`InputError` for another ending than .py, and for a file that exists."
-    wanted = "a modality configuration is a Python file; give such a name"
-    if path.suffix != ".py": raise InputError(f"{path} does not end in .py: {wanted}.")
+    if path.suffix != ".py": raise InputError(f"{path} does not end in .py: give such a name.")
     otherwise = "give another name, or overwrite=True (--overwrite) to replace it"
     if path.exists() and not overwrite: raise InputError(f"{path} exists already: {otherwise}.")
 
@@ -443,6 +442,7 @@ def main(args: list[str] | None = None):  # of the command line; None: those of 
     out, folder = c.output and Path(c.output), dataset_folder(c.dataset).resolve()
     if out and out.resolve().is_relative_to(folder):
         raise InputError(f"{out} lies in the data set, which is never written to: give another place.")
+    if out and not out.parent.is_dir(): raise InputError(f"There is no folder {out.parent}: make it.")
     if out: _check_target(out, c.overwrite)
     most = dict(max_state_dim=c.max_state_dim, max_action_dim=c.max_action_dim)
     ds = LeRobotDataset(c.dataset, c.modality_path, exclude_episodes=c.exclude_episodes)

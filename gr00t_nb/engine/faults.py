@@ -65,6 +65,7 @@ def _sentence(step: int, alone: bool, samples: list, path: Path, idea: bool, eve
 
 # %% ../../nbs/engine/12_faults.ipynb #45250d98
 FAULTS = "nonfinite.jsonl"
+_SEEN = "cache_features keeps what was seen in {}: without it the data are looked at again."
 
 
 class Faults(TrainerCallback):
@@ -75,7 +76,9 @@ class Faults(TrainerCallback):
     def __init__(self,
         output_dir: Path,  # of the run
         on_nonfinite: str = "stop",  # or 'skip'
+        features: Path | None = None,  # where the run keeps what a frozen network sees
     ):
+        self.features = features
         self.path, self.skips = Path(output_dir) / FAULTS, on_nonfinite == "skip"
         self.total = self.row = self.window = self.logged = 0
         self.loss = None  # summed since the last line, of the steps that were taken
@@ -116,6 +119,7 @@ def judge(self: Faults,
     if first:
         with open(self.path, "a", encoding="utf-8") as f: f.write(json.dumps(row) + "\n")
     sentence = _sentence(step, alone, samples, self.path, idea, every)
+    if self.features: sentence += f" {_SEEN.format(self.features)}"
     if stops: raise self._end(sentence)
     self.total, self.window = self.total + 1, self.window + 1
     if first: warnings.warn(f"{sentence} The step is left out.")

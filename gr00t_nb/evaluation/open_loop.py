@@ -9,10 +9,12 @@ __all__ = ['PREDICTORS', 'hold_state', 'repeat_action', 'EpisodeResult', 'OpenLo
 # %% ../../nbs/evaluation/20_open_loop.ipynb #b239e520
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from fastcore.basics import patch
 from tqdm.auto import tqdm
+from tyro.conf import arg
 
 from ..data.lerobot import LeRobotDataset
 from ..data.steps import read_steps
@@ -280,10 +282,13 @@ def plot_by_horizon(self: OpenLoopResult):  # matplotlib figure
     return plot_error_by_horizon(known, ylabel="mean absolute error")
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #d6e72774
+_TOO = arg(aliases=("--output-dir",))  # as closed loop and training call it
+
+
 @dataclass
 class OpenLoopConfig(AskingConfig):
     "Evaluate a checkpoint open loop on recorded episodes."
-    save_plot_path: str | None = None  # folder for the plots; none: model_path/open_loop
+    save_plot_path: Annotated[str | None, _TOO] = None  # folder of plots; none: model_path/open_loop
     require_better: bool = False  # exit code 1 unless the policy beats both baselines
 
 

@@ -8,7 +8,8 @@ __all__ = ['FeatureStore', 'feature_batch', 'FeatureDataset', 'check_same_every_
 # %% ../../nbs/loading/40_features.ipynb #c002c17d
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from ..errors import InputError
+from ..errors import InputError, sentence_of
 from ..files import cache_dir, fingerprint, replacing
 from .order import DataSource
 from .samples import SampleError, StepDataset, StepReader
@@ -35,7 +36,7 @@ class FeatureStore:
         folder: str | Path | None = None,  # None: `features` in the kit's cache folder
     ):
         self.folder = Path(folder or cache_dir() / "features") / key[:24]
-        self._files = LRUCache(self.opened)
+        self._files, self._sound = LRUCache(self.opened), {}
 
     def __getstate__(self): return self.__dict__ | dict(_files=LRUCache(self.opened))
 
@@ -67,13 +68,18 @@ def write(self: FeatureStore,
     seen: Sequence[dict],  # of each: features (n, W), image_mask bool (n,), input_ids int64 (m,)
     padding: Tensor | None = None,  # (W,); None: it is not one row
 ):
-    "Writes an episode, whole or not at all."
+    "Writes an episode, whole or not at all; `InputError` where the system refuses."
     joined = {k: torch.cat([s[k] for s in seen]).contiguous() for k in _ROWS}
     starts = {f"{k}_starts": _starts([len(s[k]) for s in seen]) for k in ("features", "input_ids")}
     tensors = joined | starts | dict(steps=torch.tensor(list(steps)))
     if padding is not None: tensors["padding"] = padding.contiguous()
     lengths = " ".join(map(str, sorted({len(s["features"]) for s in seen})))
-    with replacing(path) as temporary: save_file(tensors, temporary, dict(lengths=lengths))
+    said = dict(lengths=lengths, digest=_digest(tensors, tensors.get))
+    try:
+        with replacing(path) as temporary: save_file(tensors, temporary, said)
+    except OSError as e:
+        elsewhere = "Whole episodes are kept; GR00T_NB_CACHE may name a folder on another disk."
+        raise InputError(f"{sentence_of(e)} {elsewhere}") from None
 
 
 _ROWS = "features", "image_mask", "input_ids"
@@ -81,6 +87,18 @@ _ROWS = "features", "image_mask", "input_ids"
 
 def _starts(counts: Sequence[int]) -> Tensor:  # int64 (n + 1,)
     return torch.tensor([0, *np.cumsum(counts).tolist()])
+
+
+def _digest(names: Iterable[str], rows: Callable) -> str:  # 64 hexadecimal digits
+    "Of all that a file holds; `rows` gives what has a name, a tensor or a slice of the file."
+    digest, at_once = hashlib.sha256(), 4096
+    for name in sorted(names):
+        of = rows(name)
+        digest.update(name.encode())
+        for start in range(0, len(of) if isinstance(of, Tensor) else of.get_shape()[0], at_once):
+            piece = of[start:start + at_once].contiguous()
+            digest.update(piece.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 # %% ../../nbs/loading/40_features.ipynb #c01131f4
 @patch
@@ -110,6 +128,9 @@ class _Opened:
         self.places = {int(s): i for i, s in enumerate(small["steps"])}
         self.starts = {k: small[f"{k}_starts"].tolist() for k in ("features", "input_ids")}
         self.lengths = {int(n) for n in self.file.metadata()["lengths"].split()}
+        self.digest = self.file.metadata()["digest"]
+
+    def sound(self) -> bool: return self.digest == _digest(self.file.keys(), self.file.get_slice)
 
     def at(self, step: int) -> dict:
         i, rows = self.places[step], {}
@@ -125,7 +146,25 @@ def lengths(self: FeatureStore,
 ) -> set[int]:  # empty: there is no whole file
     "How many rows the steps of a file have, each number once."
     try: return _Opened(path).lengths
-    except (OSError, SafetensorError, LookupError, ValueError): return set()
+    except _BROKEN: return set()
+
+
+@patch
+def sound(self: FeatureStore,
+    path: Path,
+) -> bool:
+    "Whether a file is whole and holds what was written; it is read as a whole, once."
+    try: seen = os.stat(path)
+    except OSError: return False
+    stamp = seen.st_size, seen.st_mtime_ns
+    if self._sound.get(path) == stamp: return True
+    try: good = _Opened(path).sound()
+    except _BROKEN: good = False
+    if good: self._sound[path] = stamp
+    return good
+
+
+_BROKEN = OSError, SafetensorError, LookupError, ValueError
 
 # %% ../../nbs/loading/40_features.ipynb #c018b2c4
 def feature_batch(

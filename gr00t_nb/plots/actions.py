@@ -41,7 +41,9 @@ def contact_sheet(
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         for ax, frame in zip(line, x): ax.imshow(frame, aspect="auto", interpolation="antialiased")
-        short = name if len(str(name)) <= 14 else f"{name[:13]}…"
+        height = width / count * np.shape(x)[1] / np.shape(x)[2]  # of the row, in inches
+        most = max(14, int(height / 0.065))  # letters beside it
+        short = name if len(str(name)) <= most else f"{name[: most - 1]}…"
         if isinstance(frames, dict): line[0].set_ylabel(short)
     if titles is not None:
         for ax, text in zip(grid[0], titles): ax.set_title(text)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.lerobot import LeRobotDataset
 from ..errors import InputError
-from ..plots.style import COLOURS, Plot, styled
+from ..plots.style import COLOURS, Plot, legend, styled
 from .robot import GroupLimits, MotionLimits
 
 # %% ../../nbs/robots/10_limits.ipynb #c005d202
@@ -85,20 +85,27 @@ def plot_limits(
     rate: float,  # steps a second
     names: dict[str, list[str]] | None = None,  # group -> D names
     title: str = "place and speed of each joint, and what is allowed",
+    unit: str = "rad",  # of a place
 ):
     "A panel for each joint that has limits: what was done, and where the limits are."
     joints = [(g, d) for g, lim in limits.groups.items() if lim for d in range(len(lim))]
     columns = min(4, len(joints))
     rows = -(-len(joints) // columns)
-    fig = Plot(7.5, 1.5 * rows + 0.3)
+    fig = Plot(7.5, 1.5 * rows + 0.7)
     axes = list(fig.subplots(rows, columns, squeeze=False).ravel())
     for ax in axes[len(joints) :]: ax.remove()
     for ax, (g, d) in zip(axes, joints):
         lim = limits.groups[g]
-        for a in actions.get(g, []):
-            ax.plot(a[1:, d], np.diff(a[:, d]) * rate, ".", ms=1, color=COLOURS["grey"], alpha=0.5)
+        for n, a in enumerate(actions.get(g, [])):
+            how = dict(ms=1, color=COLOURS["grey"], alpha=0.5, label="" if n else "done")
+            ax.plot(a[1:, d], np.diff(a[:, d]) * rate, ".", **how)
         ends = (lim.low[d], lim.high[d], lim.velocity[d], lim.acceleration[d])
-        if np.isfinite(ends[:2]).all(): ax.plot(*_outline(*ends, 1 / rate), color=COLOURS["blue"])
+        bounds = _outline(*ends, 1 / rate) if np.isfinite(ends[:2]).all() else ([], [])
+        ax.plot(*bounds, color=COLOURS["blue"], label="allowed")
         ax.set_title(names[g][d] if names else f"{g} {d}")
+    for ax in axes[max(0, len(joints) - columns) : len(joints)]: ax.set_xlabel(f"place, {unit}")
+    for ax in axes[: len(joints) : columns]: ax.set_ylabel(f"speed, {unit} / s")
     fig.suptitle(title, x=0.01, ha="left")
+    legend(fig, axes[0])
+    fig.legends[0].legend_handles[0].set(markersize=4, alpha=1)
     return fig

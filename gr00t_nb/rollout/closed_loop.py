@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from fastcore.basics import patch
@@ -282,12 +283,12 @@ def _summary(scores: list[RolloutScore], confused: str | None) -> dict:
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0214c26
 @patch
 def __str__(self: ClosedLoopResult):
-    named = "" if self.confused is None else f" {'named of decided':>20}"
-    lines = [f"{'':31} {'success':>20}{named} {'time':>6} {'chunks':>6} {'changed':>7}"]
+    named = "" if self.confused is None else f" {'named of decided':>18}"
+    lines = [f"{'':20} {'success':>18}{named} {'time':>6} {'chunks':>6} {'changed':>7}"]
     for who, scores in (dict(policy=self.policy) | self.baselines).items():
         parts = self.rows(scores) if who == "policy" else dict(all=scores)
         for name, rows in parts.items():
-            lines.append(_line(who if name == "all" else f"  {name}", _summary(rows, self.confused)))
+            lines += _lines(who if name == "all" else f"  {name}", _summary(rows, self.confused))
     ends = _summary(self.policy, self.confused)["outcomes"]
     lines.append("the policy's episodes: " + ", ".join(f"{n} {k}" for k, n in sorted(ends.items())))
     return "\n".join([*lines, *_faults(self.policy)])
@@ -305,14 +306,15 @@ def _faults(scores: list[RolloutScore]) -> list[str]:  # lines; none where all c
     return [said, *(f"  {len(same)}: {same[0].reason}" for same in found.values())]
 
 
-def _line(name: str, s: dict) -> str:
+def _lines(name: str, s: dict) -> list[str]:  # of at most 80 letters; a long name goes on below
     def share(k, n, ends):
         low, high = (f"{100 * end:.0f}" for end in ends)
-        return f"{f'{k}/{n} ({low} to {high} %)' if n else 'none':>20}"
+        return f"{f'{k}/{n} ({low}-{high} %)' if n else 'none':>18}"
     shares = share(s["successes"], s["episodes"], s["interval"])
     if "named_interval" in s: shares += " " + share(*s["named_of_decided"], s["named_interval"])
     time = "-" if s["seconds_to_success"] is None else f"{s['seconds_to_success']:.1f} s"
-    return f"{name[:31]:31} {shares} {time:>6} {s['chunks']:6.1f} {s['changed']:7.1%}"
+    first, *more = wrap(name, 20, subsequent_indent="  ", drop_whitespace=True)
+    return [f"{first:20} {shares} {time:>6} {s['chunks']:6.1f} {s['changed']:7.1%}", *more]
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0245659
 SHEET = 8  # episodes on a sheet

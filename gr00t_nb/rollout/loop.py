@@ -126,13 +126,13 @@ def __str__(self: RolloutResult):
     others = ("approach", "waiting", "late", "paused", "stopping")
     kinds = {k: n for k in others if (n := self.count(k))}
     touched, cut = self.changed()
+    said = [*(f"{n} {k}" for k, n in kinds.items()), f"{touched} changed by the guard"]
     lines = [
         f"{self.instruction}: {self.outcome or self.reason}",
-        f"  {self.seconds:.1f} s, {_many(len(self.periods), 'period')},"
-        f" {_many(len(self.chunks), 'chunk')}, {_many(touched, 'period')} changed by the guard",
+        f"  {self.seconds:.1f} s, {_many(len(self.chunks), 'chunk')},"
+        f" {_many(len(self.periods), 'period')}, of these {', '.join(said)}",
     ]
     if cut: lines.append(f"  {_many(cut, 'period')} in which the robot has sent something else")
-    if kinds: lines.append("  of these " + ", ".join(f"{n} {k}" for k, n in kinds.items()))
     return "\n".join([*lines, *("  " + line for line in change_lines(self.guard))])
 
 # %% ../../nbs/rollout/20_loop.ipynb #c01432bd

@@ -9,7 +9,7 @@ __all__ = ['Spectator', 'plot_chunk', 'RunPanel']
 import asyncio
 import html
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -41,15 +41,19 @@ class Spectator:
 def plot_chunk(
     chunk: Mapping[str, np.ndarray],  # group -> (H, D)
     row: int,  # that is executed now
+    names: Mapping[str, Sequence[str]] | None = None,  # group -> D; None: numbers
 ) -> Plot:
     "A chunk under execution."
-    fig = Plot(min(2.9 * len(chunk), 8.0), 1.7, dpi=100)
+    fig = Plot(min(3.6 * len(chunk), 8.0), 1.7, dpi=100)
     for ax, (group, rows) in zip(fig.subplots(1, len(chunk), squeeze=False)[0], chunk.items()):
-        for d, colour in zip(range(rows.shape[1]), [*COLOURS.values()][1:] * 9):
+        called = (names or {}).get(group, ())
+        if len(called) != rows.shape[1]: called = range(rows.shape[1])
+        for d, (name, colour) in enumerate(zip(called, [*COLOURS.values()][1:] * 9)):
             ax.plot(rows[:, d], color=colour, alpha=0.35)
-            ax.plot(rows[: row + 1, d], color=colour)
+            ax.plot(rows[: row + 1, d], color=colour, label=str(name))
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6, handlelength=1)
         ax.axvline(row, color=COLOURS["black"], lw=0.8)
-        ax.set(title=group, xlabel="row of the chunk")
+        ax.set(title=group, xlabel="row of the chunk", ylabel="in the robot's units")
     return fig
 
 # %% ../../nbs/rollout/55_panel.ipynb #c011946b
@@ -162,7 +166,8 @@ def refresh(self: RunPanel) -> bool:  # whether there was something new
     for view, image in self.pictures.items(): _show(image, _jpeg(look.video[view]))
     if chunk := period.chunk:
         row = int(np.clip(period.tick - chunk.begin, 0, len(chunk) - 1))
-        _show(self.chunk, plot_chunk(chunk.actions, row)._repr_png_())
+        names = getattr(self.session.robot, "names", None)
+        _show(self.chunk, plot_chunk(chunk.actions, row, names)._repr_png_())
     return True
 
 # %% ../../nbs/rollout/55_panel.ipynb #c0161655

@@ -26,9 +26,9 @@ from ..errors import InputError, Stopped, command, sentence_of
 # %% ../../nbs/training/40_finetune.ipynb #c17af57b
 from ..checkpoints.manifest import write_manifest
 from ..engine.faults import FAULTS, Faults
-from ..engine.first_look import as_features, check_front, look_first
+from ..engine.first_look import LookEnded, as_features, check_front, look_first
 from ..engine.hooks import Hooks, HooksReached, of_callback, read_hooks
-from ..engine.stopping import REQUEUE, StopOnSignal
+from ..engine.stopping import ASKS, REQUEUE, StopOnSignal
 from ..engine.trainer import Gr00tTrainer
 from ..engine.validation import HeldOut, TokenAccuracy, Validation, ended_early
 from ..checkpoints.adapters import ADAPTERS
@@ -143,7 +143,8 @@ def _quality(
 ) -> list:  # callbacks
     "Those who watch how good a run is."
     config = prepared.config
-    trainer.faults = Faults(Path(config.output_dir), config.on_nonfinite)
+    seen = trainer.train_dataset.store.folder if config.cache_features else None
+    trainer.faults = Faults(Path(config.output_dir), config.on_nonfinite, seen)
     if config.ema_decay: trainer.averages = Averages(config.ema_decay, resume)
     watching = [trainer.faults, TokenAccuracy(trainer), *filter(None, [trainer.averages])]
     if not config.eval_steps: return watching
@@ -273,7 +274,7 @@ class _Run:
         over = ended_early(self.resume, config.early_stopping_patience)
         if trainer.start_step < config.max_steps and not over:  # else it is only written out again
             resume = str(self.resume) if self.resume else None
-            if config.cache_features: look_first(trainer)
+            if config.cache_features: look_first(trainer, stop)
             try:
                 with stop.listening(): trainer.train(resume_from_checkpoint=resume)
             finally:
@@ -359,6 +360,7 @@ def finetune(
             with all_check("reading the hooks"): hooks = _chosen_hooks(config, hooks)
             run = _Run(*_prepare(config, new_folder, hooks), callbacks or [], hooks)
             result = run.train()
+    except LookEnded: raise
     except KeyboardInterrupt:
         raise Stopped(f"Stopped at once. {what_is_left(config.output_dir)}") from None
     except Exception as e:
@@ -397,9 +399,6 @@ def _early(result: FinetuneResult) -> str:
     return f"ended after step {step} of {config.max_steps}: nothing has improved {waited}; {longer}"
 
 # %% ../../nbs/training/40_finetune.ipynb #0a5f22f1
-_ASKS = f"Exit code {REQUEUE} asks for the run to be started again."
-
-
 def _try_later(number: int, frame):
     "A scheduler's signal while nothing is trained: nothing is there to save, or all is saved."
     raise SystemExit(REQUEUE)
@@ -462,11 +461,11 @@ def main():
         if rank == 0 or isinstance(e, _RunError): raise
         time.sleep(5)  # torchrun ends all with the first that ends: the one that speaks goes first
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        if rank == 0: raise
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as e:
+        if rank == 0: print(f"\n{str(e) or 'stopped'}", file=sys.stderr)
+        raise SystemExit(getattr(e, "code", 130)) from None
     finally:
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
-    if result.requeue and rank == 0: print(_ASKS, file=sys.stderr)
+    if result.requeue and rank == 0: print(ASKS, file=sys.stderr)
     if result.stopped: raise SystemExit(REQUEUE if result.requeue else 130)
     if rank == 0 and result.log: print(_summary(config, result))

@@ -1,5 +1,8 @@
 "What `--cache-features` promises for every family: a run that reads what a frozen network saw is the run that looks."
+import os
 import shutil
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from gr00t_nb.loading.features import FeatureStore
 from gr00t_nb.loading.order import DataSource
 from gr00t_nb.runs.run_folder import newest_checkpoint
 from gr00t_nb.settings.config import FinetuneConfig
-from gr00t_nb.training.finetune import finetune
+from gr00t_nb.training.finetune import finetune, main
 from gr00t_nb.training.plan import plan_run
 
 DATA = ROOT / "data_samples/cube_to_bowl"
@@ -159,3 +162,47 @@ def test_an_interrupted_look_goes_on(family, config, tmp_path, monkeypatch):
     every = [*(tmp_path / "cache/features").rglob("*.*")]
     assert len(every) == 2 and one in every and one.stat().st_mtime_ns == before
     assert sum(looked) - so_far < result.prepared.samples
+
+
+@pytest.mark.engine
+def test_what_was_not_written_is_not_read(family, config, tmp_path, monkeypatch):
+    "Files with other content than was written are told of and made anew; a loss that fails names the folder."
+    needs_a_front(family)
+    first = finetune(of(config, "first", max_steps=2))
+    file, = (tmp_path / "cache/features").rglob("*.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1000] + bytes(1000))
+    with pytest.warns(UserWarning, match="are not those that were written"):
+        again = finetune(of(config, "again", max_steps=2))
+    assert file.read_bytes()[-1000:] == content[-1000:]
+    assert [r["loss"] for r in again.log] == [r["loss"] for r in first.log]
+    file.unlink()
+    plain = FirstLook._look
+    nan = lambda row: row | dict(features=torch.full_like(row["features"], torch.nan))
+    monkeypatch.setattr(FirstLook, "_look", lambda self, batch: [nan(row) for row in plain(self, batch)])
+    with pytest.raises(InputError, match=f"keeps what was seen in {file.parent}"): finetune(of(config, "broken"))
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("number, code", [(signal.SIGUSR1, 75), (signal.SIGTERM, 130)])
+def test_a_scheduler_ends_the_look_between_two_episodes(family, config, tmp_path, monkeypatch, capsys, number, code):
+    "With the exit codes of the training; the next run looks at the others."
+    needs_a_front(family)
+    kept, plain = of(config, "cached", exclude_episodes=[*range(2, 40)], max_steps=3), FirstLook.episode
+
+    def episode(self, *job):
+        os.kill(os.getpid(), number)
+        plain(self, *job)
+
+    monkeypatch.setattr(FirstLook, "episode", episode)
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *kept.to_flags()])
+    before = {n: signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        with pytest.raises(SystemExit) as ended: main()
+    finally:
+        for n, handler in before.items(): signal.signal(n, handler)
+    said, (one,) = capsys.readouterr().err, (tmp_path / "cache/features").rglob("*.safetensors")
+    assert ended.value.code == code and ("Exit code 75 asks" in said) == (code == 75)
+    assert f"the features of 1 of 2 episodes are kept in {one.parent}" in said
+    monkeypatch.setattr(FirstLook, "episode", plain)
+    assert finetune(kept).log[-1]["step"] == 3
