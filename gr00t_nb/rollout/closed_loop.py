@@ -453,8 +453,7 @@ def evaluate_closed_loop(
     config.check()
     confused = getattr(simulator_of(config.simulator), "confused", None)
     result = ClosedLoopResult([], confused=confused)
-    bar = dict(total=config.episodes, disable=not progress)
-    bar |= dict(delay=1e-3)  # it shows with the first episode, and not before a refusal
+    bar = dict(total=config.episodes, disable=not progress, delay=1e-3)  # none before a refusal
     try:
         _play_all(config, result, sheets, films, bar)
         if config.baselines: _play_baselines(config, result)
