@@ -183,7 +183,7 @@ def export_adapters(
     base = base or training_record(checkpoint).get("config", {}).get("base_model_path")
     if not base:
         raise InputError(f"{checkpoint} does not say what its run began with: give it with --base.")
-    with _new_folder(folder) as made:
+    with new_folder(folder) as made:
         _copy(checkpoint, made)
         shutil.copytree(checkpoint / ADAPTERS, made / ADAPTERS)
         write_json(made / NAMED_BASE, dict(base=str(base)))
