@@ -11,7 +11,7 @@ from gr00t_nb.checkpoints.base_models import tiny_base
 from gr00t_nb.checkpoints.registry import families
 from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation import open_loop
-from gr00t_nb.policy.graphs import ActionGraphs
+from gr00t_nb.replay.graphs import ActionGraphs
 from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.settings.recipe import robot_to_json
 from gr00t_nb.training.finetune import finetune

@@ -199,10 +199,16 @@ def disk(tmp_path) -> Path:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
-def test_a_full_disk(disk):
-    out = python(*script(replace(RUN, output_dir=str(disk / "out")))[1:])
+@pytest.mark.parametrize("later", [False, True], ids=["before", "after its beginning"])
+def test_a_disk_is_full(tmp_path, disk, later):
+    "A run that cannot write one checkpoint does not begin; where others fill the disk, it ends in a sentence."
+    (tmp_path / "train.py").write_text(KILLER)
+    config = replace(RUN, output_dir=str(disk / "out"))
+    out = python(tmp_path / "train.py", *config.to_flags(), **dict(FILLED_LATER="1") if later else {})
     assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr[-2000:]
-    assert "The disk is full" in out.stderr.splitlines()[-1]
+    told = "The disk is full" if later else "write to another disk (--output-dir), or make room"
+    assert told in out.stderr.splitlines()[-1]
+    assert (disk / "out/log.jsonl").exists() == later
 
 
 EIGHT = replace(RUN, global_batch_size=8)
@@ -245,6 +251,7 @@ class Kill(TrainerCallback):
         for child in multiprocessing.active_children(): os.kill(child.pid, signal.SIGKILL)
 
 if __name__ == "__main__":
+    if "FILLED_LATER" in os.environ: kit.warn_of_disk = lambda *asked: None  # it had room when it looked
     if "KILLED" in os.environ: kit.finetune = partial(kit.finetune, callbacks=[Kill()])
     kit.main()
 """
@@ -259,6 +266,7 @@ def test_of_two_processes_both_end_in_a_sentence(tmp_path, disk, fault):
     (tmp_path / "train.py").write_text(KILLER)
     kind, _, rank = fault.partition(" ")
     how = dict(shm=dict(first=partial(small_shm, "100k")), loader=dict(KILLED=rank))
+    how |= dict(disk=dict(FILLED_LATER="1"))
     command = [tmp_path / "train.py", *config.to_flags()]
     said = python(*command, processes=2, **how.get(kind, {})).stderr
     assert "Traceback" not in said, said
