@@ -77,7 +77,7 @@ def test_others_are_refused_before_anything_starts(trained, tmp_path, monkeypatc
     policy.model.config = replace(policy.model.config, rtc_training_config=None)
     policy.family.save(tmp_path / "plain", policy.model, policy.processor)
     def started(*args, **kwargs): raise AssertionError("a worker was started")
-    monkeypatch.setattr(closed_loop, "ProcessPoolExecutor", started)
+    monkeypatch.setattr(closed_loop, "in_processes", started)
     told = dict(continuation="prefix", delay=3, processes=2, output_dir=str(tmp_path / "out"))
     with pytest.raises(InputError, match="was not trained to continue a prefix"):
         closed_loop.evaluate_closed_loop(ClosedLoopConfig(str(tmp_path / "plain"), **told), progress=False)

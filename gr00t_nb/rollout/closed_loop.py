@@ -7,17 +7,13 @@ __all__ = ['SHEET', 'RolloutScore', 'ScriptedPolicy', 'score_script', 'EpisodesC
            'ServedConfig', 'ClosedLoopResult', 'evaluate_closed_loop', 'play_and_tell', 'main']
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0021685
-import os
 import re
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import count
-from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from textwrap import wrap
 
@@ -41,6 +37,7 @@ from .loop import RolloutResult, run_episode
 from .recorder import EpisodeRecorder
 from ..serving.client import PolicyClient
 from ..simulators.worlds import check_simulator, simulator_of
+from ..workers import in_processes
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0085fc0
 @dataclass
@@ -322,13 +319,8 @@ _here = None  # policy, robot and recorder of a process, and how many of its epi
 
 
 def _begin(config: EpisodesConfig):
-    "The policy and the world of this process, which ends with the one that began it."
+    "The policy and the world of this process."
     global _here
-    if (parent := parent_process()) is not None:
-        def follow():
-            parent.join()
-            os._exit(1)
-        threading.Thread(target=follow, daemon=True).start()
     robot = simulator_of(config.simulator)()
     policy = fit_policy(config.policy(), robot, pairs_of(config.views, "views"))
     told = config.record, robot, _rows(policy.get_modality_config()), getattr(robot, "names", None)
@@ -346,39 +338,12 @@ def _play(
     wanted = ends[score.success] <= config.videos
     return score, few, np.stack([p[robot.views[0]] for p in film]) if wanted else None
 
-# %% ../../nbs/rollout/40_closed_loop.ipynb #327906dc
-@contextmanager
-def _inherited() -> Iterator[None]:
-    "Processes that begin meanwhile take one core each, and leave Ctrl-C to this one."
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try: yield
-    finally:
-        if before is None: os.environ.pop("OMP_NUM_THREADS")
-        else: os.environ["OMP_NUM_THREADS"] = before
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # Ctrl-C of meanwhile is raised
-
-
-def _shared(config: EpisodesConfig, tasks: list) -> Iterator[tuple]:
-    "Each episode in turn, of several processes. They end at once where nobody wants to hear more."
-    how = dict(mp_context=get_context("spawn"), initializer=_begin, initargs=(config,))
-    others = active_children()
-    with ProcessPoolExecutor(config.processes, **how) as pool:
-        try:
-            with _inherited(): played = pool.map(_play, tasks)
-            yield from played
-        except BaseException:
-            for process in active_children():
-                if process not in others: process.kill()
-            pool._result_queue._writer.close()  # or the rest of a result that was cut is waited for
-            raise
-
 # %% ../../nbs/rollout/40_closed_loop.ipynb #fe844108
 def _played(config: EpisodesConfig) -> Iterator[tuple]:  # as of `_play`
     "Each episode in turn, in this process or in several."
     tasks = [(config, e) for e in range(config.episodes)]
-    return _shared(config, tasks) if config.processes > 1 else _alone(config, tasks)
+    if config.processes < 2: return _alone(config, tasks)
+    return in_processes(partial(_begin, config), _play, tasks, config.processes)
 
 
 def _alone(config: EpisodesConfig, tasks: list) -> Iterator[tuple]:
