@@ -127,6 +127,11 @@ class Sleeps:
     def reset(self, options=None): return {}
 
 
+def hears_ctrl_c():
+    "As in a terminal: what a shell starts in the background ignores it, and so do all that are started there."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_in_a_terminal_ends_all_processes(tmp_path):
     "It goes to each of them; those that wait for an answer are not waited for, and say nothing."
     policy, err = Sleeps(), tmp_path / "err"
@@ -136,7 +141,8 @@ def test_ctrl_c_in_a_terminal_ends_all_processes(tmp_path):
     with PolicyServer(policy, port=0) as server, open(err, "w") as words:
         command += ["--server", f"127.0.0.1:{server.port}"]
         env = os.environ | dict(PYTHONPATH=str(ROOT), MPLBACKEND="agg")
-        job = subprocess.Popen(command, stdout=-1, stderr=words, text=True, env=env, start_new_session=True)
+        how = dict(stdout=-1, stderr=words, text=True, env=env, start_new_session=True)
+        job = subprocess.Popen(command, preexec_fn=hears_ctrl_c, **how)
         try:
             wait_until(lambda: policy.asked > 5 and re.search(r"[1-5]/8", err.read_text()) or job.poll() is not None)
             os.killpg(job.pid, signal.SIGINT)
