@@ -157,9 +157,20 @@ def sentence_of(
     if refused := system_error(e): return _of_system(refused)
     if isinstance(e, MemoryError): return _of_system(OSError(errno.ENOMEM, ""))
     if _trained(e) and re.search(r"(CUDA|HIP) out of memory", text): return _GPU_IN_TRAINING
+    said = _known(text)
+    if said == OTHER_ENDED:  # and this one, too, of something that came before?
+        said = next(filter(None, (_known(str(x)) for x in _before(e))), said)
+    return said or (_of_system(e) if isinstance(e, OSError) else None)
+
+
+def _known(text: str) -> str | None:
     for words, sentence in _KNOWN:
         if found := re.search(words, text): return sentence.format(found[found.lastindex or 0])
-    return _of_system(e) if isinstance(e, OSError) else None
+
+
+def _before(e: BaseException) -> Iterator[BaseException]:
+    "The errors in whose handling this one was raised."
+    while (e := e.__context__) is not None: yield e
 
 # %% ../nbs/00_errors.ipynb #a571a4ec
 def failed_within(
