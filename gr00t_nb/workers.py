@@ -49,19 +49,20 @@ def _in_order(processes: dict, many: int) -> Iterator:
         while number not in got:
             for pipe in wait(pipes):
                 try: which, result = pipe.recv()
-                except EOFError: pipes.remove(pipe)
+                except EOFError:
+                    pipes.remove(pipe)
+                    processes[pipe].join()
+                    if processes[pipe].exitcode: raise _lost(processes)
                 else:
                     if which is None: raise result
                     got[which] = result
-            if not pipes and number not in got: raise _lost(processes)
         yield got.pop(number)
 
 
 def _lost(processes: dict) -> InputError:
-    for process in processes.values(): process.join()
     codes = ", ".join(str(p.exitcode) for p in processes.values() if p.exitcode)
     return InputError(
-        f"A process ended by itself (exit code {codes or 0}) before its work was done. Code -9 is"
+        f"A process ended by itself (exit code {codes}) before its work was done. Code -9 is"
         " most often a lack of memory: let fewer processes share the work."
     )
 
@@ -87,4 +88,5 @@ def in_processes(
         for pipe, process in running.items():
             if process.pid: process.kill()
             pipe.close()
-        for process in running.values(): process.join()
+        for process in running.values():
+            if process.pid: process.join()
