@@ -105,9 +105,10 @@ N1D7_UNDECAYED = r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)"
 def prepare(
     self: Gr00tN1d7,
     batch: dict,  # see `forward`; pixel_values as images, or as patches with image_grid_thw
+    device=None,  # where it goes; None: to the model
 ) -> dict:
     "Check a batch that lies on the CPU, move it to the model, cast numbers."
-    if batch.get("image_grid_thw") is None: return Network.prepare(self, batch)
+    if batch.get("image_grid_thw") is None: return Network.prepare(self, batch, device)
     eyes, patches, grid = self.vlm.visual, batch["pixel_values"], batch["image_grid_thw"]
     told = int(grid.prod(1).sum())
     if told != len(patches):
@@ -116,4 +117,4 @@ def prepare(
             " make them with one and the same processor."
         )
     images = images_of_patches(patches, grid, eyes.patch, eyes.merge)
-    return Network.prepare(self, batch | dict(pixel_values=images))
+    return Network.prepare(self, batch | dict(pixel_values=images), device)

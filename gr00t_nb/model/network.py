@@ -91,9 +91,10 @@ def backbone_to_bf16(self: Network):
 def prepare(
     self: Network,
     batch: dict,  # see `forward`
+    device=None,  # where it goes; None: to the model
 ) -> dict:
     "Check a batch that lies on the CPU, move it to the model, cast numbers."
-    device = self.device
+    if device is None: device = self.device
     def put(keys, dtype=None):
         given = {k: batch[k] for k in keys if batch.get(k) is not None}
         return {k: v.to(device, dtype, non_blocking=True) for k, v in given.items()}
@@ -101,13 +102,13 @@ def prepare(
     moved = put(("state", "action", "noise", "time", "prev_actions"), self.dtype)
     moved |= put(("input_ids", "attention_mask", "action_mask", "state_dropout"))
     moved |= put(("sample_weight", "rtc_delay", "image_masks"))
-    moved |= put(_SEEN) if "features" in batch else self._images(batch)
-    return moved | {"embodiment_id": self._embodiment(batch["embodiment_id"])}
+    moved |= put(_SEEN) if "features" in batch else self._images(batch, device)
+    return moved | {"embodiment_id": self._embodiment(batch["embodiment_id"], device)}
 
 _SEEN = "features", "features_mask", "image_mask"  # what a batch may bring along in place of images
 
 @patch
-def _images(self: Network, batch: dict) -> dict:
+def _images(self: Network, batch: dict, device) -> dict:
     "Check images that lie on the CPU, and move them: one transfer for those of one size in a row."
     images = batch["pixel_values"]
     if isinstance(images, Tensor): images = [images]
@@ -115,18 +116,18 @@ def _images(self: Network, batch: dict) -> dict:
         self.vlm.check_images(batch["input_ids"], images)
     stacks = [list(s) for _, s in groupby(images, key=lambda x: (x.shape[1:], x.dtype))]
     stacks = [s[0] if len(s) == 1 else torch.cat(s) for s in stacks]
-    return dict(pixel_values=[s.to(self.device, non_blocking=True) for s in stacks])
+    return dict(pixel_values=[s.to(device, non_blocking=True) for s in stacks])
 
 # %% ../../nbs/model/60_network.ipynb #6dbee593
 @patch
-def _embodiment(self: Network, ids: Tensor | int) -> Tensor | int:
+def _embodiment(self: Network, ids: Tensor | int, device) -> Tensor | int:
     "Check projector indices (where they lie on the CPU); one number if all are equal."
-    if isinstance(ids, Tensor) and ids.device.type != "cpu": return ids.to(self.device)
+    if isinstance(ids, Tensor) and ids.device.type != "cpu": return ids.to(device)
     found = sorted({ids} if isinstance(ids, int) else set(ids.tolist()))
     rows = self.action_head.state_encoder.layer1.rows
     slots = range(self.config.max_num_embodiments) if rows is None else rows
     if wrong := [e for e in found if e not in slots]: raise _no_slot(wrong[0], slots, rows)
-    return found[0] if len(found) == 1 else ids.to(self.device)
+    return found[0] if len(found) == 1 else ids.to(device)
 
 def _no_slot(e: int, slots, rows: list[int] | None) -> InputError:
     said = f"the model has slots 0 to {slots[-1]}."

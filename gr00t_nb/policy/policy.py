@@ -234,13 +234,13 @@ def _sample(
     raw_states = {k: np.stack([s[f"state.{k}"] for s in steps]) for k in groups}
     if noise is not None:
         noise = _checked_noise(noise, len(steps), self.family.chunk_shape(self.model.config))
-        noise = noise.expand(*noise.shape[:-3], len(steps), *noise.shape[-2:]).to(self.device)
+        noise = noise.expand(*noise.shape[:-3], len(steps), *noise.shape[-2:])
     how = dict(num_inference_timesteps=num_inference_timesteps, keep_path=keep_path)
     if any(v is not None for v in continued.values()):
         batch["prev_actions"], how["rtc"] = self._continued(steps, **continued)
     if self.graphs: return self.graphs(batch, noise=noise, **how), raw_states
-    batch = self.rounded(_each(batch, lambda x: x.to(self.device)))
-    return self.model.get_action(batch, noise=noise, **how), raw_states
+    batch, noise = _each((batch, noise), lambda x: x.to(self.device))
+    return self.model.get_action(self.rounded(batch), noise=noise, **how), raw_states
 
 
 @patch
@@ -260,7 +260,7 @@ def rounded(
 def _each(x, change):
     "The same with another tensor for each."
     if isinstance(x, dict): return {k: _each(v, change) for k, v in x.items()}
-    if isinstance(x, list): return [_each(v, change) for v in x]
+    if isinstance(x, (list, tuple)): return [_each(v, change) for v in x]
     return change(x) if isinstance(x, torch.Tensor) else x
 
 # %% ../../nbs/policy/10_policy.ipynb #7de8deb2

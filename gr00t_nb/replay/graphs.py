@@ -14,7 +14,7 @@ from threading import Lock
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import InputError
 from ..processing.batches import pad_prompts
@@ -124,6 +124,7 @@ class ActionGraphs:
         compile: Callable | None = None,  # see `fused`; None: what is recorded is not compiled
     ):
         self.model, self.pad_token_id, self.most = model, pad_token_id, most
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.read, self.compile = read, compile
         self.recordings: dict[tuple, _Proven] = {}
         self.asked, self.last = 0, {}  # questions, and when each shape was asked last
@@ -132,35 +133,46 @@ class ActionGraphs:
         self.weights, self.told = self.written(), False
 
     def __call__(self,
-        batch: dict,  # from the processor: best on the CPU, where looking at it costs nothing
-        noise: Tensor | None,  # where denoising starts; None: drawn
+        batch: dict,  # from the processor, on the CPU
+        noise: Tensor | None,  # where denoising starts, on the CPU; None: drawn
         **how,  # num_inference_timesteps, keep_path, rtc
-    ) -> dict:  # as `get_action` gives it: new tensors
+    ) -> dict:  # as `get_action` gives it: new tensors, on the CPU
         "Answers; records first where the shape is new."
         if self.pad_token_id is not None:
             batch = pad_prompts(batch, self.LENGTHS, self.pad_token_id)
-        if hasattr(self.model, "prepare"): batch = self.model.prepare(batch)  # looks at numbers
+        if hasattr(self.model, "prepare"): batch = self.model.prepare(batch, "cpu")  # looks at numbers
         question = dict(batch=batch, noise=noise)
         steps = getattr(getattr(self.model, "config", None), "num_inference_timesteps", None)
         key = shape_of(question), steps, self.model.training, *sorted(how.items())
         with self.lock:
             answer = self._answer(key, question, how)
-            return {k: answer[k].clone() for k in ("action_pred", "action_path") if k in answer}
+            if self._outdated(): answer = self._answer(key, question, how)  # seen while a GPU computes
+            asked = (k for k in ("action_pred", "action_path") if k in answer)
+            return {k: answer[k].to("cpu", copy=True) for k in asked}
 
 # %% ../../nbs/replay/60_graphs.ipynb #0c05f506
 @patch
 def _answer(self: ActionGraphs, key: tuple, question: dict, how: dict) -> dict:
     "What a recording of this shape answers, or the model where there is no room for another."
-    if (now := self.written()) != self.weights:
-        self.recordings, self.last, self.held, self.weights = {}, {}, {}, now
     answer = getattr(self.model, "sample", self.model.get_action)  # of a batch that is prepared
-    def run(q): return answer(self.read(q["batch"]), noise=q["noise"], **how)
+    def run(q):
+        q = tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, q)
+        return answer(self.read(q["batch"]), noise=q["noise"], **how)
     self.asked += 1
     if key not in self.recordings:
+        self._outdated()
         if not self._room(): return run(question)
         self.recordings[key] = self._record(run, question)
     self.last[key] = self.asked
     return self.recordings[key](question)
+
+
+@patch
+def _outdated(self: ActionGraphs) -> bool:
+    "Whether a weight was written to or replaced since the last question. Then nothing recorded is left."
+    if (now := self.written()) == self.weights: return False
+    self.recordings, self.last, self.held, self.weights = {}, {}, {}, now
+    return True
 
 
 @patch
@@ -183,11 +195,12 @@ def _room(self: ActionGraphs) -> bool:
 @patch
 def _record(self: ActionGraphs, run: Callable, question: dict) -> _Proven:
     "A recording for a new shape."
-    gpu = any(t.is_cuda for t in tensors_in(question))
+    gpu = self.device.type == "cuda"
     if not gpu and self.compile is None:
         return _Proven(run, question, partial(Kernels, held=self.held))
     pool = next((r.pool for r in self.recordings.values() if r.pool is not None), None)
     make = partial(Recorded, held=self.held, pool=pool, compile=self.compile)
-    made = _Proven(run, question, make)
-    if gpu and made.played is None: made.run = Replay(run, question, pool)  # the model as it is
+    there = tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, question)
+    made = _Proven(run, there, make)
+    if gpu and made.played is None: made.run = Replay(run, there, pool)  # the model as it is
     return made

@@ -7,6 +7,7 @@ __all__ = ['shape_of', 'capture', 'Replay']
 
 # %% ../../nbs/replay/00_recording.ipynb #3f66abbb
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -48,6 +49,36 @@ def _stand_in(run: Callable, inputs: dict) -> tuple[Callable, object]:  # replay
 
 def _detached(x): return x.detach().clone() if isinstance(x, Tensor) else x
 
+# %% ../../nbs/replay/00_recording.ipynb #946f47c1
+class _Buffers:
+    "Memory for tensors like some that are given, one behind the other, in which they stay."
+    BETWEEN = 256  # bytes at whose multiples a tensor begins
+
+    def __init__(self,
+        tensors: list[Tensor],  # whose shapes, types and strides
+        device,  # where
+    ):
+        ends = [0, *accumulate(-(-t.nbytes // self.BETWEEN) * self.BETWEEN for t in tensors)]
+        self.memory = torch.empty(ends[-1], dtype=torch.uint8, device=device)
+        self.sent = torch.cuda.Event() if self.memory.is_cuda else None
+        host = torch.empty_like(self.memory, device="cpu", pin_memory=True) if self.sent else self.memory
+        self.places = [self._like(t, self.memory, at) for t, at in zip(tensors, ends)]
+        self.host, self.written = host, [self._like(t, host, at) for t, at in zip(tensors, ends)]
+
+    def _like(self, t: Tensor, memory: Tensor, at: int) -> Tensor:
+        flat = memory[at:at + t.nbytes].view(t.dtype)
+        return flat.as_strided(t.shape, torch.empty_like(t, device="meta").stride())
+
+    def fill(self, tensors: list[Tensor]):  # of the same shapes and types
+        "Copies them here; from the CPU to a GPU by one transfer, while Python goes on."
+        if self.sent is None or any(t.is_cuda for t in tensors):
+            for place, t in zip(self.places, tensors): place.copy_(t, non_blocking=True)
+            return
+        self.sent.synchronize()  # the transfer before this one has read what is written over
+        for place, t in zip(self.written, tensors): place.copy_(t)
+        self.memory.copy_(self.host, non_blocking=True)
+        self.sent.record()
+
 # %% ../../nbs/replay/00_recording.ipynb #41be4cea
 class Replay:
     "A function of tensors, recorded for the shape of its inputs."
@@ -59,16 +90,21 @@ class Replay:
         warm: int = 3,  # runs before the recording
     ):
         leaves, tree = tree_flatten(inputs)
-        self.buffers = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
-        still = tree_unflatten(self.buffers, tree)
-        self.pool = None
-        if any(isinstance(x, Tensor) and x.is_cuda for x in leaves):
-            self._replay, self.answer, self.pool = capture(run, still, pool, warm)
+        own = _tensors(inputs)
+        gpu = next((t.device for t in own if t.is_cuda), None)
+        self.inputs, self.pool = _Buffers(own, gpu), None
+        self.inputs.fill(own)
+        places = iter(self.inputs.places)
+        still = [next(places) if isinstance(x, Tensor) else x for x in leaves]
+        still = tree_unflatten(still, tree)
+        if gpu: self._replay, self.answer, self.pool = capture(run, still, pool, warm)
         else: self._replay, self.answer = _stand_in(run, still)
 
     def __call__(self, inputs: dict):  # always the same tensors: copy what is kept
-        "The answer for inputs of the same shape."
-        for buffer, new in zip(self.buffers, tree_flatten(inputs)[0]):
-            if isinstance(new, Tensor): buffer.copy_(new, non_blocking=True)
+        "The answer for inputs of the same shape; on a GPU they may come from the CPU."
+        self.inputs.fill(_tensors(inputs))
         self._replay()
         return self.answer
+
+
+def _tensors(x) -> list[Tensor]: return [t for t in tree_flatten(x)[0] if isinstance(t, Tensor)]
