@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
+from ..model.layers import COMPILING
 from .trace import Call, tensors_in
 
 # %% ../../nbs/replay/40_fusion.ipynb #c005bddd
@@ -83,7 +84,7 @@ def _lies(t: Tensor) -> tuple:  # what a compiled kernel relies on
 # %% ../../nbs/replay/40_fusion.ipynb #c0088433
 def inductor(module: fx.GraphModule) -> Callable:
     "PyTorch's compiler: Triton on a GPU, C++ on a CPU."
-    return torch.compile(module, fullgraph=True, dynamic=False)
+    return torch.compile(module, fullgraph=True, dynamic=False, options=COMPILING)
 
 
 def fused(

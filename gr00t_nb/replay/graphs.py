@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import InputError
 from ..processing.batches import pad_prompts
+from .attending import attended
 from .fusion import fused
 from .kernels import Kernels
 from .player import Player
@@ -41,11 +42,12 @@ class Recorded:
         calls, answer, self.traced = simplified(run, own, held)
         self.first = renamed(answer, {id(t): t.clone() for t in tensors_in(answer)})
         self.cuts, self.functions = {}, 0
-        if compile is not None:
-            if any(t.is_cuda for t in leaves if torch.is_tensor(t)):
-                calls, self.cuts = cut(calls)
-                calls, answer = activated(calls, answer)
-            calls, self.functions = fused(calls, answer, compile)
+        gpu = any(t.is_cuda for t in leaves if torch.is_tensor(t))
+        if gpu: calls = attended(calls, answer)
+        if gpu and compile is not None:
+            calls, self.cuts = cut(calls)
+            calls, answer = activated(calls, answer)
+        if compile is not None: calls, self.functions = fused(calls, answer, compile)
         player = Player(calls, answer, own)
         self.steps = player.steps
         del calls, answer, own  # the numbers of the traced run: their memory is free now
