@@ -19,7 +19,7 @@ from ..errors import InputError, did_you_mean
 from ..files import read_mapping
 from ..model.action_head import loss_weights
 from ..model.flow import draw_flow
-from ..model.layers import COMPILING
+from ..model.layers import COMPILING, join_gelus
 from ..model.per_embodiment import train_embodiment_rows
 from ..processing.processor import Gr00tProcessor
 from ..processing.processor_files import processor_folder, read_settings
@@ -342,7 +342,9 @@ def frozen_dtype(
 def compile_blocks(self: Family, model: nn.Module):
     "Compile every block with `torch.compile`; equal blocks share what is made for the first of them."
     for blocks in self.stacks(model).values():
-        for block in blocks: block.compile(options=COMPILING)
+        for block in blocks:
+            join_gelus(block)
+            block.compile(options=COMPILING)
 
 
 @patch
