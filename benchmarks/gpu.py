@@ -58,7 +58,10 @@ from gr00t_nb.training.finetune import finetune, load_model
 from gr00t_nb.training.plan import fit_memory, plan_prepared, saving
 from gr00t_nb.training.prepare import prepare_data, training_dataset
 from gr00t_nb.engine.collation import Collator
+from gr00t_nb.engine.first_look import as_features, look_first
+from gr00t_nb.engine.stopping import StopOnSignal
 from gr00t_nb.engine.trainer import Gr00tTrainer
+from gr00t_nb.processes.deterministic import CUBLAS, deterministic
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data_samples/cube_to_bowl"
@@ -227,11 +230,14 @@ def correctness(args) -> Iterator[dict]:
 
 
 # ----------------------------------------------------------------------------------------- training
+FROZEN = dict(cache_features=True, augment=False, tune_top_llm_layers=0)  # what a cache asks for
 SETTINGS = {
     "as the recipe has it": dict(global_batch_size=64),
     "the same, compiled": dict(global_batch_size=64, compile=True),
     "as one graph": dict(global_batch_size=64, step_graph=True),
     "compiled, as one graph": dict(global_batch_size=64, compile=True, step_graph=True),
+    "deterministic": dict(global_batch_size=64, deterministic=True),
+    "features from disk": dict(global_batch_size=64, **FROZEN),
     "batch 8": dict(global_batch_size=8),
     "batch 8, as one graph": dict(global_batch_size=8, step_graph=True),
     "--memory 24gb": dict(global_batch_size=8, memory="24gb"),
@@ -340,10 +346,12 @@ def _train(args, name: str, base: Path, folder: Path, options: dict) -> dict:
     arguments = training_arguments(config, prepared.family)
     arguments.save_strategy, arguments.logging_strategy = "no", "no"
     watch, begun = Watch(args.warm), time.perf_counter()
+    samples = training_dataset(config, prepared)
+    if config.cache_features: samples = as_features(samples, prepared.family, model, arguments)
     trainer = Gr00tTrainer(
         model,
         arguments,
-        training_dataset(config, prepared),
+        samples,
         prepared.processor,
         config.seed,
         config.global_batch_size,
@@ -352,7 +360,9 @@ def _train(args, name: str, base: Path, folder: Path, options: dict) -> dict:
     if config.step_graph: trainer.use_graphs()
     watch.trainer = trainer
     if cuda: torch.cuda.reset_peak_memory_stats()
-    trainer.train()
+    with deterministic(config.deterministic):
+        if config.cache_features: look_first(trainer, StopOnSignal())
+        trainer.train()
     if cuda: torch.cuda.synchronize()
     trainer.stop_loading()
     seconds = time.perf_counter() - watch.started
@@ -378,8 +388,15 @@ def _train(args, name: str, base: Path, folder: Path, options: dict) -> dict:
         operations=operations,
         saves=saving(config),
         planned_gb=plan_prepared(prepared).peak / 1e9,
+        weights=_bits(model),
         **{f"{k}_ms": v for k, v in phases.items()},
     )
+
+
+def _bits(model) -> int:
+    "A number that is another one as soon as one bit of a weight is."
+    words = (p.detach().contiguous().view(-1).view(torch.int16) for p in model.parameters())
+    return hash(tuple(int((w.long() * (1 + torch.arange(len(w), device=w.device) % 8191)).sum()) for w in words))
 
 
 def _with_share(rows: list[dict], rate: float | None) -> list[dict]:
@@ -397,11 +414,16 @@ def training(args) -> Iterator[dict]:
     rows, base = [], _base(args)
     for name, options in SETTINGS.items():
         if args.rows and name not in args.rows: continue
-        if args.quick and name not in QUICK: continue
+        if args.quick and name not in (args.rows or QUICK): continue
+        if options.get("deterministic") and args.device == "cuda" and CUBLAS not in os.environ: continue
         _free()
         if args.size == "tiny": options = options | dict(global_batch_size=4)
         with tempfile.TemporaryDirectory() as folder:
             found = _attempt(lambda: _train(args, name, base, Path(folder), options))
+            if options.get("deterministic") and "weights" in found:
+                again = _attempt(lambda: _train(args, name, base, Path(folder) / "again", options))
+                found["ok"] = found["again_equal"] = again.get("weights") == found["weights"]
+        found.pop("weights", None)
         rows.append(dict(what=name) | found)
         yield _with_share(rows, _rate(args))[-1]
 
