@@ -42,7 +42,7 @@ class Pass:
         x = x * self.weights
         if after: x = x >> after
         x = x.sum(self.axis + 1, dtype=torch.int32)
-        if self.unit > 1: x = (x + self.unit // 2) // self.unit
+        if self.unit > 1: x = torch.div(x + self.unit // 2, self.unit, rounding_mode="floor")
         return x.clamp(0, 255) if self.clipped else x
 
 # %% ../../nbs/policy/09_frames_inside.ipynb #c007f0b2

@@ -313,7 +313,7 @@ def many(self: Gr00tProcessor,
 ) -> list[dict]:  # images [(h, w, 3) uint8], text, state (T, S) f32, embodiment_id; action, mask
     """Makes samples of several steps together; each is what the step alone would give.
 
-    With actions a sample also has action and action_mask, (H, A) float32; with `seen` the sizes.
+    With actions a sample also has action and action_mask, (H, A) float32, and with `seen` the sizes.
     """
     if not steps: return []
     if training and (rngs is None or any(r is None for r in rngs)):
