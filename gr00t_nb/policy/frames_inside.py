@@ -210,7 +210,7 @@ def seen(self: FramesInside,
     steps: Sequence[Mapping],  # with 'video.<view>': (T, H, W, 3) uint8
 ) -> Callable | None:  # (height, width) of a frame -> those of its picture; None: the CPU scales
     "What a processor has to know of pictures that are made later."
-    if not self.used: return None
+    if not self.used or self.settings is None: return None
     views = [getattr(v, "shape", ()) for s in steps for k, v in s.items() if k.startswith("video.")]
     sizes = {tuple(shape[1:3]) for shape in views}
     if any(len(s) != 2 or 0 in s or self.of(s) is None for s in sizes): return None
