@@ -114,6 +114,8 @@ def _images(self: Network, batch: dict, device) -> dict:
     if isinstance(images, Tensor): images = [images]
     if batch["input_ids"].device.type == "cpu":
         self.vlm.check_images(batch["input_ids"], images)
+    if "frames" in batch:  # scaled later: pixel_values are the sizes that they will have
+        return dict(frames=[f.to(device, non_blocking=True) for f in batch["frames"]])
     stacks = [list(s) for _, s in groupby(images, key=lambda x: (x.shape[1:], x.dtype))]
     stacks = [s[0] if len(s) == 1 else torch.cat(s) for s in stacks]
     return dict(pixel_values=[s.to(device, non_blocking=True) for s in stacks])

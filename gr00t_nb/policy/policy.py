@@ -19,6 +19,7 @@ from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
 from ..checkpoints.on_a_base import load_answering
 from ..checkpoints.registry import family_of
+from .frames_inside import FramesInside, each_tensor
 from .preprocessing import check_preprocessing, device_of, tell_of_better
 from ..rtc_settings import RTC
 
@@ -227,7 +228,9 @@ def _sample(
     **continued,  # prev_actions and rtc, see `predict`
 ) -> tuple[dict, dict]:
     "What the model answers, normalized, and the states that it is relative to."
-    batch = self.processor.collate([self.processor(s, self.tag, training=False) for s in steps])
+    asked = [{k: v for k, v in s.items() if not k.startswith("action.")} for s in steps]
+    seen = self.graphs.read.seen(asked) if self.graphs else None
+    batch = self.processor.collate(self.processor.many(asked, self.tag, seen=seen))
     # one robot: a number, for which the per-robot layers gather no weights for each row
     if "embodiment_id" in batch: batch["embodiment_id"] = int(batch["embodiment_id"][0])
     groups = self.modality_config["state"].modality_keys
@@ -239,7 +242,7 @@ def _sample(
     if any(v is not None for v in continued.values()):
         batch["prev_actions"], how["rtc"] = self._continued(steps, **continued)
     if self.graphs: return self.graphs(batch, noise=noise, **how), raw_states
-    batch, noise = _each((batch, noise), lambda x: x.to(self.device))
+    batch, noise = each_tensor([batch, noise], lambda x: x.to(self.device))
     return self.model.get_action(self.rounded(batch), noise=noise, **how), raw_states
 
 
@@ -254,14 +257,7 @@ def rounded(
     def one(x):
         if x.dtype is torch.uint8: x = (x.float() / 255 - 0.5) / 0.5
         return x.bfloat16().to(x.dtype) if x.is_floating_point() else x
-    return _each(batch, one) if self.round_inputs else batch
-
-
-def _each(x, change):
-    "The same with another tensor for each."
-    if isinstance(x, dict): return {k: _each(v, change) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_each(v, change) for v in x]
-    return change(x) if isinstance(x, torch.Tensor) else x
+    return each_tensor(batch, one) if self.round_inputs else batch
 
 # %% ../../nbs/policy/10_policy.ipynb #7de8deb2
 @patch
@@ -429,7 +425,8 @@ def accelerate(
     tokenizer = getattr(self.processor, "tokenizer", None)
     pad = tokenizer.pad_token_id if pads and tokenizer is not None else None
     compiler = inductor if compile else None
-    self.graphs = ActionGraphs(self.model, pad, read=self.rounded, compile=compiler)
+    read = FramesInside(self.processor, self.device, self.rounded)
+    self.graphs = ActionGraphs(self.model, pad, read=read, compile=compiler)
     return self
 
 # %% ../../nbs/policy/10_policy.ipynb #57f942da

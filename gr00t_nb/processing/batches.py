@@ -7,7 +7,7 @@ __all__ = ['stack_images', 'make_batch', 'pad_prompts', 'split_batch']
 
 # %% ../../nbs/processing/45_batches.ipynb #cb0b4fe6
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ def _number_keys(samples: Sequence[dict]) -> list[str]:
 
 # %% ../../nbs/processing/45_batches.ipynb #391d68b2
 def make_batch(
-    samples: Sequence[dict],  # images, text, state, embodiment_id; all with actions or none
+    samples: Sequence[dict],  # images, text, state, embodiment_id, perhaps seen; all with actions or none
     encoder: PromptEncoder,  # makes ids of prompts
     token_side: int | None = PIXELS_PER_SIDE,  # of an image's square for one token; None: not in prompts
     expand: Callable = expand_images,  # (prompt, tokens of each image) -> prompt with room for them
@@ -80,7 +80,8 @@ def make_batch(
     """The samples as tensors: prompts padded on the left, images stacked, numbers stacked.
 
     - input_ids, attention_mask [B, N] int64
-    - pixel_values, see `stack_images`
+    - pixel_values, see `stack_images`; where samples say in which sizes their images will be `seen`
+      once they're scaled, frames [n, H, W, 3] uint8 each, and pixel_values are sizes alone (meta)
     - state [B, T, S] float32, embodiment_id [B] int64
     - action, action_mask [B, H, A] float32, where the samples have actions
     - image_counts [B] int64, where they have different numbers of images
@@ -88,17 +89,25 @@ def make_batch(
     `InputError` for samples that do not go together.
     """
     names = _number_keys(samples)
-    sizes = [tuple(i.shape[:2] for i in s["images"]) for s in samples]
+    sizes = [tuple(s.get("seen") or (i.shape[:2] for i in s["images"])) for s in samples]
     texts = [s["text"] for s in samples]
     if token_side: texts = [_expanded(t, own, token_side, expand) for t, own in zip(texts, sizes)]
     batch = encoder(texts)
-    batch["pixel_values"] = stack_images([i for s in samples for i in s["images"]])
+    stacks = stack_images([i for s in samples for i in s["images"]])
+    batch |= _unscaled(stacks, sizes) if "seen" in samples[0] else dict(pixel_values=stacks)
     counts = [len(own) for own in sizes]
     if len(set(counts)) > 1 and token_side is None: raise _uneven(counts)
     if len(set(counts)) > 1: batch["image_counts"] = torch.tensor(counts)
     for k in names: batch[k] = torch.from_numpy(np.stack([s[k] for s in samples]))
     batch["embodiment_id"] = torch.tensor([s["embodiment_id"] for s in samples], dtype=torch.int64)
     return batch
+
+
+def _unscaled(stacks: list[torch.Tensor], sizes: list[tuple]) -> dict:
+    "Frames as they came, and the sizes of what will be made of them."
+    empty = partial(torch.empty, dtype=torch.uint8, device="meta")
+    seen = [empty(1, 3, *size) for own in sizes for size in own]
+    return dict(frames=[s.permute(0, 2, 3, 1) for s in stacks], pixel_values=seen)
 
 
 def _uneven(counts: Sequence[int]) -> InputError:

@@ -309,10 +309,11 @@ def many(self: Gr00tProcessor,
     training: bool = False,  # augment the images, and require actions
     rngs: Sequence[np.random.Generator] | None = None,  # one for each step, for training
     threads: int | None = None,  # that make images; None: one for each core of this process
+    seen: Callable | None = None,  # frames stay as they are: in which (height, width) they will be seen
 ) -> list[dict]:  # images [(h, w, 3) uint8], text, state (T, S) f32, embodiment_id; action, mask
     """Makes samples of several steps together; each is what the step alone would give.
 
-    With actions a sample also has action and action_mask, (H, A) float32.
+    With actions a sample also has action and action_mask, (H, A) float32, and with `seen` the sizes.
     """
     if not steps: return []
     if training and (rngs is None or any(r is None for r in rngs)):
@@ -327,11 +328,13 @@ def many(self: Gr00tProcessor,
         )
     sentences = self._sentences(steps, embodiment)
     drawn = rngs if training and self.augments else [None] * len(steps)
-    images = self.images(steps, embodiment, drawn, threads)
+    if seen: images = [self._frames(s, embodiment) for s in steps]
+    else: images = self.images(steps, embodiment, drawn, threads)
     numbers = self.numbers(steps, embodiment, training, rngs)
     formal, out = self.settings["formalize_language"], []
     for own, sentence, of_step in zip(images, sentences, numbers):
         out.append(dict(images=own, text=_chat(self.chat, sentence, len(own), formal)) | of_step)
+        if seen: out[-1]["seen"] = [seen(*i.shape[:2]) for i in own]
     return out
 
 # %% ../../nbs/processing/50_processor.ipynb #ef4573a4

@@ -21,6 +21,7 @@ from .trace import Call, tensors_in
 _aten = torch.ops.aten
 _ROWS = {_aten.native_layer_norm.default, _aten.mean.dim, _aten.sum.dim_IntList, _aten.any.dim}
 _COPIES = {_aten._to_copy.default, _aten.clone.default, _aten.cat.default, _aten.embedding.default}
+_COPIES |= {_aten.index_select.default}
 
 def computes(call: Call) -> bool:
     "Whether it makes numbers; the others look at some."
