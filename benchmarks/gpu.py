@@ -434,6 +434,7 @@ ANSWERS = {  # what a row does first
     "an answer as one graph": lambda policy: policy.accelerate(),
     "an answer compiled, as one graph": lambda policy: policy.accelerate(compile=True),
 }
+QUESTIONS = (1, 1), (2, 1), (1, 8)  # cameras, robots
 IMAGE_WORDS = dict(image_token_index="<IMG_CONTEXT>", image_token_id="<|image_pad|>")
 
 
@@ -444,7 +445,8 @@ def inference(args) -> Iterator[dict]:
     for family in sizes:
         if args.families and family.released_name not in args.families: continue
         first = family is sizes[0]
-        for cameras, robots in ((1, 1), (2, 1), (1, 8)) if first else ((1, 1),):
+        for cameras, robots in QUESTIONS[: None if first else 1]:
+            if args.questions and f"{cameras}x{robots}" not in args.questions: continue
             with tempfile.TemporaryDirectory() as place:
                 try: policy, one = _answering(args, Path(place), family, cameras)
                 except Exception as e: yield dict(what=family.name) | _failed(e)
@@ -515,10 +517,10 @@ def _answers(args, policy, change, steps: list[dict], noise) -> dict:
         begun = time.perf_counter()
         policy.predict(steps, noise)
         seconds.append(time.perf_counter() - begun)
-    batch = policy.processor.collate([policy.processor(s, policy.tag, False) for s in steps])
+    asked = [{k: v for k, v in s.items() if not k.startswith("action.")} for s in steps]
+    seen = policy.graphs.read.seen(asked) if policy.graphs else None
     begun = time.perf_counter()
-    for _ in range(20):
-        policy.processor.collate([policy.processor(s, policy.tag, False) for s in steps])
+    for _ in range(20): batch = policy.processor.collate(policy.processor.many(asked, policy.tag, seen=seen))
     ready = (time.perf_counter() - begun) / 20
     return dict(
         p50_ms=1000 * statistics.median(seconds),
@@ -628,6 +630,7 @@ def _arguments():
     parser.add_argument("--quick", action="store_true", help="small sizes and few rows, a minute")
     parser.add_argument("--limit", type=float, help="seconds a section may take, instead of its own")
     parser.add_argument("--families", nargs="+", help="released names, such as n1.7-3b: answers of these alone")
+    parser.add_argument("--questions", nargs="+", help="cameras x robots, such as 1x1: answers to these alone")
     parser.add_argument("--rows", nargs="+", choices=[*SETTINGS, *ANSWERS], help="these alone")
     parser.add_argument("--size", choices=("3b", "tiny"), default="3b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
