@@ -68,7 +68,7 @@ class _Proven:
         try: self.played = make(run, inputs)
         except Untraceable as e: warnings.warn(f"An answer of this shape is not accelerated. {e}")
         except InputError: raise
-        except (RuntimeError, TypeError, NotImplementedError) as e:
+        except Exception as e:  # of PyTorch, or of a compiler: the model answers as well
             said = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
             warnings.warn(f"An answer of this shape is computed as before: {said}")
         if self.played is None: return
@@ -176,7 +176,7 @@ def _outdated(self: ActionGraphs) -> bool:
     self.recordings, self.last, self.held, self.weights = {}, {}, {}, now
     return True
 
-
+# %% ../../nbs/replay/60_graphs.ipynb #a21ae656
 @patch
 def _room(self: ActionGraphs) -> bool:
     "Whether one more recording may be made; one that was not asked for long goes."
