@@ -123,7 +123,7 @@ def _chain(call: Call, reader: dict[int, Call]) -> list[Call]:
         elif least: return []
     return chain if x.is_contiguous() else []
 
-
+# %% ../../nbs/replay/55_attending.ipynb #a1cb65ff
 def attended(
     calls: list[Call],
     answer,  # of theirs

@@ -69,8 +69,7 @@ class _Proven:
         except Untraceable as e: warnings.warn(f"An answer of this shape is not accelerated. {e}")
         except InputError: raise
         except Exception as e:  # of PyTorch, or of a compiler: the model answers as well
-            said = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-            warnings.warn(f"An answer of this shape is computed as before: {said}")
+            warnings.warn(f"An answer of this shape is computed as before: {_why(e)}")
         if self.played is None: return
         self.first, self.pool = self.played.first, getattr(self.played, "pool", None)
 
@@ -98,6 +97,14 @@ class _Proven:
             allowed = self.ROUNDING.get(a.dtype, 0.05) * max(1e-3, b.abs().max().item())
             if not (a - b).abs().max().item() <= allowed: return False
         return True
+
+
+def _why(e: Exception) -> str:
+    "What went wrong, in a sentence."
+    said = " ".join(str(e).split())
+    if "InvalidCxxCompiler" in said:
+        return "compiling needs a C++ compiler, and none is here; install g++ (apt install g++), or do not compile."
+    return f"{type(e).__name__}: {said[:200].rsplit('. ', 1)[0]}"
 
 # %% ../../nbs/replay/60_graphs.ipynb #a6763b68
 class _Weights:
