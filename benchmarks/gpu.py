@@ -493,10 +493,13 @@ def _answers(args, policy, change, steps: list[dict], noise) -> dict:
         begun = time.perf_counter()
         policy.predict(steps, noise)
         seconds.append(time.perf_counter() - begun)
-    batch = policy.processor.collate([policy.processor(s, policy.tag, False) for s in steps])
+    asked = [{k: v for k, v in s.items() if not k.startswith("action.")} for s in steps]
+    def make():  # as the policy does: of frames that its recording scales, or of pictures
+        seen = policy.graphs.read.seen(asked) if policy.graphs else None
+        return policy.processor.collate(policy.processor.many(asked, policy.tag, seen=seen))
+    batch = make()
     begun = time.perf_counter()
-    for _ in range(20):
-        policy.processor.collate([policy.processor(s, policy.tag, False) for s in steps])
+    for _ in range(20): make()
     ready = (time.perf_counter() - begun) / 20
     return dict(
         p50_ms=1000 * statistics.median(seconds),
