@@ -518,9 +518,12 @@ def _answers(args, policy, change, steps: list[dict], noise) -> dict:
         policy.predict(steps, noise)
         seconds.append(time.perf_counter() - begun)
     asked = [{k: v for k, v in s.items() if not k.startswith("action.")} for s in steps]
-    seen = policy.graphs.read.seen(asked) if policy.graphs else None
+    def make():  # as the policy does: of frames that its recording scales, or of pictures
+        seen = policy.graphs.read.seen(asked) if policy.graphs else None
+        return policy.processor.collate(policy.processor.many(asked, policy.tag, seen=seen))
+    batch = make()
     begun = time.perf_counter()
-    for _ in range(20): batch = policy.processor.collate(policy.processor.many(asked, policy.tag, seen=seen))
+    for _ in range(20): make()
     ready = (time.perf_counter() - begun) / 20
     return dict(
         p50_ms=1000 * statistics.median(seconds),

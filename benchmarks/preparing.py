@@ -2,12 +2,14 @@
 
     python benchmarks/preparing.py                  # beside 2b16280
     python benchmarks/preparing.py --families "GR00T N1.7" --pairs 50
+    python benchmarks/preparing.py --inside         # a batch of pictures beside one of frames
 
 The commit is checked out into a temporary worktree. Two processes, one for each checkout, are asked by
 turns, on one thread: `get_action` of a policy with the image settings of the released size, whose
 model answers at once. Parts: "check" of the observation, "images" to the bytes that the model reads,
-"state", "batch" (prompts, stacking), "rounding" (to_device), "actions" to the robot's units; "all" is
-the whole call. A CPU's processor time, medians.
+"state", "batch" (prompts, stacking), "rounding", "actions" to the robot's units; "all" is
+the whole call. A CPU's processor time, medians. With --inside one process makes batches by turns: of pictures, and of
+frames that a recording on a GPU would scale.
 """
 import argparse
 import json
@@ -41,11 +43,10 @@ def _measured(owner, name: str, part: str, spent: dict):
     setattr(owner, name, timed)
 
 
-def asking(base: str, size: tuple[int, int], folder: Path):
-    "A function that asks once and says what each part took, in ms, and what came out."
+def _policy(base: str, size: tuple[int, int], folder: Path):
+    "A policy with the released image settings, an observation of one camera, and the same as a step."
     import cv2
     import numpy as np
-    import torch
     from gr00t_nb.data.steps import read_steps
     from gr00t_nb.policy import policy as module
     prepared, path = against._prepared(base, folder, cameras=1)
@@ -65,6 +66,16 @@ def asking(base: str, size: tuple[int, int], folder: Path):
         state={k: step[f"state.{k}"][None].astype(np.float32) for k in config["state"].modality_keys},
         language={k: [[step[k]]] for k in config["language"].modality_keys},
     )
+    views = {f"video.{k}": v[0] for k, v in observation["video"].items()}
+    return policy, observation, {k: v for k, v in step.items() if "action." not in k} | views
+
+
+def asking(base: str, size: tuple[int, int], folder: Path):
+    "A function that asks once and says what each part took, in ms, and what came out."
+    import torch
+    from gr00t_nb.policy import policy as module
+    policy, observation, _ = _policy(base, size, folder)
+    processor, rounding = policy.processor, "rounded" if hasattr(policy, "rounded") else "to_device"
     answer, seen = torch.zeros(1, *policy.family.chunk_shape(policy.model.config)), {}
     def model(batch, noise=None, **how):
         seen.update(batch)
@@ -76,7 +87,7 @@ def asking(base: str, size: tuple[int, int], folder: Path):
         (processor, "images", "images"),
         (processor, "numbers", "state"),
         (processor, "collate", "batch"),
-        (policy, "to_device", "rounding"),
+        (policy, rounding, "rounding"),
         (processor, "decode_action", "actions"),
     ]
     for owner, name, part in parts: _measured(owner, name, part, spent)
@@ -91,6 +102,24 @@ def asking(base: str, size: tuple[int, int], folder: Path):
         told = [float(images.sum()), float((images * places).sum())]
         return dict(spent), [*told, *(float(a.sum()) for a in actions.values())]
     return ask
+
+
+def batches(base: str, size: tuple[int, int], folder: Path, pairs: int) -> list[float]:
+    "Median milliseconds of a batch of pictures, and of one of frames, made by turns."
+    import torch
+    from gr00t_nb.policy.frames_inside import FramesInside
+    policy, _, step = _policy(base, size, folder)
+    inside = FramesInside(policy.processor, torch.device("cpu"))
+    inside.used = True
+    taken = [], []
+    for _ in range(pairs + 10):
+        for spent, chosen in zip(taken, (lambda steps: None, inside.seen)):
+            begun = time.thread_time()
+            made = policy.processor.many([step], policy.tag, seen=chosen([step]))
+            batch = policy.processor.collate(made)
+            spent.append(1000 * (time.thread_time() - begun))
+    assert "frames" in batch
+    return [median(spent[10:]) for spent in taken]
 
 
 def serve(base: str, camera: str):
@@ -135,12 +164,29 @@ def compare(old: Path, base: str, camera: str, pairs: int) -> dict[str, tuple[fl
     return {part: tuple(median(t[part]) for t in taken) for part in taken[0]}
 
 
+def _inside(args):
+    import cv2
+    import torch
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    print("| family, camera | pictures, ms | frames | pictures / frames |")
+    print("|---|---|---|---|")
+    for family in args.families:
+        for height, width in (*CAMERAS.values(), (240, 320)):
+            with tempfile.TemporaryDirectory() as folder:
+                a, b = batches(BASES[family], (height, width), Path(folder), args.pairs)
+            print(f"| {family}, {width}x{height} | {a:.2f} | {b:.2f} | {a / b:.1f} |", flush=True)
+    print("load:", *(f"{x:.1f}" for x in os.getloadavg()))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commit", nargs="?", default=BEFORE)
     parser.add_argument("--families", nargs="+", choices=BASES, default=list(BASES))
     parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--inside", action="store_true")
     args = parser.parse_args()
+    if args.inside: return _inside(args)
     print("| family, camera | part | old, ms | new | old / new |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

@@ -57,6 +57,14 @@ class Recorded:
     def __call__(self, inputs):  # the answer: always the same tensors, see `Replay`
         return self.replay(inputs)
 
+# %% ../../nbs/replay/60_graphs.ipynb #d9190bc5
+def _why(e: Exception) -> str:
+    "What went wrong, in a sentence."
+    said = " ".join(str(e).split())
+    if "InvalidCxxCompiler" in said:
+        return "compiling needs a C++ compiler, and none is here; install g++ (apt install g++), or do not compile."
+    return f"{type(e).__name__}: {said[:200].rsplit('. ', 1)[0]}"
+
 # %% ../../nbs/replay/60_graphs.ipynb #dd09164a
 class _Proven:
     "A function of tensors that is played as kernels, if they answer what it answers."
@@ -97,14 +105,6 @@ class _Proven:
             allowed = self.ROUNDING.get(a.dtype, 0.05) * max(1e-3, b.abs().max().item())
             if not (a - b).abs().max().item() <= allowed: return False
         return True
-
-
-def _why(e: Exception) -> str:
-    "What went wrong, in a sentence."
-    said = " ".join(str(e).split())
-    if "InvalidCxxCompiler" in said:
-        return "compiling needs a C++ compiler, and none is here; install g++ (apt install g++), or do not compile."
-    return f"{type(e).__name__}: {said[:200].rsplit('. ', 1)[0]}"
 
 # %% ../../nbs/replay/60_graphs.ipynb #a6763b68
 class _Weights:
