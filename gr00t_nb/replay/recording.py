@@ -60,10 +60,12 @@ class _Buffers:
     ):
         ends = [0, *accumulate(-(-t.nbytes // self.BETWEEN) * self.BETWEEN for t in tensors)]
         self.memory = torch.empty(ends[-1], dtype=torch.uint8, device=device)
-        self.sent = torch.cuda.Event() if self.memory.is_cuda else None
-        host = torch.empty_like(self.memory, device="cpu", pin_memory=True) if self.sent else self.memory
+        self.host, self.sent = self.memory, None
+        if self.memory.is_cuda:
+            self.host = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=True)
+            self.sent = torch.cuda.Event()
         self.places = [self._like(t, self.memory, at) for t, at in zip(tensors, ends)]
-        self.host, self.written = host, [self._like(t, host, at) for t, at in zip(tensors, ends)]
+        self.written = [self._like(t, self.host, at) for t, at in zip(tensors, ends)]
 
     def _like(self, t: Tensor, memory: Tensor, at: int) -> Tensor:
         flat = memory[at:at + t.nbytes].view(t.dtype)
