@@ -93,9 +93,9 @@ def test_8_bits_are_resumed_to_the_bit(tmp_path):
 
 def in_shards(run: Path, processes: int = 2, **more) -> CompletedProcess:
     "A run of so many processes; what is compiled elsewhere runs as it is written."
-    if processes > 1: more["parallel"] = "fsdp2"
+    if processes > 1: more = dict(parallel="fsdp2") | more
     few = FEW | dict(max_steps=2, save_steps=1)
-    config = replace(RUN, adamw_8bit=True, output_dir=str(run), **few | more)
+    config = replace(RUN, output_dir=str(run), **dict(adamw_8bit=True) | few | more)
     done = python("tests/families/train.py", "--eager", *config.to_flags(), processes=processes)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
@@ -123,6 +123,20 @@ def test_8_bits_in_shards_are_resumed_to_the_bit(tmp_path):
     assert abs(whole - sum(map(summed, once[1:]))) < 0.02 * whole
     said = in_shards(one, max_steps=3).stdout  # from one file into shards
     assert "2 of 3 steps are done" in said and "they are rounded anew" in said
+
+
+@NEEDS_TORCHAO
+def test_8_bits_in_copies_of_shards_are_resumed_to_the_bit(tmp_path):
+    "Two copies of a model in two shards each: what both hold is written once, and read by both."
+    run, copies = tmp_path / "run", dict(processes=4, parallel="hsdp", shard_group=2)
+    in_shards(run, **copies)
+    files = [run / "model.safetensors", *sorted((run / "checkpoint-2/optimizer").iterdir())]
+    once = [read_file(f) for f in files]
+    keys = [key for tensors in once[1:] for key in tensors]
+    assert len(keys) == len(set(keys)) and sum(key.endswith("codes.1.2") for key in keys) > 5
+    shutil.rmtree(run / "checkpoint-2")
+    assert "1 of 2 steps are done" in in_shards(run, **copies).stdout
+    assert all(same_tensors(read_file(f), kept) for f, kept in zip(files, once))
 
 
 def plain(average: torch.Tensor) -> torch.Tensor:
