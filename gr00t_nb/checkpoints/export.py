@@ -26,7 +26,7 @@ from ..errors import InputError, command
 from .registry import training_record
 from .adapters import ADAPTERS, is_on_a_base
 from .base_models import resolve_base_model
-from .on_a_base import NAMED_BASE, load_answering
+from .on_a_base import NAMED_BASE, load_answering, name_of_base
 from .registry import family_of
 from ..files import read_json, replacing, write_json
 from ..model.checkpoints import INDEX, read_tensors, save_weights, stored_tensors
@@ -193,6 +193,7 @@ def export_adapters(
         _copy(checkpoint, made)
         shutil.copytree(checkpoint / ADAPTERS, made / ADAPTERS)
         write_json(made / NAMED_BASE, dict(base=str(base)))
+        write_json(made / NAMED_BASE, dict(base=name_of_base(made)))  # of adapters that learned on: their first
         load_answering(family_of(made), made)  # `InputError` for another base
     return folder
 

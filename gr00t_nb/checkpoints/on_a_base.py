@@ -36,7 +36,10 @@ def name_of_base(
     named = Path(folder) / NAMED_BASE
     base = read_mapping(named).get("base") if named.is_file() else None
     base = base or training_record(folder).get("config", {}).get("base_model_path")
-    if base is not None: return str(base)
+    if base is not None:
+        before = Path(base).expanduser()
+        goes_on = is_on_a_base(before) and _learned_on(folder, before)
+        return name_of_base(before) if goes_on else str(base)
     raise InputError(
         f"{folder} holds adapters alone, and does not say of which base: write {named},"
         ' such as {"base": "nvidia/GR00T-N1.6-3B"}.'

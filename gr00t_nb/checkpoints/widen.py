@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .base_models import resolve_base_model
+from .on_a_base import whole_base
 from .export import new_folder, weights_fingerprint
 from .registry import family_of
 from ..errors import InputError, command
@@ -92,7 +93,7 @@ def widen(
     config: WidenConfig,
 ) -> Path:  # the folder
     "Writes the wider checkpoint; `InputError` where it cannot be made."
-    base, folder = resolve_base_model(config.base_model_path), Path(config.output_dir)
+    base, folder = whole_base(resolve_base_model(config.base_model_path)), Path(config.output_dir)
     family = family_of(base)
     family.require("widening")
     sizes, has = _sizes(family, base, config.state, config.action), family.limits(base)

@@ -21,10 +21,10 @@ from fastcore.basics import patch
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
+from ..checkpoints.manifest import write_manifest
 from ..errors import InputError, Stopped, command, sentence_of
 
 # %% ../../nbs/training/40_finetune.ipynb #c17af57b
-from ..checkpoints.manifest import write_manifest
 from ..engine.faults import FAULTS, Faults
 from ..engine.first_look import LookEnded, as_features, check_front, look_first
 from ..engine.hooks import Hooks, HooksReached, of_callback, read_hooks
@@ -55,6 +55,7 @@ from ..runs.run_folder import write_final_manifest
 from ..runs.tensorboard import TensorBoardLog, check_tensorboard
 from ..settings.checks import check_config
 from ..settings.config import FinetuneConfig
+from ..settings.on_adapters import begins_with, load_beginning
 from .disk import warn_of_disk
 from .experiment import run_name, start_wandb, training_arguments, write_experiment
 from .going_on import beginning, find_resume, what_is_left
@@ -70,12 +71,12 @@ def load_model(
     config: FinetuneConfig,  # with the family's values, see `choose_base`
     path: Path,  # folder of the base checkpoint, or of the one to go on from
     embodiment_ids: list[int] | None = None,  # slots of the robots, for `embodiment_rows_only`
-    adapters: Path | None = None,  # those to go on from, on the base in `path`; None: new ones
+    adapters: Path | None = None,  # those to go on from, on the base in `path`; None: new ones, or the base's
 ) -> nn.Module:  # on the CPU, with what trains set, in the precision that the checkpoint asks for
     "The model, ready to be trained as the configuration says."
     family = family_of(path)
-    model = family.load_model(path, dtype="config", **model_changes(config, family))
-    switch_on(model, config, family, embodiment_ids, adapters)
+    model, own = load_beginning(config, family, path, **model_changes(config, family))
+    switch_on(model, config, family, embodiment_ids, adapters or own)
     if config.compile: family.compile_blocks(model)
     return model
 
@@ -120,6 +121,7 @@ def _prepare(
         together, first = Together(), args.local_process_index == 0
         with together.first_does("the check-up and the statistics of the data", first):
             prepared = prepare_data(config, world_size)
+            begins_with(prepared.config, family, prepared.base)  # merges adapters, where it has to
         config = prepared.config  # epochs are steps now
         args.max_steps = config.max_steps
         with together.all_do("loading the model"):
