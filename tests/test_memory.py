@@ -189,7 +189,7 @@ def test_a_run_says_that_its_disk_is_too_small(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
     needs = plan_run(config).disk
     monkeypatch.setattr(entry, "warn_of_disk", partial(warn_of_disk, **with_free(needs.checkpoint)))
-    with pytest.warns(UserWarning, match="will write 2 checkpoints of .*--output-dir"): train(config)
+    with pytest.warns(UserWarning, match="will have 2 checkpoints of .*--output-dir"): train(config)
     written = sum(f.stat().st_size for f in (tmp_path / "run/checkpoint-2").iterdir() if f.suffix in SIZED)
     assert abs(written - needs.checkpoint) < 0.02 * written
 

@@ -22,6 +22,7 @@ from ..families.family import Family
 from .registry import family_of
 from ..files import is_number, read_json, read_mapping, replacing, write_json
 from ..model.checkpoints import read_tensors, stored_tensors
+from ..model.network import own_randomness
 
 # %% ../../nbs/checkpoints/20_adapters.ipynb #41d4be96
 def frozen_flags(
@@ -85,8 +86,7 @@ def _as_one_map(layer, state: dict, prefix: str, _):
 def _inject(model: nn.Module, config, seed: int = 0):
     "Put peft's layers into the model; what trains in full goes on to."
     full = [p for p in model.parameters() if p.requires_grad]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with own_randomness(seed, next(model.parameters()).device):
         import_peft().inject_adapter_in_model(config, model, _ADAPTER)
     for p in full: p.requires_grad_(True)
     for layer in model.modules():

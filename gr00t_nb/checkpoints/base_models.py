@@ -16,8 +16,6 @@ from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
-import torch
-
 from ..data.modality import groups_of
 from ..errors import InputError, did_you_mean, warn
 from ..families.family import Family
@@ -26,6 +24,7 @@ from .registry import families, family_of, no_checkpoint
 from ..files import cache_dir
 from ..hub import hub_id, hub_snapshot
 from ..model.checkpoints import weight_files
+from ..model.network import own_randomness
 
 # %% ../../nbs/checkpoints/30_base_models.ipynb #05c8c9c1
 def tiny_family(
@@ -164,8 +163,6 @@ def base_for(
     if is_on_a_base(base):
         whole = f"python -m gr00t_nb.checkpoints.export full {base} WHOLE"
         raise InputError(f"{base} holds adapters alone: write it with its base first, {whole}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = family.load_model(base, widen=True, **sizes)
+    with own_randomness(seed): model = family.load_model(base, widen=True, **sizes)
     family.save(folder, model, family.load_processor(base, **sizes))
     return str(folder)

@@ -21,6 +21,7 @@ from ..errors import InputError, command
 from ..families.family import Family
 from ..files import write_json, write_text
 from ..model.checkpoints import read_tensors, stored_tensors, weight_files
+from ..model.network import own_randomness
 from ..model.per_embodiment import CategorySpecificLinear
 
 # %% ../../nbs/checkpoints/60_widen.ipynb #c005a93c
@@ -54,9 +55,8 @@ def _quiet(model: nn.Module, narrow: nn.Module, slots: list[int]):
 
 def _wide_model(family: Family, base: Path, sizes: dict, slots: list[int], seed: int) -> nn.Module:
     "The base model with more room; the robots in `slots` are those that it knows."
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with own_randomness(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the sizes differ: the README says it
-        torch.manual_seed(seed)
         model = family.load_model(base, widen=True, **sizes)
     _quiet(model, family.outline(base), slots)
     return model

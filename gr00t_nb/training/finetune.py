@@ -40,8 +40,8 @@ from ..optimizer.schedule import SaveAt
 from ..plots.curves import plot_loss
 from ..plots.validation import validated
 from ..processes.deterministic import deterministic
-from ..processes.parallel import check_checkpoint
 from ..processes.together import Together, all_check
+from ..processes.zero import check_checkpoint, own_states
 from ..runs.fluxvla_log import FluxvlaLog
 from ..runs.gradients import GradientNorms
 from ..runs.lock import locked
@@ -127,7 +127,7 @@ def _prepare(
         with together.all_do("loading the model"):
             _start(hooks, prepared)
             resume = find_resume(config, prepared, hooks)
-            if resume: check_checkpoint(config.parallel, resume)
+            if resume: check_checkpoint(config.parallel, resume, world_size)
             to_do = checkpoint_step(resume) != config.max_steps
             if first and to_do: warn_of_disk(config, outline_of(prepared, hooks.trainable))
             set_seed(config.seed)
@@ -278,7 +278,7 @@ class _Run:
             resume = str(self.resume) if self.resume else None
             if config.cache_features: look_first(trainer, stop)
             try:
-                with stop.listening(): trainer.train(resume_from_checkpoint=resume)
+                with stop.listening(), own_states(): trainer.train(resume_from_checkpoint=resume)
             finally:
                 trainer.stop_loading()
                 _close_bars(trainer)

@@ -40,7 +40,8 @@ from ..settings.mixtures import entries_of
 from ..settings.on_adapters import adapt, said_of_adapters
 from ..settings.recipe import ColumnRobot
 from ..settings.roots import data_lines
-from .disk import DiskNeeds, disk_needs, kept_bytes, room_for, written_bytes
+from .disk import DiskNeeds, disk_needs, held_on_disk, kept_bytes, room_for
+from .disk import written_bytes
 from .prepare import Prepared, entry_facts, prepare_data
 from ..engine.collation import Collator
 from ..engine.first_look import check_front
@@ -163,7 +164,7 @@ def hours(self: Plan) -> float | None:  # None: neither pace nor rate is known
 def disk(self: Plan) -> DiskNeeds:
     "The checkpoints that are kept, one that is being written, and the model at the end."
     kept = self.shards * sum(self.memory.optimizer.values())
-    return disk_needs(self.config, self.checkpoint - kept, kept)
+    return disk_needs(self.config, self.checkpoint - kept, kept, held_on_disk(self.config.output_dir))
 
 # %% ../../nbs/training/37_plan.ipynb #dce3431a
 _COLUMNS = ("weights", "gradients", "optimizer", "activations")
@@ -220,7 +221,7 @@ def _time(self: Plan) -> str:
 
 @patch
 def __repr__(self: Plan) -> str:
-    needs, (free, _) = self.disk, room_for(self.config.output_dir)
+    needs, free = self.disk, room_for(self.config.output_dir)
     count, size = needs.count, needs.whole
     short = ": NOT enough" if free < size else ""
     precision = "bfloat16 autocast" if self.bf16 else "float32"
