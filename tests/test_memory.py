@@ -93,9 +93,9 @@ def test_8_bits_are_resumed_to_the_bit(tmp_path):
 
 def in_shards(run: Path, processes: int = 2, **more) -> CompletedProcess:
     "A run of so many processes; what is compiled elsewhere runs as it is written."
-    if processes > 1: more["parallel"] = "fsdp2"
+    if processes > 1: more = dict(parallel="fsdp2") | more
     few = FEW | dict(max_steps=2, save_steps=1)
-    config = replace(RUN, adamw_8bit=True, output_dir=str(run), **few | more)
+    config = replace(RUN, output_dir=str(run), **dict(adamw_8bit=True) | few | more)
     done = python("tests/families/train.py", "--eager", *config.to_flags(), processes=processes)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
@@ -123,6 +123,27 @@ def test_8_bits_in_shards_are_resumed_to_the_bit(tmp_path):
     assert abs(whole - sum(map(summed, once[1:]))) < 0.02 * whole
     said = in_shards(one, max_steps=3).stdout  # from one file into shards
     assert "2 of 3 steps are done" in said and "they are rounded anew" in said
+
+
+@NEEDS_TORCHAO
+def test_8_bits_in_copies_of_shards_are_resumed_to_the_bit(tmp_path):
+    "Two copies of a model in two shards each: what both hold is written once, and read by both."
+    run, copies = tmp_path / "run", dict(processes=4, parallel="hsdp", shard_group=2)
+    in_shards(run, **copies)
+    once = read_file(run / "model.safetensors"), averages(run)
+    assert sum(key.endswith("codes.1.2") for key in once[1]) > 5
+    shutil.rmtree(run / "checkpoint-2")
+    assert "1 of 2 steps are done" in in_shards(run, **copies).stdout
+    assert same_tensors(read_file(run / "model.safetensors"), once[0])
+    assert same_tensors(averages(run), once[1])
+
+
+def averages(run: Path) -> dict[str, torch.Tensor]:
+    "Of all files: which of the two copies writes a tensor may be another one each time."
+    every = [read_file(f) for f in (run / "checkpoint-2/optimizer").iterdir()]
+    whole = {key: t for tensors in every for key, t in tensors.items()}
+    assert len(every) == 4 and len(whole) == sum(map(len, every))
+    return whole
 
 
 def plain(average: torch.Tensor) -> torch.Tensor:
@@ -168,7 +189,7 @@ def test_a_run_says_that_its_disk_is_too_small(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
     needs = plan_run(config).disk
     monkeypatch.setattr(entry, "warn_of_disk", partial(warn_of_disk, **with_free(needs.checkpoint)))
-    with pytest.warns(UserWarning, match="will write 2 checkpoints of .*--output-dir"): train(config)
+    with pytest.warns(UserWarning, match="will have 2 checkpoints of .*--output-dir"): train(config)
     written = sum(f.stat().st_size for f in (tmp_path / "run/checkpoint-2").iterdir() if f.suffix in SIZED)
     assert abs(written - needs.checkpoint) < 0.02 * written
 

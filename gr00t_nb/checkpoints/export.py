@@ -24,9 +24,9 @@ from tyro.conf import Positional
 
 from ..errors import InputError, command
 from .registry import training_record
-from .adapters import ADAPTERS
+from .adapters import ADAPTERS, is_on_a_base
 from .base_models import resolve_base_model
-from .on_a_base import NAMED_BASE, is_on_a_base, load_answering
+from .on_a_base import NAMED_BASE, load_answering, name_of_base
 from .registry import family_of
 from ..files import read_json, replacing, write_json
 from ..model.checkpoints import INDEX, read_tensors, save_weights, stored_tensors
@@ -81,7 +81,10 @@ _KINDS = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.floa
 
 
 def _weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    "The tensors of a checkpoint, one after the other."
+    "The tensors of a checkpoint, one after the other; of adapters alone, merged into their base."
+    if is_on_a_base(folder):
+        yield from load_answering(family_of(folder), folder).state_dict().items()
+        return
     for file in weight_files(folder): yield from read_tensors(stored_tensors(file))
 
 
@@ -96,6 +99,7 @@ def export_full(
         _copy(checkpoint, made)
         narrow = {n: t.to(kind) if t.is_floating_point() else t for n, t in _weights(checkpoint)}
         save_weights(narrow, made)
+        (made / NAMED_BASE).unlink(missing_ok=True)  # of adapters alone
     return folder
 
 # %% ../../nbs/checkpoints/40_export.ipynb #7017b9ae
@@ -180,6 +184,8 @@ def export_adapters(
     checkpoint, folder = Path(checkpoint), Path(folder)
     if not (checkpoint / ADAPTERS).is_dir():
         raise InputError(f"{checkpoint} holds no adapters: expected a run with --lora-parts.")
+    if is_on_a_base(checkpoint):
+        raise InputError(f"{checkpoint} holds adapters alone already: copy the folder.")
     base = base or training_record(checkpoint).get("config", {}).get("base_model_path")
     if not base:
         raise InputError(f"{checkpoint} does not say what its run began with: give it with --base.")
@@ -187,6 +193,7 @@ def export_adapters(
         _copy(checkpoint, made)
         shutil.copytree(checkpoint / ADAPTERS, made / ADAPTERS)
         write_json(made / NAMED_BASE, dict(base=str(base)))
+        write_json(made / NAMED_BASE, dict(base=name_of_base(made)))  # of adapters that learned on: their first
         load_answering(family_of(made), made)  # `InputError` for another base
     return folder
 

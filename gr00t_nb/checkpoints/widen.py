@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from .base_models import resolve_base_model
+from .on_a_base import whole_base
 from .export import new_folder, weights_fingerprint
 from .registry import family_of
 from ..errors import InputError, command
 from ..families.family import Family
 from ..files import write_json, write_text
 from ..model.checkpoints import read_tensors, stored_tensors, weight_files
+from ..model.network import own_randomness
 from ..model.per_embodiment import CategorySpecificLinear
 
 # %% ../../nbs/checkpoints/60_widen.ipynb #c005a93c
@@ -53,9 +55,8 @@ def _quiet(model: nn.Module, narrow: nn.Module, slots: list[int]):
 
 def _wide_model(family: Family, base: Path, sizes: dict, slots: list[int], seed: int) -> nn.Module:
     "The base model with more room; the robots in `slots` are those that it knows."
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with own_randomness(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the sizes differ: the README says it
-        torch.manual_seed(seed)
         model = family.load_model(base, widen=True, **sizes)
     _quiet(model, family.outline(base), slots)
     return model
@@ -92,7 +93,7 @@ def widen(
     config: WidenConfig,
 ) -> Path:  # the folder
     "Writes the wider checkpoint; `InputError` where it cannot be made."
-    base, folder = resolve_base_model(config.base_model_path), Path(config.output_dir)
+    base, folder = whole_base(resolve_base_model(config.base_model_path)), Path(config.output_dir)
     family = family_of(base)
     family.require("widening")
     sizes, has = _sizes(family, base, config.state, config.action), family.limits(base)

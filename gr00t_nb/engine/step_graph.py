@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..model.network import own_randomness
 from ..replay.recording import Replay, shape_of
 
 # %% ../../nbs/engine/00_step_graph.ipynb #e95fdb73
@@ -82,7 +83,7 @@ def _run(self: StepGraphs, batch: dict, adds: bool) -> Tensor:
 @patch
 def _room(self: StepGraphs, batch: dict) -> list[Tensor | None]:
     "Room for the gradients of the parameters that get some."
-    with torch.random.fork_rng(): self._run(batch, adds=False)
+    with own_randomness(device=self.parameters[0].device): self._run(batch, adds=False)
     return [None if p.grad is None else torch.zeros_like(p.grad) for p in self.parameters]
 
 

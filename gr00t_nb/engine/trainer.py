@@ -31,14 +31,15 @@ from ..checkpoints.adapters import ADAPTERS, has_adapters, save_adapters
 from ..loading.order import GlobalBatches
 from ..processing.batches import pad_prompts, split_batch
 from ..checkpoints.manifest import write_manifest
-from ..runs.run_folder import best_checkpoint, set_aside
+from ..runs.run_folder import UNFINISHED, best_checkpoint, set_aside
 from .collation import Collator
 from .faults import of_taken, unsound
 from .hooks import Hooks
 from ..processes.parallel import set_units, shard_on_cpus
 from ..optimizer.parameters import decaying, split_rates
 from ..optimizer.schedule import Schedule
-from ..processes.sharded import OPTIMIZER, load_optimizer, save_optimizer, whole_weights
+from ..processes.sharded import OPTIMIZER, whole_weights
+from ..processes.zero import load_parts, save_parts
 from .step_graph import StepGraphs
 from .undisturbed import undisturbed
 
@@ -421,10 +422,10 @@ def save_model(self: Gr00tTrainer, output_dir: str | None = None, _internal_call
 
 @patch
 def _save_optimizer_and_scheduler(self: Gr00tTrainer, output_dir: str):
-    "A model in shards keeps its optimizer in shards, too; DeepSpeed's would be a pickle."
-    if self.is_deepspeed_enabled: return
-    if not self.is_fsdp_enabled: return Trainer._save_optimizer_and_scheduler(self, output_dir)
-    save_optimizer(self.model, self.optimizer, Path(output_dir) / OPTIMIZER)
+    "A model in shards keeps its optimizer in shards, too; DeepSpeed's own files would be pickles."
+    divided = self.is_fsdp_enabled or self.is_deepspeed_enabled
+    if not divided: return Trainer._save_optimizer_and_scheduler(self, output_dir)
+    save_parts(self.model, self.optimizer, output_dir, self.args)
     if not self.args.should_save: return
     torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
@@ -433,8 +434,9 @@ def _save_optimizer_and_scheduler(self: Gr00tTrainer, output_dir: str):
 def _load_optimizer_and_scheduler(self: Gr00tTrainer, checkpoint: str | None):
     "Shards, or one file, for a model in shards or a whole one."
     if checkpoint is None: return Trainer._load_optimizer_and_scheduler(self, checkpoint)
-    if self.is_fsdp_enabled or (Path(checkpoint) / OPTIMIZER).is_dir():
-        load_optimizer(self.model, self.optimizer, checkpoint)
+    divided = self.is_fsdp_enabled or self.is_deepspeed_enabled
+    if divided or (Path(checkpoint) / OPTIMIZER).is_dir():
+        load_parts(self.model, self.optimizer, checkpoint, self.args)
         schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
         self.lr_scheduler.load_state_dict(schedule)
     else: Trainer._load_optimizer_and_scheduler(self, checkpoint)
@@ -453,15 +455,12 @@ def _set_rates(self: Gr00tTrainer):
         else: group["lr"] = rate
 
 # %% ../../nbs/engine/20_trainer.ipynb #8a0d709a
-_UNFINISHED = ".unfinished"
-
-
 @patch
 def clear_unfinished(self: Gr00tTrainer):
     "Removes a save that died, sets broken checkpoints aside; called by every process."
     if self.args.should_save:
         set_aside(self.args.output_dir)
-        shutil.rmtree(Path(self.args.output_dir) / _UNFINISHED, ignore_errors=True)
+        shutil.rmtree(Path(self.args.output_dir) / UNFINISHED, ignore_errors=True)
     self.accelerator.wait_for_everyone()
 
 
@@ -470,20 +469,20 @@ def _save_checkpoint(self: Gr00tTrainer, model, trial):
     "Writes the checkpoint beside its place, then moves it there in one step."
     final = Path(self.args.output_dir)
     self.clear_unfinished()
-    self._get_output_dir = lambda trial=None: str(final / _UNFINISHED)
+    self._get_output_dir = lambda trial=None: str(final / UNFINISHED)
     try: Trainer._save_checkpoint(self, model, trial)
     except BaseException as e:
-        if self.args.should_save: shutil.rmtree(final / _UNFINISHED, ignore_errors=True)
-        elif not (final / _UNFINISHED).exists(): raise InputError(OTHER_ENDED) from e
+        if self.args.should_save: shutil.rmtree(final / UNFINISHED, ignore_errors=True)
+        elif not (final / UNFINISHED).exists(): raise InputError(OTHER_ENDED) from e
         raise
     finally: del self._get_output_dir
     self.accelerator.wait_for_everyone()  # every process has written its random state
     if self.args.should_save:
-        for folder in (final / _UNFINISHED).iterdir():
+        for folder in (final / UNFINISHED).iterdir():
             write_manifest(folder)
             shutil.rmtree(final / folder.name, ignore_errors=True)
             os.replace(folder, final / folder.name)
-        (final / _UNFINISHED).rmdir()
+        (final / UNFINISHED).rmdir()
         best = best_checkpoint(final)  # is kept, whatever its age
         best = dict(best_model_checkpoint=str(best)) if best else {}
         limit = self.args.save_total_limit

@@ -24,7 +24,7 @@ from ..model.checkpoints import checkpoint_folder, load_weights, mapped_names
 from ..model.checkpoints import stored_tensors, weight_files
 from ..model.flow import whole_flow_time
 from ..model.layers import init_linear_layers
-from ..model.network import Network
+from ..model.network import Network, own_randomness
 from ..rtc_settings import delay_shares
 
 # %% ../../nbs/families/50_n1d5.ipynb #b44a1423
@@ -219,8 +219,7 @@ def from_pretrained(
 # %% ../../nbs/families/50_n1d5.ipynb #68c888b9
 def _new_head(config: Gr00tN1d5Config, seed: int) -> dict[str, Tensor]:
     "Random numbers of an action head, by the names that they have in the network."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_randomness(seed):
         head = _head(config)
         init_action_head(head)
     return {f"action_head.{n}": p.detach() for n, p in head.named_parameters()}

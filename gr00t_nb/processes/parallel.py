@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'SHARDED', 'WORDS', 'WHOLE', 'engine_of', 'group_size', 'refused_by', 'check_parallel', 'deepspeed_config',
-           'parallel_arguments', 'set_units', 'shard_on_cpus', 'divided', 'exchanged', 'check_checkpoint']
+           'parallel_arguments', 'set_units', 'shard_on_cpus', 'divided', 'exchanged']
 
 # %% ../../nbs/processes/10_parallel.ipynb #4b343775
 import os
 import warnings
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from accelerate import (
@@ -223,18 +222,3 @@ def exchanged(
     whole = lambda m: sum(size(p) * (1 + p.requires_grad) for p in m.parameters())
     blocks = [whole(b) for stack in family.stacks(model).values() for b in stack]
     return whole(model) - sum(blocks) + sum(sorted(blocks)[-2:])
-
-# %% ../../nbs/processes/10_parallel.ipynb #143868a5
-def check_checkpoint(
-    word: str,
-    checkpoint: str | Path,  # to go on from
-):
-    "`InputError` where the optimizer of a checkpoint cannot be taken up."
-    if not engine_of(word).startswith("zero"): return
-    kept = any((Path(checkpoint) / name).exists() for name in ("optimizer.pt", "optimizer"))
-    other = "go on with --parallel fsdp2, or " if kept else ""
-    raise InputError(
-        f"A run with DeepSpeed cannot go on from {checkpoint}: its optimizer would be a pickle,"
-        f" which this kit neither writes nor opens. To train that checkpoint further, {other}give"
-        " it as --base-model-path of a new run, with another --output-dir."
-    )

@@ -21,10 +21,10 @@ from fastcore.basics import patch
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
+from ..checkpoints.manifest import write_manifest
 from ..errors import InputError, Stopped, command, sentence_of
 
 # %% ../../nbs/training/40_finetune.ipynb #c17af57b
-from ..checkpoints.manifest import write_manifest
 from ..engine.faults import FAULTS, Faults
 from ..engine.first_look import LookEnded, as_features, check_front, look_first
 from ..engine.hooks import Hooks, HooksReached, of_callback, read_hooks
@@ -40,8 +40,8 @@ from ..optimizer.schedule import SaveAt
 from ..plots.curves import plot_loss
 from ..plots.validation import validated
 from ..processes.deterministic import deterministic
-from ..processes.parallel import check_checkpoint
 from ..processes.together import Together, all_check
+from ..processes.zero import check_checkpoint, own_states
 from ..runs.fluxvla_log import FluxvlaLog
 from ..runs.gradients import GradientNorms
 from ..runs.lock import locked
@@ -55,6 +55,7 @@ from ..runs.run_folder import write_final_manifest
 from ..runs.tensorboard import TensorBoardLog, check_tensorboard
 from ..settings.checks import check_config
 from ..settings.config import FinetuneConfig
+from ..settings.on_adapters import begins_with, load_beginning
 from .disk import warn_of_disk
 from .experiment import run_name, start_wandb, training_arguments, write_experiment
 from .going_on import beginning, find_resume, what_is_left
@@ -70,12 +71,12 @@ def load_model(
     config: FinetuneConfig,  # with the family's values, see `choose_base`
     path: Path,  # folder of the base checkpoint, or of the one to go on from
     embodiment_ids: list[int] | None = None,  # slots of the robots, for `embodiment_rows_only`
-    adapters: Path | None = None,  # those to go on from, on the base in `path`; None: new ones
+    adapters: Path | None = None,  # those to go on from, on the base in `path`; None: new ones, or the base's
 ) -> nn.Module:  # on the CPU, with what trains set, in the precision that the checkpoint asks for
     "The model, ready to be trained as the configuration says."
     family = family_of(path)
-    model = family.load_model(path, dtype="config", **model_changes(config, family))
-    switch_on(model, config, family, embodiment_ids, adapters)
+    model, own = load_beginning(config, family, path, **model_changes(config, family))
+    switch_on(model, config, family, embodiment_ids, adapters or own)
     if config.compile: family.compile_blocks(model)
     return model
 
@@ -120,12 +121,13 @@ def _prepare(
         together, first = Together(), args.local_process_index == 0
         with together.first_does("the check-up and the statistics of the data", first):
             prepared = prepare_data(config, world_size)
+            begins_with(prepared.config, family, prepared.base)  # merges adapters, where it has to
         config = prepared.config  # epochs are steps now
         args.max_steps = config.max_steps
         with together.all_do("loading the model"):
             _start(hooks, prepared)
             resume = find_resume(config, prepared, hooks)
-            if resume: check_checkpoint(config.parallel, resume)
+            if resume: check_checkpoint(config.parallel, resume, world_size)
             to_do = checkpoint_step(resume) != config.max_steps
             if first and to_do: warn_of_disk(config, outline_of(prepared, hooks.trainable))
             set_seed(config.seed)
@@ -276,7 +278,7 @@ class _Run:
             resume = str(self.resume) if self.resume else None
             if config.cache_features: look_first(trainer, stop)
             try:
-                with stop.listening(): trainer.train(resume_from_checkpoint=resume)
+                with stop.listening(), own_states(): trainer.train(resume_from_checkpoint=resume)
             finally:
                 trainer.stop_loading()
                 _close_bars(trainer)

@@ -128,7 +128,7 @@ def _check_going_on(newest: Path, config: FinetuneConfig):
     if not can_go_on(newest):
         raise InputError(
             f"{newest} holds the model alone: its run cannot go on without the states of optimizer"
-            " and schedule, which --save-only-model and DeepSpeed leave out. Begin another one on top of it, with"
+            " and schedule, which --save-only-model leaves out. Begin another one on top of it, with"
             f" --base-model-path {newest} and another --output-dir."
         )
     if config.adamw_8bit: import_module("torchao.optim")  # so that PyTorch knows these tensors

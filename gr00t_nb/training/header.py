@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from ..engine.hooks import Hooks
 from .plan import Plan, saving
 from ..settings.config import FinetuneConfig
+from ..settings.on_adapters import said_of_adapters
 from ..settings.roots import mixture_table
 from .prepare import Prepared, entry_facts
 
@@ -108,6 +109,7 @@ def run_header(
     rows = [
         *_recipe_rows(config),
         ("model", f"{prepared.family.name} from {config.base_model_path}, as {tags}"),
+        ("", said_of_adapters(config, prepared.family, prepared.base)),
         ("", first),
         *(("", line) for line in more),
         *_data(prepared),

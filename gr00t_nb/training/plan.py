@@ -26,7 +26,7 @@ from ..processes.deterministic import UNCERTAIN
 from ..processes.cards import Card, card_of, found_card
 from ..processes.parallel import divided, exchanged, engine_of, group_size, refused_by
 from ..errors import InputError
-from ..checkpoints.adapters import add_adapters, frozen_flags, load_adapters, narrow_frozen
+from ..checkpoints.adapters import frozen_flags
 from ..checkpoints.base_models import resolve_base_model
 from ..families.family import Family
 from ..files import cache_dir
@@ -37,9 +37,11 @@ from ..runs.log import duration
 from ..settings.checks import LEVERS, SWITCHES, checkpoint_flags, tune_flags
 from ..settings.config import FinetuneConfig
 from ..settings.mixtures import entries_of
+from ..settings.on_adapters import adapt, said_of_adapters
 from ..settings.recipe import ColumnRobot
 from ..settings.roots import data_lines
-from .disk import DiskNeeds, disk_needs, kept_bytes, room_for, written_bytes
+from .disk import DiskNeeds, disk_needs, held_on_disk, kept_bytes, room_for
+from .disk import written_bytes
 from .prepare import Prepared, entry_facts, prepare_data
 from ..engine.collation import Collator
 from ..engine.first_look import check_front
@@ -79,19 +81,11 @@ def switch_on(
 ):
     "What a run switches on in a model: dropout, adapters, rows in use, recomputing."
     if config.dropout is not None: family.set_dropout(model, config.dropout)
-    if config.lora_parts: _adapt(model, config, adapters)  # whose dropout is another one
+    if config.lora_parts: adapt(model, config, family, adapters)  # whose dropout is another one
     if config.embodiment_rows_only and config.tune_projector:
         family.train_rows(model, embodiment_ids)
     if config.recompute_parts or config.gradient_checkpointing:
         family.recompute(model, config.recompute_parts)
-
-
-def _adapt(model: nn.Module, config: FinetuneConfig, adapters: Path | None):
-    "New adapters, or those of a checkpoint; what is frozen under them in few bits."
-    how = config.lora_parts, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed
-    if adapters: load_adapters(model, adapters)
-    else: add_adapters(model, *how)
-    narrow_frozen(model)
 
 # %% ../../nbs/training/37_plan.ipynb #47de8b79
 _LOOKED_AT = 32  # samples that are read for their shapes
@@ -170,7 +164,7 @@ def hours(self: Plan) -> float | None:  # None: neither pace nor rate is known
 def disk(self: Plan) -> DiskNeeds:
     "The checkpoints that are kept, one that is being written, and the model at the end."
     kept = self.shards * sum(self.memory.optimizer.values())
-    return disk_needs(self.config, self.checkpoint - kept, kept)
+    return disk_needs(self.config, self.checkpoint - kept, kept, held_on_disk(self.config.output_dir))
 
 # %% ../../nbs/training/37_plan.ipynb #dce3431a
 _COLUMNS = ("weights", "gradients", "optimizer", "activations")
@@ -227,7 +221,7 @@ def _time(self: Plan) -> str:
 
 @patch
 def __repr__(self: Plan) -> str:
-    needs, (free, _) = self.disk, room_for(self.config.output_dir)
+    needs, free = self.disk, room_for(self.config.output_dir)
     count, size = needs.count, needs.whole
     short = ": NOT enough" if free < size else ""
     precision = "bfloat16 autocast" if self.bf16 else "float32"
@@ -280,6 +274,7 @@ class _Case:
         batch, model, seen = split_batch(self._largest, size)[0], self.model(config), 0
         if config.cache_features: batch, seen = _as_seen(family, model, batch)
         several = size < config.global_batch_size // self.world_size
+        said = said_of_adapters(config, family, self.prepared.base)
         memory = step_memory(
             model, batch, family.parts,
             bf16=bf16,
@@ -293,7 +288,7 @@ class _Case:
             replace(config, base_model_path=self.name), family, divided(memory, engine, shards),
             self.card, size, batch["input_ids"].shape[1], self.epoch, bf16, world,
             written_bytes(model) + sum(memory.optimizer.values()), self.pace,
-            data=data_lines(self.prepared.roots, config.mixture and entry_facts(self.prepared)),
+            data=[said] * bool(said) + data_lines(self.prepared.roots, config.mixture and entry_facts(self.prepared)),
             exchange=exchanged(model, family, engine, world), shards=shards,
             episodes=sum(len(r.train_episodes) for r in self.prepared.roots),
             features=seen * self.epoch,

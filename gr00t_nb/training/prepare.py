@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+# %% ../../nbs/training/10_prepare.ipynb #8367ad2c
 from ..checkup.checkup import check_dataset
 from ..checkup.metadata import too_large
 from ..checkup.problems import Problem, grouped, ranges
@@ -43,6 +44,7 @@ from ..runs.run_folder import checkpoint_step
 from ..settings.checks import check_config, choose_modality_config, resolved
 from ..settings.config import FinetuneConfig
 from ..settings.mixtures import MixtureEntry
+from ..settings.on_adapters import as_adapted
 from ..settings.recipe import ColumnRobot
 from ..settings.roots import EntryFacts, Root, check_floor, require_together
 from ..settings.roots import moving_rows, robot_statistics, settle_slots
@@ -166,7 +168,7 @@ def choose_base(
     "Where the run starts, and the configuration with the family's values."
     base = resolve_base_model(config.base_model_path)
     family = family_of(base)
-    return base, family, resolved(config, family)
+    return base, family, resolved(as_adapted(config, family, base), family)
 
 # %% ../../nbs/training/10_prepare.ipynb #bdd86fa6
 @dataclass

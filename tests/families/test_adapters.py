@@ -1,8 +1,10 @@
 "What LoRA promises for every family that has blocks; one that has none refuses it in a sentence."
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from batches import ROOT, TAG
 from capabilities import loss_of
 from test_conformance import some_steps
 from test_training import STEPS, train, weights, without_dropout
@@ -10,10 +12,12 @@ from test_training import STEPS, train, weights, without_dropout
 from gr00t_nb.errors import InputError
 from gr00t_nb.checkpoints.adapters import ADAPTERS, add_adapters, frozen_flags
 from gr00t_nb.checkpoints.adapters import load_adapters, narrow_frozen, save_adapters
-from gr00t_nb.checkpoints.export import export_adapters
-from gr00t_nb.checkpoints.on_a_base import NAMED_BASE
-from gr00t_nb.files import write_json
+from gr00t_nb.checkpoints.export import export_adapters, export_full
+from gr00t_nb.checkpoints.on_a_base import NAMED_BASE, load_answering
+from gr00t_nb.checkpoints.widen import WidenConfig, widen
+from gr00t_nb.files import read_json, write_json
 from gr00t_nb.policy.policy import Gr00tPolicy
+from gr00t_nb.training.plan import plan_run
 from gr00t_nb.training.prepare import choose_base
 from gr00t_nb.settings.config import FinetuneConfig
 
@@ -195,3 +199,48 @@ def test_two_processes_train_as_one(family, parts, tmp_path):
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, v in a.items():
         assert (v - b[name]).abs().max() <= 1e-9 * max(1, v.abs().max()), name
+
+
+@pytest.mark.engine
+def test_adapters_alone_are_a_base(family, parts, tmp_path):
+    "Asked for the same, they learn on, and keep their base; else they are merged, and others may learn."
+    start, alone = tmp_path / "start", tmp_path / "alone"
+    lora = lambda rank: ["--lora-parts", *parts, "--lora-rank", rank]
+    train(family, start, *lora(4), everything=False)
+    export_adapters(start, alone)
+    runs = dict(same=lora(4), others=lora(2), merged=[])
+    step = {}
+    for name, words in runs.items():
+        words += without_dropout(family)
+        step[name] = train(family, tmp_path / name, *words, base=alone, everything=False)[1]
+    same, others, merged = step.values()
+    assert abs(same - others) <= 1e-5 * same and abs(same - merged) <= 1e-5 * same
+    digests = lambda folder: read_json(folder / ADAPTERS / NAMED_BASE)
+    assert digests(tmp_path / "same") == digests(start) != digests(tmp_path / "others")
+    assert not (tmp_path / "merged" / ADAPTERS).exists()
+    for name, base in dict(same=family.tiny_name, others=str(alone)).items():
+        further = export_adapters(tmp_path / name, tmp_path / f"{name} alone")
+        assert read_json(further / NAMED_BASE) == dict(base=base)
+        state, trained = load_answering(family, further).state_dict(), weights(tmp_path / name)
+        assert all(torch.equal(v, trained[n]) for n, v in state.items())
+
+
+def test_adapters_alone_are_planned_and_widened(family, checkpoint, batch, parts, tmp_path):
+    "A plan says what becomes of them; a wider copy and a whole one are made of both."
+    whole, alone = tmp_path / "whole", tmp_path / "alone"
+    model = adapted(family, checkpoint, parts)
+    some_steps(model, batch)
+    family.save(whole, model, family.load_processor(checkpoint))
+    save_adapters(model, whole / ADAPTERS)
+    export_adapters(whole, alone, base=str(checkpoint))
+    config = FinetuneConfig(str(alone), str(ROOT / "data_samples/cube_to_bowl"), TAG, global_batch_size=2)
+    lora = dict(lora_parts=parts, lora_rank=4)
+    for asked, said in ((lora, "learn on"), ({}, "are merged"), (lora | dict(lora_rank=2), "ones of rank 2")):
+        assert said in str(plan_run(replace(config, max_steps=2, **asked)))
+    together = export_full(alone, tmp_path / "together", dtype="float32")
+    state = family.load_model(together).state_dict()
+    assert all(torch.equal(v, state[n]) for n, v in model.state_dict().items())
+    if "widening" not in family.capabilities: return
+    more = family.limits(checkpoint)["max_state_dim"] + 8
+    wide = widen(WidenConfig(str(alone), str(tmp_path / "wide"), state=more))
+    assert family.limits(wide)["max_state_dim"] == more

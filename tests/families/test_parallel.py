@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,26 @@ def assert_same_weights(a: Path, b: Path, within: float):
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp2"])
 def test_any_way_trains_as_one_process(runs, way): trained_as_one(runs, way)
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: pip install deepspeed")
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_by_deepspeed_as_one_process_and_resumed_to_the_bit(family, run, engine):
+    "In float32, so within 1e-5; on a CPU DeepSpeed compiles for minutes when it is first used."
+    asked = dict(double=False, **still(family))
+    folder = run(engine, 2, **asked, parallel=engine)
+    run(f"{engine}-again", 2, f"{engine}/checkpoint-1", **asked, parallel=engine)
+    run(f"{engine}-one", 1, **asked)
+    once, again = weights(folder / engine), weights(folder / f"{engine}-again")
+    assert all(torch.equal(v, again[n]) for n, v in once.items())
+    parts = sorted((folder / engine / f"checkpoint-{STEPS}").glob("optimizer-zero*"))
+    assert len(parts) == 2
+    for part in parts:
+        assert part.read_bytes() == (folder / f"{engine}-again/checkpoint-{STEPS}" / part.name).read_bytes()
+    one, other = losses(folder / f"{engine}-one"), losses(folder / engine)
+    assert all(abs(other[step] - loss) < 1e-5 * loss for step, loss in one.items())
+    assert_same_weights(folder / f"{engine}-one", folder / engine, within=1e-4)  # of steps of 1e-3
 
 
 @pytest.mark.engine

@@ -12,14 +12,14 @@ STEPS = 4  # the learning rate is zero in the first
 
 
 def train(
-    family, output: Path, *more, processes: int = 1, everything: bool = True
+    family, output: Path, *more, base=None, processes: int = 1, everything: bool = True
 ) -> dict[int, float]:
-    "Fine-tunes the family's tiny model on the sample; gives the loss of each step."
+    "Fine-tunes the family's tiny model, or another base, on the sample; gives the loss of each step."
     every = [f"--{f.replace('_', '-')}" for f, v in family.flags.items() if v is False]
     command = [
         HERE / "train.py",
         *more,
-        *("--base-model-path", family.tiny_name),
+        *("--base-model-path", base or family.tiny_name),
         *("--dataset-path", "data_samples/cube_to_bowl"),
         *("--embodiment-tag", "NEW_EMBODIMENT"),
         *("--modality-config-path", "data_samples/cube_to_bowl_config.py"),
