@@ -14,7 +14,6 @@ import re
 import runpy
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from preloaded import free_port
 from test_tutorials import edited
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,12 +104,6 @@ def environment(home: Path, kit: Path, token: str) -> dict[str, str]:
         HF_HUB_OFFLINE="1",
         WANDB_MODE="disabled",
     )
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def wait_for_server(server: subprocess.Popen, url: str, log: Path):

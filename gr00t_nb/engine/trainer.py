@@ -465,6 +465,11 @@ def clear_unfinished(self: Gr00tTrainer):
     self.accelerator.wait_for_everyone()
 
 
+def _is_gone(e: BaseException) -> bool:
+    "Whether there is no folder any more to write into, in Python's words or torch's."
+    return isinstance(e, FileNotFoundError) or "does not exist" in str(e)
+
+
 @patch
 def _save_checkpoint(self: Gr00tTrainer, model, trial):
     "Writes the checkpoint beside its place, then moves it there in one step."
@@ -474,7 +479,7 @@ def _save_checkpoint(self: Gr00tTrainer, model, trial):
     try: Trainer._save_checkpoint(self, model, trial)
     except BaseException as e:
         if self.args.should_save: shutil.rmtree(final / _UNFINISHED, ignore_errors=True)
-        elif not (final / _UNFINISHED).exists(): raise InputError(OTHER_ENDED) from e
+        elif _is_gone(e) and not (final / _UNFINISHED).exists(): raise InputError(OTHER_ENDED) from e
         raise
     finally: del self._get_output_dir
     self.accelerator.wait_for_everyone()  # every process has written its random state
