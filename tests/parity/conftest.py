@@ -2,11 +2,11 @@
 repository.
 
 `pytest tests/parity --reference DIR`: a file of DIR tells of which generation its numbers are, and
-the tests in the folder of that name run; of a DIR that holds n1d7, n1d6 or n1d5 these. Without DIR all run, each on `../shared/reference/n1d6`,
-`n1d5` or `n1d7` beside the checkout. Where there is no such folder every test skips with that reason;
-where one file of a bundle is absent, only the test that needs it skips, and names the file. A DIR
-that is given must be whole: there a skip is a failure, and so is a file of it that no test opens
-when all of tests/parity runs.
+the tests in the folder of that name run. A DIR with folders n1d7, n1d6 or n1d5 has several, and their
+tests run. Without DIR all run, each on `../shared/reference/n1d6`, `n1d5` or `n1d7` beside the checkout.
+Where there is no such folder every test skips with that reason; where one file of a bundle is absent,
+only the test that needs it skips, and names the file. A DIR that is given must be whole: there a skip
+is a failure, and so is a file of it that no test opens when all of tests/parity runs.
 """
 import os
 import sys
