@@ -231,7 +231,8 @@ def without_loaders(tmp_path_factory) -> list[float]:
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts a small /dev/shm")
 @pytest.mark.parametrize("size, said", [("8k", "no room for the queues"), ("300k", "--shm-size")])
 def test_a_small_shared_memory_costs_time_alone(tmp_path, without_loaders, size, said):
-    "No room for the loaders' queues, or for their batches: the losses are those of a run without loaders."
+    """No room for the loaders' queues, or for their batches (pytorch#5040, and every container with Docker's
+    64 MB of /dev/shm): the losses are those of a run without loaders."""
     small = replace(EIGHT, dataloader_num_workers=2, output_dir=str(tmp_path / "small"))
     out = python(*script(small)[1:], first=partial(small_shm, size))
     assert out.returncode == 0 and "Traceback" not in out.stderr, out.stderr[-2000:]
