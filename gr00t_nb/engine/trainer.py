@@ -465,11 +465,6 @@ def clear_unfinished(self: Gr00tTrainer):
     self.accelerator.wait_for_everyone()
 
 
-def _is_gone(e: BaseException) -> bool:
-    "Whether there is no folder any more to write into, in Python's words or torch's."
-    return isinstance(e, FileNotFoundError) or "does not exist" in str(e)
-
-
 @patch
 def _save_checkpoint(self: Gr00tTrainer, model, trial):
     "Writes the checkpoint beside its place, then moves it there in one step."
@@ -478,8 +473,9 @@ def _save_checkpoint(self: Gr00tTrainer, model, trial):
     self._get_output_dir = lambda trial=None: str(final / _UNFINISHED)
     try: Trainer._save_checkpoint(self, model, trial)
     except BaseException as e:
+        no_folder = isinstance(e, FileNotFoundError) or "does not exist" in str(e)  # Python's words, or torch's
         if self.args.should_save: shutil.rmtree(final / _UNFINISHED, ignore_errors=True)
-        elif _is_gone(e) and not (final / _UNFINISHED).exists(): raise InputError(OTHER_ENDED) from e
+        elif no_folder and not (final / _UNFINISHED).exists(): raise InputError(OTHER_ENDED) from e
         raise
     finally: del self._get_output_dir
     self.accelerator.wait_for_everyone()  # every process has written its random state
