@@ -152,14 +152,13 @@ def sentence_of(
     text = str(e)
     inner = re.search(r"Original Traceback.*^[\w.]*InputError: (.*)", text, re.S | re.M)
     if inner: return inner[1].strip()
-    if isinstance(e, InputError): return text
+    if isinstance(e, InputError): return text if text != OTHER_ENDED else _came_first(e)
     if isinstance(e, OSError) and e.errno is not None: return _of_system(e)
     if refused := system_error(e): return _of_system(refused)
     if isinstance(e, MemoryError): return _of_system(OSError(errno.ENOMEM, ""))
     if _trained(e) and re.search(r"(CUDA|HIP) out of memory", text): return _GPU_IN_TRAINING
     said = _known(text)
-    if said == OTHER_ENDED:  # and this one, too, of something that came before?
-        said = next(filter(None, (_known(str(x)) for x in _before(e))), said)
+    if said == OTHER_ENDED: return _came_first(e)
     return said or (_of_system(e) if isinstance(e, OSError) else None)
 
 
@@ -168,9 +167,12 @@ def _known(text: str) -> str | None:
         if found := re.search(words, text): return sentence.format(found[found.lastindex or 0])
 
 
-def _before(e: BaseException) -> Iterator[BaseException]:
-    "The errors in whose handling this one was raised."
-    while (e := e.__context__) is not None: yield e
+def _came_first(e: BaseException) -> str:
+    "What ended this process before it found that another one has ended; else that."
+    while (e := e.__context__) is not None:
+        said = str(e) if isinstance(e, InputError) else _known(str(e))
+        if said and said != OTHER_ENDED: return said
+    return OTHER_ENDED
 
 # %% ../nbs/00_errors.ipynb #a571a4ec
 def failed_within(

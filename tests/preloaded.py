@@ -8,6 +8,7 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import random
 import runpy
 import socket
 import sys
@@ -83,10 +84,13 @@ def _to_the_end(words: list[str], cwd: Path):
     ctypes.pythonapi.Py_Exit(code)
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def free_port() -> int:
+    "Drawn below those that the system gives away by itself, and may give away before this one is used."
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_768)
+        with suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def _rank(rank: int, size: int, port: int) -> dict[str, str]:
@@ -109,7 +113,7 @@ class Running:
     ):
         begin()
         known = {k: str(v) for k, v in (os.environ | PLACE | FIXED | env).items() if v is not None}
-        ranks = [_rank(r, processes, p) for p in [_free_port()] for r in range(processes)]
+        ranks = [_rank(r, processes, p) for p in [free_port()] for r in range(processes)]
         self.words, self.folder = [str(w) for w in words], tempfile.TemporaryDirectory()
         self.files = Path(self.folder.name, "out"), Path(self.folder.name, "err")
         for f in self.files: f.touch()

@@ -14,7 +14,6 @@ import re
 import runpy
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from preloaded import free_port
 from test_tutorials import edited
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,12 +104,6 @@ def environment(home: Path, kit: Path, token: str) -> dict[str, str]:
         HF_HUB_OFFLINE="1",
         WANDB_MODE="disabled",
     )
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def wait_for_server(server: subprocess.Popen, url: str, log: Path):
@@ -502,11 +496,11 @@ def shorten(lab: Lab, tutorial: str, **values) -> str:
     return path
 
 
-EIGHT = [*range(8, 40)]  # what is left out of the sample
+FOUR = [*range(4, 40)]  # what is left out of the sample
 
 
 def test_a_tutorial_from_end_to_end(lab, opened):
-    nb = opened(shorten(lab, "00_first_policy", EXCLUDE=EIGHT, STEPS=10)).run_all()
+    nb = opened(shorten(lab, "00_first_policy", STEPS=10)).run_all()
     assert not nb.faults()
     assert nb.outputs("image/png").count() >= 5
     nb.page.locator("p", has_text="Now the training itself").scroll_into_view_if_needed()
@@ -552,7 +546,7 @@ def touched_with_mouse_and_keys(nb: Notebook, viewer, at):
 
 def test_episodes_are_watched(lab, opened):
     "A slider is dragged, a step clicked, an episode played, another opened: each time the camera changes."
-    nb = opened(shorten(lab, "10_look_at_your_data", EXCLUDE=EIGHT)).run_all()
+    nb = opened(shorten(lab, "10_look_at_your_data", EXCLUDE=FOUR)).run_all()
     assert not nb.faults()
     viewer = nb.viewer(".widget-slider")
     camera = viewer.locator("img:not(.gr00t-figure)").first

@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CASES = sorted((ROOT / "tests/cases").glob("[0-9]*.py"))
 NEEDS = {  # what a case cannot do without: whether it is there, and the reason to skip where not
     "01_trimmed_video": (shutil.which("ffmpeg"), "the ffmpeg program is not installed"),
-    "17_small_shared_memory": (os.getuid() == 0, "only root may mount a small /dev/shm"),
     "19_user_without_home": (os.getuid() == 0, "only root may become a user without a name"),
 }
 

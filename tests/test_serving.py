@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
-from preloaded import ROOT, Running
+from preloaded import ROOT, Running, free_port
 
 from gr00t_nb.errors import InputError
 from gr00t_nb.modality_configs import ModalityConfig
@@ -285,7 +285,7 @@ def test_a_stop_finishes_what_has_begun_and_refuses_what_waits():
 
 
 def test_a_client_finds_a_server_that_was_started_again():
-    with PolicyServer(Stays(), port=0) as server: pass
+    with PolicyServer(Stays(), port=free_port()) as server: pass
     with PolicyClient(port=server.port, timeout=0.2) as client:
         assert not client.ping()
         with PolicyServer(Stays(), port=server.port): assert client.ping(timeout=LONG)
@@ -300,9 +300,7 @@ def test_a_policy_that_fails_at_its_first_answer_opens_no_port():
 
 
 def test_the_command_ends_in_order(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     sample = ROOT / "data_samples/cube_to_bowl"
     words = ["-m", "gr00t_nb.serving.server", "--dataset-path", sample, "--port", port]
     running = Running(*words, "--modality-config-path", f"{sample}_config.py")

@@ -472,8 +472,9 @@ def _save_checkpoint(self: Gr00tTrainer, model, trial):
     self._get_output_dir = lambda trial=None: str(final / UNFINISHED)
     try: Trainer._save_checkpoint(self, model, trial)
     except BaseException as e:
+        no_folder = isinstance(e, FileNotFoundError) or "does not exist" in str(e)  # Python's words, or torch's
         if self.args.should_save: shutil.rmtree(final / UNFINISHED, ignore_errors=True)
-        elif not (final / UNFINISHED).exists(): raise InputError(OTHER_ENDED) from e
+        elif no_folder and not (final / UNFINISHED).exists(): raise InputError(OTHER_ENDED) from e
         raise
     finally: del self._get_output_dir
     self.accelerator.wait_for_everyone()  # every process has written its random state

@@ -34,6 +34,19 @@ def ema_weight(
 EMA = "ema.safetensors"  # in a checkpoint: averages of what trains
 
 
+@torch.no_grad()
+def _here(t: Tensor) -> Tensor:
+    "What this process has of a tensor, in the same memory."
+    return t.to_local() if isinstance(t, DTensor) else t.detach()
+
+
+def _copied(p: nn.Parameter) -> Tensor:
+    "In float32, and in the same shards."
+    copy = _here(p).float().clone()
+    if not isinstance(p, DTensor): return copy
+    return DTensor.from_local(copy, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
+
+
 class Averages(TrainerCallback):
     "Exponential moving averages of what trains."
 
@@ -49,16 +62,16 @@ class Averages(TrainerCallback):
         "From the weights as they are, or from the averages of the checkpoint."
         named = model.named_parameters()
         self.parameters = {n: p for n, p in named if p.requires_grad}
-        self.kept = {n: p.detach().float().clone() for n, p in self.parameters.items()}
+        self.kept = {n: _copied(p) for n, p in self.parameters.items()}
         if self.resume: self._restore(self.resume / EMA)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs): self.begin(model)
 
     @torch.no_grad()
     def on_optimizer_step(self, args, state, control, **kwargs):
-        now = [p.detach().float() for p in self.parameters.values()]
-        weight = ema_weight(self.decay, state.global_step)
-        torch._foreach_lerp_(list(self.kept.values()), now, weight)
+        now = [_here(p).float() for p in self.parameters.values()]
+        kept, weight = map(_here, self.kept.values()), ema_weight(self.decay, state.global_step)
+        torch._foreach_lerp_(list(kept), now, weight)
 
 # %% ../../nbs/optimizer/20_averages.ipynb #f38a6b95
 @patch
@@ -67,19 +80,19 @@ def worn(self: Averages) -> Iterator[None]:
     "While it lasts the model has its averages as weights."
     own = {n: _aside(p) for n, p in self.parameters.items()}
     try:
-        for n, p in self.parameters.items(): _put_on(p, self.kept[n].to(p.dtype))
+        for n, p in self.parameters.items(): _put_on(p, _here(self.kept[n]).to(p.dtype))
         yield
     finally:
         for n, p in self.parameters.items(): _put_on(p, own[n])
 
 
 def _aside(p: nn.Parameter) -> Tensor:
-    return p.detach().clone() if isinstance(p, DTensor) else p.data
+    return _here(p).clone() if isinstance(p, DTensor) else p.data
 
 
 @torch.no_grad()
 def _put_on(p: nn.Parameter, value: Tensor):
-    if isinstance(p, DTensor): p.copy_(value)
+    if isinstance(p, DTensor): _here(p).copy_(value)
     else: p.data = value
 
 # %% ../../nbs/optimizer/20_averages.ipynb #3d19ccb1

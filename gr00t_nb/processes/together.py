@@ -42,7 +42,8 @@ class Together:
         else:
             faults = [None] * dist.get_world_size()
             try: dist.all_gather_object(faults, fault, group=self.group)
-            except RuntimeError as e: raise self._left_alone(what, str(e)) from e
+            except RuntimeError as e:
+                raise (InputError(fault) if fault else self._left_alone(what, str(e))) from e
         if found := next(filter(None, faults), None): raise InputError(found)
 
     def _left_alone(self, what: str, why: str) -> InputError:

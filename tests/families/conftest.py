@@ -17,15 +17,17 @@ from gr00t_nb.processing.embodiment_statistics import embodiment_statistics
 
 def pytest_collection_modifyitems(config, items):
     """What the engine does alike for whatever it trains (`@pytest.mark.engine`) is shown with the first
-    family and the dummy. One that is another with other eyes (a class made from its class) is held to
-    test_conformance alone. A new family is tried once with --all-families."""
+    family and the dummy, or with the one that its mark names. One that is another with other eyes (a
+    class made from its class) is held to test_conformance alone. A new family is tried once with
+    --all-families."""
     if config.getoption("--all-families"): return
-    shown = families()[0], DUMMY
+    shown = dict(first=families()[0], dummy=DUMMY)
 
     def is_left(item) -> bool:
         family = getattr(item, "callspec", None) and item.callspec.params.get("family")
         if family is None: return False
-        if item.get_closest_marker("engine"): return family not in shown
+        if engine := item.get_closest_marker("engine"):
+            return family not in [shown[name] for name in engine.args or shown]
         made_from = {type(f) for f in families()} & {*type(family).__mro__[1:]}
         return bool(made_from) and item.path.name != "test_conformance.py"
 

@@ -176,6 +176,7 @@ def test_frozen_weights_are_narrow(family, checkpoint, parts):
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
 
 
+@pytest.mark.engine
 def test_a_resumed_run_is_the_run_to_the_bit(family, parts, tmp_path):
     "Merged weights, adapters and what trains in full; the run goes on from the unmerged ones."
     run, lora = tmp_path / "run", ["--lora-parts", *parts, "--lora-rank", 4, "--lora-dropout", 0.1]
@@ -190,6 +191,7 @@ def test_a_resumed_run_is_the_run_to_the_bit(family, parts, tmp_path):
     for f, content in zip(files, expected): assert f.read_bytes() == content, f.name
 
 
+@pytest.mark.engine
 def test_two_processes_train_as_one(family, parts, tmp_path):
     "In float64, as without adapters."
     options = ["--double", *without_dropout(family), "--lora-parts", *parts, "--lora-rank", 4]

@@ -65,6 +65,23 @@ def needs_a_front(family):
     if "frozen_front" not in family.capabilities: pytest.skip("it has no front that can be frozen")
 
 
+def is_the_same_run(one: FinetuneConfig, other: FinetuneConfig):
+    "The newest checkpoints, to the bit."
+    a, b = (newest_checkpoint(c.output_dir) for c in (one, other))
+    assert same(states(a), states(b))
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+def test_two_steps_with_features_are_the_run_to_the_bit(family, config):
+    "What differs between families: what their fronts see, and that nothing else is read from it."
+    needs_a_front(family)
+    short = replace(config, global_batch_size=4, micro_batch_size=None, max_steps=2)
+    direct, again = finetune(short), finetune(of(short, "cached"))
+    assert [r["loss"] for r in again.log] == [r["loss"] for r in direct.log]
+    is_the_same_run(short, of(short, "cached"))
+
+
+@pytest.mark.engine
 def test_a_run_with_features_is_the_run_to_the_bit(family, config, capfd):
     "In float32 on a CPU, over epochs, with loader processes, and stopped and resumed: what is there is read again."
     needs_a_front(family)
@@ -79,9 +96,7 @@ def test_a_run_with_features_is_the_run_to_the_bit(family, config, capfd):
     assert "kept in" in (told := capfd.readouterr().out) and "looked at first" not in told
     assert all(f.stat().st_mtime_ns == t for f, t in made.items())
     assert [r["loss"] for r in again.log] == [r["loss"] for r in direct.log]
-    a, b = (newest_checkpoint(c.output_dir) for c in (config, kept))
-    assert same(states(a), states(b))
-    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    is_the_same_run(config, kept)
 
 
 @pytest.mark.engine

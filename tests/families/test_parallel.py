@@ -96,7 +96,7 @@ def resumed(family, run, runs) -> Path:
 
 @pytest.fixture(scope="package")
 def hsdp(family, run, runs) -> Path:
-    "Two copies of a model in two shards each."
+    "Two copies of a model in two shards each: the shards are those of `runs`, so the dummy shows it."
     return run("hsdp", 4, "one/checkpoint-1", **all_of_it(family), parallel="hsdp", shard_group=2)
 
 
@@ -161,7 +161,7 @@ def test_by_deepspeed_as_one_process_and_resumed_to_the_bit(family, run, engine)
 def test_from_shards_one_process_trains_on(resumed): trained_as_one(resumed, "back")
 
 
-@pytest.mark.engine
+@pytest.mark.engine("dummy")
 def test_copies_of_shards_train_as_one_process(hsdp): trained_as_one(hsdp, "hsdp")
 
 
@@ -183,7 +183,7 @@ def test_any_way_validates_and_averages_as_one_process(runs, way): judged_as_one
 def test_from_shards_it_is_judged_as_one_process(resumed, way): judged_as_one(resumed, way)
 
 
-@pytest.mark.engine
+@pytest.mark.engine("dummy")
 def test_copies_of_shards_are_judged_as_one_process(hsdp): judged_as_one(hsdp, "hsdp")
 
 
@@ -223,7 +223,7 @@ def test_every_checkpoint_is_whole(runs, family):
     for folder in (runs / "fsdp2", runs / "fsdp2/checkpoint-1"): Gr00tPolicy(TAG, folder, device="cpu")
 
 
-@pytest.mark.engine
+@pytest.mark.engine("dummy")
 def test_a_checkpoint_of_copies_answers(hsdp): Gr00tPolicy(TAG, hsdp / "hsdp/checkpoint-2", device="cpu")
 
 
@@ -309,12 +309,13 @@ def test_a_signal_stops_shards_with_a_whole_checkpoint(tmp_path, number, hear, c
 
 @pytest.mark.engine
 def test_compiled_blocks_are_sharded(family, tmp_path):
-    "Blocks that are compiled before they are sharded train as those that are not."
+    "Blocks that are compiled before they are sharded train as those of one process that are neither."
     if not family.blocks: pytest.skip("it has no blocks to compile")
-    for name, more in (("plain", {}), ("compiled", dict(compile=True))):
-        place = dict(output_dir=str(tmp_path / name), base_model_path=family.tiny_name, parallel="fsdp2")
+    for name, more in (("plain", {}), ("compiled", dict(compile=True, parallel="fsdp2"))):
+        place = dict(output_dir=str(tmp_path / name), base_model_path=family.tiny_name)
         config = FinetuneConfig(**COMMON | still(family) | place | dict(save_steps=STEPS) | more)
-        done = python(HERE / "train.py", "--double", "--traced", *config.to_flags(), processes=2)
+        words, two = ["--double", "--traced", *config.to_flags()], name == "compiled"
+        done = python(HERE / "train.py", *words, processes=1 + two)
         assert done.returncode == 0, done.stderr[-4000:]
     a, b = (losses(tmp_path / name) for name in ("plain", "compiled"))
     assert set(a) == set(b) == {1, 2} and all(abs(a[s] - b[s]) <= 1e-6 * a[s] for s in a)

@@ -127,7 +127,7 @@ def test_a_resumed_run_is_the_run_to_the_bit(family, tmp_path):
     assert len(seen) == len(once.log) == 3
 
 
-@pytest.mark.engine
+@pytest.mark.engine("first")
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
 def test_a_run_stopped_in_mid_epoch_is_the_run_to_the_bit(family, torn, tmp_path):
     """With all that draws, adds up or replaces: dropout, turned and tinted images, micro batches with a

@@ -3,7 +3,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import socket
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from batches import ROOT, TAG
+from preloaded import free_port
 
 from gr00t_nb.checkpoints.manifest import broken_files
 from gr00t_nb.optimizer.averages import EMA, ema_weight
@@ -254,10 +254,7 @@ def test_two_processes_find_what_one_finds(past_it, tmp_path):
     "They share the questions, leave the same step out, and name the same sample."
     two, one = tmp_path / "two", past_it.output_dir
     config = replace(past_it.prepared.config, output_dir=str(two))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
+    port, fork = free_port(), multiprocessing.get_context("fork")
     both = [fork.Process(target=one_of, args=(rank, port, config)) for rank in (0, 1)]
     with broken():
         for p in both: p.start()

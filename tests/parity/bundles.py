@@ -11,9 +11,19 @@ GENERATIONS = ("n1d7", "n1d6", "n1d5")  # folders of tests here, and of bundles 
 
 
 def reference_root(config, generation: str = "n1d6") -> Path:
-    "Folder of the bundles: `--reference`, or `../shared/reference/GENERATION` beside the checkout. It may not exist."
-    beside = ROOT.parent / "shared" / "reference" / generation
-    return Path(config.getoption("--reference") or beside).resolve()
+    """Folder of the bundles: `--reference`, or in it that of the generation where it holds several, or
+    `../shared/reference/GENERATION` beside the checkout. It may not exist."""
+    given = config.getoption("--reference")
+    if given and not any((Path(given) / g).is_dir() for g in GENERATIONS): return Path(given).resolve()
+    return (Path(given or ROOT.parent / "shared" / "reference") / generation).resolve()
+
+
+def given(config) -> dict[str, Path]:
+    "Generation -> folder of its bundles, of those that `--reference` gives; none without it."
+    if not config.getoption("--reference"): return {}
+    roots = {g: reference_root(config, g) for g in GENERATIONS}
+    if len({*roots.values()}) == 1: return {generation_of(root): root for root in roots.values()}
+    return {g: root for g, root in roots.items() if root.is_dir()}
 
 
 def generation_of(root: Path) -> str:

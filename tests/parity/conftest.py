@@ -2,11 +2,11 @@
 repository.
 
 `pytest tests/parity --reference DIR`: a file of DIR tells of which generation its numbers are, and
-the tests in the folder of that name run. Without DIR all run, each on `../shared/reference/n1d6`,
-`n1d5` or `n1d7` beside the checkout. Where there is no such folder every test skips with that reason;
-where one file of a bundle is absent, only the test that needs it skips, and names the file. A DIR
-that is given must be whole: there a skip is a failure, and so is a file of it that no test opens
-when all of tests/parity runs.
+the tests in the folder of that name run. A DIR with folders n1d7, n1d6 or n1d5 has several, and their
+tests run. Without DIR all run, each on `../shared/reference/n1d6`, `n1d5` or `n1d7` beside the checkout.
+Where there is no such folder every test skips with that reason; where one file of a bundle is absent,
+only the test that needs it skips, and names the file. A DIR that is given must be whole: there a skip
+is a failure, and so is a file of it that no test opens when all of tests/parity runs.
 """
 import os
 import sys
@@ -27,19 +27,18 @@ HERE = Path(__file__).parent
 
 def pytest_configure(config):
     "Notes what Python itself opens; what a library opens by its path was asked for by `bundle`."
-    root = str(bundles.reference_root(config)) + os.sep
+    roots = tuple(f"{root}{os.sep}" for root in bundles.given(config).values())
 
     def note(event, args):
-        if event == "open" and isinstance(args[0], str) and args[0].startswith(root):
+        if event == "open" and isinstance(args[0], str) and args[0].startswith(roots):
             OPENED.add(Path(args[0]))
-    if config.getoption("--reference"): sys.addaudithook(note)
+    if roots: sys.addaudithook(note)
 
 
 def pytest_ignore_collect(collection_path, config):
     "Tests of another generation than that of the given bundle are not collected."
-    if not config.getoption("--reference"): return None
-    own = bundles.generation_of(bundles.reference_root(config))
-    others = [HERE / g for g in bundles.GENERATIONS if g != own]
+    if not (own := bundles.given(config)): return None
+    others = [HERE / g for g in bundles.GENERATIONS if g not in own]
     return True if any(o in (collection_path, *collection_path.parents) for o in others) else None
 
 
@@ -77,14 +76,13 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-def unopened(root: Path) -> list[str]:
+def unopened(generation: str, root: Path) -> list[str]:
     "Files of the bundles that no test has opened."
     def seen(path):
         return path in OPENED or any(p in OPENED for p in path.parents)
     files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.name not in TEXTS]
     names = [p.relative_to(root) for p in files if not seen(p)]
-    others = OTHERS[bundles.generation_of(root)]
-    return [n.as_posix() for n in names if not n.as_posix().startswith(others)]
+    return [f"{root / n}" for n in names if not n.as_posix().startswith(OTHERS[generation])]
 
 
 def pytest_sessionfinish(session, exitstatus):
@@ -94,6 +92,6 @@ def pytest_sessionfinish(session, exitstatus):
     if not (whole and config.getoption("--reference")) or narrowed or session.testsfailed: return
     if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
         return  # one of several processes sees only its part
-    if left := unopened(bundles.reference_root(config)):
+    if left := [file for one in bundles.given(config).items() for file in unopened(*one)]:
         print(f"\nerror: no test opened these files of the reference: {', '.join(left)}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
