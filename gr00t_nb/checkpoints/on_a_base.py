@@ -19,7 +19,7 @@ from .registry import training_record
 from ..errors import InputError
 from ..families.family import Family
 from ..files import read_mapping
-from ..model.checkpoints import INDEX, weight_files
+from ..model.checkpoints import INDEX, checkpoint_folder, weight_files
 
 # %% ../../nbs/checkpoints/35_on_a_base.ipynb #c005c2e6
 NAMED_BASE = "base.json"  # beside the adapters' folder
@@ -70,7 +70,11 @@ def _beside(folder: Path, base: Path, made: Path):
     weights = weight_files(base)
     kept = [p for p in folder.glob("*.json") if p.name not in (INDEX, NAMED_BASE)]
     index = [p for p in (base / INDEX,) if p.is_file() and len(weights) > 1]
-    for file in (*kept, *weights, *index): os.symlink(file.resolve(), made / file.name)
+    for file in (*kept, *index): os.symlink(file.resolve(), made / file.name)
+    for file in weights:
+        place = made / file.relative_to(checkpoint_folder(base))  # FluxVLA's are in `checkpoints/`
+        place.parent.mkdir(exist_ok=True)
+        os.symlink(file.resolve(), place)
 
 
 def load_answering(

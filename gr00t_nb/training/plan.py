@@ -37,7 +37,7 @@ from ..runs.log import duration
 from ..settings.checks import LEVERS, SWITCHES, checkpoint_flags, tune_flags
 from ..settings.config import FinetuneConfig
 from ..settings.mixtures import entries_of
-from ..settings.recipe import ColumnRobot
+from ..fluxvla.column_robot import ColumnRobot
 from ..settings.roots import data_lines
 from .disk import DiskNeeds, disk_needs, kept_bytes, room_for, written_bytes
 from .prepare import Prepared, entry_facts, prepare_data

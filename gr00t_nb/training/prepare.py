@@ -43,7 +43,7 @@ from ..runs.run_folder import checkpoint_step
 from ..settings.checks import check_config, choose_modality_config, resolved
 from ..settings.config import FinetuneConfig
 from ..settings.mixtures import MixtureEntry
-from ..settings.recipe import ColumnRobot
+from ..fluxvla.column_robot import ColumnRobot
 from ..settings.roots import EntryFacts, Root, check_floor, require_together
 from ..settings.roots import moving_rows, robot_statistics, settle_slots
 from ..embodiments import MODALITY_CONFIGS, embodiment_value
