@@ -141,7 +141,7 @@ def test_written_again_it_is_a_checkpoint(made, tmp_path):
     lambda folder, out: push_to_hub(folder, "somebody/something"),
 ])
 def test_written_again_first(made, tmp_path, refused):
-    with pytest.raises(InputError, match="is a run of FluxVLA, .* export full .*run FOLDER, and give that one"):
+    with pytest.raises(InputError, match="is a run of FluxVLA, .*export full .*run FOLDER, and give that one"):
         refused(made[1], tmp_path / "out")
 
 
