@@ -195,7 +195,7 @@ def no_tokenizer(self: Family, folder: str | Path) -> InputError:
         f" the official files or the hub id {self.tokenizer}."
     )
 
-
+# %% ../../nbs/families/00_family.ipynb #7c2de022
 @patch
 def foreign_layout(
     self: Family,

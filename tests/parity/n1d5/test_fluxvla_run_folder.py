@@ -34,10 +34,9 @@ def run_of(folder, public: dict, statistics: dict, **normalize):
     )
     transforms = [dict(type=n) | known.get(n, {}) for n in public["transforms"]]
     data = public["dataset_wrapper"] | dict(datasets=[public["dataset"] | dict(transforms=transforms)])
-    model = dict(type="LlavaVLA", vlm_backbone=public["backbone"], vla_head=public["head"]) | public["model_level_extra"]
-    write_json(folder / "config.json", dict(
-        model=model, train_dataloader=dict(dataset=data), runner=public["runner"], inference_model=dict(type="LlavaVLA"),
-    ))
+    model = dict(type="LlavaVLA", vlm_backbone=public["backbone"], vla_head=public["head"])
+    said = dict(model=model | public["model_level_extra"], train_dataloader=dict(dataset=data))
+    write_json(folder / "config.json", said | dict(runner=public["runner"], inference_model=model))
     write_json(folder / "dataset_statistics.json", statistics)
     return folder
 
