@@ -30,6 +30,8 @@ from gr00t_nb.fluxvla.column_robot import ColumnRobot
 from gr00t_nb.fluxvla.fluxvla_processor import FluxvlaProcessor
 from gr00t_nb.fluxvla.merged_statistics import statistics_of_roots
 from gr00t_nb.policy.policy import Gr00tPolicy
+from gr00t_nb.serving.questions import example_question, try_once
+from gr00t_nb.serving.server import ServerConfig
 from gr00t_nb.settings.fluxvla_recipe import find_recipe
 from gr00t_nb.training.finetune import finetune
 
@@ -119,6 +121,25 @@ def test_the_evaluation_needs_no_modality(made, tmp_path):
     done = python("-m", "gr00t_nb.evaluation.open_loop", *words, *pictures, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert [*(tmp_path / "pictures").glob("*.png")]
+
+
+def test_it_is_served(made):
+    policy = ServerConfig(str(made[1]), device="cpu").policy()
+    assert try_once(policy) and policy.get_action(example_question(policy))[0]["action"].shape == (1, 16, 7)
+
+
+def test_it_moves_a_robot(made, tmp_path):
+    "One of metal, here a recording of it, and one in a simulator."
+    words = ["--model-path", str(made[1]), "--device", "cpu"]
+    about = ["--robot", "recording", "--dataset-path", str(SAMPLE), "--instruction", "put the cube into the bowl"]
+    more = ["--repeats", "1", "--dry-run", "--plots", str(tmp_path / "plots")]
+    done = python("-m", "gr00t_nb.rollout.run", *words, *about, *more)
+    assert done.returncode == 0, done.stderr
+    assert [*(tmp_path / "plots").rglob("*.png")]
+    few = ["--episodes", "1", "--max-steps", "4", "--output-dir", str(tmp_path / "out")]
+    done = python("-m", "gr00t_nb.rollout.evaluate", *words, *few)
+    assert done.returncode == 0, done.stderr
+    assert "0/1" in done.stdout and [*(tmp_path / "out").iterdir()]
 
 
 def test_written_again_it_is_a_checkpoint(made, tmp_path):
