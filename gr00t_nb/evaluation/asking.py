@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoints.registry import training_record
+from ..data.info import info_file
+from ..data.layouts_v3 import dataset_folder
 from ..data.lerobot import LeRobotDataset
 from ..data.modality import change_modality, groups_of
 from ..data.steps import require_keys
 from ..modality_configs import ModalityConfig
-from ..errors import InputError
+from ..errors import InputError, all_checked
 from ..model.checkpoints import checkpoint_folder
-from ..policy.policy import Gr00tPolicy
+from ..policy.policy import Gr00tPolicy, device_of, open_processor
 
 # %% ../../nbs/evaluation/10_asking.ipynb #99f4cfe9
 def _training_of(
@@ -57,7 +59,8 @@ def trained_modality(
 def known_columns(
     policy: Gr00tPolicy,
 ) -> dict | None:  # as in modality.json; None: the data set says it
-    "The columns that a policy's groups were, of one that FluxVLA trained."
+    "The columns that a policy's groups were, of one that FluxVLA trained and nobody since."
+    if training_record(policy.model_path): return None
     return getattr(policy.processor, "settings", {}).get("columns", {}).get(policy.tag)
 
 
@@ -285,7 +288,13 @@ class AskingConfig(PolicyConfig):
     seed: int = 0  # of the noise
 
     def open(self) -> tuple[Gr00tPolicy, LeRobotDataset, list[int]]:  # and the positions of the episodes
-        "What is asked along what."
+        "What is asked along what; what is not there is told before a weight is read."
+        places = self.embodiment_tag, self.model_path, self.tokenizer_path
+        all_checked(
+            lambda: device_of(self.device),
+            lambda: open_processor(*places),
+            lambda: info_file(dataset_folder(self.dataset_path)),
+        )
         policy = self.load_policy(self.model_path)
         modality = self.modality_path or trained_modality(self.model_path, self.dataset_path)
         modality = modality or known_columns(policy)
