@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OTHER_ENDED', 'with_arguments', 'InputError', 'Stopped', 'did_you_mean', 'system_error', 'sentence_of',
-           'failed_within', 'Faults', 'faults_of', 'all_checked', 'command', 'warn']
+           'failed_within', 'SeveralFaults', 'faults_of', 'all_checked', 'command', 'warn']
 
 # %% ../nbs/00_errors.ipynb #5345a9d8
 import contextlib
@@ -193,7 +193,7 @@ def _is_own(frame) -> bool:
     return not kit and not re.search(r"site-packages|[/\\]lib[/\\]python", frame.f_code.co_filename)
 
 # %% ../nbs/00_errors.ipynb #79be7ada
-class Faults(InputError):
+class SeveralFaults(InputError):
     "What the user gave does not fit in several places; the message tells each by its number."
     def __init__(self,
         faults: Iterable[str],  # sentences; each is told once
@@ -209,7 +209,7 @@ class Faults(InputError):
 
 def faults_of(e: InputError) -> list[str]:
     "The sentences of an error."
-    if not isinstance(e, Faults): return [str(e)]
+    if not isinstance(e, SeveralFaults): return [str(e)]
     return [f"{e.place}: {f}" if e.place else f for f in e.faults]
 
 
@@ -219,7 +219,7 @@ def all_checked(*checks: Callable[[], object]):
     for check in checks:
         try: check()
         except InputError as e: faults += faults_of(e)
-    if faults: raise Faults(faults)
+    if faults: raise SeveralFaults(faults)
 
 # %% ../nbs/00_errors.ipynb #33d79305
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from enum import Enum
 from functools import partial
 from numbers import Integral
 
-from .errors import Faults, InputError, all_checked, did_you_mean
+from .errors import SeveralFaults, InputError, all_checked, did_you_mean
 
 # %% ../nbs/08_modality_configs.ipynb #f86e539d
 class _Named(Enum):
@@ -151,6 +151,24 @@ class ModalityConfig:
         return cls(**{f.name: d[f.name] for f in fields(cls) if f.name in d})
 
 # %% ../nbs/08_modality_configs.ipynb #41011f7a
+def _check_whole(config: dict, name: str) -> None:
+    missing = [m for m in ("video", "state", "action", "language") if m not in config]
+    if not missing: return
+    raise InputError(
+        f"The modality configuration of '{name}' lacks {' and '.join(missing)}:"
+        " expected video, state, action and language."
+    )
+
+
+def _check_language(config: dict[str, ModalityConfig], name: str) -> None:
+    if (language := config.get("language")) is None: return
+    if len(language.modality_keys) == 1 and language.delta_indices == [0]: return
+    raise InputError(
+        f"'{name}' asks for language {language.modality_keys} at steps"
+        f" {language.delta_indices}: expected exactly one key, at [0]."
+    )
+
+
 def _check_relative(action: ModalityConfig, states: list[str], name: str) -> None:
     "`InputError` where actions of the robot `name` are relative to what is not among `states`."
     faults = []
@@ -162,7 +180,7 @@ def _check_relative(action: ModalityConfig, states: list[str], name: str) -> Non
             f" among its states ({', '.join(states)}): add it there,"
             f" or name another with state_key.{did_you_mean(group, states)}"
         )
-    if faults: raise Faults(faults)
+    if faults: raise SeveralFaults(faults)
 
 # %% ../nbs/08_modality_configs.ipynb #1d15d24b
 def _check_masks(config: dict[str, ModalityConfig], name: str) -> None:
@@ -183,26 +201,8 @@ def _check_masks(config: dict[str, ModalityConfig], name: str) -> None:
             " a mask for each frame."
         )
 
-# %% ../nbs/08_modality_configs.ipynb #351ce56f
-def _check_whole(config: dict, name: str) -> None:
-    missing = [m for m in ("video", "state", "action", "language") if m not in config]
-    if not missing: return
-    raise InputError(
-        f"The modality configuration of '{name}' lacks {' and '.join(missing)}:"
-        " expected video, state, action and language."
-    )
-
-
-def _check_language(config: dict[str, ModalityConfig], name: str) -> None:
-    if (language := config.get("language")) is None: return
-    if len(language.modality_keys) == 1 and language.delta_indices == [0]: return
-    raise InputError(
-        f"'{name}' asks for language {language.modality_keys} at steps"
-        f" {language.delta_indices}: expected exactly one key, at [0]."
-    )
-
 # %% ../nbs/08_modality_configs.ipynb #d1ec5613
-class UnfitConfig(Faults):
+class UnfitConfig(SeveralFaults):
     "A modality configuration that cannot be trained with; `config` is what of it could be read."
     def __init__(self, faults, config: dict[str, ModalityConfig], place: str = ""):
         super().__init__(faults, place)
@@ -231,5 +231,5 @@ def check_modality_config(
             if {"action", "state"} <= ours.keys() else None,
             lambda: _check_masks(ours, name),
         )
-    except Faults as e: raise UnfitConfig(e.faults, ours) from None
+    except SeveralFaults as e: raise UnfitConfig(e.faults, ours) from None
     return ours

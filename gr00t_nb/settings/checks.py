@@ -16,7 +16,7 @@ from ..data.steps import with_missing_keys
 from ..embodiments import MODALITY_CONFIGS, load_modality_config
 from ..processes.deterministic import UNCERTAIN, check_deterministic
 from ..processes.parallel import WHOLE, check_parallel, engine_of
-from ..errors import Faults, InputError, all_checked, did_you_mean
+from ..errors import SeveralFaults, InputError, all_checked, did_you_mean
 from ..checkpoints.adapters import RANK, check_lora, frozen_flags, import_peft
 from ..families.family import Family
 from ..optimizer.schedule import OWN_SCHEDULES, STEP, STEP_BASED
@@ -176,7 +176,7 @@ def _check_numbers(config: FinetuneConfig):
     if strange is not None:
         has = f"color_jitter_params has {strange}: expected {', '.join(COLOUR_CHANGES)}"
         faults.append(f"{has}.{did_you_mean(strange, COLOUR_CHANGES)}")
-    if faults: raise Faults(faults)
+    if faults: raise SeveralFaults(faults)
 
 # %% ../../nbs/settings/40_checks.ipynb #d330d6fa
 def _check_processes(config: FinetuneConfig, world_size: int):
