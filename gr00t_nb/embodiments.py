@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .errors import InputError, did_you_mean
 from .modality_configs import ActionConfig, ActionFormat, ActionRepresentation
-from .modality_configs import ActionType, ModalityConfig, check_modality_config
+from .modality_configs import ActionType, ModalityConfig, UnfitConfig, check_modality_config
 from .tag_tables import N1D7_ROBOTS, Robots, called_there, chunk_of
 
 # offered here too: a file that says what a robot is needs this module alone, as with NVIDIA's code
@@ -322,6 +322,7 @@ def _run_config(path: Path) -> None:
     try:
         spec = importlib.util.spec_from_file_location(f"modality_config_{path.stem}", path)
         with _official_names(): spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except UnfitConfig as e: raise UnfitConfig(e.faults, e.config, str(path)) from None
     except InputError as e:
         raise InputError(f"{path}: {e}") from None
     except Exception as e:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OTHER_ENDED', 'with_arguments', 'InputError', 'Stopped', 'did_you_mean', 'system_error', 'sentence_of',
-           'failed_within', 'command', 'warn']
+           'failed_within', 'SeveralFaults', 'faults_of', 'all_checked', 'command', 'warn']
 
 # %% ../nbs/00_errors.ipynb #5345a9d8
 import contextlib
@@ -193,6 +193,35 @@ def _is_own(frame) -> bool:
     "Whether the code is the user's: neither the kit's nor a library's."
     kit = frame.f_globals.get("__name__", "").startswith("gr00t_nb.")
     return not kit and not re.search(r"site-packages|[/\\]lib[/\\]python", frame.f_code.co_filename)
+
+# %% ../nbs/00_errors.ipynb #79be7ada
+class SeveralFaults(InputError):
+    "What the user gave does not fit in several places; the message tells each by its number."
+    def __init__(self,
+        faults: Iterable[str],  # sentences; each is told once
+        place: str = "",  # where they are, such as a file
+    ):
+        self.faults, self.place = [*dict.fromkeys(faults)], place
+        several, head = len(self.faults) > 1, f"{place}: " if place else ""
+        told = " ".join(f"({i}) {f}" for i, f in enumerate(self.faults, 1)) if several else self.faults[0]
+        super().__init__(f"{head}{len(self.faults)} faults. {told}" if several else f"{head}{told}")
+
+    def __reduce__(self): return InputError, (str(self),)  # between processes the message is enough
+
+
+def faults_of(e: InputError) -> list[str]:
+    "The sentences of an error."
+    if not isinstance(e, SeveralFaults): return [str(e)]
+    return [f"{e.place}: {f}" if e.place else f for f in e.faults]
+
+
+def all_checked(*checks: Callable[[], object]):
+    "Makes every check, whatever the others find; one `InputError` tells all faults."
+    faults = []
+    for check in checks:
+        try: check()
+        except InputError as e: faults += faults_of(e)
+    if faults: raise SeveralFaults(faults)
 
 # %% ../nbs/00_errors.ipynb #33d79305
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ import numpy as np
 
 from gr00t_nb.conversion.writer import Recording, WriterV2
 from gr00t_nb.data.lerobot import LeRobotDataset
-from gr00t_nb.settings.recipe import ColumnRobot, RobotOfRecipe
+from gr00t_nb.fluxvla.column_robot import ColumnRobot
+from gr00t_nb.settings.recipe import RobotOfRecipe
 
 ROWS = 44  # of an episode: longer than the longest chunk
 

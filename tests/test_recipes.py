@@ -19,11 +19,12 @@ from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation.asking import AskingConfig
 from gr00t_nb.evaluation.open_loop import evaluate_open_loop
 from gr00t_nb.evaluation.replay import ReplayPolicy
+from gr00t_nb.fluxvla.column_robot import ColumnRobot
 from gr00t_nb.loading.order import GlobalBatches
 from gr00t_nb.policy.policy import Gr00tPolicy
 from gr00t_nb.settings.config import FinetuneConfig
 from gr00t_nb.settings.mixtures import MixtureEntry
-from gr00t_nb.settings.recipe import ColumnRobot, Recipe, robot_to_json
+from gr00t_nb.settings.recipe import Recipe, robot_to_json
 from gr00t_nb.settings.recipe_book import RECIPES
 from gr00t_nb.training.finetune import finetune
 from gr00t_nb.training.plan import plan_run

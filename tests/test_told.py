@@ -126,3 +126,51 @@ def test_flags_of_one_generation_train_and_are_the_same_on_resume(tmp_path):
     with pytest.raises(InputError, match="mask_padding was True, now None"):
         finetune(dataclasses.replace(RUN, **own | dict(mask_padding=None, max_steps=2)))
     assert finetune(dataclasses.replace(RUN, **own | dict(max_steps=2))).log[-1]["step"] == 2
+
+
+UNFIT = '''from gr00t_nb.embodiments import register_modality_config
+from gr00t_nb.modality_configs import ActionConfig, ModalityConfig
+
+relative = [ActionConfig("RELATIVE"), ActionConfig("ABSOLUTE")]
+register_modality_config(dict(
+    video=ModalityConfig([0], ["frnt", "wrist"]),
+    state=ModalityConfig([0], ["single_arn", "gripper"]),
+    action=ModalityConfig(range(16), ["single_arm", "gripper"], action_configs=relative),
+    language=ModalityConfig([0], ["annotation.human.task_description"]),
+))
+'''
+SAID = (
+    "Action 'single_arm' of 'new_embodiment' is relative to the state group 'single_arm'",
+    "no video 'frnt'", "Did you mean 'front'?", "no state 'single_arn'",
+)
+
+
+@pytest.fixture
+def unfit(tmp_path):
+    "A robot with a wrong relative group, and with names that the data set does not have."
+    (tmp_path / "robot.py").write_text(UNFIT)
+    return str(tmp_path / "robot.py")
+
+
+def test_all_faults_of_a_run_are_told_in_one_round(tmp_path, unfit):
+    "Of its settings, of its robot, and of robot and data set together; nothing is written or registered."
+    wrong = dict(modality_config_path=unfit, global_batch_size=0, learning_rate=-1.0, output_dir=str(tmp_path / "run"))
+    done = python("scripts/finetune.py", *dataclasses.replace(RUN, **wrong).to_flags())
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+    for words in (*SAID, "global_batch_size is 0: expected at least 1.", "learning_rate is -1.0: expected"):
+        assert done.stderr.count(words) == 1, (words, done.stderr)
+    assert "4 faults. (1) " in done.stderr
+
+
+def test_all_faults_of_a_robot_are_told_by_the_check_up(unfit):
+    done = python("-m", "gr00t_nb.checkup.checkup", str(SAMPLE), "--modality-config-path", unfit)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for words in SAID: assert done.stderr.count(words) == 1, (words, done.stderr)
+
+
+def test_neither_checkpoint_nor_data_set(tmp_path):
+    "Both are told, before a weight is read."
+    words = ["--model-path", str(tmp_path / "a"), "--dataset-path", str(tmp_path / "b"), "--device", "cpu"]
+    done = python("-m", "gr00t_nb.evaluation.open_loop", *words)
+    assert done.returncode == 2 and "There is no checkpoint folder at" in done.stderr
+    assert f"There is no folder {tmp_path / 'b'}" in done.stderr

@@ -23,7 +23,7 @@ from .adapters import ADAPTERS, is_on_a_base
 from .registry import families, family_of, no_checkpoint
 from ..files import cache_dir
 from ..hub import hub_id, hub_snapshot
-from ..model.checkpoints import weight_files
+from ..model.checkpoints import checkpoint_folder, is_weight_file, weight_files
 from ..model.network import own_randomness
 
 # %% ../../nbs/checkpoints/30_base_models.ipynb #05c8c9c1
@@ -85,9 +85,9 @@ def _from_hub(name: str | Path) -> Path:
 
 # %% ../../nbs/checkpoints/30_base_models.ipynb #62e0195f
 def resolve_base_model(
-    name: str | Path | None,  # folder, hub id, 'tiny', a family's own tiny name, or one of the package's
+    name: str | Path | None,  # folder, file of weights in one, hub id, 'tiny' or the like, or one of the package's
     weights: bool = True,  # False: all but them, to plan with; then '3b' is a name too
-) -> Path:  # a folder with config.json and weights
+) -> Path:  # a folder with config.json and weights, or the file
     "The folder of the base model; `InputError` where there is none."
     if name is None:
         raise InputError(
@@ -97,6 +97,7 @@ def resolve_base_model(
     if family := tiny_family(str(name)): return tiny_base(family=family)
     if found := pretrained_bases().get(str(name)): return found
     path = Path(name).expanduser()
+    if is_weight_file(path) and (checkpoint_folder(path) / "config.json").is_file(): return path
     if not weights and not path.is_dir() and (family := _released_family(str(name))):
         return _outline_base(family)
     if not path.is_dir() and hub_id(name):

@@ -40,6 +40,7 @@ _STAYS = {MANIFEST, INDEX, "trainer_state.json", "wandb_config.json"}
 def _company(checkpoint: Path) -> list[str]:
     "The files that belong to a checkpoint's weights; `InputError` where one is missing, or differs from the manifest."
     family = family_of(checkpoint)
+    if whose := family.foreign_layout(checkpoint): raise _written_first(checkpoint, whose)
     if faults := broken_files(checkpoint):
         raise InputError(f"{checkpoint} is not whole ({'; '.join(faults)}): copy it again.")
     if missing := [n for n in family.files if not (checkpoint / n).is_file()]:
@@ -48,6 +49,13 @@ def _company(checkpoint: Path) -> list[str]:
     inside = [p for d in ("tokenizer", "experiment_cfg") for p in (checkpoint / d).glob("[!.]*")]
     files = [p for p in (*alone, *inside, checkpoint / "README.md") if p.is_file()]
     return sorted(str(p.relative_to(checkpoint)) for p in files)
+
+
+def _written_first(checkpoint: Path, whose: str) -> InputError:
+    return InputError(
+        f"{checkpoint} is {whose}, in its own files and names: write it as a checkpoint first,"
+        f" with python -m gr00t_nb.checkpoints.export full {checkpoint} FOLDER, and give that one."
+    )
 
 
 @contextmanager
@@ -81,21 +89,27 @@ _KINDS = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.floa
 
 
 def _weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    "The tensors of a checkpoint, one after the other; of adapters alone, merged into their base."
-    if is_on_a_base(folder):
-        yield from load_answering(family_of(folder), folder).state_dict().items()
-        return
-    for file in weight_files(folder): yield from read_tensors(stored_tensors(file))
+    "The tensors of a checkpoint by our names, one after the other; of adapters alone, merged into their base."
+    family, whole = family_of(folder), None
+    if is_on_a_base(folder): whole = load_answering(family, folder)
+    elif family.foreign_layout(folder): whole = family.load_model(folder)
+    if whole is not None: yield from whole.state_dict().items()
+    else:
+        for file in weight_files(folder): yield from read_tensors(stored_tensors(file))
 
 
 def export_full(
-    checkpoint: Positional[Path],  # the folder of a run, or a checkpoint-N in it
+    checkpoint: Positional[Path],  # the folder of a run, FluxVLA's, too, or a checkpoint-N in it
     folder: Positional[Path],  # to be made
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",  # of the weights
 ) -> Path:  # `folder`
     "Writes a checkpoint without what only a run needs, its weights in another precision."
     checkpoint, folder, kind = Path(checkpoint), Path(folder), _KINDS[dtype]
+    family = family_of(checkpoint)
     with new_folder(folder) as made:
+        if family.foreign_layout(checkpoint):
+            family.save(made, family.load_model(checkpoint, dtype=kind), family.load_processor(checkpoint))
+            return folder
         _copy(checkpoint, made)
         narrow = {n: t.to(kind) if t.is_floating_point() else t for n, t in _weights(checkpoint)}
         save_weights(narrow, made)
@@ -138,6 +152,7 @@ def export_changed(
     base = base or training_record(checkpoint).get("config", {}).get("base_model_path")
     if not base:
         raise InputError(f"{checkpoint} does not say what its run began with: give it with --base.")
+    _company(checkpoint)  # `InputError` before anything is read
     before, changed, kept = dict(_weights(resolve_base_model(base))), {}, {}
     for name, tensor in _weights(checkpoint):
         if _same(before.get(name), tensor): kept[name] = str(tensor.dtype).removeprefix("torch.")

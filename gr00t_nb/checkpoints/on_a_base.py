@@ -23,7 +23,7 @@ from .registry import family_of, training_record
 from ..errors import InputError
 from ..families.family import Family
 from ..files import cache_dir, fingerprint, read_mapping
-from ..model.checkpoints import INDEX, weight_files
+from ..model.checkpoints import INDEX, checkpoint_folder, weight_files
 
 # %% ../../nbs/checkpoints/35_on_a_base.ipynb #c005c2e6
 NAMED_BASE = "base.json"  # beside the adapters' folder
@@ -93,8 +93,13 @@ def loadable(
     kept = [p for p in folder.glob("*.json") if p.name not in (INDEX, NAMED_BASE)]
     index = [p for p in (base / INDEX,) if p.is_file() and len(weights) > 1]
     with tempfile.TemporaryDirectory() as made:
-        for file in (*kept, *weights, *index): os.symlink(file.resolve(), Path(made) / file.name)
-        yield Path(made)
+        made = Path(made)
+        for file in (*kept, *index): os.symlink(file.resolve(), made / file.name)
+        for file in weights:
+            place = made / file.relative_to(checkpoint_folder(base))  # FluxVLA's are in `checkpoints/`
+            place.parent.mkdir(exist_ok=True)
+            os.symlink(file.resolve(), place)
+        yield made
 
 
 def load_answering(

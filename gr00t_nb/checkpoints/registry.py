@@ -14,6 +14,7 @@ from ..families.n1d5_family import Gr00tN1d5Family, PaliGemmaFamily, Qwen25VLFam
 from ..families.n1d6_family import Gr00tN1d6Family
 from ..families.n1d7_family import Gr00tN1d7Family
 from ..files import read_mapping
+from ..model.checkpoints import checkpoint_folder
 
 # %% ../../nbs/checkpoints/10_registry.ipynb #d0207c78
 _FAMILIES: dict[str, Family] = {}  # by model_type, in the order in which they were registered
@@ -55,12 +56,12 @@ register(Qwen25VLFamily());
 
 # %% ../../nbs/checkpoints/10_registry.ipynb #513b3527
 def family_of(
-    source,  # checkpoint folder (str or Path), contents of a config.json, or a model's configuration
+    source,  # checkpoint folder or file of weights (str or Path), contents of a config.json, or a model's configuration
 ) -> Family:
     "The generation of a checkpoint, by its config.json; the model_type says it, or the family knows it otherwise."
     if isinstance(source, dict): values, where = source, "The configuration"
     elif hasattr(source, "to_dict"): values, where = source.to_dict(), "The configuration"
-    else: values, where = _config_of(Path(source)), str(Path(source) / "config.json")
+    else: values, where = _config_of(checkpoint_folder(source)), str(Path(source) / "config.json")
     kind = values.get("model_type")
     if kind in _FAMILIES: return _FAMILIES[kind]
     if own := next((f for f in families() if f.recognizes(values)), None): return own
@@ -80,6 +81,12 @@ def no_checkpoint(
 ) -> InputError:
     "The error of a folder that is no checkpoint; in a run that has not ended, the newest one is named."
     found = f"{folder} holds no config.json"
+    if (folder.parent / "config.json").is_file() and [*folder.glob("*.safetensors"), *folder.glob("*.pt")]:
+        return InputError(f"{found}, which lies above it: give {folder.parent}, or a file in the folder itself.")
+    if [*folder.glob("dataset_statistics*.json")]:
+        return InputError(
+            f"{found}, as of a run of FluxVLA in part: copy config.json and tokenizer/ from its work dir, too."
+        )
     inside = [p.parent for p in folder.glob("checkpoint-*/config.json")]
     if not inside:
         return InputError(f"{found}: expected a checkpoint folder with config.json and safetensors weights.")

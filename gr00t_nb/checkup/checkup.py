@@ -38,10 +38,11 @@ from ..data.layouts_v3 import dataset_folder
 from ..data.modality import Given, depth_reason, original_key
 from ..data.moments import Moments
 from ..data.proposal import no_configuration
+from ..data.steps import with_missing_keys
 from ..data.video import check_ffmpeg
 from ..embodiments import MODALITY_CONFIGS, embodiment_value, load_modality_config
 from ..errors import InputError, command
-from ..modality_configs import ModalityConfig, check_modality_config
+from ..modality_configs import ModalityConfig, UnfitConfig, check_modality_config
 
 # %% ../../nbs/checkup/40_checkup.ipynb #f47ffbe0
 def _moments(findings: list[Findings]) -> dict[str, Moments]:
@@ -227,6 +228,12 @@ def _check_cameras(
     return tuple(seen)
 
 # %% ../../nbs/checkup/40_checkup.ipynb #8b4defe8
+def _config_for(path, modality, *asked) -> dict[str, ModalityConfig] | None:
+    "The same; the error of one that is wrong in itself tells what of it the data set lacks, too."
+    try: return _config_of(*asked, path)
+    except UnfitConfig as e: raise with_missing_keys(e, path, modality) from None
+
+
 def _config_of(
     embodiment, config, modality_config_path, path=None
 ) -> dict[str, ModalityConfig] | None:
@@ -321,7 +328,7 @@ def check_dataset(
     `InputError` where there is no data set, and for arguments that do not fit.
     """
     start = time.perf_counter()
-    config = _config_of(embodiment, config, modality_config_path, path)
+    config = _config_for(path, modality, embodiment, config, modality_config_path)
     m = read_metadata(path, modality)
     used = used_columns(m, config)
     for check in (check_totals, check_extra_files, check_slices): check(m)

@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['step_indices', 'action_horizon', 'pose_problem', 'pose_remedy', 'usable_steps', 'read_numbers', 'wanted_frames',
-           'put_frames', 'read_masks', 'read_steps', 'read_step', 'camera_problem', 'mask_problem', 'require_keys']
+           'put_frames', 'read_masks', 'read_steps', 'read_step', 'camera_problem', 'mask_problem', 'require_keys',
+           'with_missing_keys', 'config_for']
 
 # %% ../../nbs/data/25_steps.ipynb #76dfa718
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from .language import read_instruction
 from .layouts import mask_file
 from .lerobot import LeRobotDataset
-from .modality import change_modality, depth_reason, fixed_text, no_depth
+from .modality import Given, change_modality, depth_reason, fixed_text, no_depth
 from .video import open_masks
+from ..hub import hub_id
 from ..modality_configs import POSE_SIZES, ActionConfig, ActionType, ModalityConfig
-from ..errors import InputError, did_you_mean
+from ..modality_configs import UnfitConfig, check_modality_config
+from ..errors import SeveralFaults, InputError, did_you_mean, faults_of
 
 # %% ../../nbs/data/25_steps.ipynb #719dc0a8
 def step_indices(
@@ -320,3 +324,26 @@ def require_keys(
         end = "" if problems[-1].endswith("?") else "."
         other = f"Change the configuration, or the names of the data set: {change_modality(ds)}."
         raise InputError(f"{found}: {'; '.join(problems)}{end} {other}")
+
+# %% ../../nbs/data/25_steps.ipynb #e68a1c42
+def with_missing_keys(
+    error: UnfitConfig,  # about a configuration
+    path: str | Path,  # the data set that it is for
+    modality: Given = None,  # as of `LeRobotDataset`
+) -> SeveralFaults:
+    "The faults of a configuration, and with them what of it a data set does not have; nothing is fetched for that."
+    if hub_id(path): return error
+    try: require_keys(LeRobotDataset(path, modality), error.config)
+    except InputError as e: return SeveralFaults([*error.faults, *faults_of(e)], error.place)
+    return error
+
+
+def config_for(
+    config: dict,  # by modality, as of `check_modality_config`
+    path: str | Path,  # the data set that it is for
+    modality: Given = None,
+    name: str = "this robot",  # how errors call it
+) -> dict[str, ModalityConfig]:
+    "A configuration that can be trained with; the error tells what of it the data set does not have, too."
+    try: return check_modality_config(config, name)
+    except UnfitConfig as e: raise with_missing_keys(e, path, modality) from None

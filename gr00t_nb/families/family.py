@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import InputError, did_you_mean
 from ..files import read_mapping
 from ..model.action_head import loss_weights
+from ..model.checkpoints import checkpoint_folder
 from ..model.flow import draw_flow
 from ..model.layers import COMPILING, join_gelus
 from ..model.per_embodiment import train_embodiment_rows
@@ -140,7 +141,7 @@ def read_config(
     source: str | Path | dict,  # checkpoint folder, or contents of a config.json
 ):  # the generation's configuration object, checked
     "The configuration of a checkpoint; `InputError` where it is another generation's."
-    values = source if isinstance(source, dict) else read_mapping(Path(source) / "config.json")
+    values = source if isinstance(source, dict) else read_mapping(checkpoint_folder(source) / "config.json")
     if (kind := values.get("model_type", self.model_type)) != self.model_type:
         raise InputError(
             f"The configuration is of a model of type {kind!r}; expected {self.model_type!r},"
@@ -179,15 +180,30 @@ def load_processor(
     **changes,  # settings to be replaced, such as color_jitter_params
 ):
     "The processor of a checkpoint, with its tokenizer; `InputError` where there is none."
+    folder = checkpoint_folder(folder)
     kind = self.processor_of(folder)
     if isinstance(tokenizer, (str, Path)): tokenizer = kind.read_tokenizer(tokenizer)
     processor = kind.from_pretrained(folder, tokenizer=tokenizer, **changes)
-    if processor.tokenizer is None:
-        raise InputError(
-            f"{folder} holds no tokenizer/ folder: give one with --tokenizer-path, a folder with"
-            f" the official files or the hub id {self.tokenizer}."
-        )
+    if processor.tokenizer is None: raise self.no_tokenizer(folder)
     return processor
+
+
+@patch
+def no_tokenizer(self: Family, folder: str | Path) -> InputError:
+    "The error of a checkpoint that brings no tokenizer."
+    return InputError(
+        f"{folder} holds no tokenizer/ folder: give one with --tokenizer-path, a folder with"
+        f" the official files or the hub id {self.tokenizer}."
+    )
+
+# %% ../../nbs/families/00_family.ipynb #7c2de022
+@patch
+def foreign_layout(
+    self: Family,
+    folder: str | Path,  # a checkpoint, or a file of weights in one
+) -> str:  # '': the official one; else for errors, such as 'a run of FluxVLA'
+    "Whose layout a checkpoint has that this kit reads, and nobody else would take for one."
+    return ""
 
 
 @patch

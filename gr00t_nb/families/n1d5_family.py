@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from ..errors import InputError, did_you_mean
 from ..backbones.qwen2_5_vl import CLIP_MEAN, CLIP_STD
 from .family import Family, TrainingDefaults
-from .n1d5 import N1D5_PARTS, Gr00tN1d5
+from .n1d5 import N1D5_PARTS, Gr00tN1d5, run_backbone
 from .n1d5_config import Gr00tN1d5Config, backbone_of, is_fluxvla, is_public
 from .n1d6_family import TINY_SENTENCES
 from ..files import read_json, read_mapping, write_json
+from ..fluxvla.config_robots import run_robots
 from ..fluxvla.fluxvla_processor import FluxvlaProcessor
 from ..model.action_head import loss_weights
+from ..model.checkpoints import checkpoint_folder
 from ..model.flow import draw_flow as flow_draws
 from ..model.flow import whole_flow_time
 from ..rtc_settings import delay_shares
@@ -258,7 +260,7 @@ def recognizes(self: Gr00tN1d5Family, values: dict) -> bool:
 @patch
 def read_config(self: Gr00tN1d5Family, source: str | Path | dict) -> Gr00tN1d5Config:
     "The configuration of a checkpoint; `InputError` where it is another generation's."
-    values = source if isinstance(source, dict) else read_mapping(Path(source) / "config.json")
+    values = source if isinstance(source, dict) else read_mapping(checkpoint_folder(source) / "config.json")
     if self.recognizes(values): return Gr00tN1d5Config.from_dict(values)
     return Family.read_config(self, values)
 
@@ -405,14 +407,49 @@ class Qwen25VLFamily(PaliGemmaFamily):
 @patch
 def load_processor(
     self: Gr00tN1d5Family,
-    folder: str | Path,  # checkpoint, or a public vision-language model
+    folder: str | Path,  # checkpoint, FluxVLA's run, or a public vision-language model
     tokenizer=None,  # tokenizer, or its folder or hub id, where the checkpoint brings none
     **changes,  # settings to be replaced, such as color_jitter_params
 ):
-    "The processor of a checkpoint; a new one, which knows no robot, for a public backbone."
-    file = Path(folder) / "config.json"
+    "The processor of a checkpoint, or of FluxVLA's run; for a public backbone a new one, which knows no robot."
+    folder = checkpoint_folder(folder)
+    if self.foreign_layout(folder): return self._of_run(folder, tokenizer, changes)
+    file = folder / "config.json"
     if not (file.exists() and is_public(values := read_json(file))):
         return Family.load_processor(self, folder, tokenizer, **changes)
     if tokenizer is None: tokenizer = folder
     if isinstance(tokenizer, (str, Path)): tokenizer = load_tokenizer(tokenizer)
     return _new(self.read_config(values), values, tokenizer, **changes)
+
+# %% ../../nbs/families/60_n1d5_family.ipynb #28b16665
+@patch
+def foreign_layout(self: Gr00tN1d5Family, folder: str | Path) -> str:
+    "Of FluxVLA's runs; one that this kit has written again has a processor."
+    folder = checkpoint_folder(folder)
+    file, processor = folder / "config.json", processor_folder(folder) / "processor_config.json"
+    there = file.is_file() and not processor.exists() and is_fluxvla(read_mapping(file))
+    return "a run of FluxVLA" if there else ""
+
+
+@patch
+def _of_run(self: Gr00tN1d5Family, folder: Path, tokenizer, changes: dict) -> FluxvlaProcessor:
+    "The processor of a run of FluxVLA."
+    if tokenizer is None and (folder / "tokenizer").is_dir(): tokenizer = folder / "tokenizer"
+    if tokenizer is None: raise self.no_tokenizer(folder)
+    if isinstance(tokenizer, (str, Path)): tokenizer = load_tokenizer(tokenizer)
+    config = self.read_config(folder)
+    vlm = run_backbone(folder) or Gr00tN1d5Config.size("3b", backbone=self.backbone)[1]
+    base, rows = _new(config, vlm, tokenizer), config.max_num_embodiments
+    base.embodiment_ids = {t: i for t, i in base.embodiment_ids.items() if i < rows}
+    robots = run_robots(folder, config.action_horizon)
+    settings = dict(
+        max_num_embodiments=rows,
+        max_len=max(r.robot.max_len for r in robots.values()),
+        columns={tag: r.modality for tag, r in robots.items()},
+        embodiment_ids={t: i for t, r in robots.items() if (i := r.robot.embodiment_id) is not None},
+    )
+    made = FluxvlaProcessor.around(base, **settings | changes)
+    for tag, r in robots.items():
+        made.set_robot(tag, r.robot.treatment())
+        made.set_embodiment(tag, r.config, r.statistics)
+    return made

@@ -19,6 +19,7 @@ from ..embodiments import embodiment_value, foreign_tag
 from ..errors import InputError, did_you_mean
 from ..checkpoints.on_a_base import load_answering
 from ..checkpoints.registry import family_of
+from ..model.checkpoints import is_weight_file
 from .frames_inside import FramesInside, each_tensor
 from .preprocessing import check_preprocessing, device_of, tell_of_better
 from ..rtc_settings import RTC
@@ -111,12 +112,12 @@ def _whole(config: dict[str, ModalityConfig], tag: str, place: Path) -> dict[str
 # %% ../../nbs/policy/10_policy.ipynb #b69eab0a
 def open_processor(
     embodiment_tag,  # EmbodimentTag, its name or its value
-    model_path: str | Path,  # checkpoint folder
+    model_path: str | Path,  # checkpoint folder, or a file of weights in one
     tokenizer_path: str | None = None,
 ) -> tuple:  # family, the robot's tag, the checkpoint's processor
     "What a checkpoint knows of a robot, without its weights. `InputError` where it knows nothing."
     path = Path(model_path).expanduser()
-    if not path.is_dir():
+    if not (path.is_dir() or is_weight_file(path)):
         raise InputError(
             f"There is no checkpoint folder at {model_path}: give a checkpoint-N folder, or the"
             " output folder of a run."
@@ -137,7 +138,7 @@ class Gr00tPolicy:
     def __init__(
         self,
         embodiment_tag,  # EmbodimentTag, its name or its value
-        model_path: str | Path,  # checkpoint folder, whole or of adapters alone
+        model_path: str | Path,  # checkpoint folder, whole or of adapters alone, or a file of weights in one
         *,
         device: str | None = None,  # torch device; None: a GPU if there is one
         strict: bool = True,  # check every observation and action

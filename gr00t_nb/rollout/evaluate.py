@@ -15,6 +15,7 @@ from fastcore.basics import patch
 
 from ..errors import InputError, command
 from ..evaluation.asking import PolicyConfig
+from ..model.checkpoints import checkpoint_folder
 from ..policy.continuing import check_trained
 from ..policy.policy import Gr00tPolicy, device_of, open_processor
 from .closed_loop import EpisodesConfig, play_and_tell
@@ -23,7 +24,7 @@ from .closed_loop import EpisodesConfig, play_and_tell
 @dataclass
 class ClosedLoopConfig(PolicyConfig, EpisodesConfig):
     "Let a checkpoint act in a simulator, and count."
-    model_path: str  # checkpoint folder
+    model_path: str  # checkpoint folder, or a file of weights in one; FluxVLA's run, too
     start_noise: str = "zero"  # where denoising starts: zero, or drawn
 
     def __post_init__(self):
@@ -35,7 +36,7 @@ class ClosedLoopConfig(PolicyConfig, EpisodesConfig):
             raise InputError(f"{found}: expected at least 1, or none.")
 
     @property
-    def folder(self) -> Path: return Path(self.output_dir or Path(self.model_path) / "closed_loop")
+    def folder(self) -> Path: return Path(self.output_dir or checkpoint_folder(self.model_path) / "closed_loop")
 
 # %% ../../nbs/rollout/45_evaluate.ipynb #6724920c
 @patch

@@ -22,7 +22,7 @@ from ..simulators.worlds import SIMULATORS, check_simulator, simulator_of
 @dataclass
 class RunConfig(PolicyConfig, RemoteConfig):
     "What a run is told: of its policy, its robot, its tasks and its pace."
-    model_path: str | None = None  # checkpoint, in place of a server
+    model_path: str | None = None  # checkpoint, FluxVLA's run, too, in place of a server
     seed: int = 0  # of the scene, in a simulator
 
 

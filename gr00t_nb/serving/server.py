@@ -286,7 +286,7 @@ def stop(self: PolicyServer,
 @dataclass
 class ServerConfig(PolicyConfig):
     "Serve a policy to robots and simulators over the network (ZeroMQ)."
-    model_path: str | None = None  # checkpoint folder; none: dataset_path's recorded actions are served
+    model_path: str | None = None  # checkpoint, FluxVLA's run, too; none: dataset_path's recorded actions are served
     host: str = "127.0.0.1"  # where to listen; beyond this machine only with a token
     port: int = 5555
     token: str | None = None  # what clients have to know; none: the environment's GR00T_NB_TOKEN

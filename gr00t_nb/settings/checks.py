@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import get_args
 
 from ..data.proposal import no_configuration
+from ..data.steps import with_missing_keys
 from ..embodiments import MODALITY_CONFIGS, load_modality_config
 from ..processes.deterministic import UNCERTAIN, check_deterministic
 from ..processes.parallel import WHOLE, check_parallel, engine_of
-from ..errors import InputError, did_you_mean
+from ..errors import SeveralFaults, InputError, all_checked, did_you_mean
 from ..checkpoints.adapters import RANK, check_lora, frozen_flags, import_peft
 from ..families.family import Family
 from ..optimizer.schedule import OWN_SCHEDULES, STEP, STEP_BASED
@@ -23,6 +24,7 @@ from ..processing.images import COLOUR_CHANGES
 from ..processing.masks import mask_steps
 from .config import FinetuneConfig, SampleOptions
 from .mixtures import MixtureEntry, check_entries, entries_of
+from ..modality_configs import UnfitConfig
 from ..tag_tables import Robots
 
 # %% ../../nbs/settings/40_checks.ipynb #d138c35e
@@ -143,8 +145,9 @@ SHARES = dict(
 
 
 def _check_numbers(config: FinetuneConfig):
+    faults = []
     def expect(good: bool, name: str, what: str):
-        if not good: raise InputError(f"{name} is {getattr(config, name)}: expected {what}.")
+        if not good: faults.append(f"{name} is {getattr(config, name)}: expected {what}.")
 
     for name in COUNTS:
         value = getattr(config, name)
@@ -172,7 +175,8 @@ def _check_numbers(config: FinetuneConfig):
     strange = next((n for n in config.color_jitter_params or {} if n not in COLOUR_CHANGES), None)
     if strange is not None:
         has = f"color_jitter_params has {strange}: expected {', '.join(COLOUR_CHANGES)}"
-        raise InputError(f"{has}.{did_you_mean(strange, COLOUR_CHANGES)}")
+        faults.append(f"{has}.{did_you_mean(strange, COLOUR_CHANGES)}")
+    if faults: raise SeveralFaults(faults)
 
 # %% ../../nbs/settings/40_checks.ipynb #d330d6fa
 def _check_processes(config: FinetuneConfig, world_size: int):
@@ -194,7 +198,9 @@ def _check_processes(config: FinetuneConfig, world_size: int):
 def _check_registered(entry: MixtureEntry, whose: str = ""):
     "Registers the file of an entry's configuration; `InputError` where it is another robot's."
     if not entry.modality_config_path: return
-    registered = load_modality_config(entry.modality_config_path)
+    try: registered = load_modality_config(entry.modality_config_path)
+    except UnfitConfig as e:
+        raise with_missing_keys(e, entry.roots[0], entry.modality_path) from None
     if entry.tag in registered: return
     raise InputError(
         f"{entry.modality_config_path} registers {', '.join(registered)}, but"
@@ -375,29 +381,46 @@ def _check_official(config: FinetuneConfig, entries: list[MixtureEntry]):
         )
 
 # %% ../../nbs/settings/40_checks.ipynb #d65f0ecf
+def _check_settings(config: FinetuneConfig, world_size: int):
+    "Numbers first, as what follows counts with them; then everything else together."
+    _check_numbers(config)
+    whole = {name: getattr(config, name) for name in WHOLE}
+    whole["on_nonfinite"] = config.on_nonfinite == "skip"
+    uncertain = {name: getattr(config, name) for name in UNCERTAIN}
+    all_checked(
+        lambda: _check_resume(config),
+        lambda: _check_processes(config, world_size),
+        lambda: mask_steps(config.extra_augmentation_config),  # says what is wrong with it
+        lambda: _recomputing(config),
+        lambda: _check_step_graph(config, world_size),
+        lambda: check_parallel(config.parallel, world_size, config.shard_group, **whole),
+        lambda: check_deterministic(config.deterministic, engine_of(config.parallel), **uncertain),
+        lambda: _check_schedule(config),
+        lambda: _check_lora(config),
+        lambda: _check_quality(config),
+        lambda: _check_features(config),
+    )
+
+
+def _check_resume(config: FinetuneConfig):
+    if config.resume_from and not config.resume:
+        raise InputError("--no-resume begins anew and --resume-from goes on: leave one of the two out.")
+
+
 def check_config(
     config: FinetuneConfig,  # what the user asked for
     world_size: int = 1,  # number of training processes
 ) -> list[MixtureEntry]:  # what it trains on
-    "Refuses values that cannot work, in one sentence; registers modality configuration files."
-    _check_numbers(config)
-    if config.resume_from and not config.resume:
-        raise InputError("--no-resume begins anew and --resume-from goes on: leave one of the two out.")
-    _check_processes(config, world_size)
-    mask_steps(config.extra_augmentation_config)  # says what is wrong with it
-    _recomputing(config)
-    _check_step_graph(config, world_size)
-    whole = {name: getattr(config, name) for name in WHOLE}
-    whole["on_nonfinite"] = config.on_nonfinite == "skip"
-    check_parallel(config.parallel, world_size, config.shard_group, **whole)
-    uncertain = {name: getattr(config, name) for name in UNCERTAIN}
-    check_deterministic(config.deterministic, engine_of(config.parallel), **uncertain)
-    _check_schedule(config)
-    _check_lora(config)
-    _check_quality(config)
-    _check_features(config)
-    entries = _check_data(config)
-    _check_official(config, entries)
+    "Refuses values that cannot work, all of them at once; registers modality configuration files."
+    entries, before = [], dict(MODALITY_CONFIGS)
+    data = lambda: entries.extend(_check_data(config))
+    try:
+        all_checked(lambda: _check_settings(config, world_size), data)
+        _check_official(config, entries)
+    except InputError:  # a robot of a run that is refused is not known
+        MODALITY_CONFIGS.clear()
+        MODALITY_CONFIGS.update(before)
+        raise
     return entries
 
 # %% ../../nbs/settings/40_checks.ipynb #7e975674

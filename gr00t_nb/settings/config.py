@@ -41,7 +41,7 @@ class DataOptions:
     modality_config_path: str | None = None  # a Python file that registers the robot's modality configuration
     modality_path: str | None = None  # a modality.json in place of the data set's own, or where it has none
     mixture: str | None = None  # several robots: a YAML file, in place of the four above
-    recipe: str | None = None  # how a known robot is read and trained, such as aloha; or a file: .json, FluxVLA's .py
+    recipe: str | None = None  # how a known robot is read and trained, such as aloha; or a file, or FluxVLA's run
     cfg_options: list[str] | None = None  # changes of a recipe in FluxVLA's words, such as runner.max_epochs=50
     tokenizer_path: str | None = None  # folder or hub id of the tokenizer, where the checkpoint brings none
     check_data: bool = True  # run the check-up first (once for each state of the files); refuse a data set with errors

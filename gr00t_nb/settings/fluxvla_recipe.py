@@ -14,63 +14,31 @@ from pathlib import Path
 
 from ..errors import InputError, did_you_mean
 from ..fluxvla.config_file import read_config_file, read_options, with_options
+from ..fluxvla.config_robots import DATA_PLACE, ConfigValues, check_chunk, configured_robots
+from ..fluxvla.config_robots import dataset_of, dotted_keys, robot_sizes, with_statistics
 from ..files import read_mapping
 from ..optimizer.schedule import COSINE, STEP_BASED
-from .recipe import ColumnRobot, Recipe, recipe_from_json
+from .recipe import Recipe, recipe_from_json
 from .recipe_book import RECIPES
-
-# %% ../../nbs/settings/06_fluxvla_recipe.ipynb #7afc0e64
-def _flat(value, key: str = "") -> dict:  # dotted key -> value without keys of its own
-    pairs = ()
-    if isinstance(value, Mapping): pairs = value.items()
-    if isinstance(value, (list, tuple)) and any(isinstance(v, Mapping) for v in value):
-        pairs = enumerate(value)
-    if not pairs: return {key: value}
-    parts = (_flat(inner, f"{key}.{name}".strip(".")) for name, inner in pairs)
-    return {k: v for part in parts for k, v in part.items()}
-
-
-class _Values:
-    "What a configuration says, what of it was not taken yet, and what was changed."
-
-    def __init__(self, config: Mapping, place: str):
-        self.left, self.place, self.notes = _flat(config), place, []
-
-    def take(self, key: str, usual=None):
-        "A value, once."
-        value = self.left.pop(key, usual)
-        return list(value) if isinstance(value, tuple) else value
-
-    def note(self, what: str, key: str, why: str): self.notes.append(f"{what} {key}: {why}")
-
-    def one_of(self, key: str, known: Sequence[str], what: str) -> str:
-        "A word that must be known."
-        said = self.take(key)
-        if said in known: return said
-        found = f"{self.place}: {key} is {said!r}"
-        near = did_you_mean(str(said), known)
-        raise InputError(f"{found}: expected {what}, {' or '.join(map(repr, known))}.{near}")
 
 # %% ../../nbs/settings/06_fluxvla_recipe.ipynb #978106d6
 BACKBONE_TYPES = dict(EagleBackbone="eagle", QWen2_5VL="qwen2.5-vl", PaliGemma="paligemma")
 _BASES = {"eagle": "aloha", "qwen2.5-vl": "libero-10-qwenvl", "paligemma": "libero-10-paligemma"}
-_HEAD = "model.vla_head."
-_WIDTHS = dict(state_dim=64, action_dim=32)  # of the published checkpoint
 
 
-def _model(values: _Values) -> tuple[str, str, dict, dict]:  # backbone, base, settings, sizes
+def _model(values: ConfigValues) -> tuple[str, str, dict, dict]:  # backbone, base, settings, sizes
     "What the file says of the network."
     values.one_of("model.type", ["LlavaVLA"], "a GR00T of FluxVLA")
     types = list(BACKBONE_TYPES)
     backbone = BACKBONE_TYPES[values.one_of("model.vlm_backbone.type", types, "a backbone")]
-    values.one_of(f"{_HEAD}type", ["FlowMatchingHead"], "GR00T's head")
+    values.one_of("model.vla_head.type", ["FlowMatchingHead"], "GR00T's head")
     frozen = bool(values.take("model.freeze_vlm_backbone", False))
     trained = dict(tune_llm=not frozen, tune_visual=not frozen)
     trained |= dict(tune_projector=True, tune_diffusion_model=True)
-    return backbone, _base(values, backbone), trained, _sizes(values, backbone)
+    return backbone, _base(values, backbone), trained, robot_sizes(values, backbone == "eagle")
 
 
-def _base(values: _Values, backbone: str) -> str:
+def _base(values: ConfigValues, backbone: str) -> str:
     "The checkpoint to begin with: the file's, where it is there."
     key, usual = "model.pretrained_name_or_path", RECIPES[_BASES[backbone]].base
     said = values.take(key)
@@ -78,171 +46,6 @@ def _base(values: _Values, backbone: str) -> str:
     if said and said != usual:
         values.note("replaced", key, f"{said} is not here; {usual}, or --base-model-path")
     return usual
-
-
-def _sizes(values: _Values, backbone: str) -> dict:  # fields of a robot
-    "Numbers of the robot, where the head says them."
-    known, real = {}, values.take(f"{_HEAD}ori_action_dim")
-    if (misplaced := values.take("model.ori_action_dim")) is not None:
-        values.note("corrected", "model.ori_action_dim", "it is used as vla_head's")
-        real = misplaced if real is None else real
-    for name, width in _WIDTHS.items():
-        said = values.take(_HEAD + name)
-        if said is None or said == width or backbone != "eagle": continue
-        why = f"{said} is the robot's; the checkpoint's is {width}"
-        values.note("corrected", _HEAD + name, why)
-        known[name] = said
-    if real is not None: known["action_dim"] = real
-    return known
-
-# %% ../../nbs/settings/06_fluxvla_recipe.ipynb #d93d0759
-_DATASET = dict(
-    action_window_size="chunk",
-    action_key="action_key",
-    window_start_idx="window_start",
-    use_delta="use_delta",
-)
-_PROMPT = dict(max_len="max_len")
-_TRANSFORMS = dict(
-    ProcessParquetInputs=dict(
-        video_keys="cameras",
-        embodiment_id="embodiment_id",
-        num_padding_imgs="padding_images",
-        sample_weight="sample_weight",
-    ),
-    ParquetPrompter={},
-    ProcessPromptsWithImage=_PROMPT,
-    ProcessPrompts=_PROMPT,
-    ResizeImages={},
-    NormalizeImages=dict(means="pixel_means", stds="pixel_stds"),
-    QWen2VLImageTransform={},
-    NormalizeStatesAndActions=dict(
-        norm_type="norm_type", action_norm_mask="norm_mask", pad_value="pad_value"
-    ),
-)  # transform -> its argument -> field of a `ColumnRobot`
-
-
-def _taken(values: _Values, prefix: str, names: Mapping[str, str]) -> dict:
-    "Values under the names that a robot has for them."
-    found = {ours: values.take(f"{prefix}.{theirs}") for theirs, ours in names.items()}
-    return {k: v for k, v in found.items() if v is not None}
-
-
-def _transform(values: _Values, prefix: str) -> dict:  # fields of a robot
-    "What a transform knows of the robot."
-    kind = values.one_of(f"{prefix}.type", list(_TRANSFORMS), "a transform of GR00T's recipes")
-    known = _taken(values, prefix, _TRANSFORMS[kind])
-    if kind == "ProcessParquetInputs": known |= _state_key(values, prefix)
-    if kind == "ResizeImages": _check_size(values, prefix)
-    if kind == "NormalizeImages": _tell_pixels(values, prefix)
-    if kind == "NormalizeStatesAndActions": known |= _numbers(values, prefix, known)
-    return known
-
-# %% ../../nbs/settings/06_fluxvla_recipe.ipynb #1ac4d25d
-def _state_key(values: _Values, prefix: str) -> dict:
-    "The column that the model gets as its state."
-    for key in [k for k in values.left if k.startswith(f"{prefix}.name_mappings.")]:
-        said = values.take(key)
-        if "states" in ([said] if isinstance(said, str) else said):
-            return dict(state_key=key.removeprefix(f"{prefix}.name_mappings."))
-    return {}
-
-
-def _check_size(values: _Values, prefix: str):
-    size = values.take(f"{prefix}.height", 224), values.take(f"{prefix}.width", 224)
-    if size == (224, 224): return
-    raise InputError(
-        f"{values.place}: {prefix} makes images of {size[0]}x{size[1]}: expected 224x224, which the"
-        " vision tower of the checkpoint takes."
-    )
-
-
-def _tell_pixels(values: _Values, prefix: str):
-    values.note(
-        "kept", prefix, "these constants are not those the checkpoint was trained with; without"
-        " this transform they are",
-    )
-
-
-def _numbers(values: _Values, prefix: str, known: Mapping) -> dict:
-    "How numbers are scaled, and widths that are the robot's."
-    quantiles, found = values.take(f"{prefix}.use_quantiles"), {}
-    if quantiles is not None:
-        found["norm_type"] = known.get("norm_type") or ("quantile" if quantiles else "mean_std")
-        why = f"it is norm_type='{found['norm_type']}'"
-        values.note("corrected", f"{prefix}.use_quantiles", why)
-    if known.get("norm_type") == "proprio":
-        values.note("corrected", f"{prefix}.norm_type", "'proprio' is none; FluxVLA takes mean_std")
-        found["norm_type"] = "mean_std"
-    for name, width in _WIDTHS.items():
-        said = values.take(f"{prefix}.{name}")
-        if said not in (None, width, 32): found[name] = said
-    return found
-
-# %% ../../nbs/settings/06_fluxvla_recipe.ipynb #3dada7f7
-_DATA = "train_dataloader.dataset"
-
-
-def _places(values: _Values) -> dict[str, str]:  # dotted key of a data set -> its group, or ''
-    "Where the data sets of a file stand."
-    pattern, found = rf"({_DATA}\.datasets(?:\.(?!transforms)([A-Za-z_]\w*))?(?:\.\d+)?)\.type", {}
-    for key in values.left:
-        if m := re.fullmatch(pattern, key): found[m[1]] = m[2] or ""
-    if found: return found
-    raise InputError(f"{values.place} has no data set in {_DATA}.datasets: is it one of FluxVLA's?")
-
-
-def _dataset(values: _Values, prefix: str, sizes: Mapping) -> tuple[ColumnRobot, list[str]]:
-    "The robot of a data set, and its roots."
-    kinds = ["ParquetDataset", "ParquetDatasetV3"]
-    values.one_of(f"{prefix}.type", kinds, "a data set of LeRobot's format")
-    roots = values.take(f"{prefix}.data_root_path") or []
-    known = dict(chunk=9) | _taken(values, prefix, _DATASET)
-    step = re.compile(re.escape(prefix) + r"\.transforms\.(\d+)\.type")
-    for n in sorted(int(m[1]) for k in values.left if (m := step.fullmatch(k))):
-        known |= _transform(values, f"{prefix}.transforms.{n}")
-    known |= sizes
-    known |= _row(values, prefix, known)
-    if not known.get("cameras"):
-        found = f"{values.place}: {prefix} names no video_keys"
-        raise InputError(f"{found}: which cameras has the robot?")
-    _check_images(values, prefix, known)
-    return ColumnRobot(**known), [roots] if isinstance(roots, str) else list(roots)
-
-# %% ../../nbs/settings/06_fluxvla_recipe.ipynb #37a689e6
-def _row(values: _Values, prefix: str, known: Mapping) -> dict:
-    "What follows from the row of the layers that each robot has of its own."
-    row, states = known.get("embodiment_id"), known.get("action_key") != "action"
-    public = {(30, True): "ALOHA's is 0", (31, True): "UR3's is 2", (31, False): "LIBERO's is 2"}
-    if why := public.get((row, states)):
-        values.note("kept", f"{prefix}: embodiment_id {row}", f"in the public files {why}")
-    return dict(tag="libero_panda", libero=True) if row in (2, 31) and not states else {}
-
-# %% ../../nbs/settings/06_fluxvla_recipe.ipynb #3f1e3b1a
-def _check_images(values: _Values, prefix: str, known: Mapping):
-    "`InputError` where prompt or constants are for another number of images."
-    images = len(known["cameras"]) + known.get("padding_images", 0)
-    inside = re.compile(re.escape(prefix) + r"\..*\.num_images")
-    counts = {k: values.take(k) for k in list(values.left) if inside.fullmatch(k)}
-    constants = [n for n in ("pixel_means", "pixel_stds") if n in known]
-    counts |= {f"{prefix} has {n}": len(known[n]) for n in constants}
-    for where, count in counts.items():
-        if count == images or count == 1 and " has " in where: continue
-        raise InputError(
-            f"{values.place}: {where} is for {count} images, and the robot has {images}"
-            f" ({', '.join(known['cameras'])}): give as many in both places."
-        )
-
-
-def _check_chunk(values: _Values, robots: Sequence[ColumnRobot]):
-    "A policy answers with as many actions as it was trained on."
-    said, misspelt = (values.take(_HEAD + name) for name in ("num_steps", "num_step"))
-    if misspelt is not None:
-        values.note("corrected", f"{_HEAD}num_step", "it is the length of a chunk, num_steps")
-    longest = max(r.chunk for r in robots)
-    if (said or misspelt or 10) == longest: return  # FluxVLA's own default is 10
-    why = f"a chunk is as long as the longest action_window_size, {longest}"
-    values.note("corrected", f"{_HEAD}num_steps", why)
 
 # %% ../../nbs/settings/06_fluxvla_recipe.ipynb #9dd8ce10
 _RUNNER = dict(
@@ -260,10 +63,10 @@ _RATES = "runner.lr_schedule."  # share of the run -> rate
 GPUS = 8  # that FluxVLA's results were trained on
 
 
-def _run(values: _Values) -> dict:  # fields of a run's configuration
+def _run(values: ConfigValues) -> dict:  # fields of a run's configuration
     "What the file says of the optimizer and the run."
     values.one_of("runner.type", ["FSDPTrainRunner", "DDPTrainRunner"], "a training runner")
-    found = dict(adam_betas=(0.9, 0.999), decay_vectors=False) | _taken(values, "runner", _RUNNER)
+    found = dict(adam_betas=(0.9, 0.999), decay_vectors=False) | values.fields("runner", _RUNNER)
     kind = values.one_of("runner.lr_scheduler_type", list(_SCHEDULES), "a schedule")
     found["lr_scheduler"] = kind
     if kind == STEP_BASED:
@@ -274,7 +77,7 @@ def _run(values: _Values) -> dict:  # fields of a run's configuration
     values.note("replaced", "train_dataloader.per_device_batch_size", why)
     found["global_batch_size"] = size * GPUS
     more = dict(per_device_num_workers="dataloader_num_workers")
-    found |= _taken(values, "train_dataloader", more) | _taken(values, _DATA, dict(seed="seed"))
+    found |= values.fields("train_dataloader", more) | values.fields(DATA_PLACE, dict(seed="seed"))
     if isinstance(found["adam_betas"], list): found["adam_betas"] = tuple(found["adam_betas"])
     return found
 
@@ -312,56 +115,24 @@ def _reason(key: str) -> str:
     return next((why for p, why in _REASONS.items() if re.fullmatch(p, key)), _UNKNOWN)
 
 
-def _ignored(values: _Values) -> list[str]:
+def _ignored(values: ConfigValues) -> list[str]:
     "What was not taken, by its reason."
     reasons = {}
     for key in values.left: reasons.setdefault(_reason(key), []).append(key)
     return [f"ignored {', '.join(keys)}: {why}" for why, keys in reasons.items()]
 
-# %% ../../nbs/settings/06_fluxvla_recipe.ipynb #48be011a
-def _robots(values: _Values, sizes: Mapping) -> tuple[dict, dict]:  # entry -> robot, entry -> roots
-    "The robots of a file, each once."
-    robots, data = {}, {}
-    for place, group in _places(values).items():
-        robot, roots = _dataset(values, place, sizes)
-        known = next((n for n, r in robots.items() if r == robot), None)
-        name = known or group or ("robot" if not robots else f"robot{len(robots) + 1}")
-        robots[name], data[name] = robot, data.get(name, []) + roots
-    tags = [r.tag for r in robots.values()]
-    if len(set(tags)) == len(tags): return robots, data
-    raise InputError(
-        f"{values.place} has {len(robots)} robots ({', '.join(robots)}), which need a tag each:"
-        " write a mixture with an entry for each robot, and give it with --mixture."
-    )
-
-# %% ../../nbs/settings/06_fluxvla_recipe.ipynb #1cb9bc7e
-def _with_statistics(values: _Values, robots: dict) -> dict:
-    "Statistics that a file brings along, for its only robot."
-    prefix, found = f"{_DATA}.dataset_statistics.", {}
-    for key in [k for k in values.left if k.startswith(prefix)]:
-        *_, group, entry = key.split(".")
-        kind = dict(proprio="state", action="action").get(group)
-        if kind: found.setdefault(kind, {}).setdefault(group, {})[entry] = values.take(key)
-    if not found: return robots
-    if len(robots) > 1:
-        has = f"{values.place} has statistics and {len(robots)} robots"
-        raise InputError(f"{has}: take dataset_statistics out, they are computed.")
-    values.note("kept", prefix[:-1], "without it statistics are computed from the data")
-    (name, robot), = robots.items()
-    return {name: replace(robot, statistics=found)}
-
-
+# %% ../../nbs/settings/06_fluxvla_recipe.ipynb #0f4c590e
 def recipe_of(
     config: Mapping,  # as of `read_config_file`
     name: str,
     place: str,  # how errors call the file
 ) -> Recipe:
     "The recipe that a configuration of FluxVLA is; its notes say what was not kept as it is."
-    values = _Values(config, place)
+    values = ConfigValues(config, place)
     backbone, base, trained, sizes = _model(values)
-    robots, data = _robots(values, sizes)
-    _check_chunk(values, list(robots.values()))
-    robots, settings = _with_statistics(values, robots), trained | _run(values)
+    robots, data = configured_robots(values, sizes)
+    check_chunk(values, list(robots.values()))
+    robots, settings = with_statistics(values, robots), trained | _run(values)
     about = f"As in {place}."
     notes = (*values.notes, *_ignored(values))
     return Recipe(
@@ -382,7 +153,7 @@ def fluxvla_config(recipe: Recipe) -> dict:  # as of `read_config_file`
     loader = dict(
         per_device_batch_size=s["global_batch_size"] // GPUS,
         per_device_num_workers=s["dataloader_num_workers"],
-        dataset=dict(datasets=[_data_of(r) for r in recipe.robots.values()]) | wrapper,
+        dataset=dict(datasets=[dataset_of(r) for r in recipe.robots.values()]) | wrapper,
     )
     head = dict(type="FlowMatchingHead", num_steps=max(r.chunk for r in recipe.robots.values()))
     backbone = dict(type=kinds[recipe.backbone])
@@ -391,37 +162,17 @@ def fluxvla_config(recipe: Recipe) -> dict:  # as of `read_config_file`
     how = dict(type="FSDPTrainRunner", lr_scheduler_type=s["lr_scheduler"])
     return dict(model=model, train_dataloader=loader, runner=how | runner)
 
-
-def _data_of(robot: ColumnRobot) -> dict:
-    "A data set of FluxVLA's for a robot."
-    def told(names: Mapping) -> dict:
-        plain = lambda v: list(v) if isinstance(v, tuple) else v
-        own = {theirs: plain(getattr(robot, ours)) for theirs, ours in names.items()}
-        return {k: v for k, v in own.items() if v is not None}
-
-    steps = [dict(type=kind) | told(names) for kind, names in _TRANSFORMS.items() if kind in _USUAL]
-    if robot.pixel_means is None: steps = [s for s in steps if s["type"] != "NormalizeImages"]
-    steps[0]["name_mappings"] = {robot.state_key: ["states"]}
-    return dict(type="ParquetDataset", transforms=steps) | told(_DATASET)
-
-
-_USUAL = (
-    "ProcessParquetInputs", "ProcessPromptsWithImage", "NormalizeImages",
-    "NormalizeStatesAndActions",
-)
-
 # %% ../../nbs/settings/06_fluxvla_recipe.ipynb #ea8a06c7
 def find_recipe(
-    said: str,  # a name in `RECIPES`, a file of FluxVLA's (.py), or JSON: a file or its text
+    said: str,  # a name in `RECIPES`, FluxVLA's file (.py) or run, or JSON: a file or its text
     options: Sequence[str] = (),  # of --cfg-options, such as runner.max_epochs=50
 ) -> Recipe:
     "The recipe that is meant; `InputError` where there is none such."
     said, changes = str(said), read_options(options)
     if said.lstrip().startswith("{"): recipe = recipe_from_json(_parsed_text(said))
-    elif said.endswith(".py"):
-        config = read_config_file(said)
+    elif config := _of_fluxvla(Path(said)):
         found = recipe_of(with_options(config, changes), Path(said).stem, said)
-        _check_options(found.notes, changes, _flat(config))
+        _check_options(found.notes, changes, dotted_keys(config))
         return found
     elif said.endswith(".json"): recipe = recipe_from_json(read_mapping(Path(said)), said)
     elif said in RECIPES: recipe = RECIPES[said]
@@ -429,11 +180,19 @@ def find_recipe(
         near = did_you_mean(said, RECIPES)
         raise InputError(
             f"There is no recipe '{said}': expected {', '.join(RECIPES)}, or a file, FluxVLA's"
-            f" (.py) or one of this kit's (.json).{near}"
+            f" (.py), the folder of its run, or one of this kit's (.json).{near}"
         )
     return _changed(recipe, changes) if changes else recipe
 
 # %% ../../nbs/settings/06_fluxvla_recipe.ipynb #92248bf1
+def _of_fluxvla(path: Path) -> dict | None:  # as of `read_config_file`
+    "The configuration in a file of FluxVLA's, in its run's config.json, or in the run's folder."
+    if path.suffix == ".py": return read_config_file(path)
+    file = path / "config.json" if path.is_dir() else path
+    known = read_mapping(file) if file.suffix == ".json" and file.is_file() else {}
+    return known if "train_dataloader" in known else None
+
+
 def _parsed_text(said: str) -> dict:
     try: return json.loads(said)
     except ValueError as e:
@@ -454,7 +213,7 @@ def _changed(recipe: Recipe, changes: dict) -> Recipe:
     before = recipe_of(fluxvla_config(recipe), recipe.name, "--cfg-options")
     after = recipe_of(with_options(fluxvla_config(recipe), changes), recipe.name, "--cfg-options")
     notes = tuple(n for n in after.notes if n not in before.notes)
-    _check_options(notes, changes, _flat(fluxvla_config(recipe)))
+    _check_options(notes, changes, dotted_keys(fluxvla_config(recipe)))
     robots = {}
     pairs = zip(before.robots.values(), after.robots.values())
     for (name, old), (was, now) in zip(recipe.robots.items(), pairs):

@@ -19,11 +19,12 @@ from ..data.layouts_v3 import dataset_folder
 from ..embodiments import embodiment_value
 from ..errors import InputError, did_you_mean
 from ..files import is_count, is_number
+from ..fluxvla.column_robot import ColumnRobot
 from ..modality_configs import ModalityConfig
 from ..processing.processor_files import as_json
 from .config import FinetuneConfig, at_home
 from .fluxvla_recipe import find_recipe
-from .recipe import ColumnRobot, Recipe, RobotOfRecipe, recipe_from_json
+from .recipe import Recipe, RobotOfRecipe, recipe_from_json
 from .recipe import robot_from_json, robot_to_json
 
 # %% ../../nbs/settings/20_mixtures.ipynb #98943611

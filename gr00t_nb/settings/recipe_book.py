@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..embodiments import MODALITY_CONFIGS
+from ..fluxvla.column_robot import ColumnRobot
 from ..modality_configs import ActionConfig, ModalityConfig
 from ..optimizer.schedule import COSINE
-from .recipe import ColumnRobot, GroupRobot, Recipe
+from .recipe import GroupRobot, Recipe
 
 # %% ../../nbs/settings/03_recipe_book.ipynb #e81e8454
 LIBERO = ColumnRobot(

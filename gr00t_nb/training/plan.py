@@ -37,8 +37,8 @@ from ..runs.log import duration
 from ..settings.checks import LEVERS, SWITCHES, checkpoint_flags, tune_flags
 from ..settings.config import FinetuneConfig
 from ..settings.mixtures import entries_of
+from ..fluxvla.column_robot import ColumnRobot
 from ..settings.on_adapters import adapt, said_of_adapters
-from ..settings.recipe import ColumnRobot
 from ..settings.roots import data_lines
 from .disk import DiskNeeds, disk_needs, held_on_disk, kept_bytes, room_for
 from .disk import written_bytes

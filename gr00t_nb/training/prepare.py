@@ -24,7 +24,7 @@ from ..checkup.shipped_statistics import of_shipped
 from ..data.info import read_info
 from ..data.layouts_v3 import dataset_folder
 from ..data.lerobot import LeRobotDataset
-from ..data.steps import require_keys
+from ..data.steps import config_for, require_keys
 from ..data.video import check_ffmpeg
 from ..optimizer.schedule import epoch_ends
 from ..errors import InputError
@@ -32,6 +32,7 @@ from ..checkpoints.base_models import resolve_base_model
 from ..families.family import Family
 from ..checkpoints.registry import family_of
 from ..files import cache_dir, fingerprint, keep, read_json
+from ..fluxvla.column_robot import ColumnRobot
 from ..modality_configs import ActionRepresentation, check_modality_config
 from ..loading.features import check_same_every_time
 from ..loading.frames import FrameCache
@@ -45,7 +46,6 @@ from ..settings.checks import check_config, choose_modality_config, resolved
 from ..settings.config import FinetuneConfig
 from ..settings.mixtures import MixtureEntry
 from ..settings.on_adapters import as_adapted
-from ..settings.recipe import ColumnRobot
 from ..settings.roots import EntryFacts, Root, check_floor, require_together
 from ..settings.roots import moving_rows, robot_statistics, settle_slots
 from ..embodiments import MODALITY_CONFIGS, embodiment_value
@@ -296,7 +296,8 @@ def _as_meant(entry: MixtureEntry, family: Family) -> MixtureEntry:
 
 def _robot(entry: MixtureEntry, processor, robots: Robots | None) -> dict:  # by modality
     "The modality configuration of an entry."
-    if entry.modality_config: return check_modality_config(entry.modality_config, entry.name)
+    given = entry.roots[0], entry.modality_path, entry.name
+    if entry.modality_config: return config_for(entry.modality_config, *given)
     if entry.robot and not entry.modality_config_path:
         return check_modality_config(_described(entry, dataset_folder(entry.roots[0]))[1], entry.name)
     from_file = entry.modality_config_path is not None

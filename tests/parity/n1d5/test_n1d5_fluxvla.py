@@ -17,7 +17,7 @@ from test_n1d5_model import FORWARD, GRADIENT, LM_HEAD, close, flags_of, floor_o
 
 from gr00t_nb.checkpoints.registry import family_of
 from gr00t_nb.errors import InputError
-from gr00t_nb.families.n1d5 import FLUXVLA_NAMES, Gr00tN1d5
+from gr00t_nb.families.n1d5 import FLUXVLA_NAMES, RUN_BACKBONE, Gr00tN1d5
 from gr00t_nb.families.n1d5_config import Gr00tN1d5Config
 from gr00t_nb.files import write_json
 from gr00t_nb.model.checkpoints import Misfit, mapped_names, stored_tensors
@@ -169,7 +169,7 @@ def fluxvla_run(flux, folder: Path) -> tuple[Path, dict]:
     named = {at_fluxvla(n): v.clone() for n, v in weights.items()}
     (folder / "checkpoints").mkdir(parents=True)
     write_json(folder / "config.json", dict(model=flux.config["cfg"], runner=dict(type="FSDPTrainRunner")))
-    write_json(folder / "eagle_config.json", flux.config["eagle"])
+    write_json(folder / RUN_BACKBONE, flux.config["eagle"])
     save_file(named, folder / "checkpoints" / "latest-checkpoint.safetensors")
     torch.save(dict(model=named, global_step=7, epoch=1), folder / "checkpoints" / "step-000007.pt")
     torch.save(named, folder / "checkpoints" / "flat.pt")
