@@ -89,7 +89,7 @@ _KINDS = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.floa
 
 
 def _weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    "The tensors of a checkpoint by our names, one after the other; of adapters alone, merged into their base."
+    "The tensors of a checkpoint by our names; of adapters alone, merged into their base."
     family, whole = family_of(folder), None
     if is_on_a_base(folder): whole = load_answering(family, folder)
     elif family.foreign_layout(folder): whole = family.load_model(folder)

@@ -32,7 +32,7 @@ NAMED_BASE = "base.json"  # beside the adapters' folder
 def name_of_base(
     folder: str | Path,  # with adapters alone
 ) -> str:
-    "What the base is called, a folder, a hub id or a small model; `InputError` where nobody says it."
+    "The base's folder, hub id or small name; `InputError` where nobody says it."
     named = Path(folder) / NAMED_BASE
     base = read_mapping(named).get("base") if named.is_file() else None
     base = base or training_record(folder).get("config", {}).get("base_model_path")
@@ -83,7 +83,7 @@ def merge_adapters(
 def loadable(
     folder: str | Path,  # a checkpoint, whole or of adapters alone
 ) -> Iterator[Path]:
-    "A folder of a whole model: of adapters alone, with their settings and the weights of their base."
+    "A folder of a whole model: of adapters alone, their settings and the weights of their base."
     folder = Path(folder)
     if not is_on_a_base(folder):
         yield folder
@@ -101,7 +101,7 @@ def loadable(
             os.symlink(file.resolve(), place)
         yield made
 
-
+# %% ../../nbs/checkpoints/35_on_a_base.ipynb #8dc76740
 def load_answering(
     family: Family,
     folder: str | Path,  # a checkpoint, whole or of adapters alone

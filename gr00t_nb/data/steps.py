@@ -331,7 +331,7 @@ def with_missing_keys(
     path: str | Path,  # the data set that it is for
     modality: Given = None,  # as of `LeRobotDataset`
 ) -> SeveralFaults:
-    "The faults of a configuration, and with them what of it a data set does not have; nothing is fetched for that."
+    "The faults of a configuration, and what of it a data set does not have; nothing is fetched."
     if hub_id(path): return error
     try: require_keys(LeRobotDataset(path, modality), error.config)
     except InputError as e: return SeveralFaults([*error.faults, *faults_of(e)], error.place)
@@ -344,6 +344,6 @@ def config_for(
     modality: Given = None,
     name: str = "this robot",  # how errors call it
 ) -> dict[str, ModalityConfig]:
-    "A configuration that can be trained with; the error tells what of it the data set does not have, too."
+    "A configuration that can be trained with; the error tells what the data set lacks, too."
     try: return check_modality_config(config, name)
     except UnfitConfig as e: raise with_missing_keys(e, path, modality) from None

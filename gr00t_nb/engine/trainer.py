@@ -472,7 +472,7 @@ def _save_checkpoint(self: Gr00tTrainer, model, trial):
     self._get_output_dir = lambda trial=None: str(final / UNFINISHED)
     try: Trainer._save_checkpoint(self, model, trial)
     except BaseException as e:
-        no_folder = isinstance(e, FileNotFoundError) or "does not exist" in str(e)  # Python's words, or torch's
+        no_folder = isinstance(e, FileNotFoundError) or "does not exist" in str(e)  # as torch says
         if self.args.should_save: shutil.rmtree(final / UNFINISHED, ignore_errors=True)
         elif no_folder and not (final / UNFINISHED).exists(): raise InputError(OTHER_ENDED) from e
         raise
@@ -486,6 +486,5 @@ def _save_checkpoint(self: Gr00tTrainer, model, trial):
         (final / UNFINISHED).rmdir()
         best = best_checkpoint(final)  # is kept, whatever its age
         best = dict(best_model_checkpoint=str(best)) if best else {}
-        limit = self.args.save_total_limit
-        rotate_checkpoints(output_dir=str(final), save_total_limit=limit, **best)
+        rotate_checkpoints(output_dir=str(final), save_total_limit=self.args.save_total_limit, **best)
     self.accelerator.wait_for_everyone()

@@ -28,7 +28,8 @@ def _pieces(zero) -> list[Tensor]:
     return whole if whole is not None else zero.single_partition_of_fp32_groups
 
 
-def _engine(zero) -> str: return "zero3" if hasattr(zero, "fp32_partitioned_groups_flat") else "zero2"
+def _engine(zero) -> str:
+    return "zero3" if hasattr(zero, "fp32_partitioned_groups_flat") else "zero2"
 
 
 def zero_states(

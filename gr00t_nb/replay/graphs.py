@@ -62,7 +62,8 @@ def _why(e: Exception) -> str:
     "What went wrong, in a sentence."
     said = " ".join(str(e).split())
     if "InvalidCxxCompiler" in said:
-        return "compiling needs a C++ compiler, and none is here; install g++ (apt install g++), or do not compile."
+        to_do = "install g++ (apt install g++), or do not compile."
+        return f"compiling needs a C++ compiler, and none is here; {to_do}"
     return f"{type(e).__name__}: {said[:200].rsplit('. ', 1)[0]}"
 
 # %% ../../nbs/replay/60_graphs.ipynb #dd09164a
@@ -149,13 +150,15 @@ class ActionGraphs:
         "Answers; records first where the shape is new."
         if self.pad_token_id is not None:
             batch = pad_prompts(batch, self.LENGTHS, self.pad_token_id)
-        if hasattr(self.model, "prepare"): batch = self.model.prepare(batch, "cpu")  # looks at numbers
+        if hasattr(self.model, "prepare"):  # looks at numbers
+            batch = self.model.prepare(batch, "cpu")
         question = dict(batch=batch, noise=noise)
         steps = getattr(getattr(self.model, "config", None), "num_inference_timesteps", None)
         key = shape_of(question), steps, self.model.training, *sorted(how.items())
         with self.lock:
             answer = self._answer(key, question, how)
-            if self._outdated(): answer = self._answer(key, question, how)  # seen while a GPU computes
+            if self._outdated():  # seen while a GPU computes
+                answer = self._answer(key, question, how)
             asked = (k for k in ("action_pred", "action_path") if k in answer)
             return {k: answer[k].to("cpu", copy=True) for k in asked}
 
@@ -178,7 +181,7 @@ def _answer(self: ActionGraphs, key: tuple, question: dict, how: dict) -> dict:
 
 @patch
 def _outdated(self: ActionGraphs) -> bool:
-    "Whether a weight was written to or replaced since the last question. Then nothing recorded is left."
+    "Whether a weight was written to or replaced since; nothing recorded is left then."
     if (now := self.written()) == self.weights: return False
     self.recordings, self.last, self.held, self.weights = {}, {}, {}, now
     return True
