@@ -104,6 +104,46 @@ def test_what_was_played_is_told_where_it_cannot_be_written(tmp_path, monkeypatc
     assert said == [played]
 
 
+def test_the_table_names_no_folder_where_nothing_was_written(tmp_path, monkeypatch, capsys):
+    def full(*args, **how): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(closed_loop, "write_json", full)
+    told = dict(episodes=1, max_steps=3, videos=0, baselines=False, views=["overhead=front"])
+    with pytest.raises(OSError): closed_loop.play_and_tell(Held(output_dir=str(tmp_path), **told))
+    said = capsys.readouterr().out
+    assert "seed 0, which could not be written" in said and "0/1 (" in said and str(tmp_path) not in said
+
+
+FAULTS = dict(told=InputError("The server is gone."), bug=ZeroDivisionError("of a simulator"))
+
+
+@dataclass(kw_only=True)
+class Dying(Held):
+    "The first process is killed, or meets a fault, with the first question of its second episode."
+    fault: str | None = None  # None: killed
+
+    def options(self, policy, episode):
+        if episode != 2: return lambda tick: {}
+        if self.fault: raise FAULTS[self.fault]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("processes, fault, kind, words", [
+    (2, None, InputError, "A process ended by itself .exit code -9."),
+    (1, "told", InputError, "The server is gone"),
+    (1, "bug", ZeroDivisionError, "of a simulator"),
+])
+def test_what_was_played_before_a_fault_is_written_and_told(tmp_path, capsys, processes, fault, kind, words):
+    "An earlier result is set aside for it; and the fault is told afterwards."
+    told = dict(output_dir=str(tmp_path), max_steps=3, videos=0, views=["overhead=front"])
+    (tmp_path / "closed_loop.json").write_text("{}")
+    with pytest.raises(kind, match=words):
+        closed_loop.play_and_tell(Dying(episodes=6, processes=processes, fault=fault, **told))
+    scores = json.loads((tmp_path / "closed_loop.json").read_text())["episodes"]["policy"]
+    assert [0] == [s["episode"] for s in scores][:1] and 2 not in [s["episode"] for s in scores]
+    assert f"{len(scores)} of 6 episodes of cube_to_bowl, seed 0, in {tmp_path}\n" in capsys.readouterr().out
+    assert (tmp_path / "failure.png").exists() and (tmp_path / "earlier_1/closed_loop.json").read_text() == "{}"
+
+
 def wait_until(condition, seconds: float = 240):
     "With a generous deadline."
     end = time.monotonic() + seconds

@@ -244,6 +244,7 @@ class ClosedLoopResult:
     policy: list[RolloutScore]
     baselines: dict[str, list[RolloutScore]] = field(default_factory=dict)
     confused: str | None = None  # the simulator's outcome where something else was moved than was named
+    folder: Path | None = None  # where they lie, once they are written
 
     def rows(self, scores: list[RolloutScore]) -> dict[str, list[RolloutScore]]:
         "By instruction, and all."
@@ -408,13 +409,13 @@ def _play_baselines(config: EpisodesConfig, result: ClosedLoopResult):
 def evaluate_closed_loop(
     config: EpisodesConfig,  # a `ServedConfig`, or another that has a policy
     progress: bool = True,
-    say: Callable[[ClosedLoopResult], None] = lambda result: None,  # hears it before it is written
+    say: Callable[[ClosedLoopResult], None] = lambda result: None,  # hears it, written or not
 ) -> ClosedLoopResult:
     """Plays all episodes; writes results, some videos, and sheets of pictures to the output folder.
 
-    Ctrl-C ends it with `Stopped`, when what was played until then has been told and written."""
+    What was played is written and said before a fault is raised; Ctrl-C becomes `Stopped`."""
     check_simulator(config.simulator)
-    films, sheets, stopped = _films(config), dict(success={}, failure={}), False
+    films, sheets, fault = _films(config), dict(success={}, failure={}), None
     config.check()
     confused = getattr(simulator_of(config.simulator), "confused", None)
     result = ClosedLoopResult([], confused=confused)
@@ -422,26 +423,32 @@ def evaluate_closed_loop(
     try:
         _play_all(config, result, sheets, films, bar)
         if config.baselines: _play_baselines(config, result)
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as e:
         if not result.policy: raise
-        stopped = True
-    finally:
-        if result.policy: say(result)
+        fault = e
+    try: _write(config, result, sheets)
+    finally: say(result)
+    if isinstance(fault, KeyboardInterrupt): raise Stopped(f"Stopped after {result.told(config)}.")
+    if fault: raise fault
+    return result
+
+
+def _write(config: EpisodesConfig, result: ClosedLoopResult, sheets: dict):
     told = dict(config=asdict(config)) | result.to_dict()
     write_json(config.folder / "closed_loop.json", told, indent=1)
+    result.folder = config.folder
     for kind, sheet in sheets.items():
         titles = dict(success="episodes that succeeded", failure="episodes that failed")
         if not sheet: continue
         save_figure(contact_sheet(sheet, title=titles[kind]), config.folder / f"{kind}.png")
-    if stopped: raise Stopped(f"Stopped after {result.told(config)}.")
-    return result
 
 
 @patch
 def told(self: ClosedLoopResult, config: EpisodesConfig) -> str:
     "Which episodes these are, and where they lie."
     part = "" if len(self.policy) == config.episodes else f"{len(self.policy)} of "
-    return f"{part}{config.title}, in {config.folder}"
+    place = f"in {self.folder}" if self.folder else "which could not be written"
+    return f"{part}{config.title}, {place}"
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #39d68db0
 def play_and_tell(config: EpisodesConfig):
