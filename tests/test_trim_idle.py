@@ -115,3 +115,16 @@ def test_seconds_longer_than_any_rest_are_told_to_leave_out_nothing(capfd, tmp_p
     assert told in str(plan_run(config))
     finetune(config)
     assert told in capfd.readouterr().out and told in (tmp_path / "README.md").read_text()
+
+
+def test_features_are_kept_for_every_trim_idle(tmp_path, monkeypatch, capfd):
+    "The first run looks at rest, too, and says so; the plan counts it; the second finds all that it needs."
+    monkeypatch.setenv("GR00T_NB_CACHE", str(tmp_path / "cache"))
+    config = replace(SHORT, cache_features=True, augment=False, max_steps=40, output_dir=str(tmp_path / "trimmed"))
+    whole = replace(config, trim_idle=None, output_dir=str(tmp_path / "whole"))
+    assert plan_run(config).features == plan_run(whole).features > 0
+    every = prepare_data(whole).samples
+    finetune(config)
+    assert f"about {every} steps are looked at first, also at rest: another --trim-idle" in capfd.readouterr().out
+    finetune(whole)
+    assert "features: 4 episodes looked at before" in (said := capfd.readouterr().out) and "at first" not in said
