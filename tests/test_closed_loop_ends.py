@@ -93,6 +93,22 @@ def test_so_it_is_where_recorded_episodes_are_asked(module, work, monkeypatch, c
     assert "error: /proc/none" in (said := capsys.readouterr().err) and "cannot be written" in said
 
 
+@pytest.mark.parametrize("module, work", [(open_loop, "evaluate_open_loop"), (diagnostics, "diagnose")])
+def test_what_was_computed_is_told_where_no_picture_can_be_written(module, work, tmp_path, monkeypatch, capsys):
+    "And no picture is named that is not there."
+    class Result(SimpleNamespace):
+        def __repr__(self): return "the table"
+        def verdict(self, advice): return "the table"
+        def plot(self, *which): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(AskingConfig, "open", lambda self: (SimpleNamespace(tag="x"), None, [0]))
+    monkeypatch.setattr(module, work, lambda *asked, **how: Result(episodes=[Result(number=0)], action_horizon=16))
+    folder = tmp_path if module is open_loop else tmp_path / "page.png"
+    told = f"--model-path x --dataset-path y --traj-ids 0 --save-plot-path {folder}"
+    with pytest.raises(SystemExit): module.main(told.split())
+    out, err = capsys.readouterr()
+    assert "the table" in out and str(tmp_path) not in out and "The disk is full" in err
+
+
 @pytest.mark.parametrize("name, videos, played", [("write_json", 0, 3), ("write_video", 2, 1)])
 def test_what_was_played_is_told_where_it_cannot_be_written(tmp_path, monkeypatch, name, videos, played):
     "The disk is full after the last episode, or after the first one."
