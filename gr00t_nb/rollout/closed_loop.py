@@ -460,7 +460,7 @@ def play_and_tell(config: EpisodesConfig):
 def main(args: list[str] | None = None):
     "Command line of this module."
     import tyro
-    play_and_tell(tyro.cli(ServedConfig, args=args))
+    play_and_tell(tyro.cli(ServedConfig, prog="python -m gr00t_nb.rollout.closed_loop", args=args))
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0284090
 #| eval: false
