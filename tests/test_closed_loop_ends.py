@@ -57,6 +57,27 @@ def test_ctrl_c_ends_the_evaluation_and_not_an_episode(tmp_path):
     assert (tmp_path / "failure.png").exists()
 
 
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_schedulers_sigterm_does_the_same_between_two_episodes(tmp_path, monkeypatch, thread):
+    "In a thread, where no handler can be set, the process keeps its own; and everywhere it gets it back."
+    heard = []
+    before = signal.signal(signal.SIGTERM, own := lambda number, frame: heard.append(number))
+    def asked(self, policy, episode):
+        if episode == self.at: signal.raise_signal(signal.SIGTERM)
+        return lambda tick: {}
+    monkeypatch.setattr(Interrupted, "options", asked)
+    told = dict(output_dir=str(tmp_path), max_steps=3, videos=0, views=["overhead=front"], baselines=False)
+    try:
+        if thread:
+            run = threading.Thread(target=evaluate_closed_loop, args=(Interrupted(episodes=2, at=1, **told), False))
+            run.start()
+            run.join()
+            assert len(json.loads((tmp_path / "closed_loop.json").read_text())["episodes"]["policy"]) == 2
+        else: assert interrupted(tmp_path, episodes=3, at=2, baselines=False)[:1] == ([2],)
+        assert signal.getsignal(signal.SIGTERM) is own and heard == [signal.SIGTERM] * thread
+    finally: signal.signal(signal.SIGTERM, before)
+
+
 def test_ctrl_c_in_the_first_episode_leaves_nothing(tmp_path):
     config = Interrupted(episodes=2, at=0, output_dir=str(tmp_path), max_steps=3, views=["overhead=front"])
     with pytest.raises(KeyboardInterrupt) as ended: evaluate_closed_loop(config, progress=False)

@@ -8,9 +8,11 @@ __all__ = ['SHEET', 'RolloutScore', 'ScriptedPolicy', 'score_script', 'EpisodesC
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0021685
 import re
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import count
@@ -405,6 +407,27 @@ def _play_baselines(config: EpisodesConfig, result: ClosedLoopResult):
     if expert: result.baselines["expert"] = score_script(simulator, expert, *told)
     result.baselines["holding still"] = score_script(simulator, _still, *told)
 
+# %% ../../nbs/rollout/40_closed_loop.ipynb #63e6fca0
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    "SIGTERM raises what Ctrl-C does; in another thread than the main one nothing changes."
+    def end(number, frame): raise KeyboardInterrupt
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if main else None
+    try: yield
+    finally:
+        if main: signal.signal(signal.SIGTERM, before)
+
+
+def _write(config: EpisodesConfig, result: ClosedLoopResult, sheets: dict):
+    told = dict(config=asdict(config)) | result.to_dict()
+    write_json(config.folder / "closed_loop.json", told, indent=1)
+    result.folder = config.folder
+    for kind, sheet in sheets.items():
+        titles = dict(success="episodes that succeeded", failure="episodes that failed")
+        if not sheet: continue
+        save_figure(contact_sheet(sheet, title=titles[kind]), config.folder / f"{kind}.png")
+
 # %% ../../nbs/rollout/40_closed_loop.ipynb #2198951f
 def evaluate_closed_loop(
     config: EpisodesConfig,  # a `ServedConfig`, or another that has a policy
@@ -421,8 +444,9 @@ def evaluate_closed_loop(
     result = ClosedLoopResult([], confused=confused)
     bar = dict(total=config.episodes, disable=not progress, delay=1e-3)  # none before a refusal
     try:
-        _play_all(config, result, sheets, films, bar)
-        if config.baselines: _play_baselines(config, result)
+        with _ended_by_sigterm():
+            _play_all(config, result, sheets, films, bar)
+            if config.baselines: _play_baselines(config, result)
     except (Exception, KeyboardInterrupt) as e:
         if not result.policy: raise
         fault = e
@@ -431,16 +455,6 @@ def evaluate_closed_loop(
     if isinstance(fault, KeyboardInterrupt): raise Stopped(f"Stopped after {result.told(config)}.")
     if fault: raise fault
     return result
-
-
-def _write(config: EpisodesConfig, result: ClosedLoopResult, sheets: dict):
-    told = dict(config=asdict(config)) | result.to_dict()
-    write_json(config.folder / "closed_loop.json", told, indent=1)
-    result.folder = config.folder
-    for kind, sheet in sheets.items():
-        titles = dict(success="episodes that succeeded", failure="episodes that failed")
-        if not sheet: continue
-        save_figure(contact_sheet(sheet, title=titles[kind]), config.folder / f"{kind}.png")
 
 
 @patch
