@@ -43,20 +43,30 @@ def _work(begin: Callable, work: Callable, tasks: list[tuple[int, object]], resu
 
 
 def _in_order(processes: dict, many: int) -> Iterator:
-    "The results of all, from their pipes, by their numbers."
+    "The results of all, from their pipes, by their numbers; before a fault those that are there, too."
     pipes, got = list(processes), {}
     for number in range(many):
         while number not in got:
-            for pipe in wait(pipes):
-                try: which, result = pipe.recv()
-                except EOFError:
-                    pipes.remove(pipe)
-                    processes[pipe].join()
-                    if processes[pipe].exitcode: raise _lost(processes)
-                else:
-                    if which is None: raise result
-                    got[which] = result
+            try: _hear(pipes, processes, got)
+            except Exception:
+                yield from (got.pop(k) for k in sorted(got))
+                raise
         yield got.pop(number)
+
+
+def _hear(pipes: list[Connection], processes: dict, got: dict):
+    "Takes the results that have come, by their numbers, and then raises the fault that came with them."
+    fault = None
+    for pipe in wait(pipes):
+        try: which, result = pipe.recv()
+        except (EOFError, OSError):  # its end: between two results, or in the middle of one
+            pipes.remove(pipe)
+            processes[pipe].join()
+            if processes[pipe].exitcode: fault = _lost(processes)
+        else:
+            if which is None: fault = result
+            else: got[which] = result
+    if fault: raise fault
 
 
 def _lost(processes: dict) -> InputError:
@@ -72,7 +82,7 @@ def in_processes(
     work: Callable,  # of a task; both can be pickled, by the name of a module
     tasks: Sequence,
     processes: int,
-) -> Iterator:  # what comes of each task, in their order
+) -> Iterator:  # what comes of each task, in their order; before a fault, of those that came to their end
     "Tasks shared by processes, which end with the last result, with a fault, or with this iterator."
     context, running, numbered = get_context("spawn"), {}, list(enumerate(tasks))
     try:

@@ -57,6 +57,27 @@ def test_ctrl_c_ends_the_evaluation_and_not_an_episode(tmp_path):
     assert (tmp_path / "failure.png").exists()
 
 
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_schedulers_sigterm_does_the_same_between_two_episodes(tmp_path, monkeypatch, thread):
+    "In a thread, where no handler can be set, the process keeps its own; and everywhere it gets it back."
+    heard = []
+    before = signal.signal(signal.SIGTERM, own := lambda number, frame: heard.append(number))
+    def asked(self, policy, episode):
+        if episode == self.at: signal.raise_signal(signal.SIGTERM)
+        return lambda tick: {}
+    monkeypatch.setattr(Interrupted, "options", asked)
+    told = dict(output_dir=str(tmp_path), max_steps=3, videos=0, views=["overhead=front"], baselines=False)
+    try:
+        if thread:
+            run = threading.Thread(target=evaluate_closed_loop, args=(Interrupted(episodes=2, at=1, **told), False))
+            run.start()
+            run.join()
+            assert len(json.loads((tmp_path / "closed_loop.json").read_text())["episodes"]["policy"]) == 2
+        else: assert interrupted(tmp_path, episodes=3, at=2, baselines=False)[:1] == ([2],)
+        assert signal.getsignal(signal.SIGTERM) is own and heard == [signal.SIGTERM] * thread
+    finally: signal.signal(signal.SIGTERM, before)
+
+
 def test_ctrl_c_in_the_first_episode_leaves_nothing(tmp_path):
     config = Interrupted(episodes=2, at=0, output_dir=str(tmp_path), max_steps=3, views=["overhead=front"])
     with pytest.raises(KeyboardInterrupt) as ended: evaluate_closed_loop(config, progress=False)
@@ -93,6 +114,22 @@ def test_so_it_is_where_recorded_episodes_are_asked(module, work, monkeypatch, c
     assert "error: /proc/none" in (said := capsys.readouterr().err) and "cannot be written" in said
 
 
+@pytest.mark.parametrize("module, work", [(open_loop, "evaluate_open_loop"), (diagnostics, "diagnose")])
+def test_what_was_computed_is_told_where_no_picture_can_be_written(module, work, tmp_path, monkeypatch, capsys):
+    "And no picture is named that is not there."
+    class Result(SimpleNamespace):
+        def __repr__(self): return "the table"
+        def verdict(self, advice): return "the table"
+        def plot(self, *which): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(AskingConfig, "open", lambda self: (SimpleNamespace(tag="x"), None, [0]))
+    monkeypatch.setattr(module, work, lambda *asked, **how: Result(episodes=[Result(number=0)], action_horizon=16))
+    folder = tmp_path if module is open_loop else tmp_path / "page.png"
+    told = f"--model-path x --dataset-path y --traj-ids 0 --save-plot-path {folder}"
+    with pytest.raises(SystemExit): module.main(told.split())
+    out, err = capsys.readouterr()
+    assert "the table" in out and str(tmp_path) not in out and "The disk is full" in err
+
+
 @pytest.mark.parametrize("name, videos, played", [("write_json", 0, 3), ("write_video", 2, 1)])
 def test_what_was_played_is_told_where_it_cannot_be_written(tmp_path, monkeypatch, name, videos, played):
     "The disk is full after the last episode, or after the first one."
@@ -102,6 +139,46 @@ def test_what_was_played_is_told_where_it_cannot_be_written(tmp_path, monkeypatc
     config = Held(**told, videos=videos, views=["overhead=front"])
     with pytest.raises(OSError): evaluate_closed_loop(config, False, lambda result: said.append(len(result.policy)))
     assert said == [played]
+
+
+def test_the_table_names_no_folder_where_nothing_was_written(tmp_path, monkeypatch, capsys):
+    def full(*args, **how): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(closed_loop, "write_json", full)
+    told = dict(episodes=1, max_steps=3, videos=0, baselines=False, views=["overhead=front"])
+    with pytest.raises(OSError): closed_loop.play_and_tell(Held(output_dir=str(tmp_path), **told))
+    said = capsys.readouterr().out
+    assert "seed 0, which could not be written" in said and "0/1 (" in said and str(tmp_path) not in said
+
+
+FAULTS = dict(told=InputError("The server is gone."), bug=ZeroDivisionError("of a simulator"))
+
+
+@dataclass(kw_only=True)
+class Dying(Held):
+    "The first process is killed, or meets a fault, with the first question of its second episode."
+    fault: str | None = None  # None: killed
+
+    def options(self, policy, episode):
+        if episode != 2: return lambda tick: {}
+        if self.fault: raise FAULTS[self.fault]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("processes, fault, kind, words", [
+    (2, None, InputError, "A process ended by itself .exit code -9."),
+    (1, "told", InputError, "The server is gone"),
+    (1, "bug", ZeroDivisionError, "of a simulator"),
+])
+def test_what_was_played_before_a_fault_is_written_and_told(tmp_path, capsys, processes, fault, kind, words):
+    "An earlier result is set aside for it; and the fault is told afterwards."
+    told = dict(output_dir=str(tmp_path), max_steps=3, videos=0, views=["overhead=front"])
+    (tmp_path / "closed_loop.json").write_text("{}")
+    with pytest.raises(kind, match=words):
+        closed_loop.play_and_tell(Dying(episodes=6, processes=processes, fault=fault, **told))
+    scores = json.loads((tmp_path / "closed_loop.json").read_text())["episodes"]["policy"]
+    assert [0] == [s["episode"] for s in scores][:1] and 2 not in [s["episode"] for s in scores]
+    assert f"{len(scores)} of 6 episodes of cube_to_bowl, seed 0, in {tmp_path}\n" in capsys.readouterr().out
+    assert (tmp_path / "failure.png").exists() and (tmp_path / "earlier_1/closed_loop.json").read_text() == "{}"
 
 
 def wait_until(condition, seconds: float = 240):

@@ -102,6 +102,13 @@ def test_the_reading_tour_names_every_floor():
     assert listed == [*ground, *floors, "tutorials", "recipes"]
 
 
+def test_the_readme_names_every_floor():
+    "A row for each, in the order of the house."
+    table = (ROOT / "README.md").read_text().partition("## How it is built")[2]
+    floors = [floor for floor in FLOORS if floor not in ("", "recipes", "tutorials")]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == floors
+
+
 def test_imports_stand_at_the_top():
     "No import of the package is hidden in a function, and none takes another module's private name."
     for module, path in modules().items():

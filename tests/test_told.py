@@ -1,13 +1,15 @@
 "What users meet at the command line: an error in a callback, episodes that were trained on, words of --help."
 import dataclasses
+import importlib
+import re
 import warnings
 from pathlib import Path
 
 import pytest
 from preloaded import python
-from runs import ROBOT, RUN, SAMPLE
+from runs import ROBOT, ROOT, RUN, SAMPLE
 
-from gr00t_nb.checkpoints.base_models import tiny_base
+from gr00t_nb.checkpoints.base_models import pretrained_bases, tiny_base
 from gr00t_nb.checkpoints.registry import families
 from gr00t_nb.errors import InputError
 from gr00t_nb.evaluation import open_loop
@@ -71,8 +73,25 @@ NAMES = [f.tiny_name for f in families()]  # before a test registers one of its 
 
 def test_help_names_what_there_is():
     said = " ".join(python("scripts/finetune.py", "--help").stdout.replace("│", " ").split())
-    for word in (*NAMES, "'tiny'", ".json", "linear-warmup+cosine-decay"):
+    for word in (*NAMES, *pretrained_bases(), "'tiny'", ".json", "linear-warmup+cosine-decay"):
         assert word in said, word
+
+
+COMMANDS = [
+    str(p.relative_to(ROOT).with_suffix("")).replace("/", ".")
+    for p in sorted(ROOT.glob("gr00t_nb/*/*.py"))
+    if "\n@command\ndef main(" in p.read_text() and p.stem != "finetune"  # which is a script
+]
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_begins_with_what_one_types_and_what_the_command_does(module, monkeypatch, capsys):
+    "Nor does it speak of Python's None where a flag is left out."
+    monkeypatch.setattr("sys.argv", ["somewhere", "--help"])
+    with pytest.raises(SystemExit) as end: importlib.import_module(module).main()
+    usage, *said = capsys.readouterr().out.split("\n\n")
+    assert not end.value.code and " ".join(usage.split()).startswith(f"usage: python -m {module} ")
+    assert not re.search(r"\bNone:|told of its|Command line of this", "".join(said))
 
 
 def windows(out: Path, **more) -> FinetuneConfig:

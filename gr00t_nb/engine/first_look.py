@@ -106,6 +106,7 @@ class FirstLook:
         return StepDataset(self.data.sources, self.data.processor, self.data.seed)
 
     def steps(self, s: int, episode: int) -> range:
+        "All that can be trained on, those at rest, too: so a file serves every `--trim-idle`."
         source = self.data.sources[s]
         return usable_steps(source.dataset.length(episode), source.config, self.data.pad)
 
@@ -212,7 +213,8 @@ def _check_room(self: FirstLook, jobs: list, of: int, say):
     folder.mkdir(parents=True, exist_ok=True)
     size, free = count * self.per_sample, shutil.disk_usage(folder).free
     if size > free - _KEEP_FREE: raise _no_room(size, free, folder)
-    say(f"features: about {count:,} steps are looked at first, {size / 1e9:.2f} GB")
+    rest = ", also at rest: another --trim-idle finds them" if any(s.kept for s in self.data.sources) else ""
+    say(f"features: about {count:,} steps are looked at first{rest}, {size / 1e9:.2f} GB")
 
 
 _KEEP_FREE = 10**9  # bytes of the disk that are left alone

@@ -151,7 +151,7 @@ class DiagnosticsConfig(AskingConfig):
 def main(args: list[str] | None = None):
     "Command line of this module."
     import tyro
-    c = tyro.cli(DiagnosticsConfig, args=args)
+    c = tyro.cli(DiagnosticsConfig, prog="python -m gr00t_nb.evaluation.diagnostics", args=args)
     if c.save_plot_path and not c.save_plot_path.lower().endswith(".png"):
         raise InputError(f"--save-plot-path is {c.save_plot_path}: expected a file that ends in .png.")
     policy, dataset, asked = c.open()
@@ -161,9 +161,9 @@ def main(args: list[str] | None = None):
         asked = [asked[i] for i in evenly(len(asked), 10)]
     how = dict(questions=c.questions, draws=c.draws, replace=c.replace, seed=c.seed)
     d = diagnose(policy, dataset, asked, c.steps, c.action_horizon, **how)
-    save_figure(d.plot(), page)
-    told = json.dumps(d.to_dict(), indent=2)
-    print(told if c.json else f"{d.verdict(advice=True)}\n\npage: {page}")
+    print(json.dumps(d.to_dict(), indent=2) if c.json else d.verdict(advice=True))
+    save_figure(d.plot(), page)  # when the verdict is told, which a full disk would swallow
+    if not c.json: print(f"\npage: {page}")
     if c.require_sound and any(f.severity == "problem" for f in d.findings()): raise SystemExit(1)
 
 # %% ../../nbs/evaluation/60_diagnostics.ipynb #335ccd96

@@ -296,18 +296,20 @@ class OpenLoopConfig(AskingConfig):
 def main(args: list[str] | None = None):
     "Command line of this module."
     import tyro
-    c = tyro.cli(OpenLoopConfig, args=args)
+    c = tyro.cli(OpenLoopConfig, prog="python -m gr00t_nb.evaluation.open_loop", args=args)
     policy, dataset, episodes = c.open()
     folder = Path(c.save_plot_path or place_of_pictures(c.model_path, policy.tag) / "open_loop")
     check_writable(folder)
     result = evaluate_open_loop(policy, dataset, episodes, c.steps, c.action_horizon, c.seed)
     names = [folder / f"traj_{e.number}.png" for e in result.episodes]
-    for i, name in enumerate(names): save_figure(result.plot(i), name)
-    save_figure(result.plot_by_horizon(), folder / "error_by_horizon.png")
     held_out = c.traj_ids is None and held_out_episodes(c.model_path, dataset)
     kind = "held-out episodes" if held_out else "episodes"
-    print(f"plots: {names[0]} and {len(names)} more\n")
-    print(f"open loop on {len(names)} {kind}, chunks of {result.action_horizon} steps:\n{result}")
+    try:
+        for i, name in enumerate(names): save_figure(result.plot(i), name)
+        save_figure(result.plot_by_horizon(), folder / "error_by_horizon.png")
+        print(f"plots: {names[0]} and {len(names)} more\n")
+    finally:  # what was computed is told, also where it cannot be drawn
+        print(f"open loop on {len(names)} {kind}, chunks of {result.action_horizon} steps:\n{result}")
     if c.require_better and not result.better_than_baselines(): raise SystemExit(1)
 
 # %% ../../nbs/evaluation/20_open_loop.ipynb #af0a8e96

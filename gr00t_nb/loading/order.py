@@ -9,7 +9,7 @@ __all__ = ['permuted', 'DataSource', 'pools_of', 'source_steps', 'StepOrder', 'G
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -113,17 +113,18 @@ def _numbered(
         places += [(s, e) for e in episodes]
         usable += [source_steps(source, e, pad) for e in episodes]
     starts = np.cumsum([0] + [len(u) for u in usable])
-    if not starts[-1]:
-        raise _no_step([*sources.values()], len(places))
+    if not starts[-1]: raise _no_step([*sources.values()], len(places), pad)
     return np.array(places), np.array([u.start for u in usable]), starts
 
 
-def _no_step(sources: Sequence[DataSource], episodes: int) -> InputError:
+def _no_step(sources: Sequence[DataSource], episodes: int, pad: bool) -> InputError:
     paths = " and ".join(str(s.dataset.path) for s in sources)
-    moving = " while it moves" if any(s.kept for s in sources) else ""
+    found = f"{paths} {'have' if sources[1:] else 'has'} no step to train on in {episodes} episodes"
+    whole = [(replace(s, kept=None), e) for s in sources for e in _positions(s).tolist()]
+    if any(len(source_steps(s, e, pad)) for s, e in whole):
+        return InputError(f"{found}: the rows that are kept have none; keep more of the rest (trim_idle).")
     return InputError(
-        f"{paths} {'have' if sources[1:] else 'has'} no step to train on in {episodes} episodes:"
-        f" none is long enough{moving} for the configured offsets; shorten the action horizon."
+        f"{found}: none is long enough for the configured offsets; shorten the action horizon."
     )
 
 # %% ../../nbs/loading/10_order.ipynb #c7314d73

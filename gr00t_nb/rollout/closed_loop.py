@@ -8,9 +8,11 @@ __all__ = ['SHEET', 'RolloutScore', 'ScriptedPolicy', 'score_script', 'EpisodesC
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0021685
 import re
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import count
@@ -244,6 +246,7 @@ class ClosedLoopResult:
     policy: list[RolloutScore]
     baselines: dict[str, list[RolloutScore]] = field(default_factory=dict)
     confused: str | None = None  # the simulator's outcome where something else was moved than was named
+    folder: Path | None = None  # where they lie, once they are written
 
     def rows(self, scores: list[RolloutScore]) -> dict[str, list[RolloutScore]]:
         "By instruction, and all."
@@ -404,36 +407,53 @@ def _play_baselines(config: EpisodesConfig, result: ClosedLoopResult):
     if expert: result.baselines["expert"] = score_script(simulator, expert, *told)
     result.baselines["holding still"] = score_script(simulator, _still, *told)
 
+# %% ../../nbs/rollout/40_closed_loop.ipynb #63e6fca0
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    "SIGTERM raises what Ctrl-C does; in another thread than the main one nothing changes."
+    def end(number, frame): raise KeyboardInterrupt
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if main else None
+    try: yield
+    finally:
+        if main: signal.signal(signal.SIGTERM, before)
+
+
+def _write(config: EpisodesConfig, result: ClosedLoopResult, sheets: dict):
+    told = dict(config=asdict(config)) | result.to_dict()
+    write_json(config.folder / "closed_loop.json", told, indent=1)
+    result.folder = config.folder
+    for kind, sheet in sheets.items():
+        titles = dict(success="episodes that succeeded", failure="episodes that failed")
+        if not sheet: continue
+        save_figure(contact_sheet(sheet, title=titles[kind]), config.folder / f"{kind}.png")
+
 # %% ../../nbs/rollout/40_closed_loop.ipynb #2198951f
 def evaluate_closed_loop(
     config: EpisodesConfig,  # a `ServedConfig`, or another that has a policy
     progress: bool = True,
-    say: Callable[[ClosedLoopResult], None] = lambda result: None,  # hears it before it is written
+    say: Callable[[ClosedLoopResult], None] = lambda result: None,  # hears it, written or not
 ) -> ClosedLoopResult:
     """Plays all episodes; writes results, some videos, and sheets of pictures to the output folder.
 
-    Ctrl-C ends it with `Stopped`, when what was played until then has been told and written."""
+    What was played is written and said before a fault is raised; Ctrl-C becomes `Stopped`."""
     check_simulator(config.simulator)
-    films, sheets, stopped = _films(config), dict(success={}, failure={}), False
+    films, sheets, fault = _films(config), dict(success={}, failure={}), None
     config.check()
     confused = getattr(simulator_of(config.simulator), "confused", None)
     result = ClosedLoopResult([], confused=confused)
     bar = dict(total=config.episodes, disable=not progress, delay=1e-3)  # none before a refusal
     try:
-        _play_all(config, result, sheets, films, bar)
-        if config.baselines: _play_baselines(config, result)
-    except KeyboardInterrupt:
+        with _ended_by_sigterm():
+            _play_all(config, result, sheets, films, bar)
+            if config.baselines: _play_baselines(config, result)
+    except (Exception, KeyboardInterrupt) as e:
         if not result.policy: raise
-        stopped = True
-    finally:
-        if result.policy: say(result)
-    told = dict(config=asdict(config)) | result.to_dict()
-    write_json(config.folder / "closed_loop.json", told, indent=1)
-    for kind, sheet in sheets.items():
-        titles = dict(success="episodes that succeeded", failure="episodes that failed")
-        if not sheet: continue
-        save_figure(contact_sheet(sheet, title=titles[kind]), config.folder / f"{kind}.png")
-    if stopped: raise Stopped(f"Stopped after {result.told(config)}.")
+        fault = e
+    try: _write(config, result, sheets)
+    finally: say(result)
+    if isinstance(fault, KeyboardInterrupt): raise Stopped(f"Stopped after {result.told(config)}.")
+    if fault: raise fault
     return result
 
 
@@ -441,7 +461,8 @@ def evaluate_closed_loop(
 def told(self: ClosedLoopResult, config: EpisodesConfig) -> str:
     "Which episodes these are, and where they lie."
     part = "" if len(self.policy) == config.episodes else f"{len(self.policy)} of "
-    return f"{part}{config.title}, in {config.folder}"
+    place = f"in {self.folder}" if self.folder else "which could not be written"
+    return f"{part}{config.title}, {place}"
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #39d68db0
 def play_and_tell(config: EpisodesConfig):
@@ -453,7 +474,7 @@ def play_and_tell(config: EpisodesConfig):
 def main(args: list[str] | None = None):
     "Command line of this module."
     import tyro
-    play_and_tell(tyro.cli(ServedConfig, args=args))
+    play_and_tell(tyro.cli(ServedConfig, prog="python -m gr00t_nb.rollout.closed_loop", args=args))
 
 # %% ../../nbs/rollout/40_closed_loop.ipynb #c0284090
 #| eval: false

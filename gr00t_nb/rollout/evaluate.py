@@ -71,7 +71,7 @@ def check(self: ClosedLoopConfig):
 def main(args: list[str] | None = None):
     "Command line of this module."
     import tyro
-    play_and_tell(tyro.cli(ClosedLoopConfig, args=args))
+    play_and_tell(tyro.cli(ClosedLoopConfig, prog="python -m gr00t_nb.rollout.evaluate", args=args))
 
 # %% ../../nbs/rollout/45_evaluate.ipynb #c708e99f
 #| eval: false

@@ -40,18 +40,18 @@ from ..serving.client import PolicyClient, check_asking
 # %% ../../nbs/rollout/58_remote.ipynb #c0054c09
 @dataclass
 class RemoteConfig:
-    "What a run is told of its robot, its tasks and its pace."
+    "Let a policy behind a server carry out tasks on a robot."
     robot: str  # aloha, ur3 (ROS), ur, so100, so101, recording, or a file with a function robot()
     server: str | None = None  # host:port of the policy
     token: str | None = None  # where the server wants one
-    jpeg: int | None = None  # quality of pictures on the way to the server, such as 95; None: as they are
-    instruction: str | None = None  # carry out this, and end; None: ask at the keyboard
+    jpeg: int | None = None  # quality of pictures on the way to the server, such as 95; none: as they are
+    instruction: str | None = None  # carry out this, and end; none: ask at the keyboard
     repeats: int = 10  # chunks that the instruction is carried out
-    tasks: str | None = None  # file with a sentence a line; None: those of the data set
+    tasks: str | None = None  # file with a sentence a line; none: those of the data set
     dataset_path: str | None = None  # tasks, limits and the prepare pose come from here where they are not given
     max_steps: int = 10_000  # commands in all
     dry_run: bool = False  # look, ask, guard, print and draw; move nothing
-    execution_length: int | None = None  # rows of a chunk until the next question; None: all
+    execution_length: int | None = None  # rows of a chunk until the next question; none: all
     asynchronous: bool = False  # the robot moves on while the policy computes
     continuation: str | None = None  # fade, guidance, ramp or prefix: chunks continue each other
     ensemble: float | None = None  # temporal ensembling, such as 0.01
@@ -59,7 +59,7 @@ class RemoteConfig:
     max_age: float = 0.5  # seconds that a picture or state may be old
     answer_within: float = 60.0  # seconds
     record: str | None = None  # new folder for a data set of what happened
-    plots: str | None = None  # folder for a picture of each round; None: outputs/rollout in a dry run, else none
+    plots: str | None = None  # folder for a picture of each round; none: outputs/rollout in a dry run, else none
     views: list[str] = field(default_factory=list)  # policy's camera=robot's, where the names differ
     state: list[str] = field(default_factory=list)  # policy's group=robot's, such as proprio=left_arm,right_arm
     action: list[str] = field(default_factory=list)  # the same for actions
@@ -308,7 +308,7 @@ def run_session(c: RemoteConfig, known: Mapping[str, Callable] = BODIES):
 def main(args: list[str] | None = None):
     "Command line of this module."
     import tyro
-    run_session(tyro.cli(RemoteConfig, args=args))
+    run_session(tyro.cli(RemoteConfig, prog="python -m gr00t_nb.rollout.remote", args=args))
 
 # %% ../../nbs/rollout/58_remote.ipynb #c024b58a
 #| eval: false

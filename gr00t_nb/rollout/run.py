@@ -21,7 +21,7 @@ from ..simulators.worlds import SIMULATORS, check_simulator, simulator_of
 # %% ../../nbs/rollout/60_run.ipynb #c0058230
 @dataclass
 class RunConfig(PolicyConfig, RemoteConfig):
-    "What a run is told: of its policy, its robot, its tasks and its pace."
+    "Let a policy, of a checkpoint or behind a server, carry out tasks on a robot or in a simulator."
     model_path: str | None = None  # checkpoint, FluxVLA's run, too, in place of a server
     seed: int = 0  # of the scene, in a simulator
 
@@ -72,7 +72,7 @@ ROBOTS = BODIES | dict.fromkeys(SIMULATORS, _simulated)
 def main(args: list[str] | None = None):
     "Command line of this module."
     import tyro
-    run_session(tyro.cli(RunConfig, args=args), ROBOTS)
+    run_session(tyro.cli(RunConfig, prog="python -m gr00t_nb.rollout.run", args=args), ROBOTS)
 
 # %% ../../nbs/rollout/60_run.ipynb #c014d2d2
 #| eval: false

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from fastcore.basics import patch
 from tyro.conf import DisallowNone, arg
 
+from ..checkpoints.base_models import pretrained_bases
 from ..checkpoints.registry import families
 from ..errors import InputError, did_you_mean
 from ..optimizer.schedule import OWN_SCHEDULES, Schedule
@@ -25,9 +26,9 @@ from .recipe_book import RECIPES
 
 # %% ../../nbs/settings/10_config.ipynb #269858c3
 Switch = Annotated[bool | None, DisallowNone]  # --name or --no-name; neither: None, the family's value
-_TINY = ", ".join(f.tiny_name for f in families())
+_SMALL = ", ".join(["'tiny'", *pretrained_bases(), *(f.tiny_name for f in families())])
 _Base = Annotated[str | None, arg(help=(
-    f"a folder, a hub id such as nvidia/GR00T-N1.6-3B, or a small model for CPUs: 'tiny', {_TINY}"
+    f"a folder, a hub id such as nvidia/GR00T-N1.6-3B, or a small model for CPUs: {_SMALL}"
 ))]
 _Paths = Annotated[str | list[str] | None, arg(metavar="PATH [PATH ...]")]
 

@@ -291,7 +291,7 @@ class _Case:
             data=[said] * bool(said) + data_lines(self.prepared.roots, config.mixture and entry_facts(self.prepared)),
             exchange=exchanged(model, family, engine, world), shards=shards,
             episodes=sum(len(r.train_episodes) for r in self.prepared.roots),
-            features=seen * self.epoch,
+            features=seen * (self.epoch + sum(r.at_rest for r in self.prepared.roots)),  # see `FirstLook`
         )
 
     @cached_property

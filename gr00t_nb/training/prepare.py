@@ -46,8 +46,8 @@ from ..settings.checks import check_config, choose_modality_config, resolved
 from ..settings.config import FinetuneConfig
 from ..settings.mixtures import MixtureEntry
 from ..settings.on_adapters import as_adapted
-from ..settings.roots import EntryFacts, Root, check_floor, require_together
-from ..settings.roots import moving_rows, robot_statistics, settle_slots
+from ..settings.roots import EntryFacts, Root, check_floor, moving_rows, require_steps
+from ..settings.roots import require_together, robot_statistics, settle_slots
 from ..embodiments import MODALITY_CONFIGS, embodiment_value
 from ..tag_tables import Robots
 
@@ -328,8 +328,8 @@ def _roots(
     if fraction: parts = split_together(datasets, fraction, config.seed)
     kept = getattr(processor, "pads_history", False), hasattr(processor, "dataset_class")
     rows = [moving_rows(entry, ds, robot, config) for ds in datasets]
-    each = zip(datasets, parts, told, rows)
-    return [Root(number, entry, ds, robot, *p, w, *kept, r) for ds, p, w, r in each]
+    each, seconds = zip(datasets, parts, told, rows), entry.says("trim_idle", config)
+    return [Root(number, entry, ds, robot, *p, w, *kept, r, seconds) for ds, p, w, r in each]
 
 # %% ../../nbs/training/10_prepare.ipynb #3dc89982
 def _check_validation(prepared: Prepared):
@@ -394,6 +394,7 @@ def prepare_data(
     for number, (e, datasets) in enumerate(zip(entries, opened)):
         roots += _roots(number, e, datasets, config, processor, family.robots, limits)
     require_together(roots, family)
+    require_steps(roots)
     for tag in dict.fromkeys(r.tag for r in roots):
         own = [r for r in roots if r.tag == tag]
         override = own[0].entry.says("override_statistics", config)

@@ -23,12 +23,26 @@ def test_known_robots_are_answered_as_before(family, checkpoint, sample, tmp_pat
     config = replace(config, state=limits["max_state_dim"] + 24)
     folder = widen(config)
     assert base_limits(folder) == limits | dict(max_state_dim=config.state, max_action_dim=config.action)
-    assert not broken_files(folder) and (folder / "README.md").is_file()
+    assert not broken_files(folder)
+    assert "from the same noise in their own places" in (said := (folder / "README.md").read_text())
+    assert "A seed draws other noise for the wider action" in said
     old, wide = (Gr00tPolicy(TAG, p, device="cpu", round_inputs=False) for p in (checkpoint, folder))
     noise = wide.draw_noise(0)
     a, b = old.predict(sample.steps, noise[..., :width]), wide.predict(sample.steps, noise)
     for group, chunk in a.items():  # on the machines at hand to the bit
         np.testing.assert_allclose(b[group], chunk, rtol=0, atol=1e-5 * np.abs(chunk).max())
+
+
+def test_a_seed_draws_the_same_noise_where_only_the_state_is_wider(family, checkpoint, sample, tmp_path):
+    "And the README, which warns of a wider action, says nothing of it."
+    if "widening" not in family.capabilities: pytest.skip("nothing to widen")
+    state = base_limits(checkpoint)["max_state_dim"] + 24
+    folder = widen(WidenConfig(str(checkpoint), str(tmp_path / "wide"), state=state))
+    old, wide = (Gr00tPolicy(TAG, p, device="cpu", round_inputs=False) for p in (checkpoint, folder))
+    a, b = (policy.predict(sample.steps, policy.draw_noise(0)) for policy in (old, wide))
+    for group, chunk in a.items():
+        np.testing.assert_allclose(b[group], chunk, rtol=0, atol=1e-5 * np.abs(chunk).max())
+    assert "A seed draws other noise" not in (folder / "README.md").read_text()
 
 
 def test_the_command_ends_with_a_sentence(checkpoint, family, tmp_path, capsys):
