@@ -262,7 +262,8 @@ def dataset_of(robot: ColumnRobot) -> dict:
         own = {theirs: plain(getattr(robot, ours)) for theirs, ours in names.items()}
         return {k: v for k, v in own.items() if v is not None}
 
-    steps = [dict(type=kind) | told(names) for kind, names in TRANSFORM_FIELDS.items() if kind in _USUAL]
+    usual = {kind: names for kind, names in TRANSFORM_FIELDS.items() if kind in _USUAL}
+    steps = [dict(type=kind) | told(names) for kind, names in usual.items()]
     if robot.pixel_means is None: steps = [s for s in steps if s["type"] != "NormalizeImages"]
     steps[0]["name_mappings"] = {robot.state_key: ["states"]}
     return dict(type="ParquetDataset", transforms=steps) | told(DATASET_FIELDS)

@@ -172,7 +172,8 @@ def _proven(height: int, width: int, settings: tuple) -> FrameScaling | None:
     for levels in (range(256), (0, 255), (0, 1, 254, 255)) if found else ():
         noise = rng.choice(np.array(levels, np.uint8), (height, width, 3))
         theirs = transform_many([noise], [None], 1, **dict(settings))
-        if not np.array_equal(found(torch.from_numpy(noise)[None])[0].numpy(), theirs[0]): return None
+        ours = found(torch.from_numpy(noise)[None])[0]
+        if not np.array_equal(ours.numpy(), theirs[0]): return None
     return found
 
 # %% ../../nbs/policy/09_frames_inside.ipynb #c030f4af

@@ -47,7 +47,8 @@ class HeldOnDisk:
     def done(self) -> int: return max(self.sizes, default=0)  # steps
 
 
-def _size(folder: Path) -> int: return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+def _size(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
 def held_on_disk(

@@ -60,12 +60,9 @@ def _refusal(dataset: LeRobotDataset, report, errors: list, shipped=True) -> str
     "The sentence about a data set with errors."
     first, single = errors[0], {p.episode for p in errors}
     if sentence := too_large(dataset.path, errors): return sentence
-    place = [
-        first.file,
-        None if first.episode is None else f"episode {first.episode}",
-        None if first.row is None else f"row {first.row}",
-    ]
-    where = ", ".join(str(x) for x in place if x)
+    counted = dict(episode=first.episode, row=first.row)
+    place = [first.file, *(f"{k} {n}" for k, n in counted.items() if n is not None)]
+    where = ", ".join(filter(None, place))
     found = f"{len(errors)} error{'s' if len(errors) > 1 else ''} in {dataset.path}"
     see = f"python -m gr00t_nb.checkup.checkup {dataset.path}{_exclude(dataset.excluded)}"
     if isinstance(dataset.given, str): see += f" --modality-path {dataset.given}"
