@@ -233,8 +233,8 @@ def _check_base(model: nn.Module, folder: Path, full: dict, digests: dict):
     if other := [n for n, d in digests.items() if _digest(have[n]) != d]:
         raise InputError(
             f"{folder} was trained on another base: {len(other)} of {len(digests)} frozen tensors"
-            f" differ, such as {other[0]}. Load the base that experiment_cfg/finetune.json beside"
-            " that folder names."
+            f" differ, such as {other[0]}. Bring the base that base.json or, where there is none,"
+            " experiment_cfg/finetune.json beside that folder names."
         )
 
 # %% ../../nbs/checkpoints/20_adapters.ipynb #7337e3a0

@@ -28,7 +28,7 @@ from .adapters import ADAPTERS, is_on_a_base
 from .base_models import resolve_base_model
 from .on_a_base import NAMED_BASE, load_answering, name_of_base
 from .registry import family_of
-from ..files import read_json, replacing, write_json
+from ..files import read_json, replacing, write_json, write_text
 from ..model.checkpoints import INDEX, read_tensors, save_weights, stored_tensors
 from ..model.checkpoints import weight_files
 from .manifest import MANIFEST, broken_files, write_manifest
@@ -78,11 +78,18 @@ def _umask() -> int:
     os.umask(now)
     return now
 
-
-def _copy(source: Path, target: Path):
+# %% ../../nbs/checkpoints/40_export.ipynb #5349be6a
+def _copy(source: Path, target: Path, first: str = ""):
+    "Copies what goes along; `first` is what the README says of the folder, below its title."
     for name in _company(source):
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
+    card = target / "README.md"
+    if not card.is_file(): return
+    told = re.sub(r"(?m)^> This folder holds .*\n\n?", "", card.read_text())  # of what it was before
+    titled = lambda title: f"{title[0]}\n\n> {first}\n"
+    if first: told = re.sub(r"(?m)^# .*$", titled, told, count=1)
+    write_text(card, told)
 
 # %% ../../nbs/checkpoints/40_export.ipynb #10b5649a
 _KINDS = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32)
@@ -142,6 +149,13 @@ def _same(old: torch.Tensor | None, new: torch.Tensor) -> bool:
     return torch.equal(raw(old.to(new.dtype)), raw(new))
 
 # %% ../../nbs/checkpoints/40_export.ipynb #45eeabe0
+_OF_CHANGED = (
+    "This folder holds only what a run changed in {base}. To use it, write a whole checkpoint of"
+    " both: `python -m gr00t_nb.checkpoints.export apply FOLDER {base} NEW`. What follows tells of"
+    " the run."
+)
+
+
 def export_changed(
     checkpoint: Positional[Path],  # the folder of a run, or a checkpoint-N in it
     folder: Positional[Path],  # to be made
@@ -158,7 +172,7 @@ def export_changed(
         if _same(before.get(name), tensor): kept[name] = str(tensor.dtype).removeprefix("torch.")
         else: changed[name] = tensor
     with new_folder(folder) as made:
-        _copy(checkpoint, made)
+        _copy(checkpoint, made, _OF_CHANGED.format(base=base))
         with replacing(made / _CHANGED) as tmp: save_file(changed, tmp, metadata={"format": "pt"})
         said = dict(base=str(base), fingerprint=weights_fingerprint(before), kept=kept)
         write_json(made / _BASE, said)
@@ -173,7 +187,7 @@ def apply_changed(
     "Puts a base and what a run has changed together; refuses another base."
     changed, folder = Path(changed), Path(folder)
     if not (changed / _CHANGED).is_file():
-        raise InputError(f"{changed} holds no {_CHANGED}: expected what export_changed wrote.")
+        raise InputError(f"{changed} holds no {_CHANGED}: expected what `export changed` wrote.")
     said, new = read_json(changed / _BASE), dict(read_tensors(stored_tensors(changed / _CHANGED)))
     before = dict(_weights(resolve_base_model(base)))
     if (found := weights_fingerprint(before)) != said["fingerprint"]:
@@ -190,6 +204,13 @@ def apply_changed(
     return folder
 
 # %% ../../nbs/checkpoints/40_export.ipynb #b0e89d46
+_OF_ADAPTERS = (
+    "This folder holds adapters alone, and no weights: this kit opens it where {base} is, on which"
+    " they were trained. For Isaac-GR00T write a whole checkpoint:"
+    " `python -m gr00t_nb.checkpoints.export full FOLDER NEW`. What follows tells of the run."
+)
+
+
 def export_adapters(
     checkpoint: Positional[Path],  # of a run with adapters: its folder, or a checkpoint-N in it
     folder: Positional[Path],  # to be made
@@ -205,7 +226,7 @@ def export_adapters(
     if not base:
         raise InputError(f"{checkpoint} does not say what its run began with: give it with --base.")
     with new_folder(folder) as made:
-        _copy(checkpoint, made)
+        _copy(checkpoint, made, _OF_ADAPTERS.format(base=base))
         shutil.copytree(checkpoint / ADAPTERS, made / ADAPTERS)
         write_json(made / NAMED_BASE, dict(base=str(base)))
         write_json(made / NAMED_BASE, dict(base=name_of_base(made)))  # of adapters that learned on: their first

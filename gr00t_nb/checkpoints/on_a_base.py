@@ -55,7 +55,8 @@ def base_of(
     except InputError as e:
         raise InputError(
             f"{folder} holds adapters alone, and the base on which they were trained is not here:"
-            f" bring it to {base}, or write its place into {Path(folder) / NAMED_BASE}. ({e})"
+            f" bring it to {base}, or write its place into {Path(folder) / NAMED_BASE}."
+            f" ({str(e).split(': ')[0]}.)"
         ) from None
     if not is_on_a_base(found): return found
     return base_of(found) if _learned_on(folder, found) else whole_base(found)

@@ -42,6 +42,11 @@ def weight_files(
             f"{path} holds {pickles[0]}, a Python pickle, which can run code when it is opened;"
             f" convert it to {WEIGHTS} first."
         )
+    if "changed.safetensors" in inside:
+        raise InputError(
+            f"{path} holds only what a run changed in its base: make a whole checkpoint of both,"
+            f" with python -m gr00t_nb.checkpoints.export apply {path} BASE FOLDER."
+        )
     raise InputError(f"There are no weights in {path}: expected {WEIGHTS} or {INDEX}.")
 
 def _shards(path: Path) -> list[Path]:
