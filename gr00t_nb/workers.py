@@ -66,11 +66,11 @@ def _hear(pipes: list[Connection], processes: dict, got: dict):
         else:
             if which is None: fault = result
             else: got[which] = result
-    if fault: raise fault
+    if fault or not pipes: raise fault or _lost(processes)  # nobody is left who could send more
 
 
 def _lost(processes: dict) -> InputError:
-    codes = ", ".join(str(p.exitcode) for p in processes.values() if p.exitcode)
+    codes = ", ".join(str(p.exitcode) for p in processes.values() if p.exitcode) or 0
     return InputError(
         f"A process ended by itself (exit code {codes}) before its work was done. Code -9 is"
         " most often a lack of memory: let fewer processes share the work."
