@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import InputError
+from ..model.network import own_randomness
 from ..processing.batches import pad_prompts
 from .attending import attended
 from .fusion import fused
@@ -81,6 +82,7 @@ class _Proven:
             warnings.warn(f"An answer of this shape is computed as before: {_why(e)}")
         if self.played is None: return
         self.first, self.pool = self.played.first, getattr(self.played, "pool", None)
+        self.device = next((t.device for t in tensors_in(self.first)), "cpu")
 
     def __call__(self, inputs: dict) -> dict:
         if self.played is None: return self.run(inputs)
@@ -88,7 +90,7 @@ class _Proven:
             first, self.first = self.first, None
             return first
         if self.proven: return self.played(inputs)
-        with torch.random.fork_rng(): expected = self.run(inputs)
+        with own_randomness(device=self.device): expected = self.run(inputs)
         found = self.played(inputs)  # draws what was drawn
         if not all(t.isfinite().all() for t in tensors_in(expected)): return expected
         self.proven = self._close(found, expected)

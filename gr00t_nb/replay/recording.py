@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from ..model.network import own_randomness
+
 # %% ../../nbs/replay/00_recording.ipynb #7b785302
 def shape_of(
     inputs: dict,  # of tensors, lists of tensors, numbers
@@ -27,7 +29,7 @@ def capture(run: Callable, inputs: dict, pool, warm: int) -> tuple:  # replay, a
     "`run(inputs)` as a CUDA graph."
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.random.fork_rng(), torch.cuda.stream(side):
+    with own_randomness(device="cuda"), torch.cuda.stream(side):
         for _ in range(warm): run(inputs)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -39,7 +41,7 @@ def capture(run: Callable, inputs: dict, pool, warm: int) -> tuple:  # replay, a
 # %% ../../nbs/replay/00_recording.ipynb #cd2f3ccd
 def _stand_in(run: Callable, inputs: dict) -> tuple[Callable, object]:  # replay, answer
     "The same promise in Python."
-    with torch.random.fork_rng(): answer = tree_map(_detached, run(inputs))
+    with own_randomness(): answer = tree_map(_detached, run(inputs))
     places = tree_flatten(answer)[0]
     def replay():
         for place, new in zip(places, tree_flatten(run(inputs))[0]):
