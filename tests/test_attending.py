@@ -17,6 +17,7 @@ for b, heads, rows, keys, d in ((1, 3, 51, 51, 48), (2, 2, 5, 130, 64), (1, 2, 1
     q, k, v = lying(rows), lying(keys), torch.randn(b, heads, keys, d)
     seen = torch.rand(b, 1, 1, keys) > 0.3
     seen[0] = rows % 2 == 0  # the first of a batch sees nothing, or all
+    if keys > 128: seen[-1, ..., :128], seen[-1, ..., 128:] = False, True  # no key of the first piece
     empty = ~seen.any(-1, keepdim=True)
     hidden = torch.zeros(seen.shape).masked_fill(~(seen | empty), -torch.inf)
     for bias, gone in ((None, None), (hidden, None), (hidden, empty), (torch.randn(b, heads, rows, keys), None)):

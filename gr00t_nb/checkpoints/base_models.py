@@ -12,7 +12,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -57,7 +56,9 @@ def made_once(
     made = Path(tempfile.mkdtemp(dir=place.parent, prefix=".tiny-"))
     try:
         save(made)
-        with suppress(OSError): os.replace(made, place)  # unless another process was quicker
+        try: os.replace(made, place)
+        except OSError:
+            if not (place / "config.json").exists(): raise  # else another process was quicker
     finally: shutil.rmtree(made, ignore_errors=True)
     return place
 

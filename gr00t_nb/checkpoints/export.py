@@ -86,10 +86,13 @@ def _copy(source: Path, target: Path, first: str = ""):
         shutil.copyfile(source / name, target / name)
     card = target / "README.md"
     if not card.is_file(): return
-    told = re.sub(r"(?m)^> This folder holds .*\n\n?", "", card.read_text())  # of what it was before
-    titled = lambda title: f"{title[0]}\n\n> {first}\n"
-    if first: told = re.sub(r"(?m)^# .*$", titled, told, count=1)
-    write_text(card, told)
+    said = card.read_text("utf-8")
+    told = re.sub(r"\n\n> This folder holds .*", "", said)  # of what it was before
+    facts = re.match(r"(?s)---\n.*?\n---\n", told)  # for the hub
+    head, told = (facts[0], told[facts.end():]) if facts else ("", told)
+    titled = lambda title: f"{title[0]}\n\n> {first}"
+    if first: told = re.sub(r"(?m)\A\s*# .*$|\A", titled, told, count=1)
+    write_text(card, head + told)
 
 # %% ../../nbs/checkpoints/40_export.ipynb #10b5649a
 _KINDS = dict(bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32)

@@ -23,7 +23,7 @@ from .registry import family_of, training_record
 from ..errors import InputError
 from ..families.family import Family
 from ..files import cache_dir, fingerprint, read_mapping
-from ..model.checkpoints import INDEX, checkpoint_folder, weight_files
+from ..model.checkpoints import INDEX, WEIGHTS, checkpoint_folder, weight_files
 
 # %% ../../nbs/checkpoints/35_on_a_base.ipynb #c005c2e6
 NAMED_BASE = "base.json"  # beside the adapters' folder
@@ -38,6 +38,8 @@ def name_of_base(
     base = base or training_record(folder).get("config", {}).get("base_model_path")
     if base is not None:
         before = Path(base).expanduser()
+        if before.exists() and before.resolve() == Path(folder).resolve():
+            raise InputError(f"{named} names its own folder: write the place of its base there.")
         goes_on = is_on_a_base(before) and _learned_on(folder, before)
         return name_of_base(before) if goes_on else str(base)
     raise InputError(
@@ -98,6 +100,8 @@ def loadable(
         for file in (*kept, *index): os.symlink(file.resolve(), made / file.name)
         for file in weights:
             place = made / file.relative_to(checkpoint_folder(base))  # FluxVLA's are in `checkpoints/`
+            if file == base and place.parent == made:  # one that was named itself
+                place = made / (WEIGHTS if file.suffix == ".safetensors" else f"checkpoints/{file.name}")
             place.parent.mkdir(exist_ok=True)
             os.symlink(file.resolve(), place)
         yield made

@@ -232,6 +232,7 @@ def configured_robots(
         robot, roots = _dataset(values, place, sizes)
         known = next((n for n, r in robots.items() if r == robot), None)
         name = known or group or ("robot" if not robots else f"robot{len(robots) + 1}")
+        if not known and name in robots: name += str(len(robots) + 1)  # another one of its group
         robots[name], data[name] = robot, data.get(name, []) + roots
     tags = [r.tag for r in robots.values()]
     if len(set(tags)) == len(tags): return robots, data

@@ -100,13 +100,13 @@ def join_gelus(block: nn.Module):
     "From now on two maps with a GELU between them are two kernels, where nothing there learns."
     for m in block.modules():
         maps = [getattr(m, f"{name}{k}", None) for name in ("fc", "linear_fc") for k in (1, 2)]
-        maps = [linear for linear in maps if type(linear) is nn.Linear]  # not one with an adapter
+        maps = [m for m in maps if type(m) is nn.Linear and m.bias is not None]  # no adapters
         if len(maps) == 2 and any(isinstance(a, GELUTanh) for a in m.children()):
             m.forward = partial(_two_maps, *maps)
 
 
 def _two_maps(first: nn.Linear, second: nn.Linear, x: Tensor) -> Tensor:
-    learns = torch.is_grad_enabled() and (x.requires_grad or first.weight.requires_grad)
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *first.parameters()))
     casts = torch.is_autocast_enabled(x.device.type) and first.weight.dtype is torch.float32
     if learns or casts: return second(F.gelu(first(x), approximate="tanh"))
     rows = x.to(first.weight.dtype).flatten(0, -2)  # as autocast does

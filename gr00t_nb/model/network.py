@@ -95,10 +95,11 @@ def prepare(
     device=None,  # where it goes; None: to the model
 ) -> dict:
     "Check a batch that lies on the CPU, move it to the model, cast numbers."
-    if device is None: device = self.device
+    device = self.device if device is None else torch.device(device)
+    later = device.type != "cpu"  # what comes from a GPU is read here at once
     def put(keys, dtype=None):
         given = {k: batch[k] for k in keys if batch.get(k) is not None}
-        return {k: v.to(device, dtype, non_blocking=True) for k, v in given.items()}
+        return {k: v.to(device, dtype, non_blocking=later) for k, v in given.items()}
     # as officially numbers take the dtype of the first parameter: bfloat16 with a bfloat16 backbone
     moved = put(("state", "action", "noise", "time", "prev_actions"), self.dtype)
     moved |= put(("input_ids", "attention_mask", "action_mask", "state_dropout"))
@@ -109,17 +110,18 @@ def prepare(
 _SEEN = "features", "features_mask", "image_mask"  # what a batch may bring along in place of images
 
 @patch
-def _images(self: Network, batch: dict, device) -> dict:
+def _images(self: Network, batch: dict, device: torch.device) -> dict:
     "Check images that lie on the CPU, and move them: one transfer for those of one size in a row."
     images = batch["pixel_values"]
     if isinstance(images, Tensor): images = [images]
     if batch["input_ids"].device.type == "cpu":
         self.vlm.check_images(batch["input_ids"], images)
     if "frames" in batch:  # scaled later: pixel_values are the sizes that they will have
-        return dict(frames=[f.to(device, non_blocking=True) for f in batch["frames"]])
+        return dict(frames=[f.to(device, non_blocking=device.type != "cpu") for f in batch["frames"]])
     stacks = [list(s) for _, s in groupby(images, key=lambda x: (x.shape[1:], x.dtype))]
     stacks = [s[0] if len(s) == 1 else torch.cat(s) for s in stacks]
-    return dict(pixel_values=[s.to(device, non_blocking=True) for s in stacks])
+    later = device.type != "cpu"
+    return dict(pixel_values=[s.to(device, non_blocking=later) for s in stacks])
 
 # %% ../../nbs/model/60_network.ipynb #6dbee593
 @patch

@@ -69,7 +69,7 @@ def load_zero(
         i, _, word = name.partition("/")
         kept.setdefault(int(i), {})[word] = t.view(()) if word == "step" else t
     sizes = [[t.shape for t in kept.get(i, {}).values() if t.dim()] for i in range(len(pieces))]
-    if max(kept, default=0) >= len(pieces) or any({*s} - {p.shape} for s, p in zip(sizes, pieces)):
+    if max(kept, default=-1) >= len(pieces) or any({*s} - {p.shape} for s, p in zip(sizes, pieces)):
         raise InputError(f"{file} is of a model in which other parameters train: copy {folder} again.")
     for i, states in kept.items():
         zero.optimizer.state[pieces[i]] = {k: t.to(pieces[i].device) for k, t in states.items()}

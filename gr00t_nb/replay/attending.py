@@ -60,7 +60,8 @@ if triton is not None:
                 scores += tl.load(place, mask=mine & (key < keys), other=0.0).to(tl.float32)
             scores = tl.where(key < keys, scores, float("-inf"))
             new = tl.maximum(top, tl.max(scores, 1))
-            weights, left = tl.exp(scores - new[:, None]), tl.exp(top - new)
+            base = tl.where(new == float("-inf"), 0.0, new)  # of rows that have seen nothing so far
+            weights, left = tl.exp(scores - base[:, None]), tl.exp(top - base)
             seen = tl.load(v + b * vb + h * vh + tl.trans(key) * vr + d, mask=there, other=0.0)
             sums = tl.dot(weights.to(seen.dtype), seen, sums * left[:, None])
             top, total = new, total * left + tl.sum(weights, 1)
@@ -110,7 +111,9 @@ def _is_small(call: Call) -> bool:
     if told.get("dropout_p") or told.get("is_causal"): return False
     q, k, v = call.args[:3]
     if q.is_cuda and q.element_size() != 2: return False  # float32's products would be rounded
-    return q.shape[2] <= ROWS and q.shape[3] <= 128 and all(t.stride(3) == 1 for t in (q, k, v))
+    alike = k.shape == v.shape and (*q.shape[:2], q.shape[3]) == (*k.shape[:2], k.shape[3])
+    small = q.shape[2] <= ROWS and q.shape[3] <= 128
+    return alike and small and all(t.stride(3) == 1 for t in (q, k, v))
 
 
 def _chain(call: Call, reader: dict[int, Call]) -> list[Call]:

@@ -8,6 +8,7 @@ __all__ = ['Recorded', 'ActionGraphs']
 # %% ../../nbs/replay/60_graphs.ipynb #7ae741b0
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from threading import Lock
 
@@ -157,7 +158,8 @@ class ActionGraphs:
         question = dict(batch=batch, noise=noise)
         steps = getattr(getattr(self.model, "config", None), "num_inference_timesteps", None)
         key = shape_of(question), steps, self.model.training, *sorted(how.items())
-        with self.lock:
+        gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with self.lock, gpu:
             answer = self._answer(key, question, how)
             if self._outdated():  # seen while a GPU computes
                 answer = self._answer(key, question, how)
@@ -216,5 +218,6 @@ def _record(self: ActionGraphs, run: Callable, question: dict) -> _Proven:
     make = partial(Recorded, held=self.held, pool=pool, compile=self.compile)
     there = tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, question)
     made = _Proven(run, there, make)
-    if gpu and made.played is None: made.run = Replay(run, there, pool)  # the model as it is
+    if gpu and made.played is None:  # the model as it is, with the weights that it has now
+        made.run, made.kept = Replay(run, there, pool), list(self.model.parameters())
     return made

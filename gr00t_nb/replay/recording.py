@@ -7,6 +7,7 @@ __all__ = ['shape_of', 'capture', 'Replay']
 
 # %% ../../nbs/replay/00_recording.ipynb #3f66abbb
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -61,10 +62,11 @@ class _Buffers:
         device,  # where
     ):
         ends = [0, *accumulate(-(-t.nbytes // self.BETWEEN) * self.BETWEEN for t in tensors)]
-        self.memory = torch.empty(ends[-1], dtype=torch.uint8, device=device)
+        held = partial(torch.empty, ends[-1], dtype=torch.uint8)
+        self.memory = held(device=device or "cpu")
         self.host, self.sent = self.memory, None
         if self.memory.is_cuda:
-            self.host = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=True)
+            self.host = held(device="cpu", pin_memory=True)
             self.sent = torch.cuda.Event()
         self.places = [self._like(t, self.memory, at) for t, at in zip(tensors, ends)]
         self.written = [self._like(t, self.host, at) for t, at in zip(tensors, ends)]

@@ -451,6 +451,9 @@ def evaluate_closed_loop(
         if not result.policy: raise
         fault = e
     try: _write(config, result, sheets)
+    except Exception as e:
+        if fault is None: raise
+        warn(f"The results could not be written: {e}")  # what came first is raised below
     finally: say(result)
     if isinstance(fault, KeyboardInterrupt): raise Stopped(f"Stopped after {result.told(config)}.")
     if fault: raise fault
