@@ -100,7 +100,7 @@ def join_gelus(block: nn.Module):
     "From now on two maps with a GELU between them are two kernels, where nothing there learns."
     for m in block.modules():
         maps = [getattr(m, f"{name}{k}", None) for name in ("fc", "linear_fc") for k in (1, 2)]
-        maps = [m for m in maps if type(m) is nn.Linear and m.bias is not None]  # no adapters
+        maps = [k for k in maps if type(k) is nn.Linear and k.bias is not None]  # no adapters
         if len(maps) == 2 and any(isinstance(a, GELUTanh) for a in m.children()):
             m.forward = partial(_two_maps, *maps)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Table', 'Pass', 'pass_of', 'area_table', 'linear_table', 'Filter', 'area_filter', 'bicubic_filter', 'FrameScaling',
-           'frame_scaling', 'each_tensor', 'FramesInside']
+           'frame_scaling', 'FramesInside']
 
 # %% ../../nbs/policy/09_frames_inside.ipynb #c002f6b7
 import math
@@ -177,13 +177,6 @@ def _proven(height: int, width: int, settings: tuple) -> FrameScaling | None:
     return found
 
 # %% ../../nbs/policy/09_frames_inside.ipynb #c030f4af
-def each_tensor(x, change: Callable):
-    "Dicts and lists of tensors with another tensor for each."
-    if isinstance(x, dict): return {k: each_tensor(v, change) for k, v in x.items()}
-    if isinstance(x, list): return [each_tensor(v, change) for v in x]
-    return change(x) if isinstance(x, torch.Tensor) else x
-
-
 class FramesInside:
     "What happens to a batch inside a recording: frames become pictures, and then `read`."
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
+from torch.utils._pytree import tree_map_only
 
 from ..replay.fusion import inductor
 from ..replay.graphs import ActionGraphs
@@ -20,7 +21,7 @@ from ..errors import InputError, did_you_mean
 from ..checkpoints.on_a_base import load_answering
 from ..checkpoints.registry import family_of
 from ..model.checkpoints import is_weight_file
-from .frames_inside import FramesInside, each_tensor
+from .frames_inside import FramesInside
 from .preprocessing import check_preprocessing, device_of, tell_of_better
 from ..rtc_settings import RTC
 
@@ -243,7 +244,7 @@ def _sample(
     if any(v is not None for v in continued.values()):
         batch["prev_actions"], how["rtc"] = self._continued(steps, **continued)
     if self.graphs: return self.graphs(batch, noise=noise, **how), raw_states
-    batch, noise = each_tensor([batch, noise], lambda x: x.to(self.device))
+    batch, noise = tree_map_only(torch.Tensor, lambda x: x.to(self.device), (batch, noise))
     return self.model.get_action(self.rounded(batch), noise=noise, **how), raw_states
 
 
@@ -258,7 +259,7 @@ def rounded(
     def one(x):
         if x.dtype is torch.uint8: x = (x.float() / 255 - 0.5) / 0.5
         return x.bfloat16().to(x.dtype) if x.is_floating_point() else x
-    return each_tensor(batch, one) if self.round_inputs else batch
+    return tree_map_only(torch.Tensor, one, batch) if self.round_inputs else batch
 
 # %% ../../nbs/policy/10_policy.ipynb #7de8deb2
 @patch

@@ -15,7 +15,8 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
 from ..model.layers import COMPILING
-from .trace import Call, tensors_in
+from .recording import tensors_in
+from .trace import Call
 
 # %% ../../nbs/replay/40_fusion.ipynb #c005bddd
 _aten = torch.ops.aten

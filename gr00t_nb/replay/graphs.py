@@ -15,7 +15,7 @@ from threading import Lock
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map_only
 
 from ..errors import InputError
 from ..model.network import own_randomness
@@ -25,8 +25,8 @@ from .fusion import fused
 from .kernels import Kernels
 from .player import Player
 from .products import activated, cut
-from .recording import Replay, shape_of
-from .trace import Untraceable, renamed, simplified, tensors_in
+from .recording import Replay, shape_of, tensors_in
+from .trace import Untraceable, renamed, simplified
 
 # %% ../../nbs/replay/60_graphs.ipynb #baca7cb8
 class Recorded:
@@ -39,12 +39,11 @@ class Recorded:
         pool=None,  # see `Replay`
         compile: Callable | None = None,  # see `fused`
     ):
-        leaves, tree = tree_flatten(inputs)
-        own = tree_unflatten([x.clone() if torch.is_tensor(x) else x for x in leaves], tree)
+        own = tree_map_only(Tensor, Tensor.clone, inputs)
         calls, answer, self.traced = simplified(run, own, held)
         self.first = renamed(answer, {id(t): t.clone() for t in tensors_in(answer)})
         self.cuts, self.functions = {}, 0
-        gpu = any(t.is_cuda for t in leaves if torch.is_tensor(t))
+        gpu = any(t.is_cuda for t in tensors_in(inputs))
         if gpu: calls = attended(calls, answer)
         if gpu and compile is not None:
             calls, self.cuts = cut(calls)
@@ -172,7 +171,7 @@ def _answer(self: ActionGraphs, key: tuple, question: dict, how: dict) -> dict:
     "What a recording of this shape answers, or the model where there is no room for another."
     answer = getattr(self.model, "sample", self.model.get_action)  # of a batch that is prepared
     def run(q):
-        q = tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, q)
+        q = self._there(q)
         return answer(self.read(q["batch"]), noise=q["noise"], **how)
     self.asked += 1
     if key not in self.recordings:
@@ -181,6 +180,11 @@ def _answer(self: ActionGraphs, key: tuple, question: dict, how: dict) -> dict:
         self.recordings[key] = self._record(run, question)
     self.last[key] = self.asked
     return self.recordings[key](question)
+
+
+@patch
+def _there(self: ActionGraphs, question: dict) -> dict:  # where the model is
+    return tree_map_only(Tensor, lambda x: x.to(self.device), question)
 
 
 @patch
@@ -216,7 +220,7 @@ def _record(self: ActionGraphs, run: Callable, question: dict) -> _Proven:
         return _Proven(run, question, partial(Kernels, held=self.held))
     pool = next((r.pool for r in self.recordings.values() if r.pool is not None), None)
     make = partial(Recorded, held=self.held, pool=pool, compile=self.compile)
-    there = tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, question)
+    there = self._there(question)
     made = _Proven(run, there, make)
     if gpu and made.played is None:  # the model as it is, with the weights that it has now
         made.run, made.kept = Replay(run, there, pool), list(self.model.parameters())

@@ -14,7 +14,8 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .trace import Call, renamed, simplified, tensors_in
+from .recording import tensors_in
+from .trace import Call, renamed, simplified
 
 # %% ../../nbs/replay/20_kernels.ipynb #c005b4ae
 class Memory:

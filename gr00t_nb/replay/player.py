@@ -11,7 +11,8 @@ from itertools import count
 from torch import Tensor, inference_mode, no_grad
 from torch.utils._pytree import tree_flatten, tree_map
 
-from .trace import Call, tensors_in
+from .recording import tensors_in
+from .trace import Call
 
 # %% ../../nbs/replay/30_player.ipynb #c004c0fc
 class Slot(int):

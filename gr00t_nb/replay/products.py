@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from .recording import capture
-from .trace import Call, is_map, renamed, tensors_in
+from .recording import capture, tensors_in
+from .trace import Call, is_map, renamed
 
 # %% ../../nbs/replay/50_products.ipynb #c005ec42
 _aten = torch.ops.aten

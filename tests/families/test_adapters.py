@@ -132,14 +132,19 @@ def test_merged_and_adapted_answer_alike(family, checkpoint, batch, sample, part
     assert policy.predict(sample.steps[:1])
 
 
-def test_a_policy_opens_adapters_on_their_base(family, checkpoint, batch, sample, parts, tmp_path):
-    "It answers as the merged one, within 1e-5 in float32; without its base, or with another, in a sentence."
+def whole_and_alone(family, checkpoint, batch, parts, tmp_path):
+    "A checkpoint whose adapters learned some steps, and the export of these alone."
     whole, alone = tmp_path / "whole", tmp_path / "alone"
     model = adapted(family, checkpoint, parts)
     some_steps(model, batch)
     family.save(whole, model, family.load_processor(checkpoint))
     save_adapters(model, whole / ADAPTERS)
-    export_adapters(whole, alone, base=str(checkpoint))
+    return whole, export_adapters(whole, alone, base=str(checkpoint))
+
+
+def test_a_policy_opens_adapters_on_their_base(family, checkpoint, batch, sample, parts, tmp_path):
+    "It answers as the merged one, within 1e-5 in float32; without its base, or with another, in a sentence."
+    whole, alone = whole_and_alone(family, checkpoint, batch, parts, tmp_path)
     assert not [*alone.glob("*.safetensors")]
     ask = lambda folder: Gr00tPolicy("new_embodiment", folder, device="cpu", round_inputs=False)
     policies = ask(whole), ask(alone)
@@ -229,19 +234,14 @@ def test_adapters_alone_are_a_base(family, parts, tmp_path):
 
 def test_adapters_alone_are_planned_and_widened(family, checkpoint, batch, parts, tmp_path):
     "A plan says what becomes of them; a wider copy and a whole one are made of both."
-    whole, alone = tmp_path / "whole", tmp_path / "alone"
-    model = adapted(family, checkpoint, parts)
-    some_steps(model, batch)
-    family.save(whole, model, family.load_processor(checkpoint))
-    save_adapters(model, whole / ADAPTERS)
-    export_adapters(whole, alone, base=str(checkpoint))
+    whole, alone = whole_and_alone(family, checkpoint, batch, parts, tmp_path)
     config = FinetuneConfig(str(alone), str(ROOT / "data_samples/cube_to_bowl"), TAG, global_batch_size=2)
     lora = dict(lora_parts=parts, lora_rank=4)
     for asked, said in ((lora, "learn on"), ({}, "are merged"), (lora | dict(lora_rank=2), "ones of rank 2")):
         assert said in str(plan_run(replace(config, max_steps=2, **asked)))
     together = export_full(alone, tmp_path / "together", dtype="float32")
     state = family.load_model(together).state_dict()
-    assert all(torch.equal(v, state[n]) for n, v in model.state_dict().items())
+    assert all(torch.equal(v, state[n]) for n, v in family.load_model(whole).state_dict().items())
     if "widening" not in family.capabilities: return
     more = family.limits(checkpoint)["max_state_dim"] + 8
     wide = widen(WidenConfig(str(alone), str(tmp_path / "wide"), state=more))
